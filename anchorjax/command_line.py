@@ -1,0 +1,96 @@
+"""`--config=file.py --config.a.b=value --workdir=dir` -> a resolved Config, or one line that says what is wrong.
+
+The values are parsed by ml_collections' config flags; this file turns their faults, and the arguments that
+they would ignore, into `ConfigError`s. The only file that knows ml_collections besides `configs/`.
+"""
+
+import functools
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from anchorjax.config import Config, resolve, unknown_key
+from anchorjax.errors import ConfigError, UsageError
+
+
+def parse(argv: Sequence[str]) -> tuple[Config, str]:
+    """Returns the configuration and the working directory.
+
+    Args:
+      argv: as `sys.argv`, with the program's name first. Must be `sys.argv` itself: config flags read the
+        overrides from there.
+
+    Raises:
+      ConfigError: an unknown key, a wrong type or an impossible value; names key, value and what is allowed.
+      UsageError: anything else, such as an argument without dashes or a missing file.
+    """
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    flags.DEFINE_string("workdir", None, "Directory of the run's outputs.", flag_values=values)
+    for argument in argv[1:]:
+        if argument in ("-h", "--help"):
+            raise UsageError(usage(argv[0]))
+        if not argument.startswith("--"):
+            raise UsageError(f"argument {argument!r} is not understood; write --name=value (two dashes, no space)")
+    overrides = [argument for argument in argv[1:] if argument.lstrip("-").removeprefix("no").startswith("config.")]
+    plain = [argv[0], *(argument for argument in argv[1:] if argument not in overrides)]
+    defaults = _load(plain)
+    _check_overrides(defaults, overrides)
+    try:
+        values(argv)
+    except flags.Error as error:
+        raise _translate(error, defaults, overrides) from error
+    if not values.config:
+        raise UsageError(f"--config is missing. {usage(argv[0])}")
+    if not values.workdir:
+        raise UsageError(f"--workdir is missing. {usage(argv[0])}")
+    return resolve(values.config.to_dict()), values.workdir
+
+
+def usage(program: str) -> str:
+    return f"Usage: python {program} --config=configs/quickstart.py --workdir=runs/quickstart [--config.a.b=value ...]"
+
+
+def _load(argv: Sequence[str]) -> ConfigDict:
+    """The config file without overrides, so that a bad override can be told from a bad file."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    whole, sys.argv = sys.argv, list(argv)
+    try:
+        values(argv)
+        return values.config or ConfigDict()
+    except flags.Error as error:
+        raise UsageError(str(error)) from error
+    except Exception as error:  # a config file is Python: whatever it raises is the user's to read
+        reason = str(error.__cause__ or error).strip().splitlines()[-1].strip()
+        raise UsageError(f"the config file cannot be loaded: {reason}") from error
+    finally:
+        sys.argv = whole
+
+
+def _check_overrides(config: ConfigDict, overrides: Sequence[str]) -> None:
+    for argument in overrides:
+        path, _, value = argument.lstrip("-").removeprefix("no").removeprefix("config.").partition("=")
+        section = config
+        *parents, last = path.split(".")
+        for depth, name in enumerate([*parents, last]):
+            prefix = "".join(f"{parent}." for parent in parents[:depth])
+            if not isinstance(section, ConfigDict) or name not in section:
+                known = list(section) if isinstance(section, ConfigDict) else []
+                raise unknown_key(path, value, [prefix + key for key in known])
+            section = section[name]
+        if isinstance(section, ConfigDict):
+            raise ConfigError(path, value, f"it is a section; set one of {', '.join(section)} in it")
+
+
+def _translate(error: flags.Error, defaults: ConfigDict, overrides: Sequence[str]) -> ConfigError | UsageError:
+    for argument in overrides:
+        name, _, value = argument.lstrip("-").partition("=")
+        if f"--{name}={value}" in str(error):
+            key = name.removeprefix("config.")
+            default = functools.reduce(lambda section, part: section[part], key.split("."), defaults)
+            return ConfigError(key, value, f"it must be {type(default).__name__}")
+    return UsageError(str(error))

@@ -1,0 +1,263 @@
+"""The resolved configuration: frozen dataclasses that refuse impossible values by name.
+
+`configs/common.py` lists the keys with their defaults and reasons; here is what each may be. `resolve` is
+the only way from one to the other. Every fault is a `ConfigError`, whose one line names the key, the value
+and what is allowed.
+"""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from anchorjax.errors import ConfigError
+
+
+def number(low: float, high: float = math.inf, *, open_low: bool = False) -> Any:
+    """A field whose value must lie in [low, high] (or (low, high])."""
+    return dataclasses.field(metadata={"low": low, "high": high, "open_low": open_low})
+
+
+def choice(*names: str) -> Any:
+    """A field whose value must be one of the names."""
+    return dataclasses.field(metadata={"choices": names})
+
+
+class Section:
+    """Checks types and ranges of a dataclass's fields; subclasses add checks between fields."""
+
+    NAME = ""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            self._check(field, getattr(self, field.name))
+
+    def _check(self, field: dataclasses.Field, value: Any) -> None:
+        key, rule = self.key(field.name), field.metadata
+        if field.type is float and type(value) is int:
+            value = float(value)
+            object.__setattr__(self, field.name, value)
+        if type(value) is not field.type:
+            raise ConfigError(key, value, f"it must be {field.type.__name__}")
+        if "choices" in rule and value not in rule["choices"]:
+            raise ConfigError(key, value, f"it must be one of {', '.join(rule['choices'])}")
+        if "low" in rule:
+            above = value > rule["low"] if rule["open_low"] else value >= rule["low"]
+            if not (math.isfinite(value) and above and value <= rule["high"]):
+                low = f"above {rule['low']:g}" if rule["open_low"] else f"at least {rule['low']:g}"
+                high = f" and at most {rule['high']:g}" if rule["high"] < math.inf else ""
+                raise ConfigError(key, value, f"it must be finite, {low}{high}")
+
+    def key(self, name: str) -> str:
+        return f"{self.NAME}.{name}" if self.NAME else name
+
+    def require(self, holds: bool, name: str, allowed: str) -> None:
+        if not holds:
+            raise ConfigError(self.key(name), getattr(self, name), allowed)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(Section):
+    NAME = "model"
+    num_layers: int = number(1)
+    model_width: int = number(1)
+    ffn_width: int = number(1)
+    num_heads: int = number(1)
+    num_kv_heads: int = number(1)
+    head_width: int = number(2)
+    vocab_size: int = number(0)
+    rope_theta: float = number(1)
+    rope_dtype: str = choice("float32", "bfloat16")
+    norm_eps: float = number(0, 1, open_low=True)
+    tie_embeddings: bool
+    compute_dtype: str = choice("float32", "bfloat16")
+    param_dtype: str = choice("float32", "bfloat16")
+    remat: str = choice("none", "attention", "full")
+    dropout: float = number(0, 0.99)
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.require(
+            self.num_heads % self.num_kv_heads == 0,
+            "num_kv_heads",
+            f"it must divide model.num_heads={self.num_heads}",
+        )
+        self.require(self.head_width % 2 == 0, "head_width", "it must be even: RoPE turns pairs")
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionConfig(Section):
+    NAME = "attention"
+    implementation: str = choice("auto", "reference", "xla")
+    q_tile: int = number(8, 8192)
+    kv_tile: int = number(8, 8192)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(Section):
+    NAME = "data"
+    source: str
+    tokenizer: str = choice("bytes")
+    data_dir: str
+    row_length: int = number(2, 2**24)
+    batch_rows: int = number(1)
+    mask: str = choice("anchor", "intra_doc", "full")
+    positions: str = choice("continue", "reset")
+    boundary_targets: bool
+    prefetch: int = number(0, 1024)
+    workers: int = number(0, 256)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig(Section):
+    NAME = "optimizer"
+    learning_rate: float = number(0, 10, open_low=True)
+    schedule: str = choice("constant", "cosine")
+    warmup_steps: int = number(0)
+    final_fraction: float = number(0, 1)
+    beta1: float = number(0, 0.9999)
+    beta2: float = number(0, 0.999999)
+    eps: float = number(0, 1, open_low=True)
+    weight_decay: float = number(0, 1)
+    clip_norm: float = number(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(Section):
+    NAME = "train"
+    steps: int = number(1)
+    accumulation: int = number(1)
+    loss_chunk: int = number(1)
+    log_every: int = number(1)
+    tensorboard: bool
+    peak_tflops: float = number(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig(Section):
+    NAME = "eval"
+    every: int = number(0)
+    rows: int = number(1)
+    final_rows: int = number(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig(Section):
+    NAME = "checkpoint"
+    every: int = number(1)
+    keep: int = number(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig(Section):
+    NAME = "mesh"
+    data: int = number(-1)
+    fsdp: int = number(-1)
+    context: int = number(-1)
+    tensor: int = number(-1)
+
+    def __post_init__(self):
+        super().__post_init__()
+        sizes = dataclasses.asdict(self)
+        for name, size in sizes.items():
+            self.require(size != 0, name, "it must be at least 1, or -1 for the devices that are left")
+        free = [name for name, size in sizes.items() if size == -1]
+        if len(free) > 1:
+            self.require(False, free[1], f"only one axis may be -1, and mesh.{free[0]} is")
+
+    def shape(self, num_devices: int) -> dict[str, int]:
+        """Axis sizes with -1 filled in. Raises ConfigError if they do not multiply to num_devices."""
+        sizes = dataclasses.asdict(self)
+        fixed = math.prod(size for size in sizes.values() if size != -1)
+        if num_devices % fixed or (-1 not in sizes.values() and fixed != num_devices):
+            name = max(sizes, key=lambda axis: sizes[axis])
+            raise ConfigError(
+                self.key(name), sizes[name], f"the axes of {sizes} must multiply to the {num_devices} devices"
+            )
+        return {name: num_devices // fixed if size == -1 else size for name, size in sizes.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Section):
+    """One run. `resolve` makes it from a ConfigDict."""
+
+    seed: int = number(0, 2**31 - 1)
+    model: ModelConfig
+    attention: AttentionConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    eval: EvalConfig
+    checkpoint: CheckpointConfig
+    mesh: MeshConfig
+
+    def __post_init__(self):
+        super().__post_init__()
+        rows, accumulation = self.data.batch_rows, self.train.accumulation
+        if rows % accumulation:
+            raise ConfigError("train.accumulation", accumulation, f"it must divide data.batch_rows={rows}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def check_devices(self, num_devices: int) -> dict[str, int]:
+        """The mesh's shape for that many devices. Raises ConfigError for shapes that do not divide."""
+        shape = self.mesh.shape(num_devices)
+        row_shards = shape["data"] * shape["fsdp"]
+
+        def divides(key: str, value: int, parts: int, axes: str) -> None:
+            if value % parts:
+                raise ConfigError(key, value, f"it must be a multiple of {axes} = {parts}")
+
+        micro = row_shards * self.train.accumulation
+        divides("data.batch_rows", self.data.batch_rows, micro, "mesh.data * mesh.fsdp * train.accumulation")
+        divides("data.row_length", self.data.row_length, shape["context"], "mesh.context")
+        for key in ("num_heads", "num_kv_heads", "ffn_width"):
+            divides(f"model.{key}", getattr(self.model, key), shape["tensor"], "mesh.tensor")
+        divides("model.model_width", self.model.model_width, shape["fsdp"], "mesh.fsdp")
+        if self.model.vocab_size:
+            divides("model.vocab_size", self.model.vocab_size, shape["tensor"], "mesh.tensor")
+        return shape
+
+
+SECTIONS = {field.name: field.type for field in dataclasses.fields(Config) if field.name != "seed"}
+
+
+def resolve(config: Mapping[str, Any]) -> Config:
+    """Nested mapping (a ConfigDict or the saved JSON) -> Config. Raises ConfigError naming the first fault."""
+    _check_keys("", config, [field.name for field in dataclasses.fields(Config)])
+    parts = {}
+    for name, section in SECTIONS.items():
+        if not isinstance(config[name], Mapping):
+            raise ConfigError(name, config[name], "it must be a section with keys")
+        _check_keys(f"{name}.", config[name], [field.name for field in dataclasses.fields(section)])
+        parts[name] = section(**config[name])
+    return Config(seed=config["seed"], **parts)
+
+
+def _check_keys(prefix: str, given: Mapping[str, Any], known: list[str]) -> None:
+    for key in given:
+        if key not in known:
+            raise unknown_key(prefix + key, given[key], [prefix + name for name in known])
+    for key in known:
+        if key not in given:
+            raise ConfigError(prefix + key, None, "the key is missing; start from configs/common.py")
+
+
+def unknown_key(key: str, value: Any, known: list[str]) -> ConfigError:
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean config.{close[0]}? " if close else ""
+    return ConfigError(key, value, f"there is no such key; {hint}there are {', '.join(known)}")
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Lines `key: old -> new` for every leaf that differs, in key order."""
+    lines = []
+    for key in sorted(set(old) | set(new)):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {before!r} -> {after!r}")
+    return lines

@@ -1,0 +1,106 @@
+"""Packed batches from documents: source -> token store -> rows -> batches.
+
+The order of training data is a pure function of (seed, step), so its state is one integer and does not depend
+on the number of processes or workers.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+from anchorjax.config import DataConfig
+from anchorjax.data import sources
+from anchorjax.data import store as store_lib
+from anchorjax.data import tokenizer as tokenizer_lib
+from anchorjax.data.packing import PackedRows, RowPacker, num_anchors, stack
+from anchorjax.data.store import TokenStore
+from anchorjax.errors import ConfigError
+from anchorjax.types import Batch
+
+__all__ = ["TokenStore", "eval_rows", "load_store", "num_anchors", "train_batches"]
+
+
+def load_store(config: DataConfig, split: str) -> tuple[TokenStore, tokenizer_lib.ByteTokenizer]:
+    """Tokenizes one split of `config.source`. Raises ConfigError for a source that does not exist."""
+    tokenizer = tokenizer_lib.load(config.tokenizer)
+    try:
+        documents = sources.load(config.source, split, config.data_dir)
+    except ValueError as error:
+        raise ConfigError("data.source", config.source, str(error)) from error
+    return store_lib.build(documents, tokenizer), tokenizer
+
+
+def train_batches(
+    store: TokenStore,
+    tokenizer,
+    config: DataConfig,
+    *,
+    seed: int,
+    start_step: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Endless numpy batches of this process for steps start_step, start_step + 1, ...
+
+    The global batch of step s is rows s * batch_rows .. (s + 1) * batch_rows - 1, and each process yields its
+    contiguous share [batch_rows / process_count, T]. `config.prefetch` batches are packed ahead in a thread,
+    and by `config.workers` processes if not 0. Call the iterator's `close()` at the end: it stops them.
+
+    Raises:
+      ValueError: batch_rows does not divide by process_count, or a negative start_step.
+    """
+    import grain  # slow to import, and only training needs it
+    from absl import flags
+
+    if start_step < 0:
+        raise ValueError(f"start_step is {start_step}; allowed: 0 or more")
+    packer = _packer(store, tokenizer, config, seed)
+    rows = PackedRows(packer, config.batch_rows, process_index, process_count)
+    batches = grain.MapDataset.source(rows).batch(rows.share_rows, drop_remainder=True, batch_fn=stack)
+    # One thread keeps ahead of the accelerator; more would only take turns at Python's lock.
+    threads = 1 if config.prefetch else 0
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=config.prefetch)
+    batches = batches[start_step:].to_iter_dataset(options)
+    if config.workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain reads an absl flag here and fails outside of absl.app
+        workers = grain.MultiprocessingOptions(config.workers, per_worker_buffer_size=max(1, config.prefetch))
+        batches = batches.mp_prefetch(workers, worker_init_fn=_live_as_long_as_the_trainer)
+    return iter(batches)
+
+
+def eval_rows(store: TokenStore, tokenizer, config: DataConfig, max_rows: int) -> Iterator[Batch]:
+    """Batches [batch_rows, T] of one pass in document order, of at most `max_rows` rows (0: all).
+
+    The last batch is filled up with rows of weight 0, an anchor and pads, so that all shapes are equal.
+    """
+    packer = _packer(store, tokenizer, config, seed=None)
+    count = min(max_rows, packer.rows_per_epoch) if max_rows else packer.rows_per_epoch
+    for first in range(0, count, config.batch_rows):
+        indices = range(first, first + config.batch_rows)
+        yield stack([packer.row(i) if i < count else packer.empty_row() for i in indices])
+
+
+def _packer(store: TokenStore, tokenizer, config: DataConfig, seed: int | None) -> RowPacker:
+    return RowPacker(
+        store=store,
+        row_length=config.row_length,
+        seed=seed,
+        mask=config.mask,
+        positions=config.positions,
+        boundary_targets=config.boundary_targets,
+        anchor_id=tokenizer.bos_id,
+        pad_id=tokenizer.pad_id,
+    )
+
+
+def _live_as_long_as_the_trainer(worker_index: int, worker_count: int) -> None:
+    """Runs first in a worker. Neither outlives the other: see the reasons at each half."""
+    del worker_index, worker_count
+    # Schedulers send SIGTERM to the whole process group; without workers a trainer cannot finish its step.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # A killed trainer cannot end its workers; they would wait for ever.
+    trainer = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (trainer.join(), os._exit(1)), daemon=True).start()

@@ -1,0 +1,68 @@
+"""The corpus that ships with anchorjax: the chapters of Jane Austen's novels and of the King James Bible.
+
+See `corpora/README.md`. Prepared once by TensorFlow Datasets into array_record files, without TensorFlow or
+network.
+"""
+
+import contextlib
+import gzip
+import io
+import json
+import pathlib
+
+import tensorflow_datasets as tfds
+
+from anchorjax.data.sources.tfds import Documents
+
+CORPUS = pathlib.Path(__file__).parents[1] / "corpora" / "public_domain.jsonl.gz"
+_HELD_OUT_EVERY = 25
+
+
+class PublicDomain(tfds.core.GeneratorBasedBuilder):
+    """Features text, source and title; every 25th document is held out, so that both sources are."""
+
+    VERSION = tfds.core.Version("1.0.0")  # new version for a new corpus file: prepared copies are found by it
+
+    def _info(self):
+        features = {key: tfds.features.Text() for key in ("text", "source", "title")}
+        # Shuffling is the packer's work, and without it document i here is document i of the book order.
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
+        )
+
+    def _split_generators(self, dl_manager):
+        del dl_manager  # nothing to download
+        return {"train": self._generate_examples(False), "validation": self._generate_examples(True)}
+
+    def _generate_examples(self, held_out: bool):
+        with gzip.open(CORPUS, "rt", encoding="utf-8") as lines:
+            for index, line in enumerate(lines):
+                if (index % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1) == held_out:
+                    yield index, json.loads(line)
+
+
+def make(split: str, data_dir: str) -> Documents:
+    """Documents of "train" (1400) or "validation" (58), prepared under `data_dir` on the first call."""
+    builder = _builder(data_dir)
+    if not builder.data_path.exists():
+        _prepare(builder)
+        builder = _builder(data_dir)
+    return Documents(builder, split)
+
+
+def _builder(data_dir: str) -> PublicDomain:
+    return PublicDomain(data_dir=data_dir, file_format="array_record")
+
+
+def _prepare(builder: PublicDomain) -> None:
+    """Writes the array_record files: whole or not at all, as TFDS fills another directory and renames it."""
+    tfds.disable_progress_bar()
+    config = tfds.download.DownloadConfig(try_download_gcs=False)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints two paragraphs about downloading
+            builder.download_and_prepare(download_config=config)
+    except OSError:
+        # Of several processes that prepare at once, the first rename wins and the others fail on a full
+        # directory.
+        if not builder.data_path.exists():
+            raise

@@ -1,0 +1,83 @@
+"""A token store: every document of a split, tokenized, with random access by document.
+
+Packing is a pure function of (seed, row) only because any token can be reached at any time, so the store
+comes first and the order later.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenStore:
+    """Documents end to end. Both arrays may be memory-mapped: they are only sliced and gathered from.
+
+    Attributes:
+      tokens: [num_tokens] uint16 or int32; each document ends with the end-of-sequence token.
+      offsets: [num_documents + 1] int64; document i is tokens[offsets[i]:offsets[i + 1]].
+      fingerprint: sha256 (hex) of the tokenizer's name, the tokens and the offsets. A run that resumes on a
+        store with another fingerprint would read other text without any error.
+    """
+
+    tokens: np.ndarray
+    offsets: np.ndarray
+    fingerprint: str
+
+    @property
+    def num_documents(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
+
+    def document(self, index: int) -> np.ndarray:
+        """Tokens of document `index`, its end-of-sequence token included."""
+        if not 0 <= index < self.num_documents:
+            raise IndexError(f"document {index} of a store of {self.num_documents}")
+        return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+
+
+def build(documents: Sequence[Mapping[str, str]], tokenizer) -> TokenStore:
+    """Tokenizes every document's "text" and appends the end-of-sequence token.
+
+    Raises:
+      ValueError: no documents; a document without tokens; an id outside the vocabulary. Documents are named
+        by index.
+    """
+    if len(documents) == 0:
+        raise ValueError("the corpus has no documents")
+    # The smallest type that holds the vocabulary: a corpus is read far more often than built.
+    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
+    eos = np.asarray([tokenizer.eos_id], dtype)
+    pieces = []
+    for index in range(len(documents)):
+        pieces += [_encode(index, documents[index]["text"], tokenizer).astype(dtype), eos]
+    tokens = np.concatenate(pieces)
+    lengths = [len(piece) + 1 for piece in pieces[::2]]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return TokenStore(tokens, offsets, _fingerprint(tokenizer.name, tokens, offsets))
+
+
+def _encode(index: int, text: str, tokenizer) -> np.ndarray:
+    ids = np.asarray(tokenizer.encode(text))
+    if ids.size == 0:
+        raise ValueError(f"document {index} is empty: it has no tokens")
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= tokenizer.vocab_size:
+        bad = low if low < 0 else high
+        raise ValueError(
+            f"document {index}: token id {bad} is outside the vocabulary of {tokenizer.name!r}, "
+            f"0 to {tokenizer.vocab_size - 1}"
+        )
+    return ids
+
+
+def _fingerprint(tokenizer_name: str, tokens: np.ndarray, offsets: np.ndarray) -> str:
+    digest = hashlib.sha256(tokenizer_name.encode())
+    digest.update(tokens.data)
+    digest.update(offsets.data)
+    return digest.hexdigest()

@@ -1,0 +1,39 @@
+"""Faults that a user can mend: each prints as one line, and carries the process's exit code."""
+
+from typing import Any
+
+
+class UserError(Exception):
+    """Something outside of the code is wrong; the message says what, and what would be right."""
+
+    exit_code = 1
+
+
+class UsageError(UserError):
+    """A command line that cannot be understood, apart from its configuration values."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """A configuration value that cannot be used."""
+
+    exit_code = 2
+
+    def __init__(self, key: str, value: Any, allowed: str):
+        super().__init__(f"config.{key}={value!r} is not allowed: {allowed}")
+        self.key, self.value, self.allowed = key, value, allowed
+
+
+class WorkdirError(UserError):
+    """A working directory that belongs to another run, to other data, or to a job that is still running."""
+
+    exit_code = 2
+
+
+class CheckpointError(UserError):
+    """Checkpoints exist, but none can be read."""
+
+
+class TrainingError(UserError):
+    """Training cannot go on; the last checkpoint is still good."""

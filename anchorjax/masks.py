@@ -1,0 +1,92 @@
+"""Who may attend to whom: one rule, described as small data and materialised only where it is read.
+
+    allowed(q, k) = k.index <= q.index and (same segment or k is an anchor), and neither is a pad
+
+With the anchor A and the documents (a b c) and (d e) in one row (`x` = the query may see the key):
+
+    keys            A a b c d e         A a b c d e         A a b c d e
+    segment ids     0 1 1 1 2 2         0 1 1 1 2 2         0 0 0 0 0 0
+    num_anchors     1  (anchor)         0  (intra_doc)      0  (full)
+    query A         x . . . . .         x . . . . .         x . . . . .
+    query a         x x . . . .         . x . . . .         x x . . . .
+    query b         x x x . . .         . x x . . .         x x x . . .
+    query c         x x x x . .         . x x x . .         x x x x . .
+    query d         x . . . x .         . . . . x .         x x x x x .
+    query e         x . . . x x         . . . . x x         x x x x x x
+
+RoPE positions take no part: they are separate data and never decide visibility.
+Source: AnchorAttention, "When Precision Meets Position" (arXiv 2411.13476), Section 3.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+PAD_SEGMENT = -1
+
+
+def allowed(
+    q_index: ArrayLike, kv_index: ArrayLike, q_segment: ArrayLike, kv_segment: ArrayLike, num_anchors: int
+) -> ArrayLike:
+    """The attention rule, elementwise over broadcastable int arrays (numpy or jax). Returns bool."""
+    causal = kv_index <= q_index
+    same_document = q_segment == kv_segment
+    anchor = kv_index < num_anchors
+    real = (q_segment != PAD_SEGMENT) & (kv_segment != PAD_SEGMENT)
+    return causal & (same_document | anchor) & real
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """The arguments of `allowed` for every query and key of a batch: O(T) memory, never a [T, S] array.
+
+    Attributes:
+      q_segment_ids_BT, kv_segment_ids_BS: int32 documents, -1 for pads.
+      q_index_BT, kv_index_BS: int32 place of each token in its row. They are arrays and not offsets, so
+        that shards of a row, and reordered rows, need no special case.
+      num_anchors: keys with index below this are seen by every later query (static).
+    """
+
+    q_segment_ids_BT: jax.Array
+    kv_segment_ids_BS: jax.Array
+    q_index_BT: jax.Array
+    kv_index_BS: jax.Array
+    num_anchors: int = dataclasses.field(metadata={"static": True})
+
+    @classmethod
+    def from_segments(cls, segment_ids_BT: jax.Array, num_anchors: int) -> "Mask":
+        """Self-attention over whole rows in their own order."""
+        # A sum and not a broadcast, so that on an explicit mesh the index is sharded like the segments.
+        index_BT = jnp.zeros_like(segment_ids_BT) + jnp.arange(segment_ids_BT.shape[1], dtype=jnp.int32)
+        return cls(segment_ids_BT, segment_ids_BT, index_BT, index_BT, num_anchors)
+
+    def materialize(self) -> jax.Array:
+        """The dense bool [B, T, S] array: for the reference, tests and pictures only."""
+        return allowed(
+            self.q_index_BT[:, :, None],
+            self.kv_index_BS[:, None, :],
+            self.q_segment_ids_BT[:, :, None],
+            self.kv_segment_ids_BS[:, None, :],
+            self.num_anchors,
+        )
+
+
+def count_live_pairs(segment_ids_T: jax.Array, num_anchors: int) -> jax.Array:
+    """Number of (query, key) pairs that `allowed` admits in one row of self-attention, in O(T).
+
+    A document of n tokens holds n(n+1)/2 causal pairs wherever its tokens lie in the row, and each of its
+    tokens sees every anchor before it. The sum is float32: one part in 10^7, where int32 would overflow
+    from 64K tokens on.
+    """
+    T = segment_ids_T.shape[0]
+    index_T = jnp.arange(T)
+    real_T = segment_ids_T != PAD_SEGMENT
+    sizes_S = jnp.zeros(T, jnp.float32).at[segment_ids_T].add(real_T, mode="drop", wrap_negative_indices=False)
+    pairs = jnp.sum(sizes_S * (sizes_S + 1) / 2)
+    for a in range(num_anchors):
+        sees_a_T = real_T & (index_T >= a) & (segment_ids_T != segment_ids_T[a])
+        pairs += jnp.where(real_T[a], jnp.sum(sees_a_T), 0)
+    return pairs

@@ -1,0 +1,194 @@
+"""A Llama-style decoder: RMSNorm, RoPE, grouped-query attention, SwiGLU.
+
+- Modules are plain pytrees of `nnx.Param`; only JAX transforms act on them.
+- Each weight is made with its own sharding: cut along `fsdp` and `tensor`, gathered over `fsdp` where used.
+- Blocks are stacked along a layer axis and run by the one `lax.scan`, under the one remat policy.
+- Weights rest in `param_dtype` and are cast to `compute_dtype` before they are gathered. Norms are fp32.
+
+Sources: Llama (arXiv 2302.13971), RMSNorm (1910.07467), SwiGLU (2002.05202), GQA (2305.13245).
+Letters: types.py.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+from jax.sharding import reshard
+
+from anchorjax.attention import sharded, xla
+from anchorjax.config import AttentionConfig, ModelConfig
+from anchorjax.masks import Mask
+from anchorjax.models import rope
+from anchorjax.sharding import ACTIVATIONS, HEADS, ROWS
+
+INIT_STD = 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What the decoder's functions need beside its weights (static)."""
+
+    model: ModelConfig
+    attention: AttentionConfig
+    max_position: int
+
+    @property
+    def implementation(self) -> str | None:
+        return None if self.attention.implementation == "auto" else self.attention.implementation
+
+
+def _weight(key: jax.Array, shape: tuple[int, ...], spec: P, config: ModelConfig, scale: float = 1.0) -> nnx.Param:
+    value = INIT_STD * scale * jax.random.truncated_normal(key, -3, 3, shape, config.param_dtype)
+    return nnx.Param(reshard(value, spec))
+
+
+def _gathered(param: nnx.Param, spec: P, dtype: str) -> jax.Array:
+    """The weight as its user wants it: cast first, so that half as many bytes travel."""
+    return reshard(param[...].astype(dtype), spec)
+
+
+def rms_norm(x_BTD: jax.Array, scale_D: nnx.Param, eps: float) -> jax.Array:
+    """x / sqrt(mean(x^2) + eps) * scale over the last axis, in fp32; returns x's dtype."""
+    x = x_BTD.astype(jnp.float32)
+    x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
+    return (x * scale_D[...]).astype(x_BTD.dtype)
+
+
+def dropout(x_BTD: jax.Array, key: jax.Array | None, place: int, rate: float) -> jax.Array:
+    """Zeroes a share `rate` of a residual branch and scales up the rest; `place` tells a block's branches apart."""
+    if key is None:
+        return x_BTD
+    keep = jax.random.bernoulli(jax.random.fold_in(key, place), 1 - rate, x_BTD.shape, out_sharding=ACTIVATIONS)
+    return jnp.where(keep, x_BTD / (1 - rate), 0).astype(x_BTD.dtype)
+
+
+class Attention(nnx.Module):
+    def __init__(self, key: jax.Array, config: ModelConfig):
+        D, N, K, H = config.model_width, config.num_heads, config.num_kv_heads, config.head_width
+        q, k, v, o = jax.random.split(key, 4)
+        self.q_DNH = _weight(q, (D, N, H), P("fsdp", "tensor", None), config)
+        self.k_DKH = _weight(k, (D, K, H), P("fsdp", "tensor", None), config)
+        self.v_DKH = _weight(v, (D, K, H), P("fsdp", "tensor", None), config)
+        self.o_NHD = _weight(o, (N, H, D), P("tensor", None, "fsdp"), config, _residual_scale(config))
+
+    def __call__(self, x_BTD, cos_BTh, sin_BTh, mask: Mask, plan, shape: Shape) -> jax.Array:
+        dtype, rope_dtype = shape.model.compute_dtype, shape.model.rope_dtype
+
+        def project(weight):
+            weight = _gathered(weight, P(None, "tensor", None), dtype)
+            return jnp.einsum("btd,dnh->btnh", x_BTD, weight, out_sharding=HEADS)
+
+        q_BTNH, k_BTKH, v_BTKH = project(self.q_DNH), project(self.k_DKH), project(self.v_DKH)
+        q_BTNH = rope.rotate(q_BTNH, cos_BTh, sin_BTh, rope_dtype)
+        k_BTKH = rope.rotate(k_BTKH, cos_BTh, sin_BTh, rope_dtype)
+        out_BTNH = sharded.apply(q_BTNH, k_BTKH, v_BTKH, mask, plan, shape.implementation)
+        o_NHD = _gathered(self.o_NHD, P("tensor", None, None), dtype)
+        return jnp.einsum("btnh,nhd->btd", out_BTNH, o_NHD, out_sharding=ACTIVATIONS)
+
+
+class FeedForward(nnx.Module):
+    def __init__(self, key: jax.Array, config: ModelConfig):
+        D, F = config.model_width, config.ffn_width
+        gate, up, down = jax.random.split(key, 3)
+        self.gate_DF = _weight(gate, (D, F), P("fsdp", "tensor"), config)
+        self.up_DF = _weight(up, (D, F), P("fsdp", "tensor"), config)
+        self.down_FD = _weight(down, (F, D), P("tensor", "fsdp"), config, _residual_scale(config))
+
+    def __call__(self, x_BTD: jax.Array, shape: Shape) -> jax.Array:
+        dtype, hidden = shape.model.compute_dtype, P(ROWS, "context", "tensor")
+
+        def project(weight):
+            return jnp.einsum("btd,df->btf", x_BTD, _gathered(weight, P(None, "tensor"), dtype), out_sharding=hidden)
+
+        hidden_BTF = jax.nn.silu(project(self.gate_DF)) * project(self.up_DF)
+        down_FD = _gathered(self.down_FD, P("tensor", None), dtype)
+        return jnp.einsum("btf,fd->btd", hidden_BTF, down_FD, out_sharding=ACTIVATIONS)
+
+
+class Block(nnx.Module):
+    def __init__(self, key: jax.Array, config: ModelConfig):
+        attention, ffn = jax.random.split(key)
+        self.attention = Attention(attention, config)
+        self.ffn = FeedForward(ffn, config)
+        self.attention_norm_D = _norm_scale(config)
+        self.ffn_norm_D = _norm_scale(config)
+
+    def __call__(self, x_BTD, cos_BTh, sin_BTh, mask: Mask, plan, shape: Shape, dropout_key) -> jax.Array:
+        eps, rate = shape.model.norm_eps, shape.model.dropout
+        normed_BTD = rms_norm(x_BTD, self.attention_norm_D, eps)
+        x_BTD += dropout(self.attention(normed_BTD, cos_BTh, sin_BTh, mask, plan, shape), dropout_key, 0, rate)
+        return x_BTD + dropout(self.ffn(rms_norm(x_BTD, self.ffn_norm_D, eps), shape), dropout_key, 1, rate)
+
+
+class Decoder(nnx.Module):
+    """Embedding, stacked blocks, final norm; `hidden` and `unembedding_DV` are what a loss needs."""
+
+    def __init__(self, key: jax.Array, config: ModelConfig):
+        embed, unembed, blocks = jax.random.split(key, 3)
+        V, D = config.vocab_size, config.model_width
+        self.embed_VD = _weight(embed, (V, D), P("tensor", "fsdp"), config)
+        self.blocks = jax.vmap(lambda key: Block(key, config))(jax.random.split(blocks, config.num_layers))
+        self.final_norm_D = _norm_scale(config)
+        if not config.tie_embeddings:
+            self.unembed_DV = _weight(unembed, (D, V), P("fsdp", "tensor"), config)
+
+    def hidden(
+        self,
+        tokens_BT: jax.Array,
+        positions_BT: jax.Array,
+        segment_ids_BT: jax.Array,
+        num_anchors: int,
+        shape: Shape,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Final hidden states [B, T, D] in compute_dtype; the mask's plan is built once for all layers.
+
+        Nothing is dropped without a `dropout_key`.
+        """
+        config = shape.model
+        mask = Mask.from_segments(segment_ids_BT, num_anchors)
+        plan = sharded.plan(mask, shape.attention.q_tile, shape.attention.kv_tile)
+        cos_BTh, sin_BTh = rope.tables(positions_BT, shape.max_position, config.head_width, config.rope_theta)
+        embed_VD = _gathered(self.embed_VD, P(None, None), config.compute_dtype)
+        x_BTD = embed_VD.at[tokens_BT].get(out_sharding=ACTIVATIONS)
+
+        def one_block(x_BTD, layer):
+            block, number = layer
+            key = None if dropout_key is None else jax.random.fold_in(dropout_key, number)
+            return block(x_BTD, cos_BTh, sin_BTh, mask, plan, shape, key), None
+
+        layers = (self.blocks, jnp.arange(config.num_layers))
+        x_BTD, _ = jax.lax.scan(_remat(one_block, config.remat), x_BTD, layers)
+        return rms_norm(x_BTD, self.final_norm_D, config.norm_eps)
+
+    def unembedding_DV(self, config: ModelConfig) -> jax.Array:
+        """The output matrix in compute_dtype, cut over the vocabulary."""
+        if config.tie_embeddings:
+            return _gathered(self.embed_VD, P("tensor", None), config.compute_dtype).T
+        return _gathered(self.unembed_DV, P(None, "tensor"), config.compute_dtype)
+
+
+def logits(hidden_BTD: jax.Array, unembedding_DV: jax.Array) -> jax.Array:
+    """fp32 logits [..., V] of hidden states [..., D]; the loss calls it chunk by chunk."""
+    spec = P(*jax.typeof(hidden_BTD).sharding.spec[:-1], "tensor")
+    return jnp.einsum(
+        "...d,dv->...v", hidden_BTD, unembedding_DV, preferred_element_type=jnp.float32, out_sharding=spec
+    )
+
+
+def _norm_scale(config: ModelConfig) -> nnx.Param:
+    return nnx.Param(jnp.ones(config.model_width, config.param_dtype))
+
+
+def _residual_scale(config: ModelConfig) -> float:
+    """GPT-2's: the residual stream keeps its variance however many layers add to it."""
+    return (2 * config.num_layers) ** -0.5
+
+
+def _remat(block, policy: str):
+    if policy == "none":
+        return block
+    saved = jax.checkpoint_policies.save_only_these_names(xla.NAME) if policy == "attention" else None
+    return jax.checkpoint(block, policy=saved)

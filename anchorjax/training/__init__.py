@@ -1,0 +1,1 @@
+"""The training job: state, loss, step, optimizer, checkpoints, logging and the loop that joins them."""

@@ -1,0 +1,90 @@
+"""Held-out loss of packed rows: nats per target, bits per byte, and the loss by place in row and document.
+
+Bits per byte compares models with different tokenizers: all nats of the scored targets over all bytes of
+text that those targets stand for. The end-of-document token has nats but no bytes, which makes the figure
+slightly pessimistic rather than slightly flattering.
+"""
+
+import math
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, reshard
+from jax.sharding import PartitionSpec as P
+
+from anchorjax.models.decoder import Decoder
+from anchorjax.sharding import ROWS, shard_batch
+from anchorjax.training.step import Steps
+from anchorjax.types import Batch
+
+FIRST_BUCKET = 64  # tokens; each bucket after the first is as wide as all before it
+
+
+def bucket_edges(row_length: int) -> list[int]:
+    """Upper edges of the buckets: 64, 128, 256, ... up to the row's length."""
+    edges = [FIRST_BUCKET]
+    while edges[-1] < row_length:
+        edges.append(edges[-1] * 2)
+    return edges
+
+
+class Evaluator:
+    """Compiled once; call it with weights and host batches."""
+
+    def __init__(self, steps: Steps, token_bytes_V: np.ndarray, mesh: Mesh):
+        self._mesh = mesh
+        self._edges = bucket_edges(steps.config.data.row_length)
+        def sums(params: Decoder, batch: Batch) -> dict[str, jax.Array]:
+            whole_rows = jax.tree.map(lambda x: reshard(x, P(ROWS, None)), (steps.nats(params, batch), batch))
+            return self._count(*whole_rows, token_bytes_V)
+
+        self._sums = jax.jit(sums)
+
+    def _count(self, nats_BT: jax.Array, batch: Batch, token_bytes_V: np.ndarray) -> dict[str, jax.Array]:
+        weights_BT = batch.weights_BT
+        nats_BT = nats_BT * weights_BT
+        bytes_BT = jnp.asarray(token_bytes_V).at[batch.targets_BT].get(out_sharding=P(ROWS, None))
+        index_BT = jnp.zeros_like(batch.tokens_BT) + jnp.arange(batch.tokens_BT.shape[1])
+        new_segment_BT = batch.segment_ids_BT != jnp.roll(batch.segment_ids_BT, 1, axis=1)
+        start_BT = jax.lax.cummax(jnp.where(new_segment_BT, index_BT, 0), axis=1)
+
+        def by(place_BT):
+            bucket_BT1 = jnp.sum(place_BT[..., None] >= np.asarray(self._edges), -1, keepdims=True)
+            in_bucket_BTE = bucket_BT1 == np.arange(len(self._edges))
+            return [jnp.sum(jnp.where(in_bucket_BTE, x[..., None], 0), (0, 1)) for x in (nats_BT, weights_BT)]
+
+        return {
+            "nats": jnp.sum(nats_BT),
+            "targets": jnp.sum(weights_BT),
+            "bytes": jnp.sum(bytes_BT * weights_BT),
+            "by_position": by(index_BT),
+            "by_context": by(index_BT - start_BT),
+        }
+
+    def __call__(self, params: Decoder, batches: Iterable[Batch]) -> dict:
+        """Raises ValueError if the batches hold no target at all."""
+        total = None
+        for batch in batches:
+            part = self._sums(params, shard_batch(batch, self._mesh))
+            part = jax.tree.map(lambda x: np.asarray(x, np.float64), part)
+            total = part if total is None else jax.tree.map(np.add, total, part)
+        if total is None or not total["targets"]:
+            raise ValueError("there is no held-out text to evaluate on")
+        return {
+            "loss": float(total["nats"] / total["targets"]),
+            "bits_per_byte": float(total["nats"] / math.log(2) / total["bytes"]),
+            "targets": int(total["targets"]),
+            "by_position": self._buckets(*total["by_position"]),
+            "by_context": self._buckets(*total["by_context"]),
+        }
+
+    def _buckets(self, nats_E: np.ndarray, weights_E: np.ndarray) -> dict[str, float]:
+        """{"0-64": loss, ...}; buckets without a target are left out."""
+        starts = [0, *self._edges[:-1]]
+        return {
+            f"{start}-{end}": float(nats / weight)
+            for start, end, nats, weight in zip(starts, self._edges, nats_E, weights_E, strict=True)
+            if weight
+        }

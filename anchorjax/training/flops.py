@@ -1,0 +1,48 @@
+"""How much arithmetic a step needs, counted by what its mask lets through.
+
+Packed rows make the usual formula lie: it charges the full causal triangle, of which a row of documents
+needs a small part. Both figures are reported: `flops` from the live pairs, and `causal_flops` as if every
+row were one document, which is what most trainers print. Recomputation (remat) is not counted in either.
+"""
+
+import jax
+
+from anchorjax.config import ModelConfig
+
+# Dense bf16 peak of one JAX device in TFLOP/s, from the makers' data sheets. A kind that is not here has no
+# MFU unless `train.peak_tflops` says one: a guessed peak would make a guessed MFU.
+PEAK_TFLOPS = {
+    "TPU v4": 275.0,
+    "TPU v5 lite": 197.0,
+    "TPU v5": 459.0,
+    "TPU v6 lite": 918.0,
+    "NVIDIA A100-SXM4-80GB": 312.0,
+    "NVIDIA H100 80GB HBM3": 989.0,
+}
+
+
+def matmul_parameters(config: ModelConfig) -> int:
+    """Weights that multiply every token: all but the input embedding (a look-up) and the norms."""
+    D, H = config.model_width, config.head_width
+    attention = 2 * D * H * (config.num_heads + config.num_kv_heads)
+    return config.num_layers * (attention + 3 * D * config.ffn_width) + D * config.vocab_size
+
+
+def train_flops(config: ModelConfig, tokens: float, pairs: float) -> float:
+    """Forward and backward FLOPs of `tokens` tokens with `pairs` visible (query, key) pairs.
+
+    6 per weight and token, and 12 H per pair and query head (two matmuls forward, four backward):
+    PaLM (arXiv 2204.02311), Appendix B, with the pairs counted instead of T^2.
+    """
+    attention = 12 * config.num_layers * config.num_heads * config.head_width * pairs
+    return 6 * matmul_parameters(config) * tokens + attention
+
+
+def causal_pairs(row_length: int) -> float:
+    return row_length * (row_length + 1) / 2
+
+
+def peak_flops(configured_tflops: float) -> float | None:
+    """Peak FLOP/s of all devices, or None where it is not known."""
+    per_device = configured_tflops or PEAK_TFLOPS.get(jax.devices()[0].device_kind)
+    return per_device * 1e12 * jax.device_count() if per_device else None

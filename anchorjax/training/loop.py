@@ -1,0 +1,227 @@
+"""The training job: `run` sets up or resumes, loops, evaluates and sums up. No mathematics here."""
+
+import contextlib
+import itertools
+import math
+import signal
+import time
+from pathlib import Path
+
+import jax
+
+from anchorjax import data
+from anchorjax.attention import default_implementation
+from anchorjax.config import Config
+from anchorjax.data.store import TokenStore
+from anchorjax.errors import TrainingError, WorkdirError
+from anchorjax.sharding import shard_batch
+from anchorjax.training.checkpoint import Checkpoints, DataPosition
+from anchorjax.training.evaluate import Evaluator
+from anchorjax.training.metrics import Progress, Rates, Writer
+from anchorjax.training.setup import Setup
+from anchorjax.training.state import TrainState
+from anchorjax.training.workdir import Workdir
+
+DONE, PREEMPTED = 0, 75
+
+
+def run(config: Config, workdir: str | Path) -> int:
+    """Trains to `config.train.steps`, resuming from whatever the directory holds.
+
+    Returns:
+      DONE, or PREEMPTED after a SIGTERM: the state is saved and the same command goes on from it.
+
+    Raises:
+      ConfigError: the configuration does not fit the devices or the tokenizer.
+      WorkdirError: the directory holds another run, other data, or a running job.
+      CheckpointError: its checkpoints cannot be read.
+      TrainingError: the loss is not finite.
+    """
+    stop = StopSignal()  # first: a SIGTERM during compilation is answered at the first step
+    setup = Setup.make(config)
+    stores = {split: data.load_store(config.data, split)[0] for split in ("train", "validation")}
+    with Workdir(workdir).open(setup.config) as directory, jax.set_mesh(setup.mesh):
+        return Job(setup, stores, directory, stop).run()
+
+
+class StopSignal:
+    """Turns SIGTERM into a flag that the loop polls."""
+
+    def __init__(self):
+        self.received = False
+        signal.signal(signal.SIGTERM, self._set)
+
+    def _set(self, signum, frame) -> None:
+        self.received = True
+
+
+class Job:
+    """One process's part of a run, from the first step to the summary."""
+
+    def __init__(self, setup: Setup, stores: dict[str, TokenStore], directory: Workdir, stop: StopSignal):
+        self.setup, self.config, self.directory, self.stop = setup, setup.config, directory, stop
+        self.store, self.held_out = stores["train"], stores["validation"]
+        self.tokenizer = setup.tokenizer
+        self.checkpoints = Checkpoints(directory.path, keep=self.config.checkpoint.keep)
+        self.state, self.first_step = self._start()
+        self.train_step = jax.jit(setup.steps.train, donate_argnums=0)
+        self.evaluate = Evaluator(setup.steps, self.tokenizer.token_bytes_V, setup.mesh)
+        self.writer = Writer(directory.path, self.first_step, self.config.train.tensorboard)
+        self.progress = Progress(self.config.train.steps, self.first_step)
+        self.rates = Rates(self.config)
+
+    def _start(self) -> tuple[TrainState, int]:
+        restored = self.checkpoints.restore_latest(self.setup.abstract_state())
+        if restored is None:
+            return jax.jit(self.setup.make_state)(), 0
+        state, meta = restored
+        position = DataPosition(**meta["data"])
+        if position.fingerprint != self.store.fingerprint:
+            raise WorkdirError(
+                f"data.source={self.config.data.source!r} no longer holds the text that {self.directory.path} "
+                f"was trained on (fingerprint {self.store.fingerprint[:12]}, then {position.fingerprint[:12]})"
+            )
+        return state, position.next_row // self.config.data.batch_rows
+
+    def run(self) -> int:
+        self._announce()
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.progress.close)
+            stack.callback(self.writer.close)
+            stack.callback(self.checkpoints.close)
+            if not self._train():
+                self.progress.say(f"stopped by SIGTERM; saved in {self.directory.path}, run again to go on")
+                return PREEMPTED
+            self.checkpoints.wait()
+            if not self._sum_up():
+                return PREEMPTED
+        return DONE
+
+    def _announce(self) -> None:
+        parameters = sum(x.size for x in jax.tree.leaves(self.state.params))
+        implementation = self.config.attention.implementation
+        if implementation == "auto":
+            implementation = default_implementation()
+        mesh = ", ".join(f"{axis} {size}" for axis, size in self.setup.mesh.shape.items())
+        self.progress.say(
+            f"{parameters:,} parameters, {self.config.model.compute_dtype}, attention {implementation}, "
+            f"mask {self.config.data.mask} on {jax.device_count()} {jax.devices()[0].device_kind} ({mesh})\n"
+            f"{self.store.num_tokens:,} tokens in {self.store.num_documents:,} documents"
+        )
+        if self.first_step:
+            self.progress.say(f"resuming after step {self.first_step}")
+
+    def _train(self) -> bool:
+        """Runs the remaining steps; False if a SIGTERM ended it, with the state saved."""
+        steps, config = self.config.train.steps, self.config
+        batches = data.train_batches(
+            self.store, self.tokenizer, config.data, seed=config.seed, start_step=self.first_step
+        )
+        running = None  # the step that the device is working on: (number, its metrics)
+        with contextlib.closing(batches):
+            for step in range(self.first_step + 1, steps + 1):
+                batch = shard_batch(next(batches), self.setup.mesh)
+                self.state, metrics = self.train_step(self.state, batch)
+                self._read(running)  # the step before, while this one runs
+                running = (step, metrics)
+                due = {
+                    "save": step % config.checkpoint.every == 0 or step == steps or self.stop.received,
+                    "evaluate": config.eval.every and step % config.eval.every == 0 and step != steps,
+                }
+                if any(due.values()):
+                    self._read(running)
+                    running = None
+                if due["evaluate"]:
+                    self._evaluate(step)
+                if due["save"]:
+                    self._save(step)
+                if self.stop.received and step != steps:
+                    self.checkpoints.wait()
+                    return False
+        return True
+
+    def _read(self, running: tuple[int, dict] | None) -> None:
+        """Waits for a step's metrics, checks them and logs them when due."""
+        if running is None:
+            return
+        step, metrics = running
+        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(metrics[name]):
+                raise TrainingError(
+                    f"{name} is {metrics[name]} at step {step}; nothing after the last checkpoint is kept. "
+                    "Lower optimizer.learning_rate or look at the data of that step"
+                )
+        self.rates.add(metrics)
+        self.progress.step(step)
+        if step % self.config.train.log_every == 0 or step in (self.first_step + 1, self.config.train.steps):
+            rates = self.rates.read()
+            del metrics["live_pairs"]
+            self.writer.write(step, "train", {**metrics, **rates})
+            self.progress.show(step, metrics["loss"], rates.get("tokens_per_s"))
+
+    def _evaluate(self, step: int) -> None:
+        started = time.perf_counter()
+        result = self._held_out_loss(self.config.eval.rows)
+        if result is None:
+            return
+        self.writer.write(step, "eval", result)
+        self.progress.say(
+            f"step {step}  held-out loss {result['loss']:.4f}, {result['bits_per_byte']:.4f} bits per byte "
+            f"({result['targets']:,} targets)"
+        )
+        self.rates.pause(time.perf_counter() - started)
+
+    def _save(self, step: int) -> None:
+        started = time.perf_counter()
+        position = DataPosition(step * self.config.data.batch_rows, self.store.fingerprint)
+        self.checkpoints.save(step, self.state, self.config.to_dict(), position)
+        self.rates.pause(time.perf_counter() - started)
+
+    def _held_out_loss(self, max_rows: int) -> dict | None:
+        """None if a SIGTERM came in between: the grace time is for the save."""
+        rows = data.eval_rows(self.held_out, self.tokenizer, self.config.data, max_rows)
+        unless_stopped = itertools.takewhile(lambda _: not self.stop.received, rows)
+        result = self.evaluate(self.state.params, unless_stopped)
+        return None if self.stop.received else result
+
+    def _sum_up(self) -> bool:
+        """Evaluates on the held-out text, writes summary.json and prints it; False if a SIGTERM came."""
+        result = self._held_out_loss(self.config.eval.final_rows)
+        if result is None:
+            return False
+        step = self.config.train.steps
+        self.writer.write(step, "eval", result)
+        summary = {
+            "step": step,
+            "validation_loss": result["loss"],
+            "bits_per_byte": result["bits_per_byte"],
+            "validation_targets": result["targets"],
+            **self.rates.totals(),
+        }
+        self.directory.write_json("summary.json", summary)
+        self.progress.close()
+        print(_report(summary, self.directory.path), flush=True)
+        return True
+
+
+def _report(summary: dict, path: Path) -> str:
+    lines = [
+        f"finished step {summary['step']}",
+        f"validation loss  {summary['validation_loss']:.4f} nats per target over "
+        f"{summary['validation_targets']:,} targets",
+        f"bits per byte    {summary['bits_per_byte']:.4f}",
+    ]
+    if "tokens_per_s" in summary:
+        lines += [
+            f"training         {summary['tokens']:,} tokens in {summary['seconds']:.0f} s, "
+            f"{summary['tokens_per_s']:,.0f} tokens/s",
+            f"arithmetic       {summary['tflops']:.4f} TFLOP/s by live pairs "
+            f"({summary['tflops_causal_equivalent']:.4f} as if causal)",
+        ]
+    if "mfu" in summary:
+        lines.append(
+            f"MFU              {summary['mfu']:.1%} by live pairs ({summary['mfu_causal_equivalent']:.1%} as if causal)"
+        )
+    outputs = ", ".join(["checkpoints/", "metrics.jsonl", "tensorboard/", "config.json", "summary.json"])
+    return "\n".join([*lines, f"outputs          {path}/: {outputs}"])

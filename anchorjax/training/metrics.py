@@ -1,0 +1,159 @@
+"""What a run says of itself: one live line, metrics.jsonl, TensorBoard events and rates."""
+
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+
+import tqdm
+from tensorboardX import SummaryWriter
+
+from anchorjax.config import Config
+from anchorjax.training import flops
+
+
+@dataclasses.dataclass
+class _Counts:
+    """What a stretch of training did."""
+
+    seconds: float = 0.0
+    steps: int = 0
+    tokens: float = 0.0
+    pairs: float = 0.0
+    causal_pairs: float = 0.0
+
+    def __add__(self, other: "_Counts") -> "_Counts":
+        mine, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
+        return _Counts(*(a + b for a, b in zip(mine, theirs, strict=True)))
+
+
+class Rates:
+    """Turns the steps between two log lines into tokens/s, FLOP/s and MFU, and adds up the run.
+
+    The clock starts when the first step ends, so that compilation is not counted as training speed.
+    """
+
+    def __init__(self, config: Config):
+        self._config = config
+        self._peak = flops.peak_flops(config.train.peak_tflops)
+        self._since = None
+        self._now, self._all = _Counts(), _Counts()
+
+    def add(self, metrics: dict[str, float]) -> None:
+        """Counts one finished step."""
+        if self._since is None:
+            self._since = time.perf_counter()
+            return
+        data = self._config.data
+        causal = data.batch_rows * flops.causal_pairs(data.row_length)
+        self._now += _Counts(0.0, 1, metrics["tokens"], metrics["live_pairs"], causal)
+
+    def read(self) -> dict[str, float]:
+        """Rates since the last call; empty before the second step."""
+        if not self._now.steps:
+            return {}
+        now = time.perf_counter()
+        self._now.seconds, self._since = now - self._since, now
+        self._all, counts, self._now = self._all + self._now, self._now, _Counts()
+        return self._rates(counts)
+
+    def totals(self) -> dict[str, float]:
+        """Rates and counts of all that `read` has seen in this process."""
+        if not self._all.steps:
+            return {}
+        return {"tokens": int(self._all.tokens), "seconds": self._all.seconds, **self._rates(self._all)}
+
+    def _rates(self, counts: _Counts) -> dict[str, float]:
+        def flop_rate(pairs):
+            return flops.train_flops(self._config.model, counts.tokens, pairs) / counts.seconds
+
+        live, causal = flop_rate(counts.pairs), flop_rate(counts.causal_pairs)
+        rates = {
+            "tokens_per_s": counts.tokens / counts.seconds,
+            "step_s": counts.seconds / counts.steps,
+            "tflops": live / 1e12,
+            "tflops_causal_equivalent": causal / 1e12,
+        }
+        if self._peak:
+            rates |= {"mfu": live / self._peak, "mfu_causal_equivalent": causal / self._peak}
+        return rates
+
+    def pause(self, seconds: float) -> None:
+        """Takes time that was not training (evaluation, waiting for a save) out of the next rates."""
+        if self._since is not None:
+            self._since += seconds
+
+
+class Writer:
+    """metrics.jsonl and TensorBoard. A resumed run first drops the lines of steps that it will repeat."""
+
+    def __init__(self, workdir: Path, first_step: int, tensorboard: bool):
+        self._path = workdir / "metrics.jsonl"
+        kept = _lines_up_to(self._path, first_step)
+        part = self._path.with_suffix(".part")
+        part.write_text("".join(kept))
+        part.replace(self._path)
+        self._file = open(self._path, "a")  # noqa: SIM115 - open for the run
+        self._events = None
+        if tensorboard:
+            self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+
+    def write(self, step: int, kind: str, values: dict) -> None:
+        self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if self._events and isinstance(value, int | float):
+                self._events.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._events:
+            self._events.close()
+
+
+def _lines_up_to(path: Path, step: int) -> list[str]:
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]  # a kill may have cut the last one
+    return [line for line in whole if json.loads(line)["step"] <= step]
+
+
+class Progress:
+    """One live line on a terminal; a plain line per logged step elsewhere."""
+
+    def __init__(self, steps: int, first_step: int):
+        self._steps, self._first = steps, first_step
+        self._started = None
+        live = sys.stderr.isatty()
+        self._bar = tqdm.tqdm(
+            total=steps, initial=first_step, disable=not live, unit="step", dynamic_ncols=True, leave=False
+        )
+        self._live = live
+
+    def step(self, step: int) -> None:
+        self._started = self._started or time.perf_counter()
+        self._bar.update(1)
+
+    def show(self, step: int, loss: float, tokens_per_s: float | None) -> None:
+        rate = f"{tokens_per_s:,.0f} tokens/s" if tokens_per_s else "compiled"
+        if self._live:
+            self._bar.set_postfix_str(f"loss {loss:.4f}, {rate}")
+            return
+        self.say(f"step {step}/{self._steps}  loss {loss:.4f}  {rate}{self._eta(step)}")
+
+    def _eta(self, step: int) -> str:
+        done = step - self._first - 1
+        if done <= 0 or self._started is None:
+            return ""
+        left = (time.perf_counter() - self._started) / done * (self._steps - step)
+        return f"  ETA {int(left) // 60}:{int(left) % 60:02d}"
+
+    def say(self, text: str) -> None:
+        """A line of its own, above the live one."""
+        with tqdm.tqdm.external_write_mode(file=sys.stderr):
+            print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        self._bar.close()

@@ -1,0 +1,28 @@
+"""What a step changes: step count, weights, optimizer moments and the run's random key."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from anchorjax.config import ModelConfig
+from anchorjax.models.decoder import Decoder
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """`step` counts finished optimizer steps (int32); `key` never changes, steps fold their number into it."""
+
+    step: jax.Array
+    params: Decoder
+    opt_state: optax.OptState
+    key: jax.Array
+
+
+def init_state(seed: int, config: ModelConfig, optimizer: optax.GradientTransformation) -> TrainState:
+    """A fresh state, sharded like its weights. Call it under jit (or eval_shape) inside `jax.set_mesh`."""
+    init_key, step_key = jax.random.split(jax.random.key(seed))
+    params = Decoder(init_key, config)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), step_key)

@@ -1,0 +1,96 @@
+"""One optimizer step and one evaluation step: pure functions of (state, batch).
+
+The loss is the mean over the valid targets of the whole global batch, however it is cut into micro-batches
+or spread over devices: every micro-batch's sum is divided by the same total, so gradients simply add.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import PartitionSpec as P
+
+from anchorjax.config import Config
+from anchorjax.masks import PAD_SEGMENT, count_live_pairs
+from anchorjax.models.decoder import Decoder, Shape
+from anchorjax.sharding import ROWS
+from anchorjax.training.loss import token_nats
+from anchorjax.training.state import TrainState
+from anchorjax.types import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """The step functions of one configuration; jit them inside `jax.set_mesh`."""
+
+    config: Config
+    num_anchors: int
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(self.config.model, self.config.attention, max_position=self.config.data.row_length)
+
+    def nats(self, params: Decoder, batch: Batch, dropout_key: jax.Array | None = None) -> jax.Array:
+        """-log p(target) of every token, fp32 [B, T]."""
+        hidden_BTD = params.hidden(
+            batch.tokens_BT, batch.positions_BT, batch.segment_ids_BT, self.num_anchors, self.shape, dropout_key
+        )
+        unembedding_DV = params.unembedding_DV(self.config.model)
+        return token_nats(hidden_BTD, unembedding_DV, batch.targets_BT, self.config.train.loss_chunk)
+
+    def train(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        """Returns the next state and fp32 scalars: loss (nats per target), grad_norm, targets, tokens, ..."""
+        key = jax.random.fold_in(state.key, state.step)
+        loss, grads = self._gradients(state.params, batch, key)
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {
+            "loss": loss,
+            "grad_norm": optax.global_norm(grads),
+            "learning_rate": self.schedule(state.step),
+            "targets": jnp.sum(batch.weights_BT),
+            "tokens": jnp.sum(batch.segment_ids_BT != PAD_SEGMENT, dtype=jnp.float32),
+            "live_pairs": self._live_pairs(batch.segment_ids_BT),
+        }
+        return TrainState(state.step + 1, params, opt_state, state.key), metrics
+
+    def _gradients(self, params: Decoder, batch: Batch, key: jax.Array) -> tuple[jax.Array, Decoder]:
+        parts = self.config.train.accumulation
+        total = jnp.maximum(jnp.sum(batch.weights_BT), 1.0)
+
+        def part_loss(params, part, key):
+            dropout_key = key if self.config.model.dropout else None
+            return jnp.sum(self.nats(params, part, dropout_key) * part.weights_BT) / total
+
+        loss_and_grads = jax.value_and_grad(part_loss)
+        if parts == 1:
+            return loss_and_grads(params, batch, key)
+
+        def add_part(sums, x):
+            part, key = x
+            return jax.tree.map(jnp.add, sums, loss_and_grads(params, part, key)), None
+
+        zeros = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
+        sums, _ = jax.lax.scan(add_part, zeros, (_micro_batches(batch, parts), jax.random.split(key, parts)))
+        return sums
+
+    def _live_pairs(self, segment_ids_BT: jax.Array) -> jax.Array:
+        whole_rows_BT = jax.sharding.reshard(segment_ids_BT, P(ROWS, None))
+        count = jax.shard_map(
+            jax.vmap(lambda row_T: count_live_pairs(row_T, self.num_anchors)), in_specs=P(ROWS), out_specs=P(ROWS)
+        )
+        return jnp.sum(count(whole_rows_BT))
+
+
+def _micro_batches(batch: Batch, parts: int) -> Batch:
+    """[B, T] -> [parts, B / parts, T], every device cutting its own rows."""
+
+    def cut(x_BT):
+        B, T = x_BT.shape
+        x_bpT = jnp.reshape(x_BT, (B // parts, parts, T), out_sharding=P(ROWS, None, "context"))
+        return jnp.moveaxis(x_bpT, 1, 0)
+
+    return jax.tree.map(cut, batch)

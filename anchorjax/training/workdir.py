@@ -1,0 +1,87 @@
+"""A run's directory: one configuration, one running job.
+
+    config.json     the resolved configuration         metrics.jsonl   one line per logged step or evaluation
+    checkpoints/    see checkpoint.py                  tensorboard/    the same figures as events
+    summary.json    written at the end                 run.lock        held while a job runs here
+"""
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from anchorjax.config import Config, differences
+from anchorjax.errors import WorkdirError
+
+# Keys that may differ when a run is continued: they change where and how it runs, not what is computed.
+# (The mesh does change the order of floating-point sums: losses then agree closely, not bitwise.)
+FREE = ("mesh.", "eval.", "checkpoint.", "train.log_every", "train.tensorboard", "train.peak_tflops")
+FREE += ("data.prefetch", "data.workers", "data.data_dir")
+
+
+class Workdir:
+    """Use as a context manager: the lock is held inside."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._lock = None
+
+    def open(self, config: Config) -> "Workdir":
+        """Takes the directory for this configuration, creating it if need be.
+
+        Raises:
+          WorkdirError: it holds a run of another configuration (the differences are listed), another
+            process is running in it, or the path is not a directory.
+        """
+        self._refuse_other_config(config)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise WorkdirError(f"--workdir={self.path} cannot be used: {error.strerror}") from error
+        self._lock = open(self.path / "run.lock", "w")  # noqa: SIM115 - held until close
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise WorkdirError(f"another process is training in {self.path}; give this run its own --workdir") from error
+        self.write_json("config.json", config.to_dict())
+        return self
+
+    def _refuse_other_config(self, config: Config) -> None:
+        file = self.path / "config.json"
+        if not file.exists():
+            return
+        changed = [line for line in differences(json.loads(file.read_text()), config.to_dict()) if not _is_free(line)]
+        if changed:
+            raise WorkdirError(
+                f"{self.path} holds a run of another configuration ({'; '.join(changed)}); "
+                "go back to its values or give this run its own --workdir"
+            )
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        """Replaces the file in one move: a reader, or a kill, never meets half of it."""
+        part = self.path / f"{name}.part"
+        part.write_text(json.dumps(content, indent=2) + "\n")
+        os.replace(part, self.path / name)
+
+    def close(self) -> None:
+        if self._lock:
+            self._lock.close()
+
+    def __enter__(self) -> "Workdir":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def _is_free(line: str) -> bool:
+    return line.startswith(FREE)
+
+
+def load_config(workdir: Path) -> dict[str, Any]:
+    """The configuration of the run in `workdir`. Raises WorkdirError if there is none."""
+    file = workdir / "config.json"
+    if not file.is_file():
+        raise WorkdirError(f"there is no run in {workdir}: {file} does not exist")
+    return json.loads(file.read_text())

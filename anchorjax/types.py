@@ -1,0 +1,34 @@
+"""The batch contract and the letters that name array axes everywhere in anchorjax.
+
+    B  rows in a batch           N  query heads            V  vocabulary
+    T  tokens of a row (query)   K  key/value heads        L  layers
+    S  tokens of a row (key)     G  query heads per kv head (N = K * G)
+    D  model width               H  head width             A  anchor tokens
+    F  feed-forward width        C  tokens of a loss chunk
+
+`x_BTD` is an array of shape [B, T, D].
+"""
+
+import dataclasses
+
+import jax
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Packed rows. Numpy on the host, sharded `jax.Array`s on the device.
+
+    Attributes:
+      tokens_BT: int32 token ids; the anchor at index 0 of every row.
+      targets_BT: int32 id that follows each token in its document.
+      weights_BT: float32 loss weights; 0 where there is no target (document ends, pads).
+      positions_BT: int32 RoPE positions. They never decide visibility.
+      segment_ids_BT: int32 document of each token in its row; -1 is a pad.
+    """
+
+    tokens_BT: jax.Array
+    targets_BT: jax.Array
+    weights_BT: jax.Array
+    positions_BT: jax.Array
+    segment_ids_BT: jax.Array

@@ -1,0 +1,90 @@
+"""Every key that exists, once, with its default and reason. Recipes start from `base()` and change fields.
+
+    from configs import common
+    def get_config():
+        config = common.base()
+        config.model.num_layers = 2
+        return config
+
+Any key can be changed on the command line: `--config.optimizer.learning_rate=1e-3`.
+What each value may be is checked in anchorjax/config.py before anything is compiled or written.
+"""
+
+from ml_collections import ConfigDict
+
+
+def base() -> ConfigDict:
+    return ConfigDict(
+        {
+            "seed": 0,  # initial weights and data order; the same seed gives the same run, bit for bit
+            "model": {
+                "num_layers": 4,
+                "model_width": 256,  # D
+                "ffn_width": 704,  # F; about 8/3 D, as SwiGLU has three matrices where a plain MLP has two
+                "num_heads": 4,  # N
+                "num_kv_heads": 2,  # K; fewer than N is grouped-query attention
+                "head_width": 64,  # H
+                "vocab_size": 0,  # V; 0 takes the tokenizer's, rounded up to 64 so that it shards evenly
+                "rope_theta": 10_000.0,  # raise it with the row length (paper: 64K 5e6, 128K 1e7)
+                "rope_dtype": "float32",  # bfloat16 reproduces the fault that the paper describes
+                "norm_eps": 1e-5,
+                "tie_embeddings": True,  # one matrix for input and output: half the parameters of a small model
+                "compute_dtype": "bfloat16",  # of activations and matmul inputs; sums are always float32
+                "param_dtype": "float32",  # of weights and optimizer moments
+                "dropout": 0.0,  # of the residual branches; long-context runs see each document once and need none
+                "remat": "attention",  # none: keep all; attention: recompute all but it; full: recompute all
+            },
+            "attention": {
+                "implementation": "auto",  # auto, or a name from anchorjax/attention
+                "q_tile": 256,  # tokens per tile side: small tiles skip more, large ones run faster
+                "kv_tile": 256,
+            },
+            "data": {
+                "source": "public_domain",  # a module in anchorjax/data/sources, or tfds:NAME
+                "tokenizer": "bytes",
+                "data_dir": "~/.cache/anchorjax",  # where prepared data sets are kept
+                "row_length": 4096,  # T, with the anchor
+                "batch_rows": 1,  # B: rows in one optimizer step, over all devices
+                "mask": "anchor",  # anchor | intra_doc | full: who may attend to whom (anchorjax/masks.py)
+                "positions": "continue",  # continue | reset at each document
+                "boundary_targets": False,  # train a document's last token on the next document's first
+                "prefetch": 4,  # steps of data prepared ahead
+                "workers": 0,  # data processes; 0 packs in a thread (the order is the same for any number)
+            },
+            "optimizer": {
+                "learning_rate": 1e-3,
+                "schedule": "cosine",  # constant | cosine, after the warm-up
+                "warmup_steps": 20,
+                "final_fraction": 0.1,  # cosine ends at this share of learning_rate
+                "beta1": 0.9,
+                "beta2": 0.95,
+                "eps": 1e-8,
+                "weight_decay": 0.1,  # on matrices, not on norm scales
+                "clip_norm": 1.0,  # global gradient norm; 0 turns clipping off
+            },
+            "train": {
+                "steps": 100,
+                "accumulation": 1,  # micro-batches of batch_rows / accumulation rows per optimizer step
+                "loss_chunk": 1024,  # tokens whose logits exist at once, per device
+                "log_every": 10,
+                "tensorboard": True,
+                "peak_tflops": 0.0,  # per device, for MFU; 0 takes the table in training/flops.py, if any
+            },
+            "eval": {
+                "every": 100,  # steps between held-out losses; 0 evaluates at the end only
+                "rows": 8,  # rows of each held-out loss during training
+                "final_rows": 0,  # rows of the one at the end; 0 is the whole validation split
+            },
+            "checkpoint": {
+                "every": 100,  # steps between saves; the last step is always saved
+                "keep": 2,
+            },
+            # Devices along each axis; -1 (at most once) takes what is left. Their product is the device count.
+            "mesh": {
+                "data": 1,  # rows; weights are whole on each
+                "fsdp": -1,  # rows; weights are cut along it and gathered layer by layer
+                "context": 1,  # tokens of a row
+                "tensor": 1,  # heads, ffn and vocabulary
+            },
+        }
+    ).lock()

@@ -1,0 +1,83 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from anchorjax.data import store as store_lib
+from anchorjax.data import tokenizer as tokenizer_lib
+
+BYTES = tokenizer_lib.load("bytes")
+
+
+def documents(*texts):
+    return [{"text": text} for text in texts]
+
+
+class FixedTokenizer:
+    """Encodes every text as the same ids."""
+
+    eos_id = 0
+
+    def __init__(self, ids, vocab_size, name="fixed"):
+        self.ids, self.vocab_size, self.name = ids, vocab_size, name
+
+    def encode(self, text):
+        return np.asarray(self.ids)
+
+
+def test_documents_end_with_the_end_of_sequence():
+    store = store_lib.build(documents("ab", "c"), BYTES)
+    assert store.tokens.tolist() == [97, 98, 257, 99, 257]
+    assert store.offsets.tolist() == [0, 3, 5]
+    assert (store.num_documents, store.num_tokens) == (2, 5)
+    assert store.document(0).tolist() == [97, 98, 257]
+    assert store.document(1).tolist() == [99, 257]
+
+
+@pytest.mark.parametrize("index", [-1, 2])
+def test_a_document_outside_the_store_is_refused(index):
+    with pytest.raises(IndexError, match=f"document {index} of a store of 2"):
+        store_lib.build(documents("ab", "c"), BYTES).document(index)
+
+
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(2**16, np.uint16), (2**16 + 1, np.int32)])
+def test_tokens_have_the_smallest_type_that_holds_the_vocabulary(vocab_size, dtype):
+    store = store_lib.build(documents("x"), FixedTokenizer([vocab_size - 1], vocab_size))
+    assert store.tokens.dtype == dtype
+    assert store.document(0).tolist() == [vocab_size - 1, 0]
+
+
+def test_an_empty_corpus_is_refused():
+    with pytest.raises(ValueError, match="no documents"):
+        store_lib.build([], BYTES)
+
+
+def test_an_empty_document_is_refused_by_index():
+    with pytest.raises(ValueError, match="document 1 is empty"):
+        store_lib.build(documents("a", "", "b"), BYTES)
+
+
+@pytest.mark.parametrize("bad", [-1, 10])
+def test_an_id_outside_the_vocabulary_is_refused_with_its_document(bad):
+    with pytest.raises(ValueError, match=rf"document 0: token id {bad} .* 0 to 9"):
+        store_lib.build(documents("a"), FixedTokenizer([3, bad], 10))
+
+
+def test_the_fingerprint_knows_tokens_offsets_and_tokenizer():
+    stores = [
+        store_lib.build(documents("ab", "c"), FixedTokenizer([1, 2], 10)),
+        store_lib.build(documents("ab", "c"), FixedTokenizer([1, 3], 10)),
+        store_lib.build(documents("ab", "c"), FixedTokenizer([1, 2], 10, name="other")),
+        store_lib.build(documents("abc"), FixedTokenizer([1, 2, 0, 1, 2], 10)),  # same tokens, one document
+    ]
+    assert np.array_equal(stores[0].tokens, stores[3].tokens)
+    assert len({store.fingerprint for store in stores}) == 4
+    again = store_lib.build(documents("ab", "c"), FixedTokenizer([1, 2], 10))
+    assert again.fingerprint == stores[0].fingerprint
+    assert len(again.fingerprint) == 64
+
+
+def test_a_store_is_frozen():
+    store = store_lib.build(documents("a"), BYTES)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        store.tokens = None
