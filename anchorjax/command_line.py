@@ -5,6 +5,7 @@ they would ignore, into `ConfigError`s. The only file that knows ml_collections 
 """
 
 import functools
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -59,16 +60,24 @@ def _load(argv: Sequence[str]) -> ConfigDict:
     config_flags.DEFINE_config_file("config", flag_values=values)
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     whole, sys.argv = sys.argv, list(argv)
+    logging.disable(logging.WARNING)  # absl's word about a None is said below in the one line
     try:
         values(argv)
-        return values.config or ConfigDict()
-    except flags.Error as error:
-        raise UsageError(str(error)) from error
+        config = values.config
+        getattr(config, "seed", None)  # for a file that cannot be read it is a stand-in, which raises why
     except Exception as error:  # a config file is Python: whatever it raises is the user's to read
-        reason = str(error.__cause__ or error).strip().splitlines()[-1].strip()
-        raise UsageError(f"the config file cannot be loaded: {reason}") from error
+        *more, reason = str(error).strip().splitlines() or [type(error).__name__]
+        if isinstance(error, flags.Error) and not more:
+            raise UsageError(reason) from error
+        raise UsageError(f"the config file cannot be loaded: {reason.strip()}") from error
     finally:
         sys.argv = whole
+        logging.disable(logging.NOTSET)
+    if not any(argument.startswith("--config") for argument in argv):
+        return ConfigDict()
+    if not isinstance(config, ConfigDict):
+        raise UsageError(f"the config file's get_config() must return a ConfigDict, not {type(config).__name__}")
+    return config
 
 
 def _check_overrides(config: ConfigDict, overrides: Sequence[str]) -> None:

@@ -14,6 +14,9 @@ from typing import Any
 from anchorjax.errors import ConfigError
 
 
+MAX_INT = 2**31 - 1  # steps, positions and sizes are int32 on the device
+
+
 def number(low: float, high: float = math.inf, *, open_low: bool = False) -> Any:
     """A field whose value must lie in [low, high] (or (low, high])."""
     return dataclasses.field(metadata={"low": low, "high": high, "open_low": open_low})
@@ -35,6 +38,8 @@ class Section:
 
     def _check(self, field: dataclasses.Field, value: Any) -> None:
         key, rule = self.key(field.name), field.metadata
+        if type(value) is int and value > MAX_INT:
+            raise ConfigError(key, value, f"it must be at most {MAX_INT}")
         if field.type is float and type(value) is int:
             value = float(value)
             object.__setattr__(self, field.name, value)
@@ -182,7 +187,7 @@ class MeshConfig(Section):
 class Config(Section):
     """One run. `resolve` makes it from a ConfigDict."""
 
-    seed: int = number(0, 2**31 - 1)
+    seed: int = number(0)
     model: ModelConfig
     attention: AttentionConfig
     data: DataConfig
@@ -248,7 +253,8 @@ def _check_keys(prefix: str, given: Mapping[str, Any], known: list[str]) -> None
 def unknown_key(key: str, value: Any, known: list[str]) -> ConfigError:
     close = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean config.{close[0]}? " if close else ""
-    return ConfigError(key, value, f"there is no such key; {hint}there are {', '.join(known)}")
+    there_are = f"there are {', '.join(known)}" if known else "what it is said to be part of is a value"
+    return ConfigError(key, value, f"there is no such key; {hint}{there_are}")
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

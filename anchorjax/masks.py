@@ -77,16 +77,14 @@ class Mask:
 def count_live_pairs(segment_ids_T: jax.Array, num_anchors: int) -> jax.Array:
     """Number of (query, key) pairs that `allowed` admits in one row of self-attention, in O(T).
 
-    A document of n tokens holds n(n+1)/2 causal pairs wherever its tokens lie in the row, and each of its
-    tokens sees every anchor before it. The sum is float32: one part in 10^7, where int32 would overflow
-    from 64K tokens on.
+    A document's n-th token sees n of its own, wherever they lie in the row, and every anchor before it. The
+    sum is float32: one part in 10^6, where int32 would overflow from 64K tokens on.
     """
-    T = segment_ids_T.shape[0]
-    index_T = jnp.arange(T)
-    real_T = segment_ids_T != PAD_SEGMENT
-    sizes_S = jnp.zeros(T, jnp.float32).at[segment_ids_T].add(real_T, mode="drop", wrap_negative_indices=False)
-    pairs = jnp.sum(sizes_S * (sizes_S + 1) / 2)
+    index_T = jnp.arange(segment_ids_T.shape[0])
+    sorted_T = jnp.sort(segment_ids_T)
+    rank_T = index_T - jnp.searchsorted(sorted_T, sorted_T) + 1
+    pairs = jnp.sum(jnp.where(sorted_T != PAD_SEGMENT, rank_T, 0), dtype=jnp.float32)
     for a in range(num_anchors):
-        sees_a_T = real_T & (index_T >= a) & (segment_ids_T != segment_ids_T[a])
-        pairs += jnp.where(real_T[a], jnp.sum(sees_a_T), 0)
+        sees_T = (segment_ids_T != PAD_SEGMENT) & (index_T >= a) & (segment_ids_T != segment_ids_T[a])
+        pairs += jnp.where(segment_ids_T[a] != PAD_SEGMENT, jnp.sum(sees_T), 0)
     return pairs

@@ -6,7 +6,7 @@ over `fsdp` where they are used. The mesh is explicit: an array's sharding is pa
 whose shardings do not fit fails when it is traced.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -21,10 +21,10 @@ ACTIVATIONS = PartitionSpec(ROWS, "context", None)  # [B, T, D]
 HEADS = PartitionSpec(ROWS, "context", "tensor", None)  # [B, T, N, H]
 
 
-def make_mesh(shape: Mapping[str, int]) -> Mesh:
-    """An explicit mesh over all devices; `shape` gives the size of each of `AXES`."""
+def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """An explicit mesh over the devices (default: all); `shape` gives the size of each of `AXES`."""
     sizes = tuple(shape[axis] for axis in AXES)
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=devices)
 
 
 def shard_batch(batch: Batch, mesh: Mesh) -> Batch:

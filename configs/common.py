@@ -36,8 +36,8 @@ def base() -> ConfigDict:
             },
             "attention": {
                 "implementation": "auto",  # auto, or a name from anchorjax/attention
-                "q_tile": 256,  # tokens per tile side: small tiles skip more, large ones run faster
-                "kv_tile": 256,
+                "q_tile": 256,  # tokens along each side of a tile: small tiles skip more, large ones run faster;
+                "kv_tile": 512,  # on two CPU cores 256 x 512 was the fastest (docs/benchmarks.md)
             },
             "data": {
                 "source": "public_domain",  # a module in anchorjax/data/sources, or tfds:NAME

@@ -23,12 +23,14 @@ __all__ = ["TokenStore", "eval_rows", "load_store", "num_anchors", "train_batche
 
 
 def load_store(config: DataConfig, split: str) -> tuple[TokenStore, tokenizer_lib.ByteTokenizer]:
-    """Tokenizes one split of `config.source`. Raises ConfigError for a source that does not exist."""
+    """Tokenizes one split of `config.source`. Raises ConfigError if it does not exist or data_dir cannot be used."""
     tokenizer = tokenizer_lib.load(config.tokenizer)
     try:
         documents = sources.load(config.source, split, config.data_dir)
     except ValueError as error:
         raise ConfigError("data.source", config.source, str(error)) from error
+    except OSError as error:
+        raise ConfigError("data.data_dir", config.data_dir, f"it cannot be used: {error.strerror or error}") from error
     return store_lib.build(documents, tokenizer), tokenizer
 
 

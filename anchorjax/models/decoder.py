@@ -23,8 +23,6 @@ from anchorjax.masks import Mask
 from anchorjax.models import rope
 from anchorjax.sharding import ACTIVATIONS, HEADS, ROWS
 
-INIT_STD = 0.02
-
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
@@ -39,8 +37,12 @@ class Shape:
         return None if self.attention.implementation == "auto" else self.attention.implementation
 
 
-def _weight(key: jax.Array, shape: tuple[int, ...], spec: P, config: ModelConfig, scale: float = 1.0) -> nnx.Param:
-    value = INIT_STD * scale * jax.random.truncated_normal(key, -3, 3, shape, config.param_dtype)
+def _weight(key: jax.Array, shape: tuple[int, ...], spec: P, config: ModelConfig, fan_in: float) -> nnx.Param:
+    """Truncated normal of variance 1 / fan_in: outputs have the inputs' variance at every width.
+
+    The usual constant 0.02 suits D = 2500; at D = 128 it took 100 steps longer to leave the bigram plateau.
+    """
+    value = fan_in**-0.5 * jax.random.truncated_normal(key, -3, 3, shape, config.param_dtype)
     return nnx.Param(reshard(value, spec))
 
 
@@ -68,10 +70,10 @@ class Attention(nnx.Module):
     def __init__(self, key: jax.Array, config: ModelConfig):
         D, N, K, H = config.model_width, config.num_heads, config.num_kv_heads, config.head_width
         q, k, v, o = jax.random.split(key, 4)
-        self.q_DNH = _weight(q, (D, N, H), P("fsdp", "tensor", None), config)
-        self.k_DKH = _weight(k, (D, K, H), P("fsdp", "tensor", None), config)
-        self.v_DKH = _weight(v, (D, K, H), P("fsdp", "tensor", None), config)
-        self.o_NHD = _weight(o, (N, H, D), P("tensor", None, "fsdp"), config, _residual_scale(config))
+        self.q_DNH = _weight(q, (D, N, H), P("fsdp", "tensor", None), config, D)
+        self.k_DKH = _weight(k, (D, K, H), P("fsdp", "tensor", None), config, D)
+        self.v_DKH = _weight(v, (D, K, H), P("fsdp", "tensor", None), config, D)
+        self.o_NHD = _weight(o, (N, H, D), P("tensor", None, "fsdp"), config, N * H * _residual_branches(config))
 
     def __call__(self, x_BTD, cos_BTh, sin_BTh, mask: Mask, plan, shape: Shape) -> jax.Array:
         dtype, rope_dtype = shape.model.compute_dtype, shape.model.rope_dtype
@@ -92,9 +94,9 @@ class FeedForward(nnx.Module):
     def __init__(self, key: jax.Array, config: ModelConfig):
         D, F = config.model_width, config.ffn_width
         gate, up, down = jax.random.split(key, 3)
-        self.gate_DF = _weight(gate, (D, F), P("fsdp", "tensor"), config)
-        self.up_DF = _weight(up, (D, F), P("fsdp", "tensor"), config)
-        self.down_FD = _weight(down, (F, D), P("tensor", "fsdp"), config, _residual_scale(config))
+        self.gate_DF = _weight(gate, (D, F), P("fsdp", "tensor"), config, D)
+        self.up_DF = _weight(up, (D, F), P("fsdp", "tensor"), config, D)
+        self.down_FD = _weight(down, (F, D), P("tensor", "fsdp"), config, F * _residual_branches(config))
 
     def __call__(self, x_BTD: jax.Array, shape: Shape) -> jax.Array:
         dtype, hidden = shape.model.compute_dtype, P(ROWS, "context", "tensor")
@@ -128,11 +130,11 @@ class Decoder(nnx.Module):
     def __init__(self, key: jax.Array, config: ModelConfig):
         embed, unembed, blocks = jax.random.split(key, 3)
         V, D = config.vocab_size, config.model_width
-        self.embed_VD = _weight(embed, (V, D), P("tensor", "fsdp"), config)
+        self.embed_VD = _weight(embed, (V, D), P("tensor", "fsdp"), config, D)
         self.blocks = jax.vmap(lambda key: Block(key, config))(jax.random.split(blocks, config.num_layers))
         self.final_norm_D = _norm_scale(config)
         if not config.tie_embeddings:
-            self.unembed_DV = _weight(unembed, (D, V), P("fsdp", "tensor"), config)
+            self.unembed_DV = _weight(unembed, (D, V), P("fsdp", "tensor"), config, D)
 
     def hidden(
         self,
@@ -182,9 +184,9 @@ def _norm_scale(config: ModelConfig) -> nnx.Param:
     return nnx.Param(jnp.ones(config.model_width, config.param_dtype))
 
 
-def _residual_scale(config: ModelConfig) -> float:
-    """GPT-2's: the residual stream keeps its variance however many layers add to it."""
-    return (2 * config.num_layers) ** -0.5
+def _residual_branches(config: ModelConfig) -> int:
+    """GPT-2's: dividing their variance by their number keeps the residual stream's at any depth."""
+    return 2 * config.num_layers
 
 
 def _remat(block, policy: str):

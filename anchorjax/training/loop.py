@@ -124,18 +124,16 @@ class Job:
                 self.state, metrics = self.train_step(self.state, batch)
                 self._read(running)  # the step before, while this one runs
                 running = (step, metrics)
-                due = {
-                    "save": step % config.checkpoint.every == 0 or step == steps or self.stop.received,
-                    "evaluate": config.eval.every and step % config.eval.every == 0 and step != steps,
-                }
-                if any(due.values()):
+                if config.eval.every and step % config.eval.every == 0 and step != steps:
                     self._read(running)
                     running = None
-                if due["evaluate"]:
                     self._evaluate(step)
-                if due["save"]:
+                stopped = self.stop.received  # asked once: a SIGTERM may come at any line, the evaluation's too
+                if step % config.checkpoint.every == 0 or step == steps or stopped:
+                    self._read(running)
+                    running = None
                     self._save(step)
-                if self.stop.received and step != steps:
+                if stopped and step != steps:
                     self.checkpoints.wait()
                     return False
         return True
@@ -180,9 +178,12 @@ class Job:
 
     def _held_out_loss(self, max_rows: int) -> dict | None:
         """None if a SIGTERM came in between: the grace time is for the save."""
+        if self.stop.received:
+            return None
         rows = data.eval_rows(self.held_out, self.tokenizer, self.config.data, max_rows)
         unless_stopped = itertools.takewhile(lambda _: not self.stop.received, rows)
-        result = self.evaluate(self.state.params, unless_stopped)
+        # The first batch is taken in any case: an evaluation of nothing is an error.
+        result = self.evaluate(self.state.params, itertools.chain(itertools.islice(rows, 1), unless_stopped))
         return None if self.stop.received else result
 
     def _sum_up(self) -> bool:

@@ -1,0 +1,31 @@
+# Thin: every command here also works by hand (README, "By hand").
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: quickstart test test-all lint clean
+
+quickstart: $(VENV)/.run
+	$(RUN) train.py --config=configs/quickstart.py --workdir=runs/quickstart
+
+test: $(VENV)/.test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(RUN) -m pytest -n 2 -m "not slow"
+
+test-all: $(VENV)/.test
+	$(RUN) -m pytest -n 2
+
+# The environment is made again whenever its requirements change.
+$(VENV)/.run: requirements.txt
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet -r requirements.txt
+	touch $@
+
+$(VENV)/.test: requirements-test.txt $(VENV)/.run
+	$(RUN) -m pip install --quiet -r requirements-test.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,43 @@
+"""Eight simulated devices, a tiny configuration and its data, for every test."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+# Level 0 halves the time of compilation, of which these tests mostly consist.
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+
+import pytest  # noqa: E402 - jax reads the environment when it is imported
+
+
+@pytest.fixture(scope="session")
+def tiny_config():
+    """`tiny_config(model__dropout=0.1)`: a resolved Config with overrides."""
+    from tests import tiny
+
+    return tiny.config
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> str:
+    """Where the shipped corpus is prepared, once for all tests."""
+    from anchorjax.data import sources
+
+    directory = str(tmp_path_factory.mktemp("data"))
+    sources.load("public_domain", "train", directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def corpus(data_dir, tiny_config):
+    """`corpus(split, **overrides)`: (token store, tokenizer, data section) of the shipped texts."""
+    from anchorjax import data
+
+    stores = {}
+
+    def load(split: str = "train", **overrides):
+        config = tiny_config(data__data_dir=data_dir, **overrides)
+        if split not in stores:
+            stores[split] = data.load_store(config.data, split)
+        return *stores[split], config.data
+
+    return load

@@ -1,0 +1,185 @@
+"""Every rule of the configuration: what is refused, by which key, and in which words."""
+
+import dataclasses
+import importlib
+import json
+import math
+import pathlib
+
+import pytest
+
+from anchorjax.config import SECTIONS, Config, differences, resolve
+from anchorjax.errors import ConfigError
+from configs import common
+from tests import tiny
+
+ROOT = pathlib.Path(__file__).parents[1]
+RECIPES = sorted(file.stem for file in (ROOT / "configs").glob("*.py") if file.stem not in ("__init__", "common"))
+
+
+def refusal(**overrides) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        tiny.config(**overrides)
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def device_refusal(num_devices: int, **overrides) -> ConfigError:
+    config = tiny.config(**overrides)
+    with pytest.raises(ConfigError) as caught:
+        config.check_devices(num_devices)
+    return caught.value
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_resolves_and_round_trips_through_json(name):
+    config = resolve(importlib.import_module(f"configs.{name}").get_config().to_dict())
+    assert resolve(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_there_are_recipes():
+    assert "quickstart" in RECIPES
+
+
+def test_common_has_the_fields_of_the_dataclasses_and_no_other():
+    base = common.base().to_dict()
+    assert set(base) == {field.name for field in dataclasses.fields(Config)}
+    for name, section in SECTIONS.items():
+        assert set(base[name]) == {field.name for field in dataclasses.fields(section)}, name
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"), [("train__stepz", "config.train.steps"), ("model__num_head", "config.model.num_heads")]
+)
+def test_unknown_key_is_refused_with_the_one_that_was_meant(key, hint):
+    error = refusal(**{key: 1})
+    assert error.key == key.replace("__", ".")
+    assert f"did you mean {hint}?" in str(error)
+
+
+def test_unknown_section_and_unlike_key():
+    assert refusal(modle={}).key == "modle"
+    assert "did you mean" not in str(refusal(train__qqqqqq=1))
+
+
+@pytest.mark.parametrize("path", ["seed", "model", "model.num_layers", "mesh.tensor"])
+def test_missing_key_is_named(path):
+    mapping = tiny.mapping()
+    *section, key = path.split(".")
+    del (mapping[section[0]] if section else mapping)[key]
+    with pytest.raises(ConfigError, match="the key is missing") as caught:
+        resolve(mapping)
+    assert caught.value.key == path
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("model__num_layers", True, "int"),
+        ("model__num_layers", 2.0, "int"),
+        ("model__num_layers", "2", "int"),
+        ("model__num_layers", None, "int"),
+        ("optimizer__learning_rate", "1e-3", "float"),
+        ("optimizer__learning_rate", True, "float"),
+        ("model__tie_embeddings", 1, "bool"),
+        ("data__source", 3, "str"),
+        ("seed", 0.0, "int"),
+    ],
+)
+def test_wrong_type_is_refused(key, value, allowed):
+    error = refusal(**{key: value})
+    assert (error.key, error.value) == (key.replace("__", "."), value)
+    assert error.allowed == f"it must be {allowed}"
+
+
+def test_section_that_is_none():
+    assert "a section" in str(refusal(train=5))
+
+
+def test_int_is_taken_where_a_float_is_meant():
+    rate = tiny.config(optimizer__learning_rate=1).optimizer.learning_rate
+    assert type(rate) is float and rate == 1.0
+
+
+NUMBERS = [
+    (f"{name}__{field.name}", field)
+    for name, section in SECTIONS.items()
+    for field in dataclasses.fields(section)
+    if "low" in field.metadata
+]
+
+
+@pytest.mark.parametrize(("key", "field"), NUMBERS, ids=[key for key, _ in NUMBERS])
+def test_number_outside_of_its_range_is_refused(key, field):
+    low, high = field.metadata["low"], field.metadata["high"]
+    bad = [low - 1, -(10**9), 10**400]
+    bad += [low] if field.metadata["open_low"] else []
+    bad += [high + 1] if high < math.inf else []
+    if field.type is float:
+        bad = [*(float(x) for x in bad if x < 10**300), math.nan, math.inf, -math.inf]
+    for value in bad:
+        error = refusal(**{key: value})
+        assert error.key == key.replace("__", "."), value
+
+
+@pytest.mark.parametrize("seed", [-1, 2**31])
+def test_seed_outside_of_its_range_is_refused(seed):
+    assert refusal(seed=seed).key == "seed"
+
+
+@pytest.mark.parametrize(
+    "key", ["model.remat", "model.compute_dtype", "attention.implementation", "data.mask", "optimizer.schedule"]
+)
+def test_unknown_choice_is_refused_with_the_choices(key):
+    error = refusal(**{key.replace(".", "__"): "other"})
+    section, name = key.split(".")
+    choices = {f.name: f for f in dataclasses.fields(SECTIONS[section])}[name].metadata["choices"]
+    assert error.key == key and error.allowed.endswith(", ".join(choices))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        ({"model__num_heads": 4, "model__num_kv_heads": 3}, "model.num_kv_heads"),
+        ({"model__head_width": 15}, "model.head_width"),
+        ({"data__batch_rows": 4, "train__accumulation": 3}, "train.accumulation"),
+        ({"mesh__fsdp": 0}, "mesh.fsdp"),
+        ({"mesh__context": -2}, "mesh.context"),
+        ({"mesh__context": -1}, "mesh.context"),  # fsdp is -1 already
+    ],
+)
+def test_values_that_do_not_fit_each_other_are_refused(overrides, key):
+    assert refusal(**overrides).key == key
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        ({"data__batch_rows": 6}, "data.batch_rows"),
+        ({"data__batch_rows": 8, "train__accumulation": 2}, "data.batch_rows"),
+        ({"mesh__fsdp": 1, "mesh__context": 8, "data__row_length": 60}, "data.row_length"),
+        ({"mesh__fsdp": 2, "mesh__tensor": 4, "model__num_kv_heads": 2}, "model.num_heads"),
+        ({"mesh__fsdp": 2, "mesh__tensor": 4, "model__num_heads": 4}, "model.num_kv_heads"),
+        ({"mesh__fsdp": 4, "mesh__tensor": 2, "model__ffn_width": 63, "data__batch_rows": 4}, "model.ffn_width"),
+        ({"mesh__fsdp": 4, "mesh__tensor": 2, "model__vocab_size": 301, "data__batch_rows": 4}, "model.vocab_size"),
+        ({"model__model_width": 36, "data__batch_rows": 8}, "model.model_width"),
+        ({"mesh__fsdp": 3}, "mesh.fsdp"),
+        ({"mesh__fsdp": 4}, "mesh.fsdp"),  # uses half of the devices
+        ({"mesh__data": 16}, "mesh.data"),
+    ],
+)
+def test_shapes_that_do_not_divide_are_refused(overrides, key):
+    error = device_refusal(8, **overrides)
+    assert error.key == key and any(digit.isdigit() for digit in error.allowed)
+
+
+def test_free_mesh_axis_takes_what_is_left():
+    shape = tiny.config(mesh__tensor=2, data__batch_rows=4).check_devices(8)
+    assert shape == {"data": 1, "fsdp": 4, "context": 1, "tensor": 2}
+
+
+def test_differences_lists_leaves_by_key():
+    old = {"a": 1, "b": {"c": 2, "d": "x"}, "e": None}
+    new = {"a": 1, "b": {"c": 3, "d": "x"}, "f": 0.5}
+    assert differences(old, new) == ["b.c: 2 -> 3", "f: None -> 0.5"]
+    assert differences(old, old) == []

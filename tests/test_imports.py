@@ -1,0 +1,104 @@
+"""Who may import whom, how long a file may be, and that importing does nothing."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = ROOT / "anchorjax"
+FILES = sorted(PACKAGE.rglob("*.py"))
+ALL_FILES = [file for file in sorted(ROOT.rglob("*.py")) if not file.relative_to(ROOT).parts[0].startswith(".")]
+FOUNDATION = {"types", "errors", "config", "masks", "sharding"}
+# What each part of the package may import of the package, beside itself.
+ALLOWED = {
+    "__init__": set(),
+    "types": set(),
+    "errors": set(),
+    "masks": set(),
+    "config": {"errors"},
+    "sharding": {"types"},
+    "command_line": {"config", "errors"},
+    "attention": FOUNDATION,
+    "models": FOUNDATION | {"attention"},
+    "data": {"types", "errors", "config", "sharding"},
+    "training": FOUNDATION | {"attention", "models", "data"},
+}
+OUTSIDE = {"configs", "train", "eval", "tests", "benchmarks"}
+
+
+def name_of(file: pathlib.Path) -> str:
+    return str(file.relative_to(ROOT))
+
+
+def imports(file: pathlib.Path) -> set[str]:
+    """Dotted names that a file imports, wherever in it; `from a import b` counts as a.b."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno}: a relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def parts_imported(file: pathlib.Path) -> set[str]:
+    names = [name.split(".") for name in imports(file)]
+    return {name[1] for name in names if name[0] == "anchorjax" and len(name) > 1}
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_imports_point_downward(file):
+    part = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    assert part in ALLOWED, f"{part} is new: say in this test what it may import"
+    assert parts_imported(file) <= ALLOWED[part] | {part}
+    assert not {name.split(".")[0] for name in imports(file)} & OUTSIDE
+
+
+@pytest.mark.parametrize(
+    ("library", "owners"),
+    [
+        ("ml_collections", {"command_line.py"}),
+        ("orbax", {"training/checkpoint.py"}),
+        ("optax", {"training/optimizer.py", "training/state.py", "training/step.py"}),
+    ],
+)
+def test_library_is_known_to_its_owners_only(library, owners):
+    users = {str(file.relative_to(PACKAGE)) for file in FILES if library in {n.split(".")[0] for n in imports(file)}}
+    assert users == owners
+
+
+def test_there_are_no_drawers_for_odds_and_ends():
+    assert not [file for file in ALL_FILES if file.stem in ("utils", "util", "helpers", "misc")]
+
+
+@pytest.mark.parametrize("file", ALL_FILES, ids=name_of)
+def test_file_is_at_most_400_lines(file):
+    assert len(file.read_text().splitlines()) <= 400
+
+
+def test_importing_has_no_side_effects(tmp_path):
+    """No flags, signal handlers, root-logger handlers, devices or files come from an import."""
+    modules = [str(file.relative_to(ROOT).with_suffix("")).replace("/", ".") for file in FILES]
+    modules = [module.removesuffix(".__init__") for module in modules]
+    code = f"""
+import importlib, logging, os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+import jax, grain, orbax.checkpoint, tensorflow_datasets  # what they do is not ours
+from absl import flags
+state = lambda: (
+    [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)], list(flags.FLAGS), logging.root.level,
+    list(logging.root.handlers), dict(os.environ), os.listdir("."), jax.config.values)
+before = state()
+for module in {modules!r}:
+    importlib.import_module(module)
+assert state() == before, (before, state())
+assert not jax._src.xla_bridge.backends_are_initialized()
+"""
+    command = [sys.executable, "-B", "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout == ""

@@ -1,0 +1,98 @@
+"""The rule, drawn by hand, and what is derived from it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from anchorjax.masks import Mask, allowed, count_live_pairs
+
+ANCHOR = """
+x.....
+xx....
+xxx...
+xxxx..
+x...x.
+x...xx
+"""
+INTRA_DOC = """
+x.....
+.x....
+.xx...
+.xxx..
+....x.
+....xx
+"""
+FULL = """
+x.....
+xx....
+xxx...
+xxxx..
+xxxxx.
+xxxxxx
+"""
+PADS = """
+x.....
+xx....
+xxx...
+x..x..
+......
+......
+"""
+
+
+def drawing(text: str) -> np.ndarray:
+    return np.array([[cell == "x" for cell in line] for line in text.split()])
+
+
+@pytest.mark.parametrize(
+    ("segments", "num_anchors", "expected"),
+    [
+        ([0, 1, 1, 1, 2, 2], 1, ANCHOR),
+        ([0, 1, 1, 1, 2, 2], 0, INTRA_DOC),
+        ([0, 0, 0, 0, 0, 0], 0, FULL),
+        ([0, 1, 1, 2, -1, -1], 1, PADS),
+    ],
+)
+def test_mask_equals_its_drawing(segments, num_anchors, expected):
+    mask = Mask.from_segments(jnp.array([segments], jnp.int32), num_anchors)
+    np.testing.assert_array_equal(mask.materialize()[0], drawing(expected))
+
+
+def test_interleaved_documents_see_their_own_pieces():
+    mask = Mask.from_segments(jnp.array([[0, 1, 2, 1, 2]], jnp.int32), 1)
+    expected = drawing("x.... xx... x.x.. xx.x. x.x.x")
+    np.testing.assert_array_equal(mask.materialize()[0], expected)
+
+
+def test_two_anchors_are_causal_among_themselves():
+    mask = Mask.from_segments(jnp.array([[0, 0, 1, 2]], jnp.int32), 2)
+    np.testing.assert_array_equal(mask.materialize()[0], drawing("x... xx.. xxx. xx.x"))
+
+
+def test_index_and_not_place_decides():
+    """A row whose tokens are shuffled keeps each pair's answer."""
+    segments, index = np.array([0, 1, 1, 1, 2, 2], np.int32), np.arange(6, dtype=np.int32)
+    order = np.array([4, 2, 0, 5, 1, 3])
+    shuffled = Mask(
+        *(jnp.array(x)[None] for x in (segments[order], segments, index[order], index)), num_anchors=1
+    )
+    np.testing.assert_array_equal(shuffled.materialize()[0], drawing(ANCHOR)[order])
+
+
+def test_pad_segment_sees_no_anchor_and_no_other_pad():
+    assert not allowed(5, 0, -1, 0, 1)
+    assert not allowed(5, 4, -1, -1, 0)
+
+
+jitted_count = jax.jit(count_live_pairs, static_argnums=1)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(-1, 100), min_size=40, max_size=40), st.integers(0, 2))
+def test_live_pairs_are_those_of_the_dense_mask(segments, num_anchors):
+    segments_T = jnp.array(segments, jnp.int32)
+    dense = Mask.from_segments(segments_T[None], num_anchors).materialize()
+    assert int(jitted_count(segments_T, num_anchors)) == int(dense.sum())

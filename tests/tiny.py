@@ -1,0 +1,48 @@
+"""A model of 29 thousand weights on short rows of the shipped corpus: what most tests train."""
+
+from typing import Any
+
+from anchorjax.config import Config, resolve
+from configs import common
+
+TINY = {
+    "model": {
+        "num_layers": 2,
+        "model_width": 32,
+        "ffn_width": 64,
+        "num_heads": 2,
+        "num_kv_heads": 2,
+        "head_width": 16,
+        "vocab_size": 320,
+        "compute_dtype": "float32",
+    },
+    "attention": {"q_tile": 32, "kv_tile": 32},
+    "data": {"row_length": 64, "batch_rows": 2, "prefetch": 1},
+    "train": {"steps": 8, "loss_chunk": 32, "log_every": 1, "tensorboard": False},
+    "eval": {"every": 0, "rows": 2, "final_rows": 2},
+    "checkpoint": {"every": 4},
+}
+
+
+def mapping(**overrides: Any) -> dict[str, Any]:
+    """The tiny configuration as nested dicts; `section__key=value` (or `seed=value`) changes one."""
+    config = common.base().to_dict()
+    for section, values in TINY.items():
+        config[section] |= values
+    for name, value in overrides.items():
+        section, _, key = name.partition("__")
+        if key:
+            config[section][key] = value
+        else:
+            config[section] = value
+    return config
+
+
+def config(**overrides: Any) -> Config:
+    return resolve(mapping(**overrides))
+
+
+def write_file(path, **overrides: Any) -> None:
+    """A config file for `train.py --config`."""
+    text = "from configs import common\n\n\ndef get_config():\n    config = common.base()\n"
+    path.write_text(f"{text}    config.update({mapping(**overrides)!r})\n    return config\n")

@@ -1,0 +1,72 @@
+"""Runs of train.py in processes of their own, and what they leave behind."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+from tests import tiny
+
+ROOT = pathlib.Path(__file__).parents[2]
+# Dropout, so that the random key matters; saves and evaluations at different steps.
+OVERRIDES = {
+    "model__dropout": 0.1,
+    "train__steps": 24,
+    "checkpoint__every": 4,
+    "eval__every": 6,
+    "optimizer__warmup_steps": 4,
+}
+
+
+class Jobs:
+    """Starts jobs of one configuration; compiled programs are shared through a cache on disk."""
+
+    def __init__(self, directory: pathlib.Path, data_dir: str):
+        self.directory = directory
+        self.config = directory / "tiny_run.py"
+        tiny.write_file(self.config, data__data_dir=data_dir, **OVERRIDES)
+        self.env = os.environ | {
+            "XLA_FLAGS": "--xla_backend_optimization_level=0",
+            "JAX_COMPILATION_CACHE_DIR": str(directory / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+
+    def start(self, workdir: pathlib.Path, *arguments: str, signal_at: tuple[str, str, int] | None = None):
+        """A running process; `signal_at` is (signal, kind, step) of interrupted.py."""
+        program = ["train.py"]
+        if signal_at:
+            program = [str(pathlib.Path(__file__).with_name("interrupted.py")), *map(str, signal_at)]
+        command = [sys.executable, *program, f"--config={self.config}", f"--workdir={workdir}", *arguments]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, cwd=ROOT, env=self.env, **pipes)
+
+    def run(self, workdir: pathlib.Path, *arguments: str, expect: int = 0, **kwargs) -> str:
+        """Waits for the end, checks the exit code and returns what was written to stderr."""
+        process = self.start(workdir, *arguments, **kwargs)
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == expect, (process.returncode, err[-3000:])
+        return err
+
+
+def lines(workdir: pathlib.Path, kind: str) -> list[dict]:
+    """Whole lines of metrics.jsonl of one kind."""
+    file = workdir / "metrics.jsonl"
+    if not file.exists():
+        return []
+    whole = [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return [line for line in whole if line["kind"] == kind]
+
+
+def hex_losses(workdir: pathlib.Path) -> list[tuple[int, str, str]]:
+    """(step, loss, gradient norm) of every step, bit for bit."""
+    return [(x["step"], x["loss"].hex(), x["grad_norm"].hex()) for x in lines(workdir, "train")]
+
+
+def hex_held_out(workdir: pathlib.Path) -> list[tuple[int, str]]:
+    return [(x["step"], x["loss"].hex()) for x in lines(workdir, "eval")]
+
+
+def saved_steps(workdir: pathlib.Path) -> list[int]:
+    return sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())

@@ -1,0 +1,145 @@
+"""Whole runs: interrupted in every way, they go on as if nothing had happened, or say why they cannot."""
+
+import json
+import random
+import shutil
+import time
+
+import pytest
+
+from tests.training.jobs import OVERRIDES, Jobs, hex_held_out, hex_losses, lines, saved_steps
+
+STEPS, EVERY = OVERRIDES["train__steps"], OVERRIDES["checkpoint__every"]
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory, data_dir):
+    return Jobs(tmp_path_factory.mktemp("jobs"), data_dir)
+
+
+@pytest.fixture(scope="module")
+def unbroken(jobs):
+    """The directory of a run that nothing interrupted."""
+    workdir = jobs.directory / "unbroken"
+    jobs.run(workdir)
+    assert [step for step, *_ in hex_losses(workdir)] == list(range(1, STEPS + 1))
+    return workdir
+
+
+def assert_same_run(workdir, unbroken):
+    assert hex_losses(workdir) == hex_losses(unbroken)
+    assert hex_held_out(workdir) == hex_held_out(unbroken)
+    summaries = [json.loads((run / "summary.json").read_text()) for run in (workdir, unbroken)]
+    assert summaries[0]["validation_loss"] == summaries[1]["validation_loss"]
+
+
+def test_unbroken_run_leaves_its_results(unbroken):
+    names = {path.name for path in unbroken.iterdir()}
+    assert names >= {"config.json", "metrics.jsonl", "summary.json", "checkpoints"}
+    assert saved_steps(unbroken) == [STEPS - EVERY, STEPS]
+    assert [step for step, _ in hex_held_out(unbroken)] == [6, 12, 18, STEPS]
+    losses = [line["loss"] for line in lines(unbroken, "train")]
+    assert losses[-1] < losses[0] - 0.1
+
+
+def test_killed_run_resumes_bit_for_bit(jobs, unbroken, tmp_path):
+    jobs.run(tmp_path, signal_at=("SIGKILL", "train", 14), expect=-9)
+    assert max(saved_steps(tmp_path)) < 14
+    err = jobs.run(tmp_path)
+    assert "resuming after step" in err
+    assert_same_run(tmp_path, unbroken)
+
+
+def test_every_sigterm_saves_and_exits_75(jobs, unbroken, tmp_path):
+    """In turn: before an evaluation, at an ordinary step, after an evaluation, and at the very last step."""
+    for place in [("train", 6), ("train", 9), ("eval", 18), ("train", STEPS)]:
+        err = jobs.run(tmp_path, signal_at=("SIGTERM", *place), expect=75)
+        assert "Traceback" not in err
+        last = hex_losses(tmp_path)[-1][0]
+        assert max(saved_steps(tmp_path)) == last >= place[1], "steps that were trained are lost"
+        assert not (tmp_path / "summary.json").exists()
+    jobs.run(tmp_path)
+    assert hex_losses(tmp_path) == hex_losses(unbroken)
+    skipped = (6, hex_held_out(unbroken)[0][1])  # the grace time was for the save
+    assert [skipped, *hex_held_out(tmp_path)] == hex_held_out(unbroken)
+
+
+def test_sigterm_while_compiling(jobs, unbroken, tmp_path):
+    process = jobs.start(tmp_path)
+    for line in process.stderr:
+        if "parameters" in line:  # what is said before the first step is compiled
+            break
+    process.terminate()
+    process.communicate(timeout=300)
+    assert process.returncode == 75
+    assert len(saved_steps(tmp_path)) == 1 and saved_steps(tmp_path)[0] < 6
+    jobs.run(tmp_path)
+    assert_same_run(tmp_path, unbroken)
+
+
+def test_kills_at_random_moments_lose_at_most_the_steps_since_a_save(jobs, unbroken, tmp_path):
+    rng = random.Random(0)
+    for _ in range(2):
+        started_at = max(saved_steps(tmp_path), default=0)
+        process = jobs.start(tmp_path)
+        deadline = time.time() + 120
+        while len(hex_losses(tmp_path)) <= started_at and process.poll() is None and time.time() < deadline:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.3))
+        process.kill()
+        process.communicate()
+        trained = max((step for step, *_ in hex_losses(tmp_path)), default=0)
+        # One save may have been under way; it and the one before are the most that is ever at stake.
+        assert max(saved_steps(tmp_path), default=0) >= max(started_at, (trained // EVERY - 1) * EVERY)
+    jobs.run(tmp_path)
+    assert_same_run(tmp_path, unbroken)
+    partial = [path.name for path in (tmp_path / "checkpoints").iterdir() if not path.name.isdigit()]
+    assert not partial, "a killed save's rest is still there"
+
+
+def test_second_job_in_the_same_directory_is_refused_and_the_first_goes_on(jobs, unbroken, tmp_path):
+    first = jobs.start(tmp_path, "--config.train.log_every=2")
+    for line in first.stderr:
+        if "parameters" in line:
+            break
+    err = jobs.run(tmp_path, "--config.train.log_every=2", expect=2)
+    assert err.count("\n") == 1 and "another process" in err
+    _, err = first.communicate(timeout=300)
+    assert first.returncode == 0, err
+    assert hex_held_out(tmp_path) == hex_held_out(unbroken)
+
+
+def test_finished_run_does_not_train_again(jobs, unbroken):
+    before = hex_losses(unbroken), saved_steps(unbroken)
+    err = jobs.run(unbroken)
+    assert (hex_losses(unbroken), saved_steps(unbroken)) == before
+    assert f"resuming after step {STEPS}" in err
+
+
+def test_other_configuration_is_refused(jobs, unbroken):
+    err = jobs.run(unbroken, "--config.optimizer.learning_rate=0.5", expect=2)
+    assert err.count("\n") == 1 and "optimizer.learning_rate: 0.001 -> 0.5" in err
+
+
+def test_other_text_under_the_same_name_is_refused(jobs, unbroken, tmp_path):
+    workdir = shutil.copytree(unbroken, tmp_path / "run")
+    (meta,) = (workdir / "checkpoints" / f"{STEPS:08d}" / "meta").glob("metadata")
+    content = json.loads(meta.read_text())
+    content["data"]["fingerprint"] = "0" * 64
+    meta.write_text(json.dumps(content))
+    err = jobs.run(workdir, expect=2)
+    assert "no longer holds the text" in err and "public_domain" in err and "000000000000" in err
+    assert "Traceback" not in err
+
+
+def test_loss_that_is_not_finite_ends_the_run(jobs, tmp_path):
+    """Weight decay 1 at rate 10 multiplies every matrix by -9 in each step, until fp32 overflows."""
+    options = {"learning_rate": 10, "weight_decay": 1.0, "warmup_steps": 0, "schedule": "constant", "clip_norm": 0}
+    arguments = [f"--config.optimizer.{key}={value}" for key, value in options.items()]
+    err = jobs.run(tmp_path, *arguments, "--config.train.steps=48", expect=1)
+    message = err.splitlines()[-1]
+    assert message.startswith("train.py: ") and "Traceback" not in err
+    good = max(step for step, *_ in hex_losses(tmp_path))
+    assert f"at step {good + 1};" in message
+    assert max(saved_steps(tmp_path)) <= good
+    assert not (tmp_path / "summary.json").exists()
