@@ -13,7 +13,6 @@ from typing import Any
 
 from anchorjax.errors import ConfigError
 
-
 MAX_INT = 2**31 - 1  # steps, positions and sizes are int32 on the device
 
 

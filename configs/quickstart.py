@@ -1,6 +1,6 @@
 """A small Llama on Jane Austen and the King James Bible, in six minutes on two CPU cores.
 
-    python train.py --config=configs/quickstart.py --workdir=runs/quickstart
+python train.py --config=configs/quickstart.py --workdir=runs/quickstart
 """
 
 from configs import common

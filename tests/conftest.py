@@ -6,7 +6,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # Level 0 halves the time of compilation, of which these tests mostly consist.
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 
-import pytest  # noqa: E402 - jax reads the environment when it is imported
+import pytest
 
 
 @pytest.fixture(scope="session")

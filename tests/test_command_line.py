@@ -104,7 +104,11 @@ def test_workdir_that_is_a_file(refused, tmp_path):
 def test_good_command_line_resolves(tmp_path, monkeypatch):
     tiny.write_file(tmp_path / "tiny.py")
     argv = ["train.py", f"--config={tmp_path / 'tiny.py'}", "--workdir=here", "--config.seed=7"]
-    argv += ["--config.optimizer.learning_rate=1", "--noconfig.model.tie_embeddings", "--config.data.mask=full"]
+    argv += [
+        "--config.optimizer.learning_rate=1",
+        "--noconfig.model.tie_embeddings",
+        "--config.data.mask=full",
+    ]
     monkeypatch.setattr(sys, "argv", argv)
     config, workdir = command_line.parse(sys.argv)
     changes = {"optimizer__learning_rate": 1.0, "model__tie_embeddings": False, "data__mask": "full"}

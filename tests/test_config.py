@@ -128,7 +128,8 @@ def test_seed_outside_of_its_range_is_refused(seed):
 
 
 @pytest.mark.parametrize(
-    "key", ["model.remat", "model.compute_dtype", "attention.implementation", "data.mask", "optimizer.schedule"]
+    "key",
+    ["model.remat", "model.compute_dtype", "attention.implementation", "data.mask", "optimizer.schedule"],
 )
 def test_unknown_choice_is_refused_with_the_choices(key):
     error = refusal(**{key.replace(".", "__"): "other"})
@@ -160,8 +161,14 @@ def test_values_that_do_not_fit_each_other_are_refused(overrides, key):
         ({"mesh__fsdp": 1, "mesh__context": 8, "data__row_length": 60}, "data.row_length"),
         ({"mesh__fsdp": 2, "mesh__tensor": 4, "model__num_kv_heads": 2}, "model.num_heads"),
         ({"mesh__fsdp": 2, "mesh__tensor": 4, "model__num_heads": 4}, "model.num_kv_heads"),
-        ({"mesh__fsdp": 4, "mesh__tensor": 2, "model__ffn_width": 63, "data__batch_rows": 4}, "model.ffn_width"),
-        ({"mesh__fsdp": 4, "mesh__tensor": 2, "model__vocab_size": 301, "data__batch_rows": 4}, "model.vocab_size"),
+        (
+            {"mesh__fsdp": 4, "mesh__tensor": 2, "model__ffn_width": 63, "data__batch_rows": 4},
+            "model.ffn_width",
+        ),
+        (
+            {"mesh__fsdp": 4, "mesh__tensor": 2, "model__vocab_size": 301, "data__batch_rows": 4},
+            "model.vocab_size",
+        ),
         ({"model__model_width": 36, "data__batch_rows": 8}, "model.model_width"),
         ({"mesh__fsdp": 3}, "mesh.fsdp"),
         ({"mesh__fsdp": 4}, "mesh.fsdp"),  # uses half of the devices

@@ -76,9 +76,7 @@ def test_index_and_not_place_decides():
     """A row whose tokens are shuffled keeps each pair's answer."""
     segments, index = np.array([0, 1, 1, 1, 2, 2], np.int32), np.arange(6, dtype=np.int32)
     order = np.array([4, 2, 0, 5, 1, 3])
-    shuffled = Mask(
-        *(jnp.array(x)[None] for x in (segments[order], segments, index[order], index)), num_anchors=1
-    )
+    shuffled = Mask(*(jnp.array(x)[None] for x in (segments[order], segments, index[order], index)), num_anchors=1)
     np.testing.assert_array_equal(shuffled.materialize()[0], drawing(ANCHOR)[order])
 
 

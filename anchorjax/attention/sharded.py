@@ -25,7 +25,12 @@ def plan(mask: Mask, q_tile: int, kv_tile: int) -> Plan:
 
 
 def apply(
-    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, mask: Mask, plan: Plan, implementation: str | None
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    mask: Mask,
+    plan: Plan,
+    implementation: str | None,
 ) -> jax.Array:
     """`attention.attention` over sharded rows; all arrays keep their sharding."""
 
@@ -43,5 +48,3 @@ def _gather_keys(mask: Mask) -> Mask:
         jax.lax.all_gather(x, "context", axis=1, tiled=True) for x in (mask.kv_segment_ids_BS, mask.kv_index_BS)
     )
     return Mask(mask.q_segment_ids_BT, segments_BS, mask.q_index_BT, index_BS, mask.num_anchors)
-
-

@@ -95,9 +95,7 @@ class RowPacker:
         if self.positions not in POSITIONS:
             raise ValueError(f"unknown positions {self.positions!r}; allowed: {', '.join(POSITIONS)}")
         if self.row_length < 2:
-            raise ValueError(
-                f"row_length is {self.row_length}; a row needs the anchor and at least one token"
-            )
+            raise ValueError(f"row_length is {self.row_length}; a row needs the anchor and at least one token")
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}; allowed: 0 to 2**63 - 1, or None")
 
@@ -197,9 +195,7 @@ class PackedRows:
 
     def __init__(self, packer: RowPacker, batch_rows: int, process_index: int = 0, process_count: int = 1):
         if batch_rows < 1 or batch_rows % process_count:
-            raise ValueError(
-                f"batch_rows is {batch_rows}; it must be a positive multiple of {process_count} processes"
-            )
+            raise ValueError(f"batch_rows is {batch_rows}; it must be a positive multiple of {process_count} processes")
         if not 0 <= process_index < process_count:
             raise ValueError(f"process_index is {process_index} of {process_count} processes")
         self.packer = packer

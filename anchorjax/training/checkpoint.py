@@ -3,12 +3,14 @@
 A checkpoint is a step directory with two items: `state`, the leaves of the TrainState by name, and `meta`,
 JSON with the format number, the configuration and the place in the data. Saves run in the background; a
 step directory gets its final name only when it is whole, so a kill leaves the checkpoint before it. Resume
-takes the newest step that can be read in full and says so when it has to pass one over.
+takes the newest step that can be read in full and says so when it has to pass one over; what was passed over
+is renamed, never deleted, as Orbax saves no step below one that exists.
 """
 
 import dataclasses
 import functools
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from anchorjax.errors import CheckpointError
 from anchorjax.training.state import TrainState
 
 FORMAT = 1
+_DIGITS = 8  # of a step directory's name
 _policies = ocp.checkpoint_managers
 
 log = logging.getLogger(__name__)
@@ -40,12 +43,13 @@ class Checkpoints:
             # The loop decides when to save; policies here would count the forced saves as their own.
             save_decision_policy=_policies.FixedIntervalPolicy(1),
             preservation_policy=_policies.LatestN(keep),
-            step_format_fixed_length=8,
+            step_format_fixed_length=_DIGITS,
             cleanup_tmp_directories=not read_only,
             enable_async_checkpointing=not read_only,
             read_only=read_only,
             create=not read_only,
         )
+        self._read_only = read_only
         self.directory = (workdir / "checkpoints").absolute()
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
@@ -69,10 +73,12 @@ class Checkpoints:
           CheckpointError: checkpoints are there, but none can be read; training from scratch would lose them.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
-        for step in steps:
+        for place, step in enumerate(steps):
             try:
-                return self._restore(step, like)
-            except (ValueError, OSError, KeyError, TypeError) as error:
+                restored = self._restore(step, like)
+                self._set_aside(steps[:place])
+                return restored
+            except Exception as error:  # damage surfaces as whatever Orbax's parser trips over
                 reason = str(error).strip().splitlines()[0][:200] if str(error) else type(error).__name__
                 log.warning("checkpoint %d in %s cannot be read and is passed over: %s", step, self.directory, reason)
         if steps:
@@ -87,6 +93,14 @@ class Checkpoints:
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
         leaves = self._manager.restore(step, args=args).state
         return jax.tree.unflatten(jax.tree.structure(like), [leaves[name] for name in target]), meta
+
+    def _set_aside(self, steps: list[int]) -> None:
+        if self._read_only or not steps:
+            return
+        for step in steps:
+            path = self.directory / f"{step:0{_DIGITS}d}"
+            path.rename(path.with_name(f"unreadable-{path.name}-{time.time_ns()}"))
+        self._manager.reload()
 
     def wait(self) -> None:
         """Waits for the save under way and raises if it failed."""

@@ -36,6 +36,7 @@ class Evaluator:
     def __init__(self, steps: Steps, token_bytes_V: np.ndarray, mesh: Mesh):
         self._mesh = mesh
         self._edges = bucket_edges(steps.config.data.row_length)
+
         def sums(params: Decoder, batch: Batch) -> dict[str, jax.Array]:
             whole_rows = jax.tree.map(lambda x: reshard(x, P(ROWS, None)), (steps.nats(params, batch), batch))
             return self._count(*whole_rows, token_bytes_V)

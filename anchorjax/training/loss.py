@@ -57,5 +57,3 @@ def _join(x_nBXC: jax.Array, T: int) -> jax.Array:
     B, X = x_BXnC.shape[:2]
     x_BXt = x_BXnC.reshape(B, X, -1)[:, :, : T // X]
     return jnp.reshape(x_BXt, (B, T), out_sharding=BATCH)
-
-

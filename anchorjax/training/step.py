@@ -36,7 +36,12 @@ class Steps:
     def nats(self, params: Decoder, batch: Batch, dropout_key: jax.Array | None = None) -> jax.Array:
         """-log p(target) of every token, fp32 [B, T]."""
         hidden_BTD = params.hidden(
-            batch.tokens_BT, batch.positions_BT, batch.segment_ids_BT, self.num_anchors, self.shape, dropout_key
+            batch.tokens_BT,
+            batch.positions_BT,
+            batch.segment_ids_BT,
+            self.num_anchors,
+            self.shape,
+            dropout_key,
         )
         unembedding_DV = params.unembedding_DV(self.config.model)
         return token_nats(hidden_BTD, unembedding_DV, batch.targets_BT, self.config.train.loss_chunk)
@@ -80,7 +85,9 @@ class Steps:
     def _live_pairs(self, segment_ids_BT: jax.Array) -> jax.Array:
         whole_rows_BT = jax.sharding.reshard(segment_ids_BT, P(ROWS, None))
         count = jax.shard_map(
-            jax.vmap(lambda row_T: count_live_pairs(row_T, self.num_anchors)), in_specs=P(ROWS), out_specs=P(ROWS)
+            jax.vmap(lambda row_T: count_live_pairs(row_T, self.num_anchors)),
+            in_specs=P(ROWS),
+            out_specs=P(ROWS),
         )
         return jnp.sum(count(whole_rows_BT))
 

@@ -1,8 +1,8 @@
 """A run's directory: one configuration, one running job.
 
-    config.json     the resolved configuration         metrics.jsonl   one line per logged step or evaluation
-    checkpoints/    see checkpoint.py                  tensorboard/    the same figures as events
-    summary.json    written at the end                 run.lock        held while a job runs here
+config.json     the resolved configuration         metrics.jsonl   one line per logged step or evaluation
+checkpoints/    see checkpoint.py                  tensorboard/    the same figures as events
+summary.json    written at the end                 run.lock        held while a job runs here
 """
 
 import fcntl
@@ -43,7 +43,9 @@ class Workdir:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise WorkdirError(f"another process is training in {self.path}; give this run its own --workdir") from error
+            raise WorkdirError(
+                f"another process is training in {self.path}; give this run its own --workdir"
+            ) from error
         self.write_json("config.json", config.to_dict())
         return self
 

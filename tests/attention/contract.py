@@ -23,9 +23,7 @@ class Case:
 def make_case(segments_BT: np.ndarray, num_anchors: int, N: int, K: int, H: int, dtype="float32", seed=0) -> Case:
     rng = np.random.default_rng(seed)
     B, T = segments_BT.shape
-    q, k, v, cotangent = (
-        jnp.asarray(rng.normal(size=(B, T, heads, H)), dtype) for heads in (N, K, K, N)
-    )
+    q, k, v, cotangent = (jnp.asarray(rng.normal(size=(B, T, heads, H)), dtype) for heads in (N, K, K, N))
     return Case(q, k, v, cotangent, Mask.from_segments(jnp.asarray(segments_BT, jnp.int32), num_anchors))
 
 

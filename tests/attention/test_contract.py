@@ -84,7 +84,8 @@ def test_rows_of_a_batch_are_independent(implementation):
     segments = np.sort(np.random.default_rng(2).integers(0, 5, (2, 83)), axis=1)
     both = make_case(segments, 1, 4, 2, 16)
     for b in range(2):
-        row = Case(*(x[b : b + 1] for x in (both.q, both.k, both.v, both.cotangent)), Mask.from_segments(both.mask.q_segment_ids_BT[b : b + 1], 1))  # fmt: skip
+        arrays = (x[b : b + 1] for x in (both.q, both.k, both.v, both.cotangent))
+        row = Case(*arrays, Mask.from_segments(both.mask.q_segment_ids_BT[b : b + 1], 1))
         for alone, together in zip(run(row, implementation), run(both, implementation), strict=True):
             np.testing.assert_allclose(alone[0], together[b], atol=1e-6)
 
@@ -129,7 +130,9 @@ def test_bfloat16_error_is_not_above_that_of_a_dense_computation(implementation)
     segments[:, 0] = 0
     case = make_case(segments, 1, 4, 2, 16, dtype="bfloat16")
     oracle = float64_attention(case.q, case.k, case.v, case.mask)
-    logits = jnp.einsum("btkgh,bskh->bkgts", case.q.reshape(2, 83, 2, 2, 16), case.k, preferred_element_type=jnp.float32)
+    logits = jnp.einsum(
+        "btkgh,bskh->bkgts", case.q.reshape(2, 83, 2, 2, 16), case.k, preferred_element_type=jnp.float32
+    )
     logits = jnp.where(case.mask.materialize()[:, None, None], logits / 4, -jnp.inf)
     weights = jax.nn.softmax(logits, -1).astype(jnp.bfloat16)
     dense = jnp.einsum("bkgts,bskh->btkgh", weights, case.v).reshape(2, 83, 4, 16)

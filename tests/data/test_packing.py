@@ -116,9 +116,7 @@ def test_an_epoch_conserves_tokens_and_targets(lengths, row_length, seed, epoch)
     everything = set(range(sum(lengths)))
     first_tokens = set(packer.store.offsets[:-1].tolist())
     assert tokens == collections.Counter(everything)
-    assert {token: targets[token] for token in everything - first_tokens} == dict.fromkeys(
-        everything - first_tokens, 1
-    )
+    assert {token: targets[token] for token in everything - first_tokens} == dict.fromkeys(everything - first_tokens, 1)
     assert max(targets.values(), default=1) == 1
 
 

@@ -12,7 +12,7 @@ from anchorjax.config import AttentionConfig, ModelConfig
 from anchorjax.models.decoder import Decoder, Shape, logits
 
 T = 48
-SMALL = dict(
+SMALL = dict(  # noqa: C408 - a table of keys
     num_layers=2, model_width=32, ffn_width=48, num_heads=4, num_kv_heads=2, head_width=8, vocab_size=64,
     rope_theta=1e4, rope_dtype="float32", norm_eps=1e-5, tie_embeddings=True, dropout=0.0,
     compute_dtype="float32", param_dtype="float32", remat="none",

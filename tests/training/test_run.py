@@ -134,7 +134,13 @@ def test_other_text_under_the_same_name_is_refused(jobs, unbroken, tmp_path):
 
 def test_loss_that_is_not_finite_ends_the_run(jobs, tmp_path):
     """Weight decay 1 at rate 10 multiplies every matrix by -9 in each step, until fp32 overflows."""
-    options = {"learning_rate": 10, "weight_decay": 1.0, "warmup_steps": 0, "schedule": "constant", "clip_norm": 0}
+    options = {
+        "learning_rate": 10,
+        "weight_decay": 1.0,
+        "warmup_steps": 0,
+        "schedule": "constant",
+        "clip_norm": 0,
+    }
     arguments = [f"--config.optimizer.{key}={value}" for key, value in options.items()]
     err = jobs.run(tmp_path, *arguments, "--config.train.steps=48", expect=1)
     message = err.splitlines()[-1]

@@ -10,9 +10,7 @@ class Documents(Sequence):
 
     def __init__(self, builder, split: str):
         if split not in builder.info.splits:
-            raise ValueError(
-                f"unknown split {split!r} of {builder.name}; allowed: {', '.join(builder.info.splits)}"
-            )
+            raise ValueError(f"unknown split {split!r} of {builder.name}; allowed: {', '.join(builder.info.splits)}")
         if "text" not in builder.info.features:
             raise ValueError(f'{builder.name} has no feature "text", only {", ".join(builder.info.features)}')
         self._records = builder.as_data_source(split)

@@ -1,0 +1,135 @@
+"""What a run writes and prints of itself."""
+
+import json
+
+import pytest
+from tensorboardX.proto import event_pb2
+
+from anchorjax.training import flops, metrics
+from tests import tiny
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """perf_counter that stands still unless moved: `clock[0] += seconds`."""
+    now = [100.0]
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def step_metrics(tokens=128.0, pairs=1000.0):
+    return {"tokens": tokens, "live_pairs": pairs}
+
+
+def test_rates_by_hand(clock):
+    config = tiny.config(train__peak_tflops=1e-6)
+    rates = metrics.Rates(config)
+    assert rates.read() == {} and rates.totals() == {}
+    clock[0] += 50  # compilation
+    rates.add(step_metrics())
+    assert rates.read() == {}
+    for _ in range(4):
+        clock[0] += 0.5
+        rates.add(step_metrics())
+    got = rates.read()
+    live = flops.train_flops(config.model, 4 * 128, 4 * 1000) / 2
+    causal = flops.train_flops(config.model, 4 * 128, 4 * 2 * 64 * 65 / 2) / 2
+    assert got == pytest.approx(
+        {
+            "tokens_per_s": 4 * 128 / 2,
+            "step_s": 0.5,
+            "tflops": live / 1e12,
+            "tflops_causal_equivalent": causal / 1e12,
+            "mfu": live / 8e6,
+            "mfu_causal_equivalent": causal / 8e6,
+        }
+    )
+
+
+def test_mfu_is_left_out_where_the_peak_is_unknown(clock):
+    rates = metrics.Rates(tiny.config())
+    for _ in range(2):
+        rates.add(step_metrics())
+        clock[0] += 1
+    assert not [name for name in rates.read() if "mfu" in name]
+
+
+def test_pause_is_not_training_time_and_totals_add_up(clock):
+    rates = metrics.Rates(tiny.config())
+    rates.pause(1000)  # before the clock runs: no effect
+    rates.add(step_metrics())
+    for _ in range(2):
+        clock[0] += 10
+        rates.pause(9)
+        rates.add(step_metrics())
+        assert rates.read()["step_s"] == pytest.approx(1.0)
+    clock[0] += 2
+    rates.add(step_metrics(tokens=64.0))
+    assert rates.read()["tokens_per_s"] == pytest.approx(32)
+    totals = rates.totals()
+    assert (totals["tokens"], totals["seconds"]) == (320, pytest.approx(4.0))
+    assert totals["tokens_per_s"] == pytest.approx(80)
+
+
+def test_resumed_file_drops_what_will_be_repeated_and_what_was_cut_off(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    whole = [
+        json.dumps({"step": step, "kind": kind, "loss": 0.1}) + "\n"
+        for step, kind in [(1, "train"), (2, "train"), (2, "eval"), (3, "train"), (4, "train")]
+    ]
+    file.write_text("".join(whole) + '{"step": 2, "kind": "tr')
+    writer = metrics.Writer(tmp_path, 2, tensorboard=False)
+    assert file.read_text() == "".join(whole[:3])
+    writer.write(3, "train", {"loss": 0.2})
+    writer.close()
+    assert [json.loads(line) for line in file.read_text().splitlines()][-1] == {
+        "step": 3,
+        "kind": "train",
+        "loss": 0.2,
+    }
+    assert not (tmp_path / "metrics.part").exists()
+
+
+def test_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
+    writer = metrics.Writer(tmp_path, 0, tensorboard=False)
+    writer.write(1, "train", {"loss": 1.5})
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "kind": "train", "loss": 1.5}
+    writer.close()
+    assert not (tmp_path / "tensorboard").exists()
+
+
+def events(directory):
+    """Every event of TensorBoard's record files: length (8), its crc (4), the event, its crc (4)."""
+    for file in sorted(directory.glob("events.*")):
+        content = file.read_bytes()
+        while content:
+            size = int.from_bytes(content[:8], "little")
+            yield event_pb2.Event.FromString(content[12 : 12 + size])
+            content = content[16 + size :]
+
+
+def test_tensorboard_holds_the_same_figures(tmp_path):
+    writer = metrics.Writer(tmp_path, 0, tensorboard=True)
+    writer.write(3, "train", {"loss": 1.5, "tokens": 7})
+    writer.write(4, "eval", {"loss": 0.5, "by_position": {"0-64": 1.0}})
+    writer.close()
+    got = {(e.step, v.tag, v.simple_value) for e in events(tmp_path / "tensorboard") for v in e.summary.value}
+    assert got == {(3, "train/loss", 1.5), (3, "train/tokens", 7.0), (4, "eval/loss", 0.5)}
+
+
+def test_progress_is_plain_lines_where_there_is_no_terminal(capsys, clock):
+    progress = metrics.Progress(steps=10, first_step=2)
+    progress.step(3)
+    progress.show(3, 5.43216, None)
+    clock[0] += 30
+    progress.step(4)
+    progress.show(4, 4.0, 1234.5)
+    progress.say("held out")
+    progress.close()
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "step 3/10  loss 5.4322  compiled",
+        "step 4/10  loss 4.0000  1,234 tokens/s  ETA 3:00",
+        "held out",
+    ]

@@ -1,0 +1,88 @@
+"""Schedules, weight decay and clipping."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from anchorjax.training.optimizer import make_optimizer, make_schedule
+from tests import tiny
+
+PEAK = 0.5
+
+
+def optimizer_config(**changes):
+    values = {"learning_rate": PEAK, "warmup_steps": 4, "final_fraction": 0.1, "weight_decay": 0.0} | changes
+    return tiny.config(**{f"optimizer__{key}": value for key, value in values.items()}).optimizer
+
+
+def update(config, grads, params):
+    optimizer = make_optimizer(config, steps=10)
+    return optimizer.update(grads, optimizer.init(params), params)[0]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "expected"),
+    [
+        ("constant", 4, {0: PEAK / 4, 1: PEAK / 2, 3: PEAK, 4: PEAK, 19: PEAK, 30: PEAK}),
+        ("constant", 0, {0: PEAK, 19: PEAK}),
+        ("constant", 1, {0: PEAK, 1: PEAK}),
+        ("cosine", 4, {0: PEAK / 4, 3: PEAK, 4: PEAK, 12: 0.55 * PEAK, 20: 0.1 * PEAK, 30: 0.1 * PEAK}),
+        ("cosine", 0, {0: PEAK, 10: 0.55 * PEAK, 20: 0.1 * PEAK}),
+        ("cosine", 40, {0: PEAK / 40, 19: PEAK / 2}),
+    ],
+)
+def test_schedule_values(schedule, warmup, expected):
+    rate = make_schedule(optimizer_config(schedule=schedule, warmup_steps=warmup), steps=20)
+    np.testing.assert_allclose([rate(step) for step in expected], list(expected.values()), rtol=1e-6)
+
+
+def test_weight_decay_shrinks_matrices_and_leaves_norms():
+    params = {
+        "blocks": {"attention_norm_D": jnp.ones(4), "q_DNH": jnp.ones((2, 2))},
+        "final_norm_D": jnp.ones(4),
+    }
+    config = optimizer_config(weight_decay=0.25, warmup_steps=0)
+    updates = update(config, jax.tree.map(jnp.zeros_like, params), params)
+    np.testing.assert_allclose(updates["blocks"]["q_DNH"], -PEAK * 0.25)
+    assert not updates["final_norm_D"].any() and not updates["blocks"]["attention_norm_D"].any()
+
+
+def test_names_of_the_decoder_decide_as_meant():
+    from anchorjax.training.optimizer import _decays
+    from anchorjax.training.state import init_state
+    from tests.training.making import make_mesh, make_steps, sharding
+
+    steps = make_steps(tiny.config(model__tie_embeddings=False))
+    with jax.set_mesh(make_mesh()):
+        params = sharding.abstract(lambda: init_state(0, steps.config.model, steps.optimizer)).params
+    scales = {
+        jax.tree_util.keystr(path) for path, yes in jax.tree_util.tree_leaves_with_path(_decays(params)) if not yes
+    }
+    by_shape = {
+        jax.tree_util.keystr(path)
+        for path, x in jax.tree_util.tree_leaves_with_path(params)
+        if x.shape[-2:] in ((2, 32), (32,))
+    }
+    assert scales == by_shape and len(scales) == 3
+
+
+def test_one_step_is_that_of_adamw_written_out():
+    config = optimizer_config(weight_decay=0.1, warmup_steps=0, schedule="constant", clip_norm=0.0)
+    params, grads = {"w": jnp.array([[1.0, -2.0]])}, {"w": jnp.array([[0.3, -4.0]])}
+    got = update(config, grads, params)
+    w, g = np.float64([[1.0, -2.0]]), np.float64([[0.3, -4.0]])
+    m, v = (1 - config.beta1) * g / (1 - config.beta1), (1 - config.beta2) * g**2 / (1 - config.beta2)
+    np.testing.assert_allclose(got["w"], -PEAK * (m / (np.sqrt(v) + config.eps) + 0.1 * w), rtol=1e-6)
+    alone = optax.adamw(PEAK, b1=config.beta1, b2=config.beta2, eps=config.eps, weight_decay=0.1)
+    np.testing.assert_allclose(got["w"], alone.update(grads, alone.init(params), params)[0]["w"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("clip", "scale"), [(1.0, 0.1), (20.0, 1.0), (0.0, 1.0)])
+def test_clip_scales_the_whole_gradient(clip, scale):
+    config = optimizer_config(clip_norm=clip, eps=1.0, warmup_steps=0, schedule="constant")
+    params, grads = {"a": jnp.zeros(1), "b": jnp.zeros(1)}, {"a": jnp.array([6.0]), "b": jnp.array([8.0])}
+    got = update(config, grads, params)
+    for key, g in (("a", 6.0), ("b", 8.0)):
+        np.testing.assert_allclose(got[key], -PEAK * scale * g / (scale * g + 1), rtol=1e-6)

@@ -1,0 +1,94 @@
+"""A directory belongs to one configuration and one job."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from anchorjax.errors import WorkdirError
+from anchorjax.training.workdir import FREE, Workdir, load_config
+from tests import tiny
+
+
+def test_config_json_holds_the_resolved_configuration(tmp_path):
+    config = tiny.config()
+    with Workdir(tmp_path / "a" / "b").open(config) as workdir:
+        assert json.loads((workdir.path / "config.json").read_text()) == config.to_dict()
+        assert load_config(workdir.path) == config.to_dict()
+
+
+def test_other_configuration_is_refused_with_all_differences(tmp_path):
+    Workdir(tmp_path).open(tiny.config()).close()
+    before = (tmp_path / "config.json").read_bytes()
+    other = tiny.config(seed=5, model__num_layers=3, mesh__tensor=2)
+    with pytest.raises(WorkdirError) as caught:
+        Workdir(tmp_path).open(other)
+    assert "model.num_layers: 2 -> 3; seed: 0 -> 5" in str(caught.value)
+    assert "mesh" not in str(caught.value) and "\n" not in str(caught.value)
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+CHANGES = {"str": "elsewhere", "bool": True, "int": 3, "float": 3.5}
+
+
+def free_keys() -> list[str]:
+    keys = [f"{section}.{key}" for section, values in tiny.mapping().items() if section != "seed" for key in values]
+    return [key for key in keys if key.startswith(FREE)]
+
+
+def test_free_keys_are_those_of_where_and_how():
+    assert set(free_keys()) == {
+        *(
+            "mesh.data",
+            "mesh.fsdp",
+            "mesh.context",
+            "mesh.tensor",
+            "eval.every",
+            "eval.rows",
+            "eval.final_rows",
+        ),
+        *("checkpoint.every", "checkpoint.keep", "train.log_every", "train.tensorboard", "train.peak_tflops"),
+        *("data.prefetch", "data.workers", "data.data_dir"),
+    }
+
+
+@pytest.mark.parametrize("key", free_keys())
+def test_free_key_may_change(tmp_path, key):
+    Workdir(tmp_path).open(tiny.config()).close()
+    section, name = key.split(".")
+    old = tiny.mapping()[section][name]
+    changed = tiny.config(**{f"{section}__{name}": CHANGES[type(old).__name__]})
+    assert changed != tiny.config()
+    Workdir(tmp_path).open(changed).close()
+    assert load_config(tmp_path) == changed.to_dict()
+
+
+def test_lock_refuses_another_process_and_is_free_after_close(tmp_path):
+    code = "import sys; from tests import tiny; from anchorjax.training.workdir import Workdir\n"
+    code += "try: Workdir(sys.argv[1]).open(tiny.config())\nexcept Exception as error: sys.exit(str(error))"
+
+    def another():
+        root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        command = [sys.executable, "-c", code, str(tmp_path)]
+        return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
+
+    with Workdir(tmp_path).open(tiny.config()):
+        refused = another()
+    assert refused.returncode == 1 and "another process" in refused.stderr and str(tmp_path) in refused.stderr
+    assert another().returncode == 0
+
+
+def test_json_is_replaced_in_one_move(tmp_path, monkeypatch):
+    with Workdir(tmp_path).open(tiny.config()) as workdir:
+        workdir.write_json("summary.json", {"step": 1})
+        monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            workdir.write_json("summary.json", {"step": 2})
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"step": 1}
+
+
+def test_directory_without_a_run(tmp_path):
+    with pytest.raises(WorkdirError, match="there is no run"):
+        load_config(tmp_path)
