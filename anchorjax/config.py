@@ -37,8 +37,8 @@ class Section:
 
     def _check(self, field: dataclasses.Field, value: Any) -> None:
         key, rule = self.key(field.name), field.metadata
-        if type(value) is int and value > MAX_INT:
-            raise ConfigError(key, value, f"it must be at most {MAX_INT}")
+        if type(value) is int and abs(value) > MAX_INT:
+            raise ConfigError(key, value, f"it must be at most {MAX_INT} in size")
         if field.type is float and type(value) is int:
             value = float(value)
             object.__setattr__(self, field.name, value)

@@ -117,9 +117,11 @@ def test_good_command_line_resolves(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--config.train.stepz=5"], ["--config.model.vocab_size=100"], ["--config=missing.py"]],
+    [["--config.train.stepz=5"], ["--config.model.vocab_size=100"], ["--config=missing.py"], ["--config=none.py"]],
 )
 def test_the_real_program_says_the_same(tmp_path, arguments):
+    (tmp_path / "none.py").write_text(BAD_FILES["none.py"][0])
+    arguments = [argument.replace("none.py", str(tmp_path / "none.py")) for argument in arguments]
     argv = ["--config=configs/quickstart.py", f"--workdir={tmp_path / 'run'}", *arguments]
     done = subprocess.run([sys.executable, "train.py", *argv], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and done.stdout == ""

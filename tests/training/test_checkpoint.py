@@ -196,6 +196,5 @@ def test_buffers_may_be_reused_while_the_save_is_under_way(tmp_path):
     checkpoints.save(3, state, CONFIG.to_dict(), POSITION)
     with jax.set_mesh(make_mesh(*MESHES[1])):
         jax.block_until_ready(overwrite(state))
-    assert state.params.embed_VD[...].is_deleted()
     checkpoints.close()
     assert_same(raw(restore(tmp_path)[0]), raw(state_on(MESHES[0], 3)))

@@ -1,12 +1,15 @@
 """Whole runs: interrupted in every way, they go on as if nothing had happened, or say why they cannot."""
 
+import itertools
 import json
 import random
 import shutil
 import time
+import types
 
 import pytest
 
+from anchorjax.training import loop
 from tests.training.jobs import OVERRIDES, Jobs, hex_held_out, hex_losses, lines, saved_steps
 
 STEPS, EVERY = OVERRIDES["train__steps"], OVERRIDES["checkpoint__every"]
@@ -83,9 +86,10 @@ def test_kills_at_random_moments_lose_at_most_the_steps_since_a_save(jobs, unbro
         started_at = max(saved_steps(tmp_path), default=0)
         process = jobs.start(tmp_path)
         deadline = time.time() + 120
-        while len(hex_losses(tmp_path)) <= started_at and process.poll() is None and time.time() < deadline:
+        while len(hex_losses(tmp_path)) <= started_at + 2 * EVERY and process.poll() is None:
+            assert time.time() < deadline
             time.sleep(0.005)
-        time.sleep(rng.uniform(0, 0.3))
+        time.sleep(rng.uniform(0, 0.1))
         process.kill()
         process.communicate()
         trained = max((step for step, *_ in hex_losses(tmp_path)), default=0)
@@ -149,3 +153,19 @@ def test_loss_that_is_not_finite_ends_the_run(jobs, tmp_path):
     assert f"at step {good + 1};" in message
     assert max(saved_steps(tmp_path)) <= good
     assert not (tmp_path / "summary.json").exists()
+
+
+def test_sigterm_between_the_question_and_the_first_row_is_no_error(corpus):
+    """The stop flag turns true after `_held_out_loss` has first looked at it."""
+    store, tokenizer, config = corpus("validation")
+
+    class Stop:
+        answers = itertools.chain([False], itertools.repeat(True))
+        received = property(lambda self: next(self.answers))
+
+    rows_seen = []
+    job = types.SimpleNamespace(stop=Stop(), held_out=store, tokenizer=tokenizer)
+    job.config, job.state = types.SimpleNamespace(data=config), types.SimpleNamespace(params=None)
+    job.evaluate = lambda params, rows: rows_seen.extend(rows)
+    assert loop.Job._held_out_loss(job, max_rows=8) is None
+    assert len(rows_seen) == 1
