@@ -89,6 +89,11 @@ class Job:
             stack.callback(self.progress.close)
             stack.callback(self.writer.close)
             stack.callback(self.checkpoints.close)
+            summary = self.directory.read_json("summary.json")
+            if summary and self.first_step == self.config.train.steps:
+                self.progress.say("this run is finished; give a new one its own --workdir")
+                self._show(summary)
+                return DONE
             if not self._train():
                 self.progress.say(f"stopped by SIGTERM; saved in {self.directory.path}, run again to go on")
                 return PREEMPTED
@@ -201,9 +206,12 @@ class Job:
             **self.rates.totals(),
         }
         self.directory.write_json("summary.json", summary)
+        self._show(summary)
+        return True
+
+    def _show(self, summary: dict) -> None:
         self.progress.close()
         print(_report(summary, self.directory.path), flush=True)
-        return True
 
 
 def _report(summary: dict, path: Path) -> str:

@@ -66,6 +66,11 @@ class Workdir:
         part.write_text(json.dumps(content, indent=2) + "\n")
         os.replace(part, self.path / name)
 
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """What `write_json` wrote, or None."""
+        file = self.path / name
+        return json.loads(file.read_text()) if file.exists() else None
+
     def close(self) -> None:
         if self._lock:
             self._lock.close()

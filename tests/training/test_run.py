@@ -114,10 +114,11 @@ def test_second_job_in_the_same_directory_is_refused_and_the_first_goes_on(jobs,
 
 
 def test_finished_run_does_not_train_again(jobs, unbroken):
-    before = hex_losses(unbroken), saved_steps(unbroken)
+    files = [unbroken / "metrics.jsonl", unbroken / "summary.json"]
+    before = [file.read_bytes() for file in files], saved_steps(unbroken)
     err = jobs.run(unbroken)
-    assert (hex_losses(unbroken), saved_steps(unbroken)) == before
-    assert f"resuming after step {STEPS}" in err
+    assert ([file.read_bytes() for file in files], saved_steps(unbroken)) == before
+    assert "this run is finished" in err
 
 
 def test_other_configuration_is_refused(jobs, unbroken):
