@@ -54,7 +54,7 @@ class Steps:
         params = optax.apply_updates(state.params, updates)
         metrics = {
             "loss": loss,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "learning_rate": self.schedule(state.step),
             "targets": jnp.sum(batch.weights_BT),
             "tokens": jnp.sum(batch.segment_ids_BT != PAD_SEGMENT, dtype=jnp.float32),
