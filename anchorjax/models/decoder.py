@@ -23,7 +23,6 @@ from anchorjax.masks import Mask
 from anchorjax.models import rope
 from anchorjax.sharding import ACTIVATIONS, HEADS, ROWS
 
-
 MAX_OFFSET = 4  # tokens that a fresh head may look back
 
 
