@@ -87,7 +87,7 @@ def test_importing_has_no_side_effects(tmp_path):
     code = f"""
 import importlib, logging, os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
-import jax, grain, orbax.checkpoint, tensorflow_datasets  # what they do is not ours
+import jax, grain, orbax.checkpoint, tensorboardX, tensorflow_datasets  # what they do is not ours
 from absl import flags
 state = lambda: (
     [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)], list(flags.FLAGS), logging.root.level,
