@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from anchorjax.errors import ConfigError
+from anchorjax.types import IMPLEMENTATIONS, MASKS, POSITIONS
 
 MAX_INT = 2**31 - 1  # steps, positions and sizes are int32 on the device
 
@@ -93,7 +94,7 @@ class ModelConfig(Section):
 @dataclasses.dataclass(frozen=True)
 class AttentionConfig(Section):
     NAME = "attention"
-    implementation: str = choice("auto", "reference", "xla")
+    implementation: str = choice("auto", *IMPLEMENTATIONS)
     q_tile: int = number(8, 8192)
     kv_tile: int = number(8, 8192)
 
@@ -106,8 +107,8 @@ class DataConfig(Section):
     data_dir: str
     row_length: int = number(2, 2**24)
     batch_rows: int = number(1)
-    mask: str = choice("anchor", "intra_doc", "full")
-    positions: str = choice("continue", "reset")
+    mask: str = choice(*MASKS)
+    positions: str = choice(*POSITIONS)
     boundary_targets: bool
     prefetch: int = number(0, 1024)
     workers: int = number(0, 256)

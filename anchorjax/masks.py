@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-PAD_SEGMENT = -1
+from anchorjax.types import PAD_SEGMENT
 
 
 def allowed(

@@ -1,4 +1,4 @@
-"""The batch contract and the letters that name array axes everywhere in anchorjax.
+"""The batch contract, the names of choices, and the letters that name array axes everywhere in anchorjax.
 
     B  rows in a batch           N  query heads            V  vocabulary
     T  tokens of a row (query)   K  key/value heads        L  layers
@@ -13,6 +13,13 @@ import dataclasses
 
 import jax
 
+# Names that both the configuration and the code behind it know.
+IMPLEMENTATIONS = ("reference", "xla")  # of attention: modules in anchorjax/attention
+MASKS = ("anchor", "intra_doc", "full")  # who may attend to whom
+POSITIONS = ("continue", "reset")  # of RoPE, at each document
+
+PAD_SEGMENT = -1
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +31,7 @@ class Batch:
       targets_BT: int32 id that follows each token in its document.
       weights_BT: float32 loss weights; 0 where there is no target (document ends, pads).
       positions_BT: int32 RoPE positions. They never decide visibility.
-      segment_ids_BT: int32 document of each token in its row; -1 is a pad.
+      segment_ids_BT: int32 document of each token in its row; PAD_SEGMENT is a pad.
     """
 
     tokens_BT: jax.Array

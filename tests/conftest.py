@@ -41,3 +41,11 @@ def corpus(data_dir, tiny_config):
         return *stores[split], config.data
 
     return load
+
+
+@pytest.fixture(scope="session")
+def jobs(tmp_path_factory, data_dir):
+    """Starts whole runs as processes; they share compiled programs."""
+    from tests.training.jobs import Jobs
+
+    return Jobs(tmp_path_factory.mktemp("jobs"), data_dir)

@@ -6,7 +6,7 @@
 | xla       | xla.py       | blockwise over live tiles, forward and backward        |
 
 An implementation is a module here with `apply(q_BTNH, k_BSKH, v_BSKH, mask, plan) -> out_BTNH`; add its name
-to `IMPLEMENTATIONS` and the contract suite (tests/attention) runs on it. One that cannot do something raises
+to `types.IMPLEMENTATIONS` and the contract suite (tests/attention) runs on it. One that cannot do something raises
 `NotImplementedError` naming it; none is ever replaced silently by another.
 """
 
@@ -16,8 +16,8 @@ import jax
 
 from anchorjax.attention.plan import Plan, make_plan
 from anchorjax.masks import Mask
+from anchorjax.types import IMPLEMENTATIONS
 
-IMPLEMENTATIONS = ("reference", "xla")
 DEFAULT_TILE = 256
 
 

@@ -14,7 +14,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from anchorjax.masks import PAD_SEGMENT, Mask
+from anchorjax.masks import Mask
+from anchorjax.types import PAD_SEGMENT
 
 _WORDS, _BITS = 8, 32  # each tile's set of documents as 8 words of 32 bits, by segment id modulo 256
 _FAR = jnp.iinfo(jnp.int32).max

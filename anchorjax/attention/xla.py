@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from anchorjax.attention.plan import Plan, pad_to_tiles
-from anchorjax.masks import PAD_SEGMENT, Mask, allowed
+from anchorjax.masks import Mask, allowed
+from anchorjax.types import PAD_SEGMENT
 
 NAME = "attention"  # of the saved output and log-sum-exp, for remat policies
 _NOTHING = -1e30  # logit of "no key seen yet": finite, so that the difference of two is not NaN

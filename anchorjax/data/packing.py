@@ -19,11 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from anchorjax.data.store import TokenStore
-from anchorjax.types import Batch
-
-MASKS = ("anchor", "intra_doc", "full")
-POSITIONS = ("continue", "reset")
-PAD_SEGMENT = -1
+from anchorjax.types import MASKS, PAD_SEGMENT, POSITIONS, Batch
 
 
 def num_anchors(mask: str) -> int:

@@ -1,10 +1,11 @@
 """Checkpoints: the one module that knows Orbax.
 
 A checkpoint is a step directory with two items: `state`, the leaves of the TrainState by name, and `meta`,
-JSON with the format number, the configuration and the place in the data. Saves run in the background; a
-step directory gets its final name only when it is whole, so a kill leaves the checkpoint before it. Resume
-takes the newest step that can be read in full and says so when it has to pass one over; what was passed over
-is renamed, never deleted, as Orbax saves no step below one that exists.
+JSON with the format number, the configuration, the place in the data and a digest of each leaf. Saves run in
+the background; a step directory gets its final name only when it is whole, so a kill leaves the checkpoint
+before it. Resume takes the newest step that can be read in full and whose leaves have their digests, and says
+so when it has to pass one over; what was passed over is renamed, never deleted, as Orbax saves no step below
+one that exists.
 """
 
 import dataclasses
@@ -18,9 +19,10 @@ import jax
 import orbax.checkpoint as ocp
 
 from anchorjax.errors import CheckpointError
+from anchorjax.training.digest import digests
 from anchorjax.training.state import TrainState
 
-FORMAT = 1
+FORMAT = 2
 _DIGITS = 8  # of a step directory's name
 _policies = ocp.checkpoint_managers
 
@@ -58,8 +60,10 @@ class Checkpoints:
 
         An earlier save's failure is raised here or in `close`, never swallowed.
         """
+        leaves = _flatten(state)
         meta = {"format": FORMAT, "step": step, "config": config, "data": dataclasses.asdict(data)}
-        args = ocp.args.Composite(state=ocp.args.StandardSave(_flatten(state)), meta=ocp.args.JsonSave(meta))
+        meta["digests"] = digests(leaves)
+        args = ocp.args.Composite(state=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(meta))
         if not self._manager.save(step, args=args):
             raise CheckpointError(f"step {step} was not saved: {self.directory} already holds a later one")
 
@@ -92,6 +96,9 @@ class Checkpoints:
         target = _flatten(like)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
         leaves = self._manager.restore(step, args=args).state
+        changed = [name for name, digest in digests(leaves).items() if digest != meta["digests"][name]]
+        if changed:
+            raise ValueError(f"not what was saved: {', '.join(changed)}")
         return jax.tree.unflatten(jax.tree.structure(like), [leaves[name] for name in target]), meta
 
     def _set_aside(self, steps: list[int]) -> None:

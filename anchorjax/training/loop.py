@@ -135,6 +135,7 @@ class Job:
                     self._evaluate(step)
                 stopped = self.stop.received  # asked once: a SIGTERM may come at any line, the evaluation's too
                 if step % config.checkpoint.every == 0 or step == steps or stopped:
+                    self.checkpoints.wait()  # for the save before, so what is reported is never two saves ahead
                     self._read(running)
                     running = None
                     self._save(step)

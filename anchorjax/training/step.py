@@ -12,12 +12,12 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 from anchorjax.config import Config
-from anchorjax.masks import PAD_SEGMENT, count_live_pairs
+from anchorjax.masks import count_live_pairs
 from anchorjax.models.decoder import Decoder, Shape
 from anchorjax.sharding import ROWS
 from anchorjax.training.loss import token_nats
 from anchorjax.training.state import TrainState
-from anchorjax.types import Batch
+from anchorjax.types import PAD_SEGMENT, Batch
 
 
 @dataclasses.dataclass(frozen=True)

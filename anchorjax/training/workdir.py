@@ -37,9 +37,9 @@ class Workdir:
         self._refuse_other_config(config)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / "run.lock", "w")  # noqa: SIM115 - held until close
         except OSError as error:
             raise WorkdirError(f"--workdir={self.path} cannot be used: {error.strerror}") from error
-        self._lock = open(self.path / "run.lock", "w")  # noqa: SIM115 - held until close
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -50,10 +50,10 @@ class Workdir:
         return self
 
     def _refuse_other_config(self, config: Config) -> None:
-        file = self.path / "config.json"
-        if not file.exists():
+        saved = self.read_json("config.json")
+        if saved is None:
             return
-        changed = [line for line in differences(json.loads(file.read_text()), config.to_dict()) if not _is_free(line)]
+        changed = [line for line in differences(saved, config.to_dict()) if not _is_free(line)]
         if changed:
             raise WorkdirError(
                 f"{self.path} holds a run of another configuration ({'; '.join(changed)}); "
@@ -67,9 +67,8 @@ class Workdir:
         os.replace(part, self.path / name)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """What `write_json` wrote, or None."""
-        file = self.path / name
-        return json.loads(file.read_text()) if file.exists() else None
+        """What `write_json` wrote, or None. Raises WorkdirError if it is no longer that."""
+        return _read_json(self.path / name)
 
     def close(self) -> None:
         if self._lock:
@@ -89,6 +88,19 @@ def _is_free(line: str) -> bool:
 def load_config(workdir: Path) -> dict[str, Any]:
     """The configuration of the run in `workdir`. Raises WorkdirError if there is none."""
     file = workdir / "config.json"
-    if not file.is_file():
+    config = _read_json(file)
+    if config is None:
         raise WorkdirError(f"there is no run in {workdir}: {file} does not exist")
-    return json.loads(file.read_text())
+    return config
+
+
+def _read_json(file: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(file.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise WorkdirError(f"{file} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise WorkdirError(f"{file} cannot be read: it holds no JSON object")
+    return content

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anchorjax.attention import IMPLEMENTATIONS, attention
+from anchorjax.attention import attention
 from anchorjax.attention.plan import make_plan
 from anchorjax.masks import Mask
+from anchorjax.types import IMPLEMENTATIONS
 from tests.attention.contract import HEADS, Case, float64_attention, layouts, make_case
 
 FAST = [name for name in IMPLEMENTATIONS if name != "reference"]

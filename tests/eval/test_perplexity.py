@@ -7,12 +7,7 @@ import sys
 
 import pytest
 
-from tests.training.jobs import ROOT, Jobs
-
-
-@pytest.fixture(scope="module")
-def jobs(tmp_path_factory, data_dir):
-    return Jobs(tmp_path_factory.mktemp("jobs"), data_dir)
+from tests.training.jobs import ROOT
 
 
 @pytest.fixture(scope="module")

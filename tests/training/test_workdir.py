@@ -92,3 +92,20 @@ def test_json_is_replaced_in_one_move(tmp_path, monkeypatch):
 def test_directory_without_a_run(tmp_path):
     with pytest.raises(WorkdirError, match="there is no run"):
         load_config(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", '{"seed": 0, ', "[]", "\udcff"])
+def test_config_json_that_cannot_be_read_is_named_and_kept(tmp_path, content):
+    file = tmp_path / "config.json"
+    file.write_bytes(content.encode("utf-8", "surrogateescape"))
+    for read in (lambda: Workdir(tmp_path).open(tiny.config()), lambda: load_config(tmp_path)):
+        with pytest.raises(WorkdirError, match=r"config\.json cannot be read") as caught:
+            read()
+        assert "\n" not in str(caught.value)
+    assert file.read_bytes() == content.encode("utf-8", "surrogateescape")
+
+
+def test_lock_that_cannot_be_opened_is_an_error_of_the_directory(tmp_path):
+    (tmp_path / "run.lock").mkdir()
+    with pytest.raises(WorkdirError, match="cannot be used"):
+        Workdir(tmp_path).open(tiny.config())
