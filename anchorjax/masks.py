@@ -2,6 +2,8 @@
 
     allowed(q, k) = k.index <= q.index and (same segment or k is an anchor), and neither is a pad
 
+With a sliding window, "same segment" also asks for q.index - k.index < window; anchors stay in sight.
+
 With the anchor A and the documents (a b c) and (d e) in one row (`x` = the query may see the key):
 
     keys            A a b c d e         A a b c d e         A a b c d e
@@ -28,11 +30,18 @@ from anchorjax.types import PAD_SEGMENT
 
 
 def allowed(
-    q_index: ArrayLike, kv_index: ArrayLike, q_segment: ArrayLike, kv_segment: ArrayLike, num_anchors: int
+    q_index: ArrayLike,
+    kv_index: ArrayLike,
+    q_segment: ArrayLike,
+    kv_segment: ArrayLike,
+    num_anchors: int,
+    window: int | None = None,
 ) -> ArrayLike:
     """The attention rule, elementwise over broadcastable int arrays (numpy or jax). Returns bool."""
     causal = kv_index <= q_index
     same_document = q_segment == kv_segment
+    if window is not None:
+        same_document = same_document & (q_index - kv_index < window)
     anchor = kv_index < num_anchors
     real = (q_segment != PAD_SEGMENT) & (kv_segment != PAD_SEGMENT)
     return causal & (same_document | anchor) & real
@@ -41,13 +50,16 @@ def allowed(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Mask:
-    """The arguments of `allowed` for every query and key of a batch: O(T) memory, never a [T, S] array.
+    """What a query may see, and how its logits are bent: O(T) memory, never a [T, S] array.
 
     Attributes:
       q_segment_ids_BT, kv_segment_ids_BS: int32 documents, -1 for pads.
       q_index_BT, kv_index_BS: int32 place of each token in its row. They are arrays and not offsets, so
         that shards of a row, and reordered rows, need no special case.
       num_anchors: keys with index below this are seen by every later query (static).
+      window: keys of the same document that a query sees, itself among them; None is all (static).
+      soft_cap: logits become soft_cap * tanh(logit / soft_cap); None leaves them (static; Gemma 2,
+        arXiv 2408.00118, Section 2).
     """
 
     q_segment_ids_BT: jax.Array
@@ -55,13 +67,17 @@ class Mask:
     q_index_BT: jax.Array
     kv_index_BS: jax.Array
     num_anchors: int = dataclasses.field(metadata={"static": True})
+    window: int | None = dataclasses.field(default=None, metadata={"static": True})
+    soft_cap: float | None = dataclasses.field(default=None, metadata={"static": True})
 
     @classmethod
-    def from_segments(cls, segment_ids_BT: jax.Array, num_anchors: int) -> "Mask":
+    def from_segments(
+        cls, segment_ids_BT: jax.Array, num_anchors: int, window: int | None = None, soft_cap: float | None = None
+    ) -> "Mask":
         """Self-attention over whole rows in their own order."""
         # A sum and not a broadcast, so that on an explicit mesh the index is sharded like the segments.
         index_BT = jnp.zeros_like(segment_ids_BT) + jnp.arange(segment_ids_BT.shape[1], dtype=jnp.int32)
-        return cls(segment_ids_BT, segment_ids_BT, index_BT, index_BT, num_anchors)
+        return cls(segment_ids_BT, segment_ids_BT, index_BT, index_BT, num_anchors, window, soft_cap)
 
     def materialize(self) -> jax.Array:
         """The dense bool [B, T, S] array: for the reference, tests and pictures only."""
@@ -71,6 +87,7 @@ class Mask:
             self.q_segment_ids_BT[:, :, None],
             self.kv_segment_ids_BS[:, None, :],
             self.num_anchors,
+            self.window,
         )
 
 

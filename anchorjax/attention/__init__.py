@@ -5,20 +5,22 @@
 | reference | reference.py | the definition: dense, fp32, O(T S) memory             |
 | xla       | xla.py       | blockwise over live tiles, forward and backward        |
 
-An implementation is a module here with `apply(q_BTNH, k_BSKH, v_BSKH, mask, plan) -> out_BTNH`; add its name
-to `types.IMPLEMENTATIONS` and the contract suite (tests/attention) runs on it. One that cannot do something raises
-`NotImplementedError` naming it; none is ever replaced silently by another.
+An implementation is a module here with `apply(q_BTNH, k_BSKH, v_BSKH, mask, plan) -> (out_BTNH, lse_BTN)`; add
+its name to `types.IMPLEMENTATIONS` and the contract suite (tests/attention) runs on it. One that cannot do
+something raises `NotImplementedError` naming it; none is ever replaced silently by another.
 """
 
 import importlib
 
 import jax
+import jax.numpy as jnp
 
 from anchorjax.attention.plan import Plan, make_plan
 from anchorjax.masks import Mask
 from anchorjax.types import IMPLEMENTATIONS
 
 DEFAULT_TILE = 256
+DTYPES = ("float32", "bfloat16")
 
 
 def default_implementation() -> str:
@@ -44,7 +46,7 @@ def attention(
       k_BSKH, v_BSKH: keys and values, of q's dtype (float32 or bfloat16).
       mask: who may see whom.
       plan: the live tiles of `mask`; None builds them here. Pass one plan to all layers of a step.
-      implementation: a name from `IMPLEMENTATIONS`; None takes `default_implementation()`.
+      implementation: a name from `types.IMPLEMENTATIONS`; None takes `default_implementation()`.
 
     Returns:
       [B, T, N, H] in q's dtype; sums are fp32 inside.
@@ -52,7 +54,26 @@ def attention(
     Raises:
       ValueError: shapes or dtypes that do not fit each other, or an unknown implementation.
     """
-    check_shapes(q_BTNH, k_BSKH, v_BSKH, mask)
+    return attention_with_lse(q_BTNH, k_BSKH, v_BSKH, mask, plan=plan, implementation=implementation)[0]
+
+
+def attention_with_lse(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    mask: Mask,
+    *,
+    plan: Plan | None = None,
+    implementation: str | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """`attention`, and the log-sum-exp of each query's logits: what merging parts of the keys needs.
+
+    Returns:
+      (out [B, T, N, H] in q's dtype, lse [B, T, N] fp32 in nats; `anchors.NOTHING` where no key is seen).
+      Differentiable through both.
+    """
+    check_arrays(q_BTNH, k_BSKH, v_BSKH)
+    check_mask(mask, q_BTNH.shape[:2], k_BSKH.shape[:2])
     name = implementation or default_implementation()
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"attention implementation {name!r} is unknown; there are {', '.join(IMPLEMENTATIONS)}")
@@ -62,18 +83,40 @@ def attention(
     return module.apply(q_BTNH, k_BSKH, v_BSKH, mask, plan)
 
 
-def check_shapes(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask) -> None:
-    """Raises ValueError naming the first pair of shapes or dtypes that disagree."""
+def check_arrays(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array) -> None:
+    """Raises ValueError naming the first shapes or dtypes that are not allowed."""
+    for name, x in (("q", q_BTNH), ("k", k_BSKH), ("v", v_BSKH)):
+        if x.ndim != 4:
+            raise ValueError(f"attention: {name} has shape {x.shape}; allowed: [rows, tokens, heads, width]")
+        if x.dtype not in DTYPES:
+            raise ValueError(f"attention: {name} is {x.dtype}; allowed: {', '.join(DTYPES)}")
+    if not q_BTNH.dtype == k_BSKH.dtype == v_BSKH.dtype:
+        raise ValueError(f"attention: q {q_BTNH.dtype}, k {k_BSKH.dtype}, v {v_BSKH.dtype} must be one dtype")
     B, T, N, H = q_BTNH.shape
     S, K = k_BSKH.shape[1:3]
     if k_BSKH.shape != (B, S, K, H) or v_BSKH.shape != k_BSKH.shape:
         raise ValueError(f"attention: q {q_BTNH.shape}, k {k_BSKH.shape} and v {v_BSKH.shape} do not fit")
     if N % K:
         raise ValueError(f"attention: {N} query heads are not a multiple of {K} key/value heads")
-    if not q_BTNH.dtype == k_BSKH.dtype == v_BSKH.dtype:
-        raise ValueError(f"attention: q {q_BTNH.dtype}, k {k_BSKH.dtype}, v {v_BSKH.dtype} must be one dtype")
-    if mask.q_segment_ids_BT.shape != (B, T) or mask.kv_segment_ids_BS.shape != (B, S):
-        raise ValueError(
-            f"attention: the mask is for {mask.q_segment_ids_BT.shape} queries and "
-            f"{mask.kv_segment_ids_BS.shape} keys, the arrays for {(B, T)} and {(B, S)}"
-        )
+
+
+def check_mask(mask: Mask, q_shape: tuple[int, int], kv_shape: tuple[int, int]) -> None:
+    """Raises ValueError naming the first array of the mask that does not fit, or a static field out of range."""
+    arrays = {
+        "q_segment_ids_BT": q_shape,
+        "q_index_BT": q_shape,
+        "kv_segment_ids_BS": kv_shape,
+        "kv_index_BS": kv_shape,
+    }
+    for name, shape in arrays.items():
+        x = getattr(mask, name)
+        if x.shape != shape:
+            raise ValueError(f"attention: mask.{name} has shape {x.shape}; q and k allow {shape}")
+        if x.dtype != jnp.int32:
+            raise ValueError(f"attention: mask.{name} is {x.dtype}; allowed: int32")
+    if mask.num_anchors < 0:
+        raise ValueError(f"attention: mask.num_anchors is {mask.num_anchors}; allowed: 0 or more")
+    if mask.window is not None and mask.window < 1:
+        raise ValueError(f"attention: mask.window is {mask.window}; allowed: None, or 1 or more")
+    if mask.soft_cap is not None and not mask.soft_cap > 0:
+        raise ValueError(f"attention: mask.soft_cap is {mask.soft_cap}; allowed: None, or above 0")

@@ -2,9 +2,9 @@
 
 A tile is one (query block, key block) pair; it is live if `masks.allowed` may hold inside it. Fast paths
 visit live tiles only, so a packed row costs what its documents cost. Anchor keys make no tile live: each
-fast path starts its softmax from them instead. Letters: I query tiles, J key tiles.
+fast path starts its softmax from them instead. Letters: I query tiles, J key tiles of a row.
 
-Everything is O(T + I*J) memory. The test per tile is exact for documents that lie in one piece, in any
+Everything is O(T + B*I*J) memory. The test per tile is exact for documents that lie in one piece, in any
 number. For interleaved pieces it is exact up to 256 documents a row; beyond that a dead tile may be called
 live (it then contributes nothing), and a live tile is never called dead.
 """
@@ -20,58 +20,150 @@ from anchorjax.types import PAD_SEGMENT
 _WORDS, _BITS = 8, 32  # each tile's set of documents as 8 words of 32 bits, by segment id modulo 256
 _FAR = jnp.iinfo(jnp.int32).max
 
+# An entry of a list is one int32: 13 bits of query tile, 13 bits of key tile, 5 bits of flags.
+_TILE_BITS, _FLAG_BITS = 13, 5
+MAX_TILES = 2**_TILE_BITS  # along each side, all rows of a device together: 4M tokens at tile 512
+FIRST_OF_Q, LAST_OF_Q, FIRST_OF_KV, LAST_OF_KV, NEEDS_MASK = (1 << n for n in range(_FLAG_BITS))
+# Entries in one chunk of a list. A TPU kernel reads its list from scalar memory, 1 MB in all; a full causal
+# row of 1M tokens has 2M tiles of 512.
+_CHUNK = 2**16
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Visits:
+    """The visited tiles in one order, the tiles of all rows numbered through (row b's i-th is b * I + i).
+
+    Attributes:
+      entries_CP: int32, see `unpack`. Chunk c holds the entries of `tiles_per_chunk` tiles of the outer side,
+        the first counts_C1[c] of its line; those behind mean nothing.
+      counts_C1: int32.
+      starts_1R: int32; where the entries of outer tile r begin, in the flattened entries_CP.
+      lengths_1R: int32; how many they are, at least one.
+      tiles_per_chunk: of the outer side (static).
+    """
+
+    entries_CP: jax.Array
+    counts_C1: jax.Array
+    starts_1R: jax.Array
+    lengths_1R: jax.Array
+    tiles_per_chunk: int = dataclasses.field(metadata={"static": True})
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The live tiles of each row, in both orders.
+    """The tiles to visit, by query tile (forward pass) and by key tile (backward pass).
+
+    Both lists hold the same tiles with the same flags: every live tile, and one dead tile for each query or key
+    tile without a live one, so that kernels which write their output on the last visit write all of it.
 
     Attributes:
-      kv_tiles_BIJ: int32; the first `kv_counts_BI` entries of a line are the live key tiles of that query
-        tile, ascending. The entries behind them mean nothing.
-      kv_counts_BI: int32.
-      q_tiles_BJI, q_counts_BJ: the same lists by key tile, for the backward pass.
       q_tile, kv_tile: tokens along each side of a tile (static).
     """
 
-    kv_tiles_BIJ: jax.Array
-    kv_counts_BI: jax.Array
-    q_tiles_BJI: jax.Array
-    q_counts_BJ: jax.Array
+    by_query: Visits
+    by_key: Visits
     q_tile: int = dataclasses.field(metadata={"static": True})
     kv_tile: int = dataclasses.field(metadata={"static": True})
 
 
+def unpack(entry: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(query tile, key tile, flags) of an entry."""
+    tiles = entry >> _FLAG_BITS
+    return tiles >> _TILE_BITS, tiles & (MAX_TILES - 1), entry & (2**_FLAG_BITS - 1)
+
+
 def make_plan(mask: Mask, q_tile: int, kv_tile: int) -> Plan:
-    """Builds the plan under jit. T and S need not divide the tile: the last tile may be part empty."""
-    live_BIJ = live_tiles(mask, q_tile, kv_tile)
-    kv_tiles_BIJ, kv_counts_BI = _compact(live_BIJ)
-    q_tiles_BJI, q_counts_BJ = _compact(live_BIJ.swapaxes(1, 2))
-    return Plan(kv_tiles_BIJ, kv_counts_BI, q_tiles_BJI, q_counts_BJ, q_tile, kv_tile)
+    """Builds the plan under jit. T and S need not divide the tile: the last tile may be part empty.
+
+    Raises:
+      ValueError: more than MAX_TILES tiles along one side.
+    """
+    live_BIJ, needs_mask_BIJ = classify_tiles(mask, q_tile, kv_tile)
+    B, I, J = live_BIJ.shape
+    if B * max(I, J) > MAX_TILES:
+        raise ValueError(
+            f"attention: {B} rows of {mask.q_index_BT.shape[1]} queries and {mask.kv_index_BS.shape[1]} keys are more "
+            f"than {MAX_TILES} tiles of {q_tile} x {kv_tile}; use larger tiles or fewer rows per device"
+        )
+    visited_BIJ = _with_dead_ends(live_BIJ)
+    flags_BIJ = _ends(visited_BIJ, 2, FIRST_OF_Q, LAST_OF_Q) | _ends(visited_BIJ, 1, FIRST_OF_KV, LAST_OF_KV)
+    flags_BIJ |= jnp.where(needs_mask_BIJ, NEEDS_MASK, 0)
+    row_B11 = jnp.arange(B, dtype=jnp.int32)[:, None, None]
+    q_BI1 = row_B11 * I + jnp.arange(I, dtype=jnp.int32)[:, None]
+    kv_B1J = row_B11 * J + jnp.arange(J, dtype=jnp.int32)
+    entries_BIJ = ((q_BI1 << _TILE_BITS | kv_B1J) << _FLAG_BITS) | flags_BIJ
+    by_query = _list(visited_BIJ.reshape(B * I, J), entries_BIJ.reshape(B * I, J))
+    by_key = _list(*(x.swapaxes(1, 2).reshape(B * J, I) for x in (visited_BIJ, entries_BIJ)))
+    return Plan(by_query, by_key, q_tile, kv_tile)
 
 
-def live_tiles(mask: Mask, q_tile: int, kv_tile: int) -> jax.Array:
-    """Bool [B, I, J]: may this tile hold an allowed pair whose key is not an anchor?"""
+def _with_dead_ends(live_BIJ: jax.Array) -> jax.Array:
+    """Adds tile (i, 0) for query tiles without a live tile, (0, j) for key tiles."""
+    dead_q_BI1 = ~jnp.any(live_BIJ, axis=2, keepdims=True)
+    dead_kv_B1J = ~jnp.any(live_BIJ, axis=1, keepdims=True)
+    I, J = live_BIJ.shape[1:]
+    return live_BIJ | (dead_q_BI1 & (jnp.arange(J) == 0)) | (dead_kv_B1J & (jnp.arange(I) == 0)[:, None])
+
+
+def _ends(visited_BIJ: jax.Array, axis: int, first: int, last: int) -> jax.Array:
+    """The flags of the first and the last visited tile along an axis."""
+    place = jax.lax.broadcasted_iota(jnp.int32, visited_BIJ.shape, axis)
+    lowest = jnp.min(jnp.where(visited_BIJ, place, _FAR), axis, keepdims=True)
+    highest = jnp.max(jnp.where(visited_BIJ, place, -1), axis, keepdims=True)
+    return jnp.where(place == lowest, first, 0) | jnp.where(place == highest, last, 0)
+
+
+def _list(visited_RM: jax.Array, entries_RM: jax.Array) -> Visits:
+    """Outer tiles R, inner tiles M: the visited entries of each chunk moved to its front, in their order."""
+    R, M = visited_RM.shape
+    tiles_per_chunk = min(R, max(1, _CHUNK // M))
+    pad = ((0, -R % tiles_per_chunk), (0, 0))
+    visited_CP, entries_CP = (jnp.pad(x, pad).reshape(-1, tiles_per_chunk * M) for x in (visited_RM, entries_RM))
+    order_CP = jnp.argsort(~visited_CP, axis=-1, stable=True)
+    lengths_R = jnp.sum(visited_RM, axis=-1, dtype=jnp.int32)
+    lengths_Cr = jnp.pad(lengths_R, pad[0]).reshape(-1, tiles_per_chunk)
+    starts_Cr = jnp.cumsum(lengths_Cr, axis=-1) - lengths_Cr
+    starts_Cr += jnp.arange(starts_Cr.shape[0], dtype=jnp.int32)[:, None] * (tiles_per_chunk * M)
+    return Visits(
+        entries_CP=jnp.take_along_axis(entries_CP, order_CP, axis=-1),
+        counts_C1=jnp.sum(lengths_Cr, axis=-1, keepdims=True),
+        starts_1R=starts_Cr.reshape(1, -1)[:, :R],
+        lengths_1R=lengths_R[None],
+        tiles_per_chunk=tiles_per_chunk,
+    )
+
+
+def classify_tiles(mask: Mask, q_tile: int, kv_tile: int) -> tuple[jax.Array, jax.Array]:
+    """Two bool [B, I, J]: may the tile hold an allowed pair whose key is no anchor, and one that is not allowed?"""
     q = _summarize(mask.q_segment_ids_BT, mask.q_index_BT, 0, q_tile)
     kv = _summarize(mask.kv_segment_ids_BS, mask.kv_index_BS, mask.num_anchors, kv_tile)
-    q_BI1 = jax.tree.map(lambda x: x[:, :, None], q)
-    kv_B1J = jax.tree.map(lambda x: x[:, None, :], kv)
-    causal_BIJ = kv_B1J.first_index <= q_BI1.last_index
-    ranges_meet_BIJ = (kv_B1J.low_segment <= q_BI1.high_segment) & (q_BI1.low_segment <= kv_B1J.high_segment)
-    share_document_BIJ = jnp.any(q_BI1.documents & kv_B1J.documents, axis=-1)
-    return causal_BIJ & ranges_meet_BIJ & share_document_BIJ
+    q = jax.tree.map(lambda x: x[:, :, None], q)
+    kv = jax.tree.map(lambda x: x[:, None, :], kv)
+    causal_BIJ = kv.first_index <= q.last_index
+    ranges_meet_BIJ = (kv.low_segment <= q.high_segment) & (q.low_segment <= kv.high_segment)
+    share_document_BIJ = jnp.any(q.documents & kv.documents, axis=-1)
+    live_BIJ = causal_BIJ & ranges_meet_BIJ & share_document_BIJ
+    one_document_BIJ = (q.low_segment == kv.high_segment) & (kv.low_segment == q.high_segment)
+    whole_BIJ = q.full & kv.full & one_document_BIJ & (kv.last_index <= q.first_index)
+    if mask.window is not None:
+        live_BIJ &= q.first_index - kv.last_index < mask.window
+        whole_BIJ &= q.last_index - kv.first_index < mask.window
+    return live_BIJ, ~whole_BIJ
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Summary:
-    """What a tile's tokens span; all [B, tiles], `documents` [B, tiles, words]."""
+    """What a tile's tokens span, pads and anchor keys left out; all [B, tiles], `documents` [B, tiles, words]."""
 
     first_index: jax.Array
     last_index: jax.Array
     low_segment: jax.Array
     high_segment: jax.Array
     documents: jax.Array
+    full: jax.Array  # no pad and no anchor key in it
 
 
 def _summarize(segment_ids_BT: jax.Array, index_BT: jax.Array, num_anchors: int, tile: int) -> _Summary:
@@ -91,6 +183,7 @@ def _summarize(segment_ids_BT: jax.Array, index_BT: jax.Array, num_anchors: int,
         low_segment=over(segment_ids_BIt, _FAR, jnp.min),
         high_segment=over(segment_ids_BIt, -1, jnp.max),
         documents=jnp.bitwise_or.reduce(jnp.where(in_word, bit[..., None], jnp.uint32(0)), axis=-2),
+        full=jnp.all(counts, axis=-1),
     )
 
 
@@ -99,8 +192,3 @@ def pad_to_tiles(x_BT: jax.Array, tile: int, fill: int) -> jax.Array:
     B, T = x_BT.shape[:2]
     padding = [(0, 0), (0, -T % tile)] + [(0, 0)] * (x_BT.ndim - 2)
     return jnp.pad(x_BT, padding, constant_values=fill).reshape(B, -1, tile, *x_BT.shape[2:])
-
-
-def _compact(live_BIJ: jax.Array) -> tuple[jax.Array, jax.Array]:
-    order_BIJ = jnp.argsort(~live_BIJ, axis=-1, stable=True).astype(jnp.int32)
-    return order_BIJ, jnp.sum(live_BIJ, axis=-1, dtype=jnp.int32)

@@ -5,6 +5,7 @@ gathered over `context` (their gradients are reduce-scattered back by the transp
 each device for its own queries.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -47,4 +48,4 @@ def _gather_keys(mask: Mask) -> Mask:
     segments_BS, index_BS = (
         jax.lax.all_gather(x, "context", axis=1, tiled=True) for x in (mask.kv_segment_ids_BS, mask.kv_index_BS)
     )
-    return Mask(mask.q_segment_ids_BT, segments_BS, mask.q_index_BT, index_BS, mask.num_anchors)
+    return dataclasses.replace(mask, kv_segment_ids_BS=segments_BS, kv_index_BS=index_BS)
