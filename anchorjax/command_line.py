@@ -27,21 +27,21 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
       ConfigError: an unknown key, a wrong type or an impossible value; names key, value and what is allowed.
       UsageError: anything else, such as an argument without dashes or a missing file.
     """
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values)
-    flags.DEFINE_string("workdir", None, "Directory of the run's outputs.", flag_values=values)
     for argument in argv[1:]:
         if argument in ("-h", "--help"):
             raise UsageError(usage(argv[0]))
-        if not argument.startswith("--"):
+        if not argument.startswith("--") or argument == "--":
             raise UsageError(f"argument {argument!r} is not understood; write --name=value (two dashes, no space)")
+        if argument.startswith(("--flagfile", "--undefok")):  # absl's own, which would read or hide arguments
+            raise UsageError(f"argument {argument!r} is not allowed; write the values on the command line")
     overrides = [argument for argument in argv[1:] if argument.lstrip("-").removeprefix("no").startswith("config.")]
     plain = [argv[0], *(argument for argument in argv[1:] if argument not in overrides)]
     defaults = _load(plain)
     _check_overrides(defaults, overrides)
+    values = _define_flags()
     try:
         values(argv)
-    except flags.Error as error:
+    except (flags.Error, ValueError) as error:
         raise _translate(error, defaults, overrides) from error
     if not values.config:
         raise UsageError(f"--config is missing. {usage(argv[0])}")
@@ -54,11 +54,16 @@ def usage(program: str) -> str:
     return f"Usage: python {program} --config=configs/quickstart.py --workdir=runs/quickstart [--config.a.b=value ...]"
 
 
-def _load(argv: Sequence[str]) -> ConfigDict:
-    """The config file without overrides, so that a bad override can be told from a bad file."""
+def _define_flags() -> flags.FlagValues:
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values)
-    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    flags.DEFINE_string("workdir", None, "Directory of the run's outputs.", flag_values=values)
+    return values
+
+
+def _load(argv: Sequence[str]) -> ConfigDict:
+    """The config file without overrides, so that a bad override can be told from a bad file."""
+    values = _define_flags()
     whole, sys.argv = sys.argv, list(argv)
     logging.disable(logging.WARNING)  # absl's word about a None is said below in the one line
     try:
@@ -95,11 +100,11 @@ def _check_overrides(config: ConfigDict, overrides: Sequence[str]) -> None:
             raise ConfigError(path, value, f"it is a section; set one of {', '.join(section)} in it")
 
 
-def _translate(error: flags.Error, defaults: ConfigDict, overrides: Sequence[str]) -> ConfigError | UsageError:
+def _translate(error: Exception, defaults: ConfigDict, overrides: Sequence[str]) -> ConfigError | UsageError:
     for argument in overrides:
         name, _, value = argument.lstrip("-").partition("=")
         if f"--{name}={value}" in str(error):
-            key = name.removeprefix("config.")
+            key = name.removeprefix("no").removeprefix("config.")
             default = functools.reduce(lambda section, part: section[part], key.split("."), defaults)
             return ConfigError(key, value, f"it must be {type(default).__name__}")
     return UsageError(str(error))

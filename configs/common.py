@@ -29,7 +29,7 @@ def base() -> ConfigDict:
                 "rope_dtype": "float32",  # bfloat16 reproduces the fault that the paper describes
                 "norm_eps": 1e-5,
                 "tie_embeddings": True,  # one matrix for input and output: half the parameters of a small model
-                "compute_dtype": "bfloat16",  # of activations and matmul inputs; sums are always float32
+                "compute_dtype": "bfloat16",  # of activations and matmul inputs; sums within a device are float32
                 "param_dtype": "float32",  # of weights and optimizer moments
                 "dropout": 0.0,  # of the residual branches; long-context runs see each document once and need none
                 "remat": "attention",  # none: keep all; attention: recompute all but it; full: recompute all

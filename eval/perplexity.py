@@ -2,10 +2,13 @@
 
 Scores the validation split packed exactly as in training (anchor, mask, positions). Prints a table, and as its
 last line one JSON object: `loss` (nats per target), `bits_per_byte`, `perplexity`, `targets`, `step`,
-`by_position` (loss by place in the row) and `by_context` (loss by tokens of its own document before it).
+`by_position` (loss by place in the row) and `by_context` (loss by tokens of the document before it in the row;
+not under the `full` mask).
 """
 
 import argparse
+import dataclasses
+import itertools
 import json
 import math
 import sys
@@ -18,8 +21,8 @@ import tqdm
 from absl import logging
 
 from anchorjax import data
-from anchorjax.config import resolve
-from anchorjax.errors import CheckpointError, UserError
+from anchorjax.config import Config, MeshConfig, resolve
+from anchorjax.errors import CheckpointError, ConfigError, UserError
 from anchorjax.training.checkpoint import Checkpoints
 from anchorjax.training.evaluate import Evaluator
 from anchorjax.training.setup import Setup
@@ -35,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--rows={arguments.rows} is not allowed: it must be 0 or more")
     logging.set_verbosity(logging.ERROR)  # Orbax warns that a reader only reads
     try:
-        result = evaluate(arguments.workdir, arguments.rows)
+        result = evaluate(arguments.workdir.expanduser(), arguments.rows)
     except UserError as error:
         print(f"perplexity.py: {error}", file=sys.stderr)
         return error.exit_code
@@ -46,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def evaluate(workdir: Path, max_rows: int) -> dict:
     """Loads the newest checkpoint and scores it. Raises UserError if there is none that can be read."""
-    setup = Setup.make(resolve(load_config(workdir)))
+    setup = Setup.make(fit_devices(resolve(load_config(workdir)), jax.device_count()))
     checkpoints = Checkpoints(workdir, keep=1, read_only=True)
     restored = checkpoints.restore_latest(setup.abstract_state())
     if restored is None:
@@ -58,7 +61,24 @@ def evaluate(workdir: Path, max_rows: int) -> dict:
         scored = Evaluator(setup.steps, tokenizer.token_bytes_V, setup.mesh)(
             state.params, tqdm.tqdm(rows, unit="batch", disable=not sys.stderr.isatty())
         )
-    return {"step": meta["step"], "perplexity": math.exp(scored["loss"]), **scored}
+    perplexity = math.exp(scored["loss"]) if scored["loss"] < 700 else math.inf
+    return {"step": meta["step"], "perplexity": perplexity, **scored}
+
+
+def fit_devices(config: Config, devices: int) -> Config:
+    """The run's own mesh where it fits, else one row a device; the loss does not depend on it."""
+    try:
+        config.check_devices(devices)
+        return config
+    except ConfigError:
+        print(f"perplexity.py: the run's mesh does not fit {devices} devices; taking data={devices}", file=sys.stderr)
+    rows = -(-config.data.batch_rows // devices) * devices
+    return dataclasses.replace(
+        config,
+        mesh=MeshConfig(data=devices, fsdp=1, context=1, tensor=1),
+        data=dataclasses.replace(config.data, batch_rows=rows),
+        train=dataclasses.replace(config.train, accumulation=1),
+    )
 
 
 def table(result: dict) -> str:
@@ -68,9 +88,9 @@ def table(result: dict) -> str:
         "",
         "tokens before     loss by place in row   loss by place in document",
     ]
-    buckets = dict.fromkeys([*result["by_position"], *result["by_context"]])
-    for bucket in buckets:
-        cells = (result[kind].get(bucket) for kind in ("by_position", "by_context"))
+    tables = [result["by_position"], result.get("by_context", {})]
+    for bucket in dict.fromkeys(itertools.chain(*tables)):
+        cells = (table.get(bucket) for table in tables)
         lines.append(f"{bucket:<18}" + "".join(f"{'-' if cell is None else f'{cell:.4f}':<23}" for cell in cells))
     return "\n".join(lines)
 

@@ -46,6 +46,9 @@ BAD_ARGUMENTS = [
     (["--config.data.source=nope"], ["config.data.source='nope'", "public_domain"]),
     (["--config.data.source=tfds:nope"], ["config.data.source='tfds:nope'"]),
     (["--config.data.data_dir=/dev/null/x"], ["config.data.data_dir='/dev/null/x'"]),
+    (["--", "--config.train.steps=5"], ["'--'"]),
+    (["--noconfig.train.tensorboard=maybe"], ["tensorboard"]),
+    (["--flagfile=/nonexistent"], ["--flagfile=/nonexistent"]),
     (["--wrokdir=x"], ["wrokdir", "workdir"]),
     (["--help"], ["--config", "--workdir"]),
 ]

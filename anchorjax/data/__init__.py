@@ -27,11 +27,11 @@ def load_store(config: DataConfig, split: str) -> tuple[TokenStore, tokenizer_li
     tokenizer = tokenizer_lib.load(config.tokenizer)
     try:
         documents = sources.load(config.source, split, config.data_dir)
+        return store_lib.build(documents, tokenizer), tokenizer
     except ValueError as error:
         raise ConfigError("data.source", config.source, str(error)) from error
     except OSError as error:
         raise ConfigError("data.data_dir", config.data_dir, f"it cannot be used: {error.strerror or error}") from error
-    return store_lib.build(documents, tokenizer), tokenizer
 
 
 def train_batches(
@@ -101,8 +101,10 @@ def _packer(store: TokenStore, tokenizer, config: DataConfig, seed: int | None) 
 def _live_as_long_as_the_trainer(worker_index: int, worker_count: int) -> None:
     """Runs first in a worker. Neither outlives the other: see the reasons at each half."""
     del worker_index, worker_count
-    # Schedulers send SIGTERM to the whole process group; without workers a trainer cannot finish its step.
+    # Schedulers send SIGTERM, and terminals Ctrl-C, to the whole process group; without workers a trainer
+    # cannot finish its step.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A killed trainer cannot end its workers; they would wait for ever.
     trainer = multiprocessing.parent_process()
     threading.Thread(target=lambda: (trainer.join(), os._exit(1)), daemon=True).start()

@@ -6,9 +6,12 @@ comes first and the order later.
 
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,18 +47,23 @@ class TokenStore:
 def build(documents: Sequence[Mapping[str, str]], tokenizer) -> TokenStore:
     """Tokenizes every document's "text" and appends the end-of-sequence token.
 
+    Documents without a token are left out, and their number is logged.
+
     Raises:
-      ValueError: no documents; a document without tokens; an id outside the vocabulary. Documents are named
-        by index.
+      ValueError: no document with a token; an id outside the vocabulary (the document is named by index).
     """
-    if len(documents) == 0:
-        raise ValueError("the corpus has no documents")
     # The smallest type that holds the vocabulary: a corpus is read far more often than built.
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
     eos = np.asarray([tokenizer.eos_id], dtype)
     pieces = []
     for index in range(len(documents)):
-        pieces += [_encode(index, documents[index]["text"], tokenizer).astype(dtype), eos]
+        ids = _encode(index, documents[index]["text"], tokenizer)
+        if ids.size:
+            pieces += [ids.astype(dtype), eos]
+    if not pieces:
+        raise ValueError(f"the corpus has no text in its {len(documents)} documents")
+    if empty := len(documents) - len(pieces) // 2:
+        log.warning("%d of %d documents are empty and left out", empty, len(documents))
     tokens = np.concatenate(pieces)
     lengths = [len(piece) + 1 for piece in pieces[::2]]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
@@ -65,7 +73,7 @@ def build(documents: Sequence[Mapping[str, str]], tokenizer) -> TokenStore:
 def _encode(index: int, text: str, tokenizer) -> np.ndarray:
     ids = np.asarray(tokenizer.encode(text))
     if ids.size == 0:
-        raise ValueError(f"document {index} is empty: it has no tokens")
+        return ids
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= tokenizer.vocab_size:
         bad = low if low < 0 else high

@@ -173,14 +173,20 @@ class Decoder(nnx.Module):
     ) -> jax.Array:
         """Final hidden states [B, T, D] in compute_dtype; the mask's plan is built once for all layers.
 
-        Nothing is dropped without a `dropout_key`.
+        Args:
+          tokens_BT, positions_BT, segment_ids_BT: int32, as in `types.Batch`.
+          num_anchors: leading tokens that every later one may see (static).
+          shape: the configuration of model and attention (static).
+          dropout_key: typed key; without one nothing is dropped.
         """
         config = shape.model
         mask = Mask.from_segments(segment_ids_BT, num_anchors)
         plan = sharded.plan(mask, shape.attention.q_tile, shape.attention.kv_tile)
         cos_BTh, sin_BTh = rope.tables(positions_BT, shape.max_position, config.head_width, config.rope_theta)
-        embed_VD = _gathered(self.embed_VD, P(None, None), config.compute_dtype)
-        x_BTD = embed_VD.at[tokens_BT].get(out_sharding=ACTIVATIONS)
+        # Rounded after the look-up: the gradient of a frequent token is a sum over the whole row, and in
+        # bfloat16 it stalls (64K equal terms gave 1/20 of their sum).
+        embed_VD = _gathered(self.embed_VD, P(None, None), "float32")
+        x_BTD = embed_VD.at[tokens_BT].get(out_sharding=ACTIVATIONS).astype(config.compute_dtype)
 
         def one_block(x_BTD, layer):
             block, number = layer

@@ -31,10 +31,11 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class DataPosition:
-    """Where the data stands: the row that comes next, and the store that it is a row of."""
+    """Where the data stands: the training row that comes next, and the stores of both splits."""
 
     next_row: int
     fingerprint: str
+    held_out_fingerprint: str
 
 
 class Checkpoints:

@@ -36,6 +36,7 @@ class Evaluator:
     def __init__(self, steps: Steps, token_bytes_V: np.ndarray, mesh: Mesh):
         self._mesh = mesh
         self._edges = bucket_edges(steps.config.data.row_length)
+        self._knows_documents = steps.config.data.mask != "full"  # there all tokens have one segment id
 
         def sums(params: Decoder, batch: Batch) -> dict[str, jax.Array]:
             whole_rows = jax.tree.map(lambda x: reshard(x, P(ROWS, None)), (steps.nats(params, batch), batch))
@@ -65,7 +66,14 @@ class Evaluator:
         }
 
     def __call__(self, params: Decoder, batches: Iterable[Batch]) -> dict:
-        """Raises ValueError if the batches hold no target at all."""
+        """`loss` (nats per target), `bits_per_byte`, `targets`, and the loss in buckets of places.
+
+        `by_position` goes by place in the row, `by_context` by tokens of the same document before it in the
+        row; the latter is missing under the `full` mask, where documents are not told apart.
+
+        Raises:
+          ValueError: the batches hold no target at all.
+        """
         total = None
         for batch in batches:
             part = self._sums(params, shard_batch(batch, self._mesh))
@@ -73,12 +81,12 @@ class Evaluator:
             total = part if total is None else jax.tree.map(np.add, total, part)
         if total is None or not total["targets"]:
             raise ValueError("there is no held-out text to evaluate on")
+        places = ("by_position", "by_context") if self._knows_documents else ("by_position",)
         return {
             "loss": float(total["nats"] / total["targets"]),
             "bits_per_byte": float(total["nats"] / math.log(2) / total["bytes"]),
             "targets": int(total["targets"]),
-            "by_position": self._buckets(*total["by_position"]),
-            "by_context": self._buckets(*total["by_context"]),
+            **{name: self._buckets(*total[name]) for name in places},
         }
 
     def _buckets(self, nats_E: np.ndarray, weights_E: np.ndarray) -> dict[str, float]:

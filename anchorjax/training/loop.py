@@ -13,7 +13,7 @@ from anchorjax import data
 from anchorjax.attention import default_implementation
 from anchorjax.config import Config
 from anchorjax.data.store import TokenStore
-from anchorjax.errors import TrainingError, WorkdirError
+from anchorjax.errors import TrainingError, UsageError, WorkdirError
 from anchorjax.sharding import shard_batch
 from anchorjax.training.checkpoint import Checkpoints, DataPosition
 from anchorjax.training.evaluate import Evaluator
@@ -29,15 +29,18 @@ def run(config: Config, workdir: str | Path) -> int:
     """Trains to `config.train.steps`, resuming from whatever the directory holds.
 
     Returns:
-      DONE, or PREEMPTED after a SIGTERM: the state is saved and the same command goes on from it.
+      DONE, or PREEMPTED after a SIGTERM or Ctrl-C: the state is saved and the same command goes on from it.
 
     Raises:
+      UsageError: more than one process: rows would be repeated, as each would pack all of them.
       ConfigError: the configuration does not fit the devices or the tokenizer.
       WorkdirError: the directory holds another run, other data, or a running job.
       CheckpointError: its checkpoints cannot be read.
       TrainingError: the loss is not finite.
     """
     stop = StopSignal()  # first: a SIGTERM during compilation is answered at the first step
+    if jax.process_count() > 1:
+        raise UsageError(f"training runs in one process so far, not in {jax.process_count()}")
     setup = Setup.make(config)
     stores = {split: data.load_store(config.data, split)[0] for split in ("train", "validation")}
     with Workdir(workdir).open(setup.config) as directory, jax.set_mesh(setup.mesh):
@@ -45,14 +48,16 @@ def run(config: Config, workdir: str | Path) -> int:
 
 
 class StopSignal:
-    """Turns SIGTERM into a flag that the loop polls."""
+    """Turns SIGTERM and the first Ctrl-C into a flag that the loop polls; a second Ctrl-C interrupts at once."""
 
     def __init__(self):
-        self.received = False
+        self.received: str | None = None  # the signal's name
         signal.signal(signal.SIGTERM, self._set)
+        signal.signal(signal.SIGINT, self._set)
 
     def _set(self, signum, frame) -> None:
-        self.received = True
+        self.received = signal.Signals(signum).name
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Job:
@@ -66,7 +71,7 @@ class Job:
         self.state, self.first_step = self._start()
         self.train_step = jax.jit(setup.steps.train, donate_argnums=0)
         self.evaluate = Evaluator(setup.steps, self.tokenizer.token_bytes_V, setup.mesh)
-        self.writer = Writer(directory.path, self.first_step, self.config.train.tensorboard)
+        self.writer = None  # made when there is something to write
         self.progress = Progress(self.config.train.steps, self.first_step)
         self.rates = Rates(self.config)
 
@@ -76,31 +81,38 @@ class Job:
             return jax.jit(self.setup.make_state)(), 0
         state, meta = restored
         position = DataPosition(**meta["data"])
-        if position.fingerprint != self.store.fingerprint:
-            raise WorkdirError(
-                f"data.source={self.config.data.source!r} no longer holds the text that {self.directory.path} "
-                f"was trained on (fingerprint {self.store.fingerprint[:12]}, then {position.fingerprint[:12]})"
-            )
+        self._refuse_other_text(position)
         return state, position.next_row // self.config.data.batch_rows
+
+    def _refuse_other_text(self, position: DataPosition) -> None:
+        splits = {
+            "train": (self.store.fingerprint, position.fingerprint),
+            "validation": (self.held_out.fingerprint, position.held_out_fingerprint),
+        }
+        for split, (now, then) in splits.items():
+            if now != then:
+                raise WorkdirError(
+                    f"data.source={self.config.data.source!r} no longer holds the {split} text of "
+                    f"{self.directory.path} (fingerprint {now[:12]}, then {then[:12]})"
+                )
 
     def run(self) -> int:
         self._announce()
         with contextlib.ExitStack() as stack:
             stack.callback(self.progress.close)
-            stack.callback(self.writer.close)
             stack.callback(self.checkpoints.close)
-            summary = self.directory.read_json("summary.json")
-            if summary and self.first_step == self.config.train.steps:
+            steps, summary = self.config.train.steps, self.directory.read_json("summary.json")
+            if summary and self.first_step == steps:
                 self.progress.say("this run is finished; give a new one its own --workdir")
                 self._show(summary)
                 return DONE
-            if not self._train():
-                self.progress.say(f"stopped by SIGTERM; saved in {self.directory.path}, run again to go on")
-                return PREEMPTED
-            self.checkpoints.wait()
-            if not self._sum_up():
-                return PREEMPTED
-        return DONE
+            self.writer = Writer(self.directory.path, self.first_step, steps, self.config.train.tensorboard)
+            stack.callback(self.writer.close)
+            finished = self._train() and self._sum_up()
+            if not finished:
+                where = self.directory.path
+                self.progress.say(f"stopped by {self.stop.received}; saved in {where}, run again to go on")
+        return DONE if finished else PREEMPTED
 
     def _announce(self) -> None:
         parameters = sum(x.size for x in jax.tree.leaves(self.state.params))
@@ -117,7 +129,7 @@ class Job:
             self.progress.say(f"resuming after step {self.first_step}")
 
     def _train(self) -> bool:
-        """Runs the remaining steps; False if a SIGTERM ended it, with the state saved."""
+        """Runs the remaining steps; False if a signal ended it. The state is saved in both cases."""
         steps, config = self.config.train.steps, self.config
         batches = data.train_batches(
             self.store, self.tokenizer, config.data, seed=config.seed, start_step=self.first_step
@@ -142,6 +154,7 @@ class Job:
                 if stopped and step != steps:
                     self.checkpoints.wait()
                     return False
+        self.checkpoints.wait()
         return True
 
     def _read(self, running: tuple[int, dict] | None) -> None:
@@ -178,12 +191,13 @@ class Job:
 
     def _save(self, step: int) -> None:
         started = time.perf_counter()
-        position = DataPosition(step * self.config.data.batch_rows, self.store.fingerprint)
+        next_row = step * self.config.data.batch_rows
+        position = DataPosition(next_row, self.store.fingerprint, self.held_out.fingerprint)
         self.checkpoints.save(step, self.state, self.config.to_dict(), position)
         self.rates.pause(time.perf_counter() - started)
 
     def _held_out_loss(self, max_rows: int) -> dict | None:
-        """None if a SIGTERM came in between: the grace time is for the save."""
+        """None if a signal came in between: the grace time is for the save."""
         if self.stop.received:
             return None
         rows = data.eval_rows(self.held_out, self.tokenizer, self.config.data, max_rows)
@@ -193,7 +207,7 @@ class Job:
         return None if self.stop.received else result
 
     def _sum_up(self) -> bool:
-        """Evaluates on the held-out text, writes summary.json and prints it; False if a SIGTERM came."""
+        """Evaluates on the held-out text, writes summary.json and prints it; False if a signal came."""
         result = self._held_out_loss(self.config.eval.final_rows)
         if result is None:
             return False
@@ -204,6 +218,8 @@ class Job:
             "validation_loss": result["loss"],
             "bits_per_byte": result["bits_per_byte"],
             "validation_targets": result["targets"],
+            "first_step": self.first_step
+            + 1,  # of those that the rates below are of: a resumed run's are its last part's
             **self.rates.totals(),
         }
         self.directory.write_json("summary.json", summary)
@@ -222,10 +238,11 @@ def _report(summary: dict, path: Path) -> str:
         f"{summary['validation_targets']:,} targets",
         f"bits per byte    {summary['bits_per_byte']:.4f}",
     ]
+    since = f" (resumed at step {summary['first_step']})" if summary["first_step"] > 1 else ""
     if "tokens_per_s" in summary:
         lines += [
             f"training         {summary['tokens']:,} tokens in {summary['seconds']:.0f} s, "
-            f"{summary['tokens_per_s']:,.0f} tokens/s",
+            f"{summary['tokens_per_s']:,.0f} tokens/s{since}",
             f"arithmetic       {summary['tflops']:.4f} TFLOP/s by live pairs "
             f"({summary['tflops_causal_equivalent']:.4f} as if causal)",
         ]
@@ -233,5 +250,6 @@ def _report(summary: dict, path: Path) -> str:
         lines.append(
             f"MFU              {summary['mfu']:.1%} by live pairs ({summary['mfu_causal_equivalent']:.1%} as if causal)"
         )
-    outputs = ", ".join(["checkpoints/", "metrics.jsonl", "tensorboard/", "config.json", "summary.json"])
+    names = ("checkpoints/", "metrics.jsonl", "tensorboard/", "config.json", "summary.json")
+    outputs = ", ".join(name for name in names if (path / name).exists())
     return "\n".join([*lines, f"outputs          {path}/: {outputs}"])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import sys
 import time
 from pathlib import Path
@@ -11,6 +12,8 @@ from tensorboardX import SummaryWriter
 
 from anchorjax.config import Config
 from anchorjax.training import flops
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
@@ -86,11 +89,14 @@ class Rates:
 
 
 class Writer:
-    """metrics.jsonl and TensorBoard. A resumed run first drops the lines of steps that it will repeat."""
+    """metrics.jsonl and TensorBoard. A resumed run first drops the lines of what it will repeat.
 
-    def __init__(self, workdir: Path, first_step: int, tensorboard: bool):
+    That is every line after `first_step`, and the evaluation at `steps`, which an unfinished run still has to make.
+    """
+
+    def __init__(self, workdir: Path, first_step: int, steps: int, tensorboard: bool):
         self._path = workdir / "metrics.jsonl"
-        kept = _lines_up_to(self._path, first_step)
+        kept = [line for line in _lines(self._path) if not _comes_again(line, first_step, steps)]
         part = self._path.with_suffix(".part")
         part.write_text("".join(kept))
         part.replace(self._path)
@@ -100,6 +106,7 @@ class Writer:
             self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
 
     def write(self, step: int, kind: str, values: dict) -> None:
+        """One line, flushed; `kind` is "train" or "eval". TensorBoard gets the numbers among the values."""
         self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
@@ -112,12 +119,25 @@ class Writer:
             self._events.close()
 
 
-def _lines_up_to(path: Path, step: int) -> list[str]:
+def _lines(path: Path) -> list[str]:
+    """Whole lines that can be read; a kill may have cut the last, a loss of power may have ruined any."""
     if not path.exists():
         return []
-    lines = path.read_text().splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]  # a kill may have cut the last one
-    return [line for line in whole if json.loads(line)["step"] <= step]
+    lines = []
+    for line in path.read_text(errors="replace").splitlines(keepends=True):
+        try:
+            json.loads(line)["step"]
+        except (ValueError, KeyError, TypeError):
+            log.warning("a line of %s cannot be read and is dropped: %r", path, line[:80])
+            continue
+        if line.endswith("\n"):
+            lines.append(line)
+    return lines
+
+
+def _comes_again(line: str, first_step: int, steps: int) -> bool:
+    content = json.loads(line)
+    return content["step"] > first_step or (content["kind"] == "eval" and content["step"] == steps)
 
 
 class Progress:

@@ -78,7 +78,8 @@ class Steps:
             part, key = x
             return jax.tree.map(jnp.add, sums, loss_and_grads(params, part, key)), None
 
-        zeros = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
+        # fp32 whatever the weights' dtype: a bfloat16 sum of many small parts loses most of them.
+        zeros = (jnp.float32(0), jax.tree.map(lambda x: jnp.zeros_like(x, jnp.float32), params))
         sums, _ = jax.lax.scan(add_part, zeros, (_micro_batches(batch, parts), jax.random.split(key, parts)))
         return sums
 

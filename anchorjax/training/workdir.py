@@ -24,17 +24,16 @@ class Workdir:
     """Use as a context manager: the lock is held inside."""
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path = Path(path).expanduser()  # a shell leaves the ~ of --workdir=~/x alone
         self._lock = None
 
     def open(self, config: Config) -> "Workdir":
-        """Takes the directory for this configuration, creating it if need be.
+        """Takes the directory for this configuration, creating it if need be; a finished run's is left as it is.
 
         Raises:
           WorkdirError: it holds a run of another configuration (the differences are listed), another
             process is running in it, or the path is not a directory.
         """
-        self._refuse_other_config(config)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / "run.lock", "w")  # noqa: SIM115 - held until close
@@ -42,11 +41,17 @@ class Workdir:
             raise WorkdirError(f"--workdir={self.path} cannot be used: {error.strerror}") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise WorkdirError(
                 f"another process is training in {self.path}; give this run its own --workdir"
             ) from error
-        self.write_json("config.json", config.to_dict())
+        try:
+            self._refuse_other_config(config)
+        except WorkdirError:
+            self.close()
+            raise
+        if self.read_json("summary.json") is None:
+            self.write_json("config.json", config.to_dict())
         return self
 
     def _refuse_other_config(self, config: Config) -> None:

@@ -145,6 +145,48 @@ def test_bfloat16_error_is_not_above_that_of_a_dense_computation(implementation)
 
 
 @pytest.mark.parametrize("implementation", FAST)
+def test_bfloat16_gradients_are_not_worse_than_a_dense_computation_s(implementation):
+    """Both against the reference in fp32 on the same bf16 numbers; the dense one is differentiated by JAX."""
+    segments = np.sort(np.random.default_rng(6).integers(1, 4, (2, 83)), axis=1)
+    segments[:, 0] = 0
+    case = make_case(segments, 1, 4, 2, 16, dtype="bfloat16")
+    exact = run(
+        Case(*(x.astype(jnp.float32) for x in (case.q, case.k, case.v, case.cotangent)), case.mask), "reference"
+    )
+    allowed_BTS = case.mask.materialize()
+
+    @jax.jit
+    def dense(q, k, v):
+        heads_first = "btkgh,bskh->bkgts"
+        s = jnp.einsum(heads_first, q.reshape(2, 83, 2, 2, 16), k, preferred_element_type=jnp.float32) / 4
+        p = jax.nn.softmax(jnp.where(allowed_BTS[:, None, None], s, -jnp.inf), -1).astype(jnp.bfloat16)
+        return jnp.einsum("bkgts,bskh->btkgh", p, v).reshape(2, 83, 4, 16)
+
+    dense_grads = jax.vjp(dense, case.q, case.k, case.v)[1](case.cotangent)
+    for got, dense_grad, wanted in zip(run(case, implementation)[1:], dense_grads, exact[1:], strict=True):
+        error, dense_error = (
+            float(jnp.sqrt(jnp.mean((x.astype(jnp.float32) - wanted) ** 2))) for x in (got, dense_grad)
+        )
+        assert error <= dense_error
+
+
+@pytest.mark.parametrize("implementation", FAST)
+def test_dead_tiles_are_not_visited(implementation):
+    """A visited tile multiplies its masked weights, zeros, with its values: not-a-number would come through."""
+    segments = np.repeat([1, 2], [32, 96])[None]
+    segments[:, 0] = 0
+    case = make_case(segments, 1, 4, 2, 16)
+    first, second = slice(1, 32), slice(32, 128)
+    other_document_is_nan = lambda x: x.at[:, second].set(jnp.nan)  # noqa: E731
+    keys = Case(case.q, other_document_is_nan(case.k), other_document_is_nan(case.v), case.cotangent, case.mask)
+    out, dq, _, _ = run(keys, implementation)
+    queries = Case(other_document_is_nan(case.q), case.k, case.v, other_document_is_nan(case.cotangent), case.mask)
+    _, _, dk, dv = run(queries, implementation)
+    for got in (out, dq, dk, dv):
+        assert bool(jnp.isfinite(got[:, first]).all()) and bool(jnp.isnan(got[:, second]).any())
+
+
+@pytest.mark.parametrize("implementation", FAST)
 def test_memory_grows_linearly_with_the_row(implementation):
     """A dense fp32 mask of 16K tokens alone would be 1 GB; temporaries must scale with T."""
 

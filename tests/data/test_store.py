@@ -48,13 +48,15 @@ def test_tokens_have_the_smallest_type_that_holds_the_vocabulary(vocab_size, dty
 
 
 def test_an_empty_corpus_is_refused():
-    with pytest.raises(ValueError, match="no documents"):
-        store_lib.build([], BYTES)
+    for empty in (documents(), documents("", "")):
+        with pytest.raises(ValueError, match=f"no text in its {len(empty)} documents"):
+            store_lib.build(empty, BYTES)
 
 
-def test_an_empty_document_is_refused_by_index():
-    with pytest.raises(ValueError, match="document 1 is empty"):
-        store_lib.build(documents("a", "", "b"), BYTES)
+def test_empty_documents_are_left_out_and_counted(caplog):
+    store = store_lib.build(documents("a", "", "b"), BYTES)
+    assert "1 of 3 documents" in caplog.text
+    assert store.fingerprint == store_lib.build(documents("a", "b"), BYTES).fingerprint
 
 
 @pytest.mark.parametrize("bad", [-1, 10])

@@ -1,4 +1,4 @@
-"""The decoder: who influences whom, by gradient; sharding; and against a Llama that we did not write."""
+"""The decoder: against the formulas in float64; who influences whom, by gradient; sharding."""
 
 import functools
 
@@ -9,7 +9,8 @@ import pytest
 
 from anchorjax import sharding
 from anchorjax.config import AttentionConfig, ModelConfig
-from anchorjax.models.decoder import Decoder, Shape, logits
+from anchorjax.models import decoder
+from anchorjax.models.decoder import Decoder, Shape, dropout, logits
 
 T = 48
 SMALL = dict(  # noqa: C408 - a table of keys
@@ -61,6 +62,106 @@ def influence(shape: Shape, num_anchors: int = 1) -> np.ndarray:
         return jax.lax.map(row_of_influence, jnp.arange(T))
 
     return np.array(all_rows(make(shape), ids, positions, segments))
+
+
+def float64_logits(params, tokens_T, positions_T, segments_T, config: ModelConfig) -> np.ndarray:
+    """The decoder by the words of its papers: numpy, float64, one row, one query and head at a time."""
+    weights = {
+        jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value"): np.asarray(leaf, np.float64)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    H, group = config.head_width, config.num_heads // config.num_kv_heads
+
+    def norm(x, scale):
+        return x / np.sqrt(np.mean(x**2, -1, keepdims=True) + config.norm_eps) * scale
+
+    def rope(x, position):
+        angle = position * config.rope_theta ** (-2 * np.arange(H // 2) / H)
+        low, high = x[: H // 2], x[H // 2 :]
+        return np.concatenate([low * np.cos(angle) - high * np.sin(angle), high * np.cos(angle) + low * np.sin(angle)])
+
+    def attention(x, w):
+        q, k, v = (np.einsum("td,dnh->tnh", x, w(name)) for name in ("q_DNH", "k_DKH", "v_DKH"))
+        q, k = (np.array([[rope(h, p) for h in t] for t, p in zip(y, positions_T, strict=True)]) for y in (q, k))
+        out = np.zeros_like(q)
+        for t, n in np.ndindex(q.shape[:2]):
+            keys = [s for s in range(t + 1) if s == 0 or segments_T[s] == segments_T[t]]
+            logit = k[keys, n // group] @ q[t, n] / np.sqrt(H)
+            out[t, n] = np.exp(logit - logit.max()) @ v[keys, n // group] / np.exp(logit - logit.max()).sum()
+        return np.einsum("tnh,nhd->td", out, w("o_NHD"))
+
+    x = weights["embed_VD"][tokens_T]
+    for layer in range(config.num_layers):
+        block = lambda name: weights[f"blocks.{name}"][layer]  # noqa: B023, E731
+        x = x + attention(norm(x, block("attention_norm_D")), lambda name: block(f"attention.{name}"))  # noqa: B023
+        y = norm(x, block("ffn_norm_D"))
+        gate = y @ block("ffn.gate_DF")
+        x = x + (gate / (1 + np.exp(-gate)) * (y @ block("ffn.up_DF"))) @ block("ffn.down_FD")
+    return norm(x, weights["final_norm_D"]) @ weights.get("unembed_DV", weights["embed_VD"].T)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_logits_are_those_of_the_formulas_in_float64(one_device, tied):
+    """With a base, an epsilon, positions and norm scales that are nobody's default."""
+    shape = shape_of(rope_theta=37.0, norm_eps=0.02, tie_embeddings=tied)
+    noise = lambda path, x: x + 0.3 * jax.random.normal(jax.random.key(len(str(path))), x.shape)  # noqa: E731
+    params = jax.tree_util.tree_map_with_path(noise, make(shape))
+    tokens, _, _ = batch(rows=1)
+    positions = np.random.default_rng(3).permutation(T).astype(np.int32)[None]
+    segments = np.where(SEGMENTS == -1, 4, SEGMENTS)[None]
+    got = run(params, tokens, *(jax.device_put(x, tokens.sharding) for x in (positions, segments)), shape)
+    wanted = float64_logits(params, np.array(tokens[0]), positions[0], segments[0], shape.model)
+    np.testing.assert_allclose(got[0], wanted, atol=2e-4 * np.abs(wanted).max())
+
+
+def test_rope_dtype_reaches_the_rotation(one_device):
+    params = make(shape_of())
+    exact, rounded = (np.array(run(params, *batch(), shape_of(rope_dtype=dtype))) for dtype in ("float32", "bfloat16"))
+    assert 1e-4 < np.abs(exact - rounded).max() / np.abs(exact).max() < 0.1
+
+
+def test_bfloat16_gradients_stay_near_those_of_fp32_for_every_weight(one_device):
+    """The embedding's is a sum over the row: rounded term by term it would stall on a frequent token."""
+    tokens = jnp.zeros((1, 4096), jnp.int32).at[:, ::64].set(5)
+    positions = jnp.arange(4096, dtype=jnp.int32)[None] % T
+    put = functools.partial(jax.device_put, device=batch(1)[0].sharding)
+    arrays = put(tokens), put(positions), put(jnp.arange(4096, dtype=jnp.int32)[None] // 16)
+
+    def gradients(dtype):
+        shape = Shape(ModelConfig(**(SMALL | {"compute_dtype": dtype})), AttentionConfig("xla", 64, 64), T)
+        loss = lambda params: jnp.mean(jax.nn.logsumexp(run(params, *arrays, shape, 0), -1) ** 2)  # noqa: E731
+        return jax.jit(jax.grad(loss))(make(shape_of()))
+
+    exact, rounded = (jax.tree_util.tree_leaves_with_path(gradients(dtype)) for dtype in ("float32", "bfloat16"))
+    for (path, wanted), (_, got) in zip(exact, rounded, strict=True):
+        relative = float(jnp.linalg.norm(got - wanted) / jnp.linalg.norm(wanted))
+        assert relative < 0.05, (jax.tree_util.keystr(path), relative)
+
+
+def test_dropout_keeps_its_share_and_its_mean_and_no_two_masks_are_alike(one_device):
+    ones = jax.device_put(jnp.ones((2, 64, 64)), jax.NamedSharding(one_device, sharding.ACTIVATIONS))
+    keys = [jax.random.key(0), jax.random.key(0), jax.random.key(1)]
+    dropped = [np.array(dropout(ones, key, place, 0.2)) for key, place in zip(keys, (0, 1, 0), strict=True)]
+    for x in dropped:
+        assert set(np.unique(x)) == {0.0, np.float32(1.25)}
+        assert abs((x == 0).mean() - 0.2) < 0.02
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert 0.6 < (dropped[a] == dropped[b]).mean() < 0.76, "two masks agree more than chance lets them"
+
+
+def test_layers_do_not_share_their_dropout_masks(one_device, monkeypatch):
+    """The keys that reach `dropout`, seen from inside of the scan."""
+    seen = []
+
+    def record(x_BTD, key, place, rate):
+        jax.debug.callback(lambda data: seen.append(bytes(data)), jax.random.key_data(jax.random.fold_in(key, place)))
+        return x_BTD
+
+    monkeypatch.setattr(decoder, "dropout", record)
+    shape = shape_of(dropout=0.5)
+    make(shape).hidden(*batch(), 1, shape, jax.random.key(0))
+    jax.effects_barrier()
+    assert len(seen) == len(set(seen)) == 2 * shape.model.num_layers
 
 
 @pytest.mark.parametrize("implementation", ["reference", "xla"])

@@ -21,7 +21,7 @@ from tests.training.making import make_mesh, make_steps
 
 CONFIG = tiny.config(model__tie_embeddings=False)
 STEPS = make_steps(CONFIG)
-POSITION = DataPosition(12, "f" * 64)
+POSITION = DataPosition(12, "f" * 64, "e" * 64)
 MESHES = [(1, 1, 1, 1), (1, 8, 1, 1), (1, 4, 1, 2), (2, 2, 2, 1)]
 
 

@@ -77,8 +77,9 @@ def test_resumed_file_drops_what_will_be_repeated_and_what_was_cut_off(tmp_path)
         json.dumps({"step": step, "kind": kind, "loss": 0.1}) + "\n"
         for step, kind in [(1, "train"), (2, "train"), (2, "eval"), (3, "train"), (4, "train")]
     ]
-    file.write_text("".join(whole) + '{"step": 2, "kind": "tr')
-    writer = metrics.Writer(tmp_path, 2, tensorboard=False)
+    ruined = "\0\0\0\n[]\n{}\n"
+    file.write_bytes(("".join(whole[:1]) + ruined + "".join(whole[1:]) + '{"step": 2, "kind": "tr').encode() + b"\xff")
+    writer = metrics.Writer(tmp_path, 2, 10, tensorboard=False)
     assert file.read_text() == "".join(whole[:3])
     writer.write(3, "train", {"loss": 0.2})
     writer.close()
@@ -90,8 +91,17 @@ def test_resumed_file_drops_what_will_be_repeated_and_what_was_cut_off(tmp_path)
     assert not (tmp_path / "metrics.part").exists()
 
 
+def test_last_evaluation_comes_again_until_the_run_is_finished(tmp_path):
+    writer = metrics.Writer(tmp_path, 0, 4, tensorboard=False)
+    for kind in ("train", "eval"):
+        writer.write(4, kind, {"loss": 0.2})
+    writer.close()
+    metrics.Writer(tmp_path, 4, 4, tensorboard=False).close()
+    assert [json.loads(line)["kind"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == ["train"]
+
+
 def test_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
-    writer = metrics.Writer(tmp_path, 0, tensorboard=False)
+    writer = metrics.Writer(tmp_path, 0, 10, tensorboard=False)
     writer.write(1, "train", {"loss": 1.5})
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "kind": "train", "loss": 1.5}
     writer.close()
@@ -109,7 +119,7 @@ def events(directory):
 
 
 def test_tensorboard_holds_the_same_figures(tmp_path):
-    writer = metrics.Writer(tmp_path, 0, tensorboard=True)
+    writer = metrics.Writer(tmp_path, 0, 10, tensorboard=True)
     writer.write(3, "train", {"loss": 1.5, "tokens": 7})
     writer.write(4, "eval", {"loss": 0.5, "by_position": {"0-64": 1.0}})
     writer.close()

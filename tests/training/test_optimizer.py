@@ -68,15 +68,19 @@ def test_names_of_the_decoder_decide_as_meant():
     assert scales == by_shape and len(scales) == 3
 
 
-def test_one_step_is_that_of_adamw_written_out():
+def test_two_steps_are_those_of_adamw_written_out():
+    """Two, as the first does not depend on the betas: its bias correction cancels them."""
     config = optimizer_config(weight_decay=0.1, warmup_steps=0, schedule="constant", clip_norm=0.0)
-    params, grads = {"w": jnp.array([[1.0, -2.0]])}, {"w": jnp.array([[0.3, -4.0]])}
-    got = update(config, grads, params)
-    w, g = np.float64([[1.0, -2.0]]), np.float64([[0.3, -4.0]])
-    m, v = (1 - config.beta1) * g / (1 - config.beta1), (1 - config.beta2) * g**2 / (1 - config.beta2)
-    np.testing.assert_allclose(got["w"], -PEAK * (m / (np.sqrt(v) + config.eps) + 0.1 * w), rtol=1e-6)
-    alone = optax.adamw(PEAK, b1=config.beta1, b2=config.beta2, eps=config.eps, weight_decay=0.1)
-    np.testing.assert_allclose(got["w"], alone.update(grads, alone.init(params), params)[0]["w"], rtol=1e-6)
+    optimizer, params = make_optimizer(config, steps=10), {"w": jnp.array([[1.0, -2.0]])}
+    state = optimizer.init(params)
+    w, m, v = np.float64([[1.0, -2.0]]), 0.0, 0.0
+    for step, g in enumerate((np.float64([[0.3, -4.0]]), np.float64([[-0.1, 5.0]])), start=1):
+        updates, state = optimizer.update({"w": jnp.asarray(g, jnp.float32)}, state, params)
+        params = optax.apply_updates(params, updates)
+        m, v = config.beta1 * m + (1 - config.beta1) * g, config.beta2 * v + (1 - config.beta2) * g**2
+        m_hat, v_hat = m / (1 - config.beta1**step), v / (1 - config.beta2**step)
+        w = w - PEAK * (m_hat / (np.sqrt(v_hat) + config.eps) + 0.1 * w)
+        np.testing.assert_allclose(params["w"], w, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("clip", "scale"), [(1.0, 0.1), (20.0, 1.0), (0.0, 1.0)])

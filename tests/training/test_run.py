@@ -10,6 +10,7 @@ import types
 import pytest
 
 from anchorjax.training import loop
+from anchorjax.training.workdir import load_config
 from tests.training.jobs import OVERRIDES, hex_held_out, hex_losses, lines, saved_steps
 
 STEPS, EVERY = OVERRIDES["train__steps"], OVERRIDES["checkpoint__every"]
@@ -62,6 +63,14 @@ def test_every_sigterm_saves_and_exits_75(jobs, unbroken, tmp_path):
     assert [skipped, *hex_held_out(tmp_path)] == hex_held_out(unbroken)
 
 
+def test_first_interrupt_saves_as_sigterm_does(jobs, unbroken, tmp_path):
+    err = jobs.run(tmp_path, signal_at=("SIGINT", "train", 9), expect=75)
+    assert "stopped by SIGINT" in err and "Traceback" not in err
+    assert max(saved_steps(tmp_path)) == hex_losses(tmp_path)[-1][0] >= 9
+    err = jobs.run(tmp_path)
+    assert_same_run(tmp_path, unbroken)
+
+
 def test_sigterm_while_compiling(jobs, unbroken, tmp_path):
     process = jobs.start(tmp_path)
     for line in process.stderr:
@@ -111,7 +120,8 @@ def test_second_job_in_the_same_directory_is_refused_and_the_first_goes_on(jobs,
 def test_finished_run_does_not_train_again(jobs, unbroken):
     files = [unbroken / "metrics.jsonl", unbroken / "summary.json"]
     before = [file.read_bytes() for file in files], saved_steps(unbroken)
-    err = jobs.run(unbroken)
+    err = jobs.run(unbroken, "--config.eval.final_rows=1")
+    assert load_config(unbroken)["eval"]["final_rows"] != 1, "its summary is of other rows"
     assert ([file.read_bytes() for file in files], saved_steps(unbroken)) == before
     assert "this run is finished" in err
 
@@ -121,14 +131,15 @@ def test_other_configuration_is_refused(jobs, unbroken):
     assert err.count("\n") == 1 and "optimizer.learning_rate: 0.001 -> 0.5" in err
 
 
-def test_other_text_under_the_same_name_is_refused(jobs, unbroken, tmp_path):
+@pytest.mark.parametrize(("field", "split"), [("fingerprint", "train"), ("held_out_fingerprint", "validation")])
+def test_other_text_under_the_same_name_is_refused(jobs, unbroken, tmp_path, field, split):
     workdir = shutil.copytree(unbroken, tmp_path / "run")
     (meta,) = (workdir / "checkpoints" / f"{STEPS:08d}" / "meta").glob("metadata")
     content = json.loads(meta.read_text())
-    content["data"]["fingerprint"] = "0" * 64
+    content["data"][field] = "0" * 64
     meta.write_text(json.dumps(content))
     err = jobs.run(workdir, expect=2)
-    assert "no longer holds the text" in err and "public_domain" in err and "000000000000" in err
+    assert f"no longer holds the {split} text" in err and "public_domain" in err and "000000000000" in err
     assert "Traceback" not in err
 
 

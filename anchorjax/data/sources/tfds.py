@@ -13,7 +13,10 @@ class Documents(Sequence):
             raise ValueError(f"unknown split {split!r} of {builder.name}; allowed: {', '.join(builder.info.splits)}")
         if "text" not in builder.info.features:
             raise ValueError(f'{builder.name} has no feature "text", only {", ".join(builder.info.features)}')
-        self._records = builder.as_data_source(split)
+        try:
+            self._records = builder.as_data_source(split)
+        except NotImplementedError as error:
+            raise ValueError(f"{builder.name} is not prepared as array_record, which has random access") from error
 
     def __len__(self) -> int:
         return len(self._records)
