@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anchorjax.attention.plan import classify_tiles, make_plan, unpack
+from anchorjax.attention.plan import make_plan
 from anchorjax.masks import Mask
 
 

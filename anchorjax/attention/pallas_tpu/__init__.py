@@ -1,0 +1,75 @@
+"""AnchorAttention for TPUs: a Pallas Mosaic kernel for each pass, driven by the plan's list of live tiles.
+
+The second grid dimension of both kernels is the number of listed tiles, known at run time: a dead tile costs
+nothing. Tiles that are wholly visible take a body without a mask.
+
+Forward, by query tile: an online softmax that starts from the anchor keys. Backward, by key tile, one pass,
+five matmuls a tile: dk and dv of a key tile stay in VMEM through its stretch of the list; dq lies in HBM in
+fp32 and is summed in place by hand-made copies, read while the tile is computed and written behind it. No
+copies of dq per key tile exist; extra memory is O(T).
+
+The list is read from scalar memory (1 MB), so long ones come in chunks, one kernel call each.
+
+Letters: X = R * t query tokens and Y = M * s key tokens of all rows, padded to tiles; t, s one tile's.
+Sources: FlashAttention-2 (arXiv 2307.08691, Algorithms 1 and 2), exponentials to base 2.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from anchorjax.attention import anchors as anchors_lib
+from anchorjax.attention.pallas_tpu import backward, forward
+from anchorjax.attention.pallas_tpu.arrays import Arrays
+from anchorjax.attention.pallas_tpu.tile import LANES
+from anchorjax.attention.plan import Plan
+from anchorjax.attention.xla import NAME
+from anchorjax.masks import Mask
+
+
+def apply(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask, plan: Plan
+) -> tuple[jax.Array, jax.Array]:
+    """Output and log-sum-exp of one device's arrays; the contract is that of `attention.attention_with_lse`.
+
+    Off the TPU it runs inside `pltpu.force_tpu_interpret_mode()` only, which simulates memories and copies.
+
+    Raises:
+      NotImplementedError: tiles that are not multiples of 128.
+    """
+    if plan.q_tile % LANES or plan.kv_tile % LANES:
+        raise NotImplementedError(
+            f"attention pallas_tpu: tiles of {plan.q_tile} x {plan.kv_tile}; allowed: multiples of {LANES}"
+        )
+    return _attend(q_BTNH, k_BSKH, v_BSKH, mask, plan)
+
+
+@jax.custom_vjp
+def _attend(q_BTNH, k_BSKH, v_BSKH, mask, plan):
+    return _forward(q_BTNH, k_BSKH, v_BSKH, mask, plan)[0]
+
+
+def _forward(q_BTNH, k_BSKH, v_BSKH, mask, plan):
+    arrays = Arrays(q_BTNH, k_BSKH, v_BSKH, mask, plan)
+    out_NXH, lse_NX = forward.call(arrays)
+    out_BTNH = checkpoint_name(arrays.join(out_NXH), NAME)
+    lse_BTN = checkpoint_name(arrays.join(lse_NX[..., None])[..., 0], NAME)
+    return (out_BTNH, lse_BTN), (q_BTNH, k_BSKH, v_BSKH, mask, plan, out_BTNH, lse_BTN)
+
+
+def _backward(residuals, cotangents):
+    q_BTNH, k_BSKH, v_BSKH, mask, plan, out_BTNH, lse_BTN = residuals
+    dout_BTNH, dlse_BTN = cotangents
+    delta_BTN = jnp.sum(dout_BTNH.astype(jnp.float32) * out_BTNH.astype(jnp.float32), -1) - dlse_BTN
+    arrays = Arrays(q_BTNH, k_BSKH, v_BSKH, mask, plan)
+    dq_NXH, dk_KYH, dv_KYH = backward.call(arrays, dout_BTNH, lse_BTN, delta_BTN)
+    anchors = anchors_lib.find(k_BSKH, v_BSKH, mask)
+    dq_anchor, dk_anchor, dv_anchor = anchors_lib.gradients(q_BTNH, dout_BTNH, lse_BTN, delta_BTN, anchors, mask)
+    dq_BTNH = arrays.join(dq_NXH) + dq_anchor
+    dk_BSKH = anchors_lib.add_at(arrays.join_keys(dk_KYH), dk_anchor, anchors)
+    dv_BSKH = anchors_lib.add_at(arrays.join_keys(dv_KYH), dv_anchor, anchors)
+    dtype = q_BTNH.dtype
+    return dq_BTNH.astype(dtype), dk_BSKH.astype(dtype), dv_BSKH.astype(dtype), None, None
+
+
+_attend.defvjp(_forward, _backward)

@@ -1,0 +1,175 @@
+"""The forward kernel: an online softmax per query tile, started from the anchor keys."""
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from anchorjax.attention.anchors import NOTHING
+from anchorjax.attention.pallas_tpu.arrays import Arrays
+from anchorjax.attention.pallas_tpu.tile import LANES, LOG2E, MASKED, NN, NT, Static, column, div, lanes, run
+from anchorjax.attention.plan import FIRST_OF_Q, LAST_OF_Q, NEEDS_MASK, unpack
+from anchorjax.types import PAD_SEGMENT
+
+
+def _kernel(
+    entries,
+    anchor_exists,
+    q_ref,
+    k_ref,
+    v_ref,
+    q_index_ref,
+    q_segment_ref,
+    kv_index_ref,
+    kv_segment_ref,
+    anchor_k_ref,
+    anchor_v_ref,
+    out_ref,
+    lse_ref,
+    m_ref,
+    l_ref,
+    acc_ref,
+    q_indexcolumn,
+    q_segmentcolumn,
+    *,
+    static: Static,
+):
+    r, _, flags = unpack(entries[pl.program_id(1)])
+    q_tH = q_ref[...]
+    width = q_tH.shape[1]
+
+    @pl.when(flags & FIRST_OF_Q != 0)
+    def _start():
+        q_indexcolumn[...] = column(q_index_ref[...])
+        q_segmentcolumn[...] = column(q_segment_ref[...])
+        m_ref[...] = jnp.full_like(m_ref, NOTHING)
+        l_ref[...] = jnp.zeros_like(l_ref)
+        acc_ref[...] = jnp.zeros_like(acc_ref)
+        if static.num_anchors:
+            s_tA, _ = static.bend(static.dot(q_tH, anchor_k_ref[...], NT))
+            row = div(r, static.q_tiles_per_row)
+            for a in range(static.num_anchors):
+                exists = anchor_exists[row * static.num_anchors + a] != 0
+                sees = exists & (q_indexcolumn[...] >= a) & (q_segmentcolumn[...] != PAD_SEGMENT)
+                s = jnp.where(sees, jnp.broadcast_to(s_tA[:, a : a + 1], sees.shape), MASKED)
+                m = jnp.maximum(m_ref[...], s)
+                rescale, p = jnp.exp2(m_ref[...] - m), jnp.exp2(s - m)
+                l_ref[...] = l_ref[...] * rescale + p
+                value = anchor_v_ref[a : a + 1, :].astype(jnp.float32)
+                acc_ref[...] = acc_ref[...] * lanes(rescale, width) + lanes(p, width) * value
+                m_ref[...] = m
+
+    def tile(masked: bool):
+        s_ts, _ = static.bend(static.dot(q_tH, k_ref[...], NT))
+        if masked:
+            visible = static.visible(
+                lanes(q_indexcolumn[...], static.kv_tile),
+                kv_index_ref[...],
+                lanes(q_segmentcolumn[...], static.kv_tile),
+                kv_segment_ref[...],
+            )
+            s_ts = jnp.where(visible, s_ts, MASKED)
+        m = jnp.maximum(m_ref[...], jnp.max(s_ts, axis=1, keepdims=True))
+        p_ts = jnp.exp2(s_ts - lanes(m, static.kv_tile))
+        rescale = jnp.exp2(m_ref[...] - m)
+        l_ref[...] = l_ref[...] * rescale + jnp.sum(p_ts, axis=1, keepdims=True)
+        m_ref[...] = m
+        pv_tH = static.dot(p_ts.astype(v_ref.dtype), v_ref[...], NN)
+        acc_ref[...] = acc_ref[...] * lanes(rescale, width) + pv_tH
+
+    pl.when(flags & NEEDS_MASK != 0)(lambda: tile(True))
+    pl.when(flags & NEEDS_MASK == 0)(lambda: tile(False))
+
+    @pl.when(flags & LAST_OF_Q != 0)
+    def _finish():
+        seen = l_ref[...] > 0
+        l = jnp.where(seen, l_ref[...], 1.0)
+        out_ref[...] = (acc_ref[...] / lanes(l, width)).astype(out_ref.dtype)
+        lse = jnp.where(seen, m_ref[...] * (1 / LOG2E) + jnp.log(l), NOTHING)
+        lse_ref[...] = lse.T[:1]
+
+
+def call(arrays: Arrays) -> tuple[jax.Array, jax.Array]:
+    """out [N, X, H] and lse [N, X]."""
+    static, visits = arrays.static, arrays.plan.by_query
+    N, X, H = arrays.q_NXH.shape
+    t, s = static.q_tile, static.kv_tile
+    tiles = visits.tiles_per_chunk
+
+    def q_block(shape, index):
+        return pl.BlockSpec(shape, lambda n, g, entries, exists, start: index(n, unpack(entries[g])[0]))
+
+    def kv_block(shape, index):
+        return pl.BlockSpec(shape, lambda n, g, entries, exists, start: index(n, unpack(entries[g])[1]))
+
+    def kernel(entries, exists, start, *refs):
+        _kernel(entries, exists, *refs, static=static)
+
+    def chunk(entries_P, count, start):
+        """The query tiles start .. start + tiles."""
+        here = lambda shape, index: pl.BlockSpec(  # noqa: E731 - outputs hold this chunk's tiles only
+            shape, lambda n, g, entries, exists, start: index(n, unpack(entries[g])[0] - start[0])
+        )
+        anchor_block = q_block((None, None, *arrays.anchor_k_KBAH.shape[2:]), lambda n, r: (div(n, static.group), div(r, static.q_tiles_per_row), 0, 0))  # fmt: skip
+        arguments = (
+            entries_P,
+            arrays.anchor_exists,
+            start,
+            arrays.q_NXH,
+            arrays.k_KYH,
+            arrays.v_KYH,
+            arrays.q_index_1X,
+            arrays.q_segment_1X,
+            arrays.kv_index_1Y,
+            arrays.kv_segment_1Y,
+            arrays.anchor_k_KBAH,
+            arrays.anchor_v_KBAH,
+        )
+        return run(
+            kernel,
+            arguments,
+            grid_spec=pltpu.PrefetchScalarGridSpec(
+                num_scalar_prefetch=3,
+                grid=(N, count),
+                in_specs=[
+                    q_block((None, t, H), lambda n, r: (n, r, 0)),
+                    kv_block((None, s, H), lambda n, c: (div(n, static.group), c, 0)),
+                    kv_block((None, s, H), lambda n, c: (div(n, static.group), c, 0)),
+                    q_block((1, t), lambda n, r: (0, r)),
+                    q_block((1, t), lambda n, r: (0, r)),
+                    kv_block((1, s), lambda n, c: (0, c)),
+                    kv_block((1, s), lambda n, c: (0, c)),
+                    anchor_block,
+                    anchor_block,
+                ],
+                out_specs=[
+                    here((None, t, H), lambda n, r: (n, r, 0)),
+                    here((None, 1, t), lambda n, r: (n, 0, r)),
+                ],
+                scratch_shapes=[
+                    pltpu.VMEM((t, LANES), jnp.float32),
+                    pltpu.VMEM((t, LANES), jnp.float32),
+                    pltpu.VMEM((t, H), jnp.float32),
+                    pltpu.VMEM((t, LANES), jnp.int32),
+                    pltpu.VMEM((t, LANES), jnp.int32),
+                ],
+            ),
+            out_shape=[
+                jax.ShapeDtypeStruct((N, tiles * t, H), arrays.q_NXH.dtype),
+                jax.ShapeDtypeStruct((N, 1, tiles * t), jnp.float32),
+            ],
+            name="anchor_attention_forward",
+        )
+
+    out_CNxH, lse_CN1x = _over_chunks(chunk, visits)
+    out_NXH = jnp.moveaxis(out_CNxH, 0, 1).reshape(N, -1, H)[:, :X]
+    return out_NXH, jnp.moveaxis(lse_CN1x, 0, 1).reshape(N, -1)[:, :X]
+
+
+def _over_chunks(chunk, visits):
+    C = visits.entries_CP.shape[0]
+    starts = jnp.arange(C, dtype=jnp.int32)[:, None] * visits.tiles_per_chunk
+    inputs = (visits.entries_CP, visits.counts_C1[:, 0], starts)
+    if C == 1:
+        return jax.tree.map(lambda x: x[None], chunk(*(x[0] for x in inputs)))
+    return jax.lax.map(lambda x: chunk(*x), inputs)
