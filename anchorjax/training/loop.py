@@ -141,13 +141,15 @@ class Job:
                 self.state, metrics = self.train_step(self.state, batch)
                 self._read(running)  # the step before, while this one runs
                 running = (step, metrics)
+                save = step % config.checkpoint.every == 0 or step == steps
+                if save:
+                    self.checkpoints.wait()  # for the save before, so that no step is reported two saves ahead
                 if config.eval.every and step % config.eval.every == 0 and step != steps:
                     self._read(running)
                     running = None
                     self._evaluate(step)
                 stopped = self.stop.received  # asked once: a SIGTERM may come at any line, the evaluation's too
-                if step % config.checkpoint.every == 0 or step == steps or stopped:
-                    self.checkpoints.wait()  # for the save before, so what is reported is never two saves ahead
+                if save or stopped:
                     self._read(running)
                     running = None
                     self._save(step)

@@ -97,7 +97,7 @@ def test_kills_at_random_moments_lose_at_most_the_steps_since_a_save(jobs, unbro
         process.kill()
         process.communicate()
         trained = max((step for step, *_ in hex_losses(tmp_path)), default=0)
-        # One save may have been under way; it and the one before are the most that is ever at stake.
+        # A save may have been under way; the loop waits for it before it reports the step of the next one.
         assert max(saved_steps(tmp_path), default=0) >= max(started_at, (trained // EVERY - 1) * EVERY)
     jobs.run(tmp_path)
     assert_same_run(tmp_path, unbroken)
