@@ -4,6 +4,7 @@
 |-----------|--------------|--------------------------------------------------------|
 | reference | reference.py | the definition: dense, fp32, O(T S) memory             |
 | xla       | xla.py       | blockwise over live tiles, forward and backward        |
+| pallas_tpu| pallas_tpu/  | Mosaic kernels over live tiles; compiled, never run yet |
 
 An implementation is a module here with `apply(q_BTNH, k_BSKH, v_BSKH, mask, plan) -> (out_BTNH, lse_BTN)`; add
 its name to `types.IMPLEMENTATIONS` and the contract suite (tests/attention) runs on it. One that cannot do
@@ -92,7 +93,7 @@ def check_arrays(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array) -> Non
             raise ValueError(f"attention: {name} is {x.dtype}; allowed: {', '.join(DTYPES)}")
     if not q_BTNH.dtype == k_BSKH.dtype == v_BSKH.dtype:
         raise ValueError(f"attention: q {q_BTNH.dtype}, k {k_BSKH.dtype}, v {v_BSKH.dtype} must be one dtype")
-    B, T, N, H = q_BTNH.shape
+    B, _, N, H = q_BTNH.shape
     S, K = k_BSKH.shape[1:3]
     if k_BSKH.shape != (B, S, K, H) or v_BSKH.shape != k_BSKH.shape:
         raise ValueError(f"attention: q {q_BTNH.shape}, k {k_BSKH.shape} and v {v_BSKH.shape} do not fit")

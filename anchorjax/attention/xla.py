@@ -168,11 +168,11 @@ class _Tiles:
 
     def join(self, x_RKGtH):
         """The inverse of `split`."""
-        R, K, G, t, H = x_RKGtH.shape
+        _, K, G, _, H = x_RKGtH.shape
         return x_RKGtH.transpose(0, 3, 1, 2, 4).reshape(self.B, -1, K * G, H)[:, : self.T]
 
     def join_keys(self, x_MKsH):
-        M, K, s, H = x_MKsH.shape
+        _, K, _, H = x_MKsH.shape
         return x_MKsH.swapaxes(1, 2).reshape(self.B, -1, K, H)[:, : self.S]
 
 

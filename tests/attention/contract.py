@@ -20,16 +20,29 @@ class Case:
     mask: Mask
 
 
-def make_case(segments_BT: np.ndarray, num_anchors: int, N: int, K: int, H: int, dtype="float32", seed=0) -> Case:
+def make_case(
+    segments_BT: np.ndarray,
+    num_anchors: int,
+    N: int,
+    K: int,
+    H: int,
+    dtype="float32",
+    seed=0,
+    window=None,
+    soft_cap=None,
+) -> Case:
     rng = np.random.default_rng(seed)
     B, T = segments_BT.shape
     q, k, v, cotangent = (jnp.asarray(rng.normal(size=(B, T, heads, H)), dtype) for heads in (N, K, K, N))
-    return Case(q, k, v, cotangent, Mask.from_segments(jnp.asarray(segments_BT, jnp.int32), num_anchors))
+    return Case(
+        q, k, v, cotangent, Mask.from_segments(jnp.asarray(segments_BT, jnp.int32), num_anchors, window, soft_cap)
+    )
 
 
 # One row length and few head shapes, so that a hundred drawn layouts share a handful of compilations.
 T = 83  # a prime: no tile divides it
 HEADS = [(4, 2, 16), (2, 2, 8), (6, 2, 8), (3, 1, 16)]
+BENDS = [(None, None), (7, None), (None, 2.0), (20, 3.0)]  # window, soft cap; one for each of HEADS
 
 
 @st.composite
@@ -62,10 +75,13 @@ def float64_attention(q, k, v, mask: Mask) -> np.ndarray:
     for b, t in np.ndindex(B, T):
         if segments[b, t] == -1:
             continue
-        keys = [s for s in range(t + 1) if segments[b, s] != -1 and (s < A or segments[b, s] == segments[b, t])]
+        near = [s for s in range(t + 1) if segments[b, s] == segments[b, t] and t - s < (mask.window or T)]
+        keys = sorted({*near, *(s for s in range(min(A, t + 1)) if segments[b, s] != -1)})
         for n in range(N):
             kv_head = n // (N // k.shape[2])
             logits = k[b, keys, kv_head] @ q[b, t, n] / np.sqrt(H)
+            if mask.soft_cap:
+                logits = mask.soft_cap * np.tanh(logits / mask.soft_cap)
             weights = np.exp(logits - logits.max())
             out[b, t, n] = weights @ v[b, keys, kv_head] / weights.sum()
     return out

@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anchorjax.attention.plan import make_plan
+from anchorjax.attention import plan as plan_lib
+from anchorjax.attention.plan import (
+    FIRST_OF_KV,
+    FIRST_OF_Q,
+    LAST_OF_KV,
+    LAST_OF_Q,
+    NEEDS_MASK,
+    classify_tiles,
+    make_plan,
+    unpack,
+)
 from anchorjax.masks import Mask
 
 
@@ -21,7 +31,11 @@ def dense_live(mask: Mask, q_tile: int, kv_tile: int) -> np.ndarray:
 
 
 T = 131  # a prime; one length, so that all drawn layouts share their compilations
-jitted_live_tiles = jax.jit(live_tiles, static_argnums=(1, 2))
+jitted_classify = jax.jit(classify_tiles, static_argnums=(1, 2))
+
+
+def live_tiles(mask: Mask, q_tile: int, kv_tile: int) -> np.ndarray:
+    return np.array(jitted_classify(mask, q_tile, kv_tile)[0])
 
 
 def contiguous(lengths: list[int], pads: int, anchors: int) -> np.ndarray:
@@ -39,14 +53,14 @@ def contiguous(lengths: list[int], pads: int, anchors: int) -> np.ndarray:
 )
 def test_contiguous_documents_give_exactly_the_live_tiles(lengths, pads, anchors, tiles):
     mask = Mask.from_segments(jnp.array(contiguous(lengths, pads, anchors))[None], anchors)
-    np.testing.assert_array_equal(jitted_live_tiles(mask, *tiles), dense_live(mask, *tiles))
+    np.testing.assert_array_equal(live_tiles(mask, *tiles), dense_live(mask, *tiles))
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(-1, 300), min_size=T, max_size=T), st.integers(0, 1))
 def test_no_live_tile_is_ever_missing(segments, anchors):
     mask = Mask.from_segments(jnp.array(segments, jnp.int32)[None], anchors)
-    assert not (dense_live(mask, 8, 8) & ~np.array(jitted_live_tiles(mask, 8, 8))).any()
+    assert not (dense_live(mask, 8, 8) & ~live_tiles(mask, 8, 8)).any()
 
 
 def test_interleaved_pieces_skip_what_lies_between():
@@ -64,13 +78,71 @@ def test_reordered_queries_keep_their_tiles():
     np.testing.assert_array_equal(live_tiles(mask, 16, 16), dense_live(mask, 16, 16))
 
 
-def test_both_orders_list_the_same_tiles():
-    mask = Mask.from_segments(jnp.array(contiguous([20, 30, 13, 40], 9, 1))[None], 1)
-    plan = jax.tree.map(np.array, jax.jit(make_plan, static_argnums=(1, 2))(mask, 16, 8))
-    live = np.array(jitted_live_tiles(mask, 16, 8))[0]
-    by_query = {(i, int(j)) for i in range(live.shape[0]) for j in plan.kv_tiles_BIJ[0, i, : plan.kv_counts_BI[0, i]]}
-    by_key = {(int(i), j) for j in range(live.shape[1]) for i in plan.q_tiles_BJI[0, j, : plan.q_counts_BJ[0, j]]}
-    assert by_query == by_key == set(zip(*(x.tolist() for x in np.nonzero(live)), strict=True))
+def entries(visits) -> list[list[tuple[int, int, int]]]:
+    """(query tile, key tile, flags) of each outer tile's entries."""
+    flat = np.array(visits.entries_CP).reshape(-1)
+    spans = zip(np.array(visits.starts_1R[0]), np.array(visits.lengths_1R[0]), strict=True)
+    return [[tuple(int(x) for x in unpack(entry)) for entry in flat[s : s + n]] for s, n in spans]
+
+
+@pytest.mark.parametrize("chunk", [2**16, 64])
+def test_both_orders_list_the_same_tiles_with_their_ends_flagged(chunk, monkeypatch):
+    """Two rows, the second dead: live tiles, and one dead tile for each side that has none, in both orders."""
+    monkeypatch.setattr(plan_lib, "_CHUNK", chunk)
+    segments = np.stack([contiguous([20, 30, 13, 40], 40, 1), np.full(T, -1)])
+    mask = Mask.from_segments(jnp.array(segments), 1)
+    plan = jax.jit(make_plan, static_argnums=(1, 2))(mask, 16, 8)
+    I, J = -(-T // 16), -(-T // 8)
+    live = {
+        (b * I + i, b * J + j)
+        for b, i, j in zip(*(x.tolist() for x in np.nonzero(live_tiles(mask, 16, 8))), strict=True)
+    }
+    for visits, side, first, last in (
+        (plan.by_query, 0, FIRST_OF_Q, LAST_OF_Q),
+        (plan.by_key, 1, FIRST_OF_KV, LAST_OF_KV),
+    ):
+        lists = entries(visits)
+        assert visits.entries_CP.shape[0] == (1 if chunk == 2**16 else -(-len(lists) // visits.tiles_per_chunk))
+        assert int(visits.counts_C1.sum()) == sum(map(len, lists))
+        for outer, line in enumerate(lists):
+            assert line and [entry[side] for entry in line] == [outer] * len(line)
+            inner = [entry[1 - side] for entry in line]
+            assert inner == sorted(set(inner))
+            assert [n for n, entry in enumerate(line) if entry[2] & first] == [0]
+            assert [n for n, entry in enumerate(line) if entry[2] & last] == [len(line) - 1]
+    visited = [{entry[:2] for line in entries(visits) for entry in line} for visits in (plan.by_query, plan.by_key)]
+    assert visited[0] == visited[1] >= live
+    for q, kv in visited[0] - live:
+        assert q not in {tile[0] for tile in live} or kv not in {tile[1] for tile in live}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=6),
+    st.integers(0, 20),
+    st.integers(0, 2),
+    st.sampled_from([None, 9, 30]),
+)
+def test_tiles_without_a_mask_are_wholly_visible_and_windows_kill_tiles(lengths, pads, anchors, window):
+    mask = Mask.from_segments(jnp.array(contiguous(lengths, pads, anchors))[None], anchors, window)
+    live, needs_mask = (np.array(x) for x in jitted_classify(mask, 8, 16))
+    np.testing.assert_array_equal(live, dense_live(mask, 8, 16))
+    pairs = np.array(mask.materialize()) & np.array(mask.kv_index_BS >= anchors)[:, None, :]
+    pairs = np.pad(pairs, ((0, 0), (0, -T % 8), (0, -T % 16))).reshape(1, live.shape[1], 8, live.shape[2], 16)
+    np.testing.assert_array_equal(needs_mask[live], ~pairs.all((2, 4))[live])
+
+
+def test_flag_of_masks_reaches_the_entries():
+    mask = Mask.from_segments(jnp.zeros((1, 64), jnp.int32), 0)
+    plan = make_plan(mask, 16, 16)
+    for q, kv, flags in (entry for line in entries(plan.by_query) for entry in line):
+        assert bool(flags & NEEDS_MASK) == (q == kv)
+
+
+def test_too_many_tiles_are_refused():
+    mask = jax.eval_shape(lambda s: Mask.from_segments(s, 1), jax.ShapeDtypeStruct((1, 2**20), jnp.int32))
+    with pytest.raises(ValueError, match="use larger tiles"):
+        jax.eval_shape(lambda mask: make_plan(mask, 64, 64), mask)
 
 
 @pytest.mark.parametrize("T", [2**16, 2**20])

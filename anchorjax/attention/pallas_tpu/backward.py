@@ -43,7 +43,7 @@ def _kernel(
     """One tile of one query head; scores have keys in front, so that lse and delta lie along lanes as they come."""
     head, n, g = (pl.program_id(axis) for axis in range(3))
     step, steps = n * static.group + g, pl.num_programs(1) * static.group
-    r, _, flags = unpack(entries[n])
+    _, _, flags = unpack(entries[n])
     slot = rem(step, 2)
 
     def dq_tile(of_step):

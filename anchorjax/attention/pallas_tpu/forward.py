@@ -102,6 +102,11 @@ def call(arrays: Arrays) -> tuple[jax.Array, jax.Array]:
     def kv_block(shape, index):
         return pl.BlockSpec(shape, lambda n, g, entries, exists, start: index(n, unpack(entries[g])[1]))
 
+    def row_of_anchors(n, r):
+        return div(n, static.group), div(r, static.q_tiles_per_row), 0, 0
+
+    anchor_block = q_block((None, None, *arrays.anchor_k_KBAH.shape[2:]), row_of_anchors)
+
     def kernel(entries, exists, start, *refs):
         _kernel(entries, exists, *refs, static=static)
 
@@ -110,7 +115,6 @@ def call(arrays: Arrays) -> tuple[jax.Array, jax.Array]:
         here = lambda shape, index: pl.BlockSpec(  # noqa: E731 - outputs hold this chunk's tiles only
             shape, lambda n, g, entries, exists, start: index(n, unpack(entries[g])[0] - start[0])
         )
-        anchor_block = q_block((None, None, *arrays.anchor_k_KBAH.shape[2:]), lambda n, r: (div(n, static.group), div(r, static.q_tiles_per_row), 0, 0))  # fmt: skip
         arguments = (
             entries_P,
             arrays.anchor_exists,
