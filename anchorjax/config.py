@@ -98,6 +98,12 @@ class AttentionConfig(Section):
     q_tile: int = number(8, 8192)
     kv_tile: int = number(8, 8192)
 
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("q_tile", "kv_tile"):
+            fits = self.implementation != "pallas_tpu" or getattr(self, name) % 128 == 0
+            self.require(fits, name, "it must be a multiple of 128 for attention.implementation=pallas_tpu")
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Section):

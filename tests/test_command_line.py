@@ -49,6 +49,15 @@ BAD_ARGUMENTS = [
     (["--", "--config.train.steps=5"], ["'--'"]),
     (["--noconfig.train.tensorboard=maybe"], ["tensorboard"]),
     (["--flagfile=/nonexistent"], ["--flagfile=/nonexistent"]),
+    (["--config.attention.implementation=pallas_tpu"], ["q_tile=32", "multiple of 128"]),
+    (
+        [
+            "--config.attention.implementation=pallas_tpu",
+            "--config.attention.q_tile=128",
+            "--config.attention.kv_tile=128",
+        ],
+        ["config.attention.implementation='pallas_tpu'", "needs TPUs"],
+    ),
     (["--wrokdir=x"], ["wrokdir", "workdir"]),
     (["--help"], ["--config", "--workdir"]),
 ]

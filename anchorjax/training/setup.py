@@ -33,6 +33,9 @@ class Setup:
         """Raises ConfigError for shapes that do not fit the devices or the tokenizer. Compiles nothing."""
         tokenizer = load_tokenizer(config.data.tokenizer)
         config = with_vocabulary(config, tokenizer.vocab_size)
+        if config.attention.implementation == "pallas_tpu" and jax.default_backend() != "tpu":
+            name = jax.default_backend()
+            raise ConfigError("attention.implementation", "pallas_tpu", f"it needs TPUs, and JAX found {name} devices")
         mesh = sharding.make_mesh(config.check_devices(jax.device_count()))
         optimizer = make_optimizer(config.optimizer, config.train.steps)
         schedule = make_schedule(config.optimizer, config.train.steps)
