@@ -220,8 +220,7 @@ class Job:
             "validation_loss": result["loss"],
             "bits_per_byte": result["bits_per_byte"],
             "validation_targets": result["targets"],
-            "first_step": self.first_step
-            + 1,  # of those that the rates below are of: a resumed run's are its last part's
+            "first_step": self.first_step + 1,  # where this process began: the rates below count from there
             **self.rates.totals(),
         }
         self.directory.write_json("summary.json", summary)

@@ -24,12 +24,11 @@ class Arrays:
         self.kv_segment_1Y = self._line(
             jnp.where(hidden_BS, NO_SEGMENT, mask.kv_segment_ids_BS), plan.kv_tile, NO_SEGMENT
         )
-        self.q_tiles, self.kv_tiles = self.q_NXH.shape[1] // plan.q_tile, self.k_KYH.shape[1] // plan.kv_tile
         self.static = Static(
             q_tile=plan.q_tile,
             kv_tile=plan.kv_tile,
             group=N // K,
-            q_tiles_per_row=self.q_tiles // self.B,
+            q_tiles_per_row=self.q_NXH.shape[1] // plan.q_tile // self.B,
             num_anchors=mask.num_anchors,
             scale=H**-0.5,
             window=mask.window,

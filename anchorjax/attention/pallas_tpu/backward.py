@@ -33,8 +33,8 @@ def _kernel(
     dv_sum,
     dq_read,
     dq_write,
-    kv_indexcolumn,
-    kv_segmentcolumn,
+    kv_index_column,
+    kv_segment_column,
     read_done,
     write_done,
     *,
@@ -75,8 +75,8 @@ def _kernel(
     def _start():
         dk_sum[...] = jnp.zeros_like(dk_sum)
         dv_sum[...] = jnp.zeros_like(dv_sum)
-        kv_indexcolumn[...] = column(kv_index_ref[...])
-        kv_segmentcolumn[...] = column(kv_segment_ref[...])
+        kv_index_column[...] = column(kv_index_ref[...])
+        kv_segment_column[...] = column(kv_segment_ref[...])
 
     def tile(masked: bool):
         q_tH, do_tH, k_sH = q_ref[...], do_ref[...], k_ref[...]
@@ -84,9 +84,9 @@ def _kernel(
         if masked:
             visible = static.visible(
                 q_index_ref[...],
-                lanes(kv_indexcolumn[...], static.q_tile),
+                lanes(kv_index_column[...], static.q_tile),
                 q_segment_ref[...],
-                lanes(kv_segmentcolumn[...], static.q_tile),
+                lanes(kv_segment_column[...], static.q_tile),
             )
             s_st = jnp.where(visible, s_st, MASKED)
         p_st = jnp.exp2(s_st - lse_ref[...] * LOG2E)

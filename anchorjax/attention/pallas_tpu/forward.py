@@ -29,8 +29,8 @@ def _kernel(
     m_ref,
     l_ref,
     acc_ref,
-    q_indexcolumn,
-    q_segmentcolumn,
+    q_index_column,
+    q_segment_column,
     *,
     static: Static,
 ):
@@ -40,8 +40,8 @@ def _kernel(
 
     @pl.when(flags & FIRST_OF_Q != 0)
     def _start():
-        q_indexcolumn[...] = column(q_index_ref[...])
-        q_segmentcolumn[...] = column(q_segment_ref[...])
+        q_index_column[...] = column(q_index_ref[...])
+        q_segment_column[...] = column(q_segment_ref[...])
         m_ref[...] = jnp.full_like(m_ref, NOTHING)
         l_ref[...] = jnp.zeros_like(l_ref)
         acc_ref[...] = jnp.zeros_like(acc_ref)
@@ -50,7 +50,7 @@ def _kernel(
             row = div(r, static.q_tiles_per_row)
             for a in range(static.num_anchors):
                 exists = anchor_exists[row * static.num_anchors + a] != 0
-                sees = exists & (q_indexcolumn[...] >= a) & (q_segmentcolumn[...] != PAD_SEGMENT)
+                sees = exists & (q_index_column[...] >= a) & (q_segment_column[...] != PAD_SEGMENT)
                 s = jnp.where(sees, jnp.broadcast_to(s_tA[:, a : a + 1], sees.shape), MASKED)
                 m = jnp.maximum(m_ref[...], s)
                 rescale, p = jnp.exp2(m_ref[...] - m), jnp.exp2(s - m)
@@ -63,9 +63,9 @@ def _kernel(
         s_ts, _ = static.bend(static.dot(q_tH, k_ref[...], NT))
         if masked:
             visible = static.visible(
-                lanes(q_indexcolumn[...], static.kv_tile),
+                lanes(q_index_column[...], static.kv_tile),
                 kv_index_ref[...],
-                lanes(q_segmentcolumn[...], static.kv_tile),
+                lanes(q_segment_column[...], static.kv_tile),
                 kv_segment_ref[...],
             )
             s_ts = jnp.where(visible, s_ts, MASKED)
