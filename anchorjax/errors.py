@@ -37,3 +37,13 @@ class CheckpointError(UserError):
 
 class TrainingError(UserError):
     """Training cannot go on; the last checkpoint is still good."""
+
+
+class MissingCompiler(UserError):
+    """A program is to be compiled for hardware whose compiler is not installed."""
+
+    def __init__(self, target: str):
+        super().__init__(
+            f"the compiler for {target} is missing: python -m pip install --no-deps "
+            "--target .venv/compilers -r requirements-compilers.txt"
+        )

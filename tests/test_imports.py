@@ -21,6 +21,7 @@ ALLOWED = {
     "config": {"errors", "types"},
     "sharding": {"types"},
     "command_line": {"config", "errors"},
+    "targets": {"errors"},
     "attention": FOUNDATION,
     "models": FOUNDATION | {"attention"},
     "data": {"types", "errors", "config", "sharding"},

@@ -14,27 +14,20 @@ numbered through as in the plan; t, s tokens of one query and one key tile.
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from anchorjax.attention import anchors as anchors_lib
+from anchorjax.attention import gradient
 from anchorjax.attention.anchors import NOTHING, bend
 from anchorjax.attention.plan import Plan, pad_to_tiles, unpack
 from anchorjax.masks import Mask, allowed
 from anchorjax.types import PAD_SEGMENT
-
-NAME = "attention"  # of the saved output and log-sum-exp, for remat policies
 
 
 def apply(
     q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask, plan: Plan
 ) -> tuple[jax.Array, jax.Array]:
     """Output and log-sum-exp of one device's arrays; the contract is that of `attention.attention_with_lse`."""
-    return _attend(q_BTNH, k_BSKH, v_BSKH, mask, plan)
-
-
-@jax.custom_vjp
-def _attend(q_BTNH, k_BSKH, v_BSKH, mask, plan):
-    return _forward(q_BTNH, k_BSKH, v_BSKH, mask, plan)[0]
+    return gradient.attend(_forward, _backward, q_BTNH, k_BSKH, v_BSKH, mask, plan)
 
 
 def _forward(q_BTNH, k_BSKH, v_BSKH, mask, plan):
@@ -63,15 +56,11 @@ def _forward(q_BTNH, k_BSKH, v_BSKH, mask, plan):
     l = jnp.where(seen, l, 1.0)
     out_BTNH = tiles.join(acc / l[..., None]).astype(q_BTNH.dtype)
     lse_BTN = tiles.join(jnp.where(seen, m + jnp.log(l), NOTHING)[..., None])[..., 0]
-    out_BTNH, lse_BTN = checkpoint_name(out_BTNH, NAME), checkpoint_name(lse_BTN, NAME)
-    return (out_BTNH, lse_BTN), (q_BTNH, k_BSKH, v_BSKH, mask, plan, out_BTNH, lse_BTN)
+    return out_BTNH, lse_BTN
 
 
-def _backward(residuals, cotangents):
-    q_BTNH, k_BSKH, v_BSKH, mask, plan, out_BTNH, lse_BTN = residuals
-    dout_BTNH, dlse_BTN = cotangents
+def _backward(q_BTNH, k_BSKH, v_BSKH, mask, plan, dout_BTNH, lse_BTN, delta_BTN):
     tiles = _Tiles(q_BTNH, k_BSKH, v_BSKH, mask, plan)
-    delta_BTN = jnp.sum(dout_BTNH.astype(jnp.float32) * out_BTNH.astype(jnp.float32), -1) - dlse_BTN
     do_RKGtH, lse_RKGt, delta_RKGt = tiles.split(dout_BTNH), tiles.split_scalar(lse_BTN), tiles.split_scalar(delta_BTN)
     k_MKHs = tiles.k_MKsH.swapaxes(2, 3)
     entries = plan.by_key.entries_CP.reshape(-1)
@@ -98,17 +87,7 @@ def _backward(residuals, cotangents):
 
     dq_RKHGt = jnp.zeros_like(jnp.moveaxis(tiles.q_RKGtH, 4, 2))
     dq_RKHGt, dkv = jax.lax.scan(key_tile, dq_RKHGt, (plan.by_key.starts_1R[0], plan.by_key.lengths_1R[0]))
-    anchors = anchors_lib.find(k_BSKH, v_BSKH, mask)
-    dq_anchor, *dkv_anchor = anchors_lib.gradients(q_BTNH, dout_BTNH, lse_BTN, delta_BTN, anchors, mask)
-    dq_BTNH = tiles.join(jnp.moveaxis(dq_RKHGt, 2, 4)) + dq_anchor
-    dk_BSKH, dv_BSKH = (
-        anchors_lib.add_at(tiles.join_keys(x), share, anchors) for x, share in zip(dkv, dkv_anchor, strict=True)
-    )
-    dtype = q_BTNH.dtype
-    return dq_BTNH.astype(dtype), dk_BSKH.astype(dtype), dv_BSKH.astype(dtype), None, None
-
-
-_attend.defvjp(_forward, _backward)
+    return tiles.join(jnp.moveaxis(dq_RKHGt, 2, 4)), *(tiles.join_keys(x) for x in dkv)
 
 
 class _Tiles:

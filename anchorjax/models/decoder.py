@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jax.sharding import reshard
 
-from anchorjax.attention import sharded, xla
+from anchorjax.attention import gradient, sharded
 from anchorjax.config import AttentionConfig, ModelConfig
 from anchorjax.masks import Mask
 from anchorjax.models import rope
@@ -224,5 +224,5 @@ def _residual_branches(config: ModelConfig) -> int:
 def _remat(block, policy: str):
     if policy == "none":
         return block
-    saved = jax.checkpoint_policies.save_only_these_names(xla.NAME) if policy == "attention" else None
+    saved = jax.checkpoint_policies.save_only_these_names(gradient.NAME) if policy == "attention" else None
     return jax.checkpoint(block, policy=saved)

@@ -15,15 +15,12 @@ Sources: FlashAttention-2 (arXiv 2307.08691, Algorithms 1 and 2), exponentials t
 """
 
 import jax
-import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
-from anchorjax.attention import anchors as anchors_lib
+from anchorjax.attention import gradient
 from anchorjax.attention.pallas_tpu import backward, forward
 from anchorjax.attention.pallas_tpu.arrays import Arrays
 from anchorjax.attention.pallas_tpu.tile import LANES
 from anchorjax.attention.plan import Plan
-from anchorjax.attention.xla import NAME
 from anchorjax.masks import Mask
 
 
@@ -41,35 +38,16 @@ def apply(
         raise NotImplementedError(
             f"attention pallas_tpu: tiles of {plan.q_tile} x {plan.kv_tile}; allowed: multiples of {LANES}"
         )
-    return _attend(q_BTNH, k_BSKH, v_BSKH, mask, plan)
-
-
-@jax.custom_vjp
-def _attend(q_BTNH, k_BSKH, v_BSKH, mask, plan):
-    return _forward(q_BTNH, k_BSKH, v_BSKH, mask, plan)[0]
+    return gradient.attend(_forward, _backward, q_BTNH, k_BSKH, v_BSKH, mask, plan)
 
 
 def _forward(q_BTNH, k_BSKH, v_BSKH, mask, plan):
     arrays = Arrays(q_BTNH, k_BSKH, v_BSKH, mask, plan)
     out_NXH, lse_NX = forward.call(arrays)
-    out_BTNH = checkpoint_name(arrays.join(out_NXH), NAME)
-    lse_BTN = checkpoint_name(arrays.join(lse_NX[..., None])[..., 0], NAME)
-    return (out_BTNH, lse_BTN), (q_BTNH, k_BSKH, v_BSKH, mask, plan, out_BTNH, lse_BTN)
+    return arrays.join(out_NXH), arrays.join(lse_NX[..., None])[..., 0]
 
 
-def _backward(residuals, cotangents):
-    q_BTNH, k_BSKH, v_BSKH, mask, plan, out_BTNH, lse_BTN = residuals
-    dout_BTNH, dlse_BTN = cotangents
-    delta_BTN = jnp.sum(dout_BTNH.astype(jnp.float32) * out_BTNH.astype(jnp.float32), -1) - dlse_BTN
+def _backward(q_BTNH, k_BSKH, v_BSKH, mask, plan, dout_BTNH, lse_BTN, delta_BTN):
     arrays = Arrays(q_BTNH, k_BSKH, v_BSKH, mask, plan)
     dq_NXH, dk_KYH, dv_KYH = backward.call(arrays, dout_BTNH, lse_BTN, delta_BTN)
-    anchors = anchors_lib.find(k_BSKH, v_BSKH, mask)
-    dq_anchor, dk_anchor, dv_anchor = anchors_lib.gradients(q_BTNH, dout_BTNH, lse_BTN, delta_BTN, anchors, mask)
-    dq_BTNH = arrays.join(dq_NXH) + dq_anchor
-    dk_BSKH = anchors_lib.add_at(arrays.join_keys(dk_KYH), dk_anchor, anchors)
-    dv_BSKH = anchors_lib.add_at(arrays.join_keys(dv_KYH), dv_anchor, anchors)
-    dtype = q_BTNH.dtype
-    return dq_BTNH.astype(dtype), dk_BSKH.astype(dtype), dv_BSKH.astype(dtype), None, None
-
-
-_attend.defvjp(_forward, _backward)
+    return arrays.join(dq_NXH), arrays.join_keys(dk_KYH), arrays.join_keys(dv_KYH)

@@ -1,0 +1,51 @@
+"""The gradient that all fast paths share: they bring two passes over tiles, this joins them to one function.
+
+What is the same for each of them is here: what is saved and under which name, delta, the anchors' share, and
+in which dtype results leave. A pass sees one device's arrays:
+
+    forward(q, k, v, mask, plan) -> (out_BTNH in q's dtype, lse_BTN)
+    backward(q, k, v, mask, plan, dout_BTNH, lse_BTN, delta_BTN) -> fp32 (dq_BTNH, dk_BSKH, dv_BSKH)
+
+The forward pass starts its softmax from the anchor keys (`anchors.state`); the backward pass leaves them out.
+Source: FlashAttention-2 (arXiv 2307.08691, Algorithms 1 and 2).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from anchorjax.attention import anchors as anchors_lib
+
+NAME = "attention"  # of the saved output and log-sum-exp, for remat policies
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def attend(forward, backward, q_BTNH, k_BSKH, v_BSKH, mask, plan) -> tuple[jax.Array, jax.Array]:
+    """Output and log-sum-exp of `forward`, differentiable in q, k and v through both."""
+    return forward(q_BTNH, k_BSKH, v_BSKH, mask, plan)
+
+
+def _forward(forward, backward, q_BTNH, k_BSKH, v_BSKH, mask, plan):
+    out_BTNH, lse_BTN = forward(q_BTNH, k_BSKH, v_BSKH, mask, plan)
+    out_BTNH, lse_BTN = checkpoint_name(out_BTNH, NAME), checkpoint_name(lse_BTN, NAME)
+    return (out_BTNH, lse_BTN), (q_BTNH, k_BSKH, v_BSKH, mask, plan, out_BTNH, lse_BTN)
+
+
+def _backward(forward, backward, residuals, cotangents):
+    q_BTNH, k_BSKH, v_BSKH, mask, plan, out_BTNH, lse_BTN = residuals
+    dout_BTNH, dlse_BTN = cotangents
+    # A cotangent of the log-sum-exp enters like one of the output along it: ds = p (dp - delta).
+    delta_BTN = jnp.sum(dout_BTNH.astype(jnp.float32) * out_BTNH.astype(jnp.float32), -1) - dlse_BTN
+    dq_BTNH, dk_BSKH, dv_BSKH = backward(q_BTNH, k_BSKH, v_BSKH, mask, plan, dout_BTNH, lse_BTN, delta_BTN)
+    if mask.num_anchors:
+        anchors = anchors_lib.find(k_BSKH, v_BSKH, mask)
+        dq, dk_BAKH, dv_BAKH = anchors_lib.gradients(q_BTNH, dout_BTNH, lse_BTN, delta_BTN, anchors, mask)
+        dq_BTNH += dq
+        dk_BSKH, dv_BSKH = anchors_lib.add_at(dk_BSKH, dk_BAKH, anchors), anchors_lib.add_at(dv_BSKH, dv_BAKH, anchors)
+    dtype = q_BTNH.dtype
+    return dq_BTNH.astype(dtype), dk_BSKH.astype(dtype), dv_BSKH.astype(dtype), None, None
+
+
+attend.defvjp(_forward, _backward)

@@ -1,0 +1,121 @@
+"""Hardware to compile for without having it: what a kernel or a step needs there is known on a laptop.
+
+The real compilers come as packages (requirements-compilers.txt); they need no accelerator and run none.
+
+    targets.prepare()                            # before JAX is first used
+    device = targets.device("v5p")
+    x = jax.ShapeDtypeStruct(shape, dtype, sharding=SingleDeviceSharding(device))
+    jax.jit(f).lower(x).compile().memory_analysis()
+
+Nothing may run eagerly on such a device.
+"""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import jax
+from jax.experimental import topologies
+
+from anchorjax.errors import MissingCompiler
+
+# The smallest slice of each TPU generation.
+TPUS = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
+
+# What XLA wants to know of a GPU (GpuTargetConfigProto); from the vendor's data sheets and cudaGetDeviceProperties.
+_GPU = """
+gpu_device_info {{
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
+  shared_memory_per_core: {shared_per_core} shared_memory_per_block_optin: {shared_per_block}
+  threads_per_core_limit: 2048 core_count: {cores} fpus_per_core: {fpus}
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: {bandwidth} l2_cache_size: {l2} clock_rate_ghz: {clock} device_memory_size: {memory}
+  cuda_compute_capability {{ major: {major} minor: 0 }}
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 8 }}
+device_description_str: "{name}"
+"""
+GPUS = {
+    "a100": _GPU.format(
+        name="NVIDIA A100-SXM4-80GB",
+        major=8,
+        cores=108,
+        fpus=64,
+        clock=1.41,
+        shared_per_core=167936,
+        shared_per_block=166912,
+        bandwidth=2039000000000,
+        l2=41943040,
+        memory=85198045184,
+    ),
+    "h100": _GPU.format(
+        name="NVIDIA H100 80GB HBM3",
+        major=9,
+        cores=132,
+        fpus=128,
+        clock=1.98,
+        shared_per_core=233472,
+        shared_per_block=232448,
+        bandwidth=3352320000000,
+        l2=52428800,
+        memory=84978434048,
+    ),
+    "b200": _GPU.format(
+        name="NVIDIA B200",
+        major=10,
+        cores=148,
+        fpus=128,
+        clock=1.965,
+        shared_per_core=233472,
+        shared_per_block=232448,
+        bandwidth=7672000000000,
+        l2=132120576,
+        memory=191503138816,
+    ),
+}
+
+
+def prepare(dump_to: str | Path | None = None) -> None:
+    """Makes the compilers findable and JAX's default device the CPU. Call it before JAX is first used.
+
+    Args:
+      dump_to: directory for the compilers' outputs: final schedules of TPU kernels, PTX of GPU kernels.
+    """
+    sys.path.append(str(Path(sys.prefix) / "compilers"))
+    jax.config.update("jax_platforms", "cpu")
+    os.environ |= {
+        "TPU_SKIP_MDS_QUERY": "1",  # no metadata server to ask on a machine without TPUs
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nobody's TPU is taken by compiling
+        "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",  # the plugin would ask for drivers
+    }
+    if dump_to is not None:
+        os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={dump_to} --xla_jf_dump_llo_text=true"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={dump_to}"
+
+
+def has_compiler(target: str) -> bool:
+    """Is the compiler for this target installed? Call `prepare` first."""
+    if target in TPUS:
+        return importlib.util.find_spec("libtpu") is not None
+    return importlib.util.find_spec("jax_plugins.xla_cuda13") is not None
+
+
+def device(target: str) -> jax.Device:
+    """A compile-only device of the target.
+
+    Raises:
+      ValueError: an unknown target.
+      MissingCompiler: its compiler is not installed.
+    """
+    if target not in TPUS and target not in GPUS:
+        raise ValueError(f"target {target!r} is unknown; there are {', '.join([*TPUS, *GPUS])}")
+    if not has_compiler(target):
+        raise MissingCompiler(target)
+    if target in TPUS:
+        return topologies.get_topology_desc(platform="tpu", topology_name=TPUS[target]).devices[0]
+    return topologies.get_topology_desc(
+        platform="cuda", topology_name="", target_config=GPUS[target], topology="1x1x1"
+    ).devices[0]
