@@ -52,7 +52,7 @@ def state(q_BTNH: jax.Array, anchors: Anchors, mask: Mask) -> tuple[jax.Array, j
     s_BTKGA, _ = _logits(q_BTNH, anchors, mask)
     m_BTKG = jnp.max(s_BTKGA, -1, initial=NOTHING)
     p_BTKGA = jnp.exp(s_BTKGA - m_BTKG[..., None])
-    acc_BTKGH = _einsum("btkga,bakh->btkgh", p_BTKGA, anchors.v_BAKH)
+    acc_BTKGH = _weighted_sum(p_BTKGA, anchors.v_BAKH)
     B, T, N, H = q_BTNH.shape
     return m_BTKG.reshape(B, T, N), jnp.sum(p_BTKGA, -1).reshape(B, T, N), acc_BTKGH.reshape(B, T, N, H)
 
@@ -71,11 +71,10 @@ def gradients(
     lse_BTKG1, delta_BTKG1 = (x.reshape(B, T, *heads, 1) for x in (lse_BTN, delta_BTN))
     s_BTKGA, slope_BTKGA = _logits(q_BTNH, anchors, mask)
     p_BTKGA = jnp.exp(s_BTKGA - lse_BTKG1)
-    dp_BTKGA = _einsum("btkgh,bakh->btkga", do_BTKGH, anchors.v_BAKH)
+    dp_BTKGA = _dot_products(do_BTKGH, anchors.v_BAKH)
     ds_BTKGA = p_BTKGA * (dp_BTKGA - delta_BTKG1) * slope_BTKGA
-    dq_BTKGH = _einsum("btkga,bakh->btkgh", ds_BTKGA, anchors.k_BAKH)
-    dk_BAKH = _einsum("btkga,btkgh->bakh", ds_BTKGA, q_BTKGH)
-    dv_BAKH = _einsum("btkga,btkgh->bakh", p_BTKGA, do_BTKGH)
+    dq_BTKGH = _weighted_sum(ds_BTKGA, anchors.k_BAKH)
+    dk_BAKH, dv_BAKH = _sum_over_queries(ds_BTKGA, q_BTKGH), _sum_over_queries(p_BTKGA, do_BTKGH)
     return dq_BTKGH.reshape(B, T, N, H), dk_BAKH, dv_BAKH
 
 
@@ -98,9 +97,30 @@ def _logits(q_BTNH: jax.Array, anchors: Anchors, mask: Mask) -> tuple[jax.Array,
     B, T, N, H = q_BTNH.shape
     K, scale = anchors.k_BAKH.shape[2], H**-0.5
     q_BTKGH = q_BTNH.astype(jnp.float32).reshape(B, T, K, N // K, H)
-    s_BTKGA, slope = bend(_einsum("btkgh,bakh->btkga", q_BTKGH, anchors.k_BAKH) * scale, mask.soft_cap)
+    s_BTKGA, slope = bend(_dot_products(q_BTKGH, anchors.k_BAKH) * scale, mask.soft_cap)
     return jnp.where(anchors.visible_BTA[:, :, None, None], s_BTKGA, -jnp.inf), slope * scale
 
 
-def _einsum(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
-    return jnp.einsum(subscripts, x, y, precision=jax.lax.Precision.HIGHEST)
+def rowwise_dot(x: jax.Array, y: jax.Array) -> jax.Array:
+    """fp32 sum of x * y over the last axis, the others broadcast.
+
+    A product over batch axes only: on a CPU XLA's reduction over so short an axis takes 20 times as long, and a
+    matmul with one or two anchors on a side first makes transposed copies of q.
+    """
+    x, y = jnp.broadcast_arrays(x.astype(jnp.float32), y.astype(jnp.float32))
+    return jnp.einsum("...h,...h->...", x, y, precision=jax.lax.Precision.HIGHEST)
+
+
+def _dot_products(x_BTKGH: jax.Array, anchors_BAKH: jax.Array) -> jax.Array:
+    """[B, T, K, G, A]."""
+    return rowwise_dot(x_BTKGH[..., None, :], anchors_BAKH.swapaxes(1, 2)[:, None, :, None])
+
+
+def _weighted_sum(weights_BTKGA: jax.Array, anchors_BAKH: jax.Array) -> jax.Array:
+    """[B, T, K, G, H]."""
+    return jnp.sum(weights_BTKGA[..., None] * anchors_BAKH.swapaxes(1, 2)[:, None, :, None], -2)
+
+
+def _sum_over_queries(weights_BTKGA: jax.Array, x_BTKGH: jax.Array) -> jax.Array:
+    """[B, A, K, H]."""
+    return jnp.sum(weights_BTKGA[..., None] * x_BTKGH[..., None, :], (1, 3)).swapaxes(1, 2)

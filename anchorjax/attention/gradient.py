@@ -37,7 +37,7 @@ def _backward(forward, backward, residuals, cotangents):
     q_BTNH, k_BSKH, v_BSKH, mask, plan, out_BTNH, lse_BTN = residuals
     dout_BTNH, dlse_BTN = cotangents
     # A cotangent of the log-sum-exp enters like one of the output along it: ds = p (dp - delta).
-    delta_BTN = jnp.sum(dout_BTNH.astype(jnp.float32) * out_BTNH.astype(jnp.float32), -1) - dlse_BTN
+    delta_BTN = anchors_lib.rowwise_dot(dout_BTNH, out_BTNH) - dlse_BTN
     dq_BTNH, dk_BSKH, dv_BSKH = backward(q_BTNH, k_BSKH, v_BSKH, mask, plan, dout_BTNH, lse_BTN, delta_BTN)
     if mask.num_anchors:
         anchors = anchors_lib.find(k_BSKH, v_BSKH, mask)

@@ -12,13 +12,15 @@ FlashAttention-2 (arXiv 2307.08691, Algorithms 1 and 2). Letters: R query tiles 
 numbered through as in the plan; t, s tokens of one query and one key tile.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from anchorjax.attention import anchors as anchors_lib
 from anchorjax.attention import gradient
 from anchorjax.attention.anchors import NOTHING, bend
-from anchorjax.attention.plan import Plan, pad_to_tiles, unpack
+from anchorjax.attention.plan import NEEDS_MASK, Plan, pad_to_tiles, unpack
 from anchorjax.masks import Mask, allowed
 from anchorjax.types import PAD_SEGMENT
 
@@ -32,26 +34,33 @@ def apply(
 
 def _forward(q_BTNH, k_BSKH, v_BSKH, mask, plan):
     tiles = _Tiles(q_BTNH, k_BSKH, v_BSKH, mask, plan)
-    entries = plan.by_query.entries_CP.reshape(-1)
+    visits, entries = plan.by_query, plan.by_query.entries_CP.reshape(-1)
 
     def query_tile(x):
-        start, length, *state = x
-        return jax.lax.fori_loop(start, start + length, key_tile, tuple(state))
+        r, start, length, q_KGtH, *state = x
 
-    def key_tile(n, state):
-        m_KGt, l_KGt, acc_KGtH = state
-        r, c, _ = unpack(entries[n])
-        s_KGts, _ = tiles.logits_KGts(r, c)
-        m_new_KGt = jnp.maximum(m_KGt, jnp.max(s_KGts, -1))
-        p_KGts = jnp.exp(s_KGts - m_new_KGt[..., None])
-        rescale_KGt = jnp.exp(m_KGt - m_new_KGt)
-        pv_KGtH = tiles.matmul("kgts,ksh->kgth", p_KGts, tiles.v_MKsH[c])
-        l_KGt = l_KGt * rescale_KGt + jnp.sum(p_KGts, -1)
-        return m_new_KGt, l_KGt, acc_KGtH * rescale_KGt[..., None] + pv_KGtH
+        def key_tile(n, state):
+            _, c, flags = unpack(entries[n])
+            s_KGts, _ = bend(tiles.matmul("kgth,ksh->kgts", q_KGtH, tiles.k_MKsH[c]), mask.soft_cap)
+
+            def add(state, masked: bool):
+                m_KGt, l_KGt, acc_KGtH = state
+                s = jnp.where(tiles.visible(r, c, 0, 1), s_KGts, -jnp.inf) if masked else s_KGts
+                m_new_KGt = jnp.maximum(m_KGt, jnp.max(s, -1))
+                p_KGts = jnp.exp(s - m_new_KGt[..., None])
+                rescale_KGt = jnp.exp(m_KGt - m_new_KGt)
+                pv_KGtH = tiles.matmul("kgts,ksh->kgth", p_KGts, tiles.v_MKsH[c])
+                l_KGt = l_KGt * rescale_KGt + jnp.sum(p_KGts, -1)
+                return m_new_KGt, l_KGt, acc_KGtH * rescale_KGt[..., None] + pv_KGtH
+
+            return _masked_or_not(flags, add, state)
+
+        return jax.lax.fori_loop(start, start + length, key_tile, tuple(state))
 
     m, l, acc = anchors_lib.state(q_BTNH, anchors_lib.find(k_BSKH, v_BSKH, mask), mask)
     start = tiles.split_scalar(m), tiles.split_scalar(l), tiles.split(acc)
-    m, l, acc = jax.lax.map(query_tile, (plan.by_query.starts_1R[0], plan.by_query.lengths_1R[0], *start))
+    numbers = jnp.arange(tiles.q_RKGtH.shape[0])
+    m, l, acc = jax.lax.map(query_tile, (numbers, visits.starts_1R[0], visits.lengths_1R[0], tiles.q_RKGtH, *start))
     seen = l > 0
     l = jnp.where(seen, l, 1.0)
     out_BTNH = tiles.join(acc / l[..., None]).astype(q_BTNH.dtype)
@@ -61,44 +70,63 @@ def _forward(q_BTNH, k_BSKH, v_BSKH, mask, plan):
 
 def _backward(q_BTNH, k_BSKH, v_BSKH, mask, plan, dout_BTNH, lse_BTN, delta_BTN):
     tiles = _Tiles(q_BTNH, k_BSKH, v_BSKH, mask, plan)
+    visits, entries = plan.by_key, plan.by_key.entries_CP.reshape(-1)
     do_RKGtH, lse_RKGt, delta_RKGt = tiles.split(dout_BTNH), tiles.split_scalar(lse_BTN), tiles.split_scalar(delta_BTN)
-    k_MKHs = tiles.k_MKsH.swapaxes(2, 3)
-    entries = plan.by_key.entries_CP.reshape(-1)
+    # Keys in front and dq transposed, and q and do in both layouts: then no matmul needs a transposed copy of
+    # a tile, which took a third of the time of this loop.
+    q_RKHGt, do_RKHGt = (jnp.moveaxis(x, 4, 2) for x in (tiles.q_RKGtH, do_RKGtH))
 
     def key_tile(dq_RKHGt, x):
-        start, length = x
-        zero_KsH = jnp.zeros_like(tiles.k_MKsH[0])
+        c, start, length, k_KsH, v_KsH = x
+        k_KHs = k_KsH.swapaxes(1, 2)
+
+        def query_tile(n, carry):
+            dq_RKHGt, dk_KsH, dv_KsH = carry
+            r, _, flags = unpack(entries[n])
+            s_KsGt, slope = bend(tiles.matmul("ksh,khgt->ksgt", k_KsH, q_RKHGt[r]), mask.soft_cap)
+            dp_KsGt = tiles.matmul("ksh,khgt->ksgt", v_KsH, do_RKHGt[r])
+
+            def add(sums, masked: bool):
+                dk_KsH, dv_KsH = sums
+                s = jnp.where(tiles.visible(r, c, 1, 0)[:, None], s_KsGt, -jnp.inf) if masked else s_KsGt
+                p_KsGt = jnp.exp(s - lse_RKGt[r][:, None])
+                ds_KsGt = p_KsGt * (dp_KsGt - delta_RKGt[r][:, None]) * slope
+                dv_KsH += tiles.matmul("ksgt,kgth->ksh", p_KsGt, do_RKGtH[r])
+                dk_KsH += tiles.matmul("ksgt,kgth->ksh", ds_KsGt, tiles.q_RKGtH[r])
+                return dk_KsH, dv_KsH, tiles.matmul("khs,ksgt->khgt", k_KHs, ds_KsGt)
+
+            *sums, dq_KHGt = _masked_or_not(flags, add, (dk_KsH, dv_KsH))
+            return dq_RKHGt.at[r].add(dq_KHGt), *sums
+
+        zero_KsH = jnp.zeros_like(k_KsH)
         dq_RKHGt, *dkv = jax.lax.fori_loop(start, start + length, query_tile, (dq_RKHGt, zero_KsH, zero_KsH))
         return dq_RKHGt, dkv
 
-    def query_tile(n, carry):
-        dq_RKHGt, dk_KsH, dv_KsH = carry
-        r, c, _ = unpack(entries[n])
-        # Keys in front and dq transposed: then no matmul needs a transposed copy of a tile, which
-        # took a third of the time of this loop.
-        s_KsGt, slope = tiles.logits_KsGt(r, c)
-        p_KsGt = jnp.exp(s_KsGt - lse_RKGt[r][:, None])
-        dp_KsGt = tiles.matmul("ksh,kgth->ksgt", tiles.v_MKsH[c], do_RKGtH[r])
-        ds_KsGt = p_KsGt * (dp_KsGt - delta_RKGt[r][:, None]) * slope
-        dv_KsH += tiles.matmul("ksgt,kgth->ksh", p_KsGt, do_RKGtH[r])
-        dk_KsH += tiles.matmul("ksgt,kgth->ksh", ds_KsGt, tiles.q_RKGtH[r])
-        dq_KHGt = tiles.matmul("khs,ksgt->khgt", k_MKHs[c], ds_KsGt)
-        return dq_RKHGt.at[r].add(dq_KHGt), dk_KsH, dv_KsH
+    numbers = jnp.arange(tiles.k_MKsH.shape[0])
+    dq_RKHGt, dkv = jax.lax.scan(
+        key_tile,
+        jnp.zeros_like(q_RKHGt),
+        (numbers, visits.starts_1R[0], visits.lengths_1R[0], tiles.k_MKsH, tiles.v_MKsH),
+    )
+    dq_BTNH = tiles.join(jnp.moveaxis(dq_RKHGt, 2, 4)) * tiles.scale
+    return dq_BTNH, *(tiles.join_keys(x) for x in dkv)
 
-    dq_RKHGt = jnp.zeros_like(jnp.moveaxis(tiles.q_RKGtH, 4, 2))
-    dq_RKHGt, dkv = jax.lax.scan(key_tile, dq_RKHGt, (plan.by_key.starts_1R[0], plan.by_key.lengths_1R[0]))
-    return tiles.join(jnp.moveaxis(dq_RKHGt, 2, 4)), *(tiles.join_keys(x) for x in dkv)
+
+def _masked_or_not(flags, add, state):
+    """Only tiles at the edge of a document compare segments and indices."""
+    masked, whole = functools.partial(add, masked=True), functools.partial(add, masked=False)
+    return jax.lax.cond(flags & NEEDS_MASK != 0, masked, whole, state)
 
 
 class _Tiles:
-    """One call's arrays cut into tiles, head axes in front: the layout that both passes work in."""
+    """One call's arrays cut into fp32 tiles, head axes in front; queries are scaled by 1 / sqrt(H) beforehand."""
 
     def __init__(self, q_BTNH, k_BSKH, v_BSKH, mask: Mask, plan: Plan):
         self.B, self.T, self.S = *q_BTNH.shape[:2], k_BSKH.shape[1]
         self.K, self.scale = k_BSKH.shape[2], q_BTNH.shape[-1] ** -0.5
         self.mask, self.plan = mask, plan
         self.precision = jax.lax.Precision.HIGHEST if q_BTNH.dtype == jnp.float32 else None
-        self.q_RKGtH = self.split(q_BTNH)
+        self.q_RKGtH = self.split(q_BTNH) * self.scale
         self.k_MKsH, self.v_MKsH = (
             _rows(x.astype(jnp.float32), plan.kv_tile, 0).swapaxes(1, 2) for x in (k_BSKH, v_BSKH)
         )
@@ -119,18 +147,6 @@ class _Tiles:
             self.mask.window,
         )
         return rule & (kv_index >= self.mask.num_anchors)
-
-    def logits_KGts(self, r, c):
-        """Logits of one tile, -inf where nothing may be seen, and their derivative by the dot products."""
-        s_KGts = self.matmul("kgth,ksh->kgts", self.q_RKGtH[r], self.k_MKsH[c]) * self.scale
-        s_KGts, slope = bend(s_KGts, self.mask.soft_cap)
-        return jnp.where(self.visible(r, c, 0, 1), s_KGts, -jnp.inf), slope * self.scale
-
-    def logits_KsGt(self, r, c):
-        """The same with keys in front."""
-        s_KsGt = self.matmul("ksh,kgth->ksgt", self.k_MKsH[c], self.q_RKGtH[r]) * self.scale
-        s_KsGt, slope = bend(s_KsGt, self.mask.soft_cap)
-        return jnp.where(self.visible(r, c, 1, 0)[:, None], s_KsGt, -jnp.inf), slope * self.scale
 
     def matmul(self, subscripts, x, y):
         """Einsum in fp32; with true fp32 products if the caller's arrays were fp32."""
