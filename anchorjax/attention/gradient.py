@@ -13,7 +13,6 @@ Source: FlashAttention-2 (arXiv 2307.08691, Algorithms 1 and 2).
 import functools
 
 import jax
-import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from anchorjax.attention import anchors as anchors_lib
