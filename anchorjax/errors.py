@@ -47,3 +47,7 @@ class MissingCompiler(UserError):
             f"the compiler for {target} is missing: python -m pip install --no-deps "
             "--target .venv/compilers -r requirements-compilers.txt"
         )
+
+
+class LeakageError(UserError):
+    """Attention lets through what its mask forbids, or hides what it allows: the results would be wrong."""

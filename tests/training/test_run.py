@@ -144,9 +144,13 @@ def test_other_text_under_the_same_name_is_refused(jobs, unbroken, tmp_path, fie
 
 
 def test_loss_that_is_not_finite_ends_the_run(jobs, tmp_path):
-    """Weight decay 1 at rate 10 multiplies every matrix by -9 in each step, until fp32 overflows."""
+    """Weight decay 1 at rate 3 multiplies every matrix by -2 in each step, until fp32 overflows.
+
+    Slowly enough that there is a save before: at rate 10 logits reach 10^9 in three steps, where the backward
+    pass's own logits differ from the forward pass's by more than exp can take.
+    """
     options = {
-        "learning_rate": 10,
+        "learning_rate": 3,
         "weight_decay": 1.0,
         "warmup_steps": 0,
         "schedule": "constant",

@@ -1,0 +1,44 @@
+"""The leakage probe on a run's own attention: its mesh, implementation, tiles, dtype and first batch."""
+
+import jax
+import numpy as np
+
+from anchorjax.attention import leakage, sharded
+from anchorjax.masks import Mask
+from anchorjax.models.decoder import Shape
+from anchorjax.sharding import HEADS
+from anchorjax.types import Batch
+
+
+def probe_attention(batch: Batch, num_anchors: int, shape: Shape) -> int:
+    """Probes one layer's attention at the tokens of `leakage.telling_tokens`; call it inside the run's mesh.
+
+    Args:
+      batch: sharded arrays on the mesh.
+
+    Returns:
+      How many tokens were probed.
+
+    Raises:
+      LeakageError: a token reaches others than the mask says.
+    """
+    config = shape.attention
+    mask = Mask.from_segments(batch.segment_ids_BT, num_anchors)
+    plan = jax.jit(sharded.plan, static_argnums=(1, 2))(mask, config.q_tile, config.kv_tile)
+
+    def attend(q_BTNH, k_BTKH, v_BTKH, mask, plan):
+        return sharded.apply(q_BTNH, k_BTKH, v_BTKH, mask, plan, shape.implementation)
+
+    findings = leakage.probe(
+        jax.jit(attend),
+        mask,
+        leakage.telling_tokens(np.asarray(batch.segment_ids_BT)),
+        plan,
+        num_heads=shape.model.num_heads,
+        num_kv_heads=shape.model.num_kv_heads,
+        head_width=shape.model.head_width,
+        dtype=shape.model.compute_dtype,
+        sharding=HEADS,
+    )
+    leakage.check(findings)
+    return len(findings)

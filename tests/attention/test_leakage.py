@@ -1,0 +1,90 @@
+"""The leakage probe: silent on every implementation, loud on a mask that is off by one token."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from anchorjax.attention import attention, leakage
+from anchorjax.attention.plan import make_plan
+from anchorjax.errors import LeakageError
+from anchorjax.masks import Mask
+from anchorjax.types import IMPLEMENTATIONS
+from tests.attention.contract import SETTINGS, sorted_documents
+
+HEADS = {"num_heads": 4, "num_kv_heads": 2, "head_width": 16}
+
+
+def probe(implementation, mask, tokens=None, told=None, dtype="float32"):
+    """Findings about attention under `mask`, held against what `told` says (the same mask, if not given)."""
+    setting = SETTINGS[implementation]
+    plan = make_plan(mask, *setting.tiles)
+
+    @jax.jit
+    def attend(q, k, v, _, plan):
+        return attention(q, k, v, mask, plan=plan, implementation=implementation)
+
+    tokens = tokens or leakage.telling_tokens(np.asarray(mask.q_segment_ids_BT))
+    with setting.interpreted():
+        return leakage.probe(attend, told or mask, tokens, plan, dtype=dtype, **HEADS)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_no_implementation_leaks(implementation, dtype):
+    segments = sorted_documents(SETTINGS[implementation].T, 2, seed=7)
+    segments[0, -9:] = -1
+    findings = probe(implementation, Mask.from_segments(jnp.asarray(segments, jnp.int32), 1), dtype=dtype)
+    assert len(findings) > 5
+    leakage.check(findings)
+
+
+ROW = jnp.array([[0, 1, 1, 1, 2, 2, -1]], jnp.int32)
+MASK = Mask.from_segments(ROW, 1)
+
+
+def with_segment(token: int, segment: int) -> Mask:
+    segments = ROW.at[0, token].set(segment)
+    return dataclasses.replace(MASK, q_segment_ids_BT=segments, kv_segment_ids_BS=segments)
+
+
+WRONG = {
+    "a document is a token too long": (with_segment(4, 1), "token 1 of row 0 reaches token 4 of row 0"),
+    "a pad sees": (with_segment(6, 2), "token 0 of row 0 reaches token 6 of row 0"),
+    "the future is seen": (
+        dataclasses.replace(MASK, q_index_BT=MASK.q_index_BT + 1),
+        "token 2 of row 0 reaches token 1 of row 0",
+    ),
+    "the anchor is hidden": (
+        dataclasses.replace(MASK, num_anchors=0),
+        "token 0 of row 0 does not reach token 1 of row 0",
+    ),
+    "a window": (dataclasses.replace(MASK, window=2), "token 1 of row 0 does not reach token 3 of row 0"),
+}
+
+
+@pytest.mark.parametrize("fault", WRONG)
+def test_a_mask_off_by_one_token_is_named(fault):
+    mask, words = WRONG[fault]
+    findings = probe("xla", mask, tokens=[(0, token) for token in range(7)], told=MASK)
+    with pytest.raises(LeakageError, match=words):
+        leakage.check(findings)
+
+
+def test_rows_that_see_each_other_are_named():
+    mask = Mask.from_segments(jnp.repeat(ROW, 2, axis=0), 1)
+
+    @jax.jit
+    def attend(q, k, v, mask, _):
+        out = attention(q, k, v, mask)
+        return out + out.sum(0)
+
+    with pytest.raises(LeakageError, match="token 2 of row 0 reaches token 2 of row 1"):
+        leakage.check(leakage.probe(attend, mask, [(0, 2)], **HEADS))
+
+
+def test_telling_tokens_stand_at_boundaries():
+    assert leakage.telling_tokens(np.asarray(ROW)) == [(0, n) for n in (0, 1, 3, 4, 5, 6)]
+    assert leakage.telling_tokens(np.full((2, 4), -1)) == []
