@@ -191,4 +191,4 @@ def pad_to_tiles(x_BT: jax.Array, tile: int, fill: int) -> jax.Array:
     """[B, T, ...] -> [B, ceil(T / tile), tile, ...], filling the end."""
     B, T = x_BT.shape[:2]
     padding = [(0, 0), (0, -T % tile)] + [(0, 0)] * (x_BT.ndim - 2)
-    return jnp.pad(x_BT, padding, constant_values=fill).reshape(B, -1, tile, *x_BT.shape[2:])
+    return jnp.pad(x_BT, padding, constant_values=fill).reshape(B, -(-T // tile), tile, *x_BT.shape[2:])

@@ -12,6 +12,7 @@ FlashAttention-2 (arXiv 2307.08691, Algorithms 1 and 2). Letters: R query tiles 
 numbered through as in the plan; t, s tokens of one query and one key tile.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -35,9 +36,11 @@ def apply(
 def _forward(q_BTNH, k_BSKH, v_BSKH, mask, plan):
     tiles = _Tiles(q_BTNH, k_BSKH, v_BSKH, mask, plan)
     visits, entries = plan.by_query, plan.by_query.entries_CP.reshape(-1)
+    anchors = anchors_lib.find(k_BSKH, v_BSKH, mask)
 
     def query_tile(x):
-        r, start, length, q_KGtH, *state = x
+        r, start, length, q_tNH, sees_tA = x
+        q_KGtH = tiles.heads_first(q_tNH) * tiles.scale
 
         def key_tile(n, state):
             _, c, flags = unpack(entries[n])
@@ -55,26 +58,28 @@ def _forward(q_BTNH, k_BSKH, v_BSKH, mask, plan):
 
             return _masked_or_not(flags, add, state)
 
-        return jax.lax.fori_loop(start, start + length, key_tile, tuple(state))
+        m_tN, l_tN, acc_tNH = tiles.anchor_state(r, q_tNH, sees_tA, anchors)
+        state = tiles.scalars_first(m_tN), tiles.scalars_first(l_tN), tiles.heads_first(acc_tNH)
+        m_KGt, l_KGt, acc_KGtH = jax.lax.fori_loop(start, start + length, key_tile, state)
+        seen = l_KGt > 0
+        l_KGt = jnp.where(seen, l_KGt, 1.0)
+        lse_KGt = jnp.where(seen, m_KGt + jnp.log(l_KGt), NOTHING)
+        return tiles.heads_last(acc_KGtH / l_KGt[..., None]).astype(q_BTNH.dtype), tiles.scalars_last(lse_KGt)
 
-    m, l, acc = anchors_lib.state(q_BTNH, anchors_lib.find(k_BSKH, v_BSKH, mask), mask)
-    start = tiles.split_scalar(m), tiles.split_scalar(l), tiles.split(acc)
-    numbers = jnp.arange(tiles.q_RKGtH.shape[0])
-    m, l, acc = jax.lax.map(query_tile, (numbers, visits.starts_1R[0], visits.lengths_1R[0], tiles.q_RKGtH, *start))
-    seen = l > 0
-    l = jnp.where(seen, l, 1.0)
-    out_BTNH = tiles.join(acc / l[..., None]).astype(q_BTNH.dtype)
-    lse_BTN = tiles.join(jnp.where(seen, m + jnp.log(l), NOTHING)[..., None])[..., 0]
-    return out_BTNH, lse_BTN
+    sees_RtA = _rows(anchors.visible_BTA, plan.q_tile, False)
+    xs = tiles.query_numbers, visits.starts_1R[0], visits.lengths_1R[0], tiles.q_RtNH, sees_RtA
+    out_RtNH, lse_RtN = jax.lax.map(query_tile, xs)
+    return tiles.join(out_RtNH, tiles.T), tiles.join(lse_RtN, tiles.T)
 
 
 def _backward(q_BTNH, k_BSKH, v_BSKH, mask, plan, dout_BTNH, lse_BTN, delta_BTN):
     tiles = _Tiles(q_BTNH, k_BSKH, v_BSKH, mask, plan)
     visits, entries = plan.by_key, plan.by_key.entries_CP.reshape(-1)
-    do_RKGtH, lse_RKGt, delta_RKGt = tiles.split(dout_BTNH), tiles.split_scalar(lse_BTN), tiles.split_scalar(delta_BTN)
     # Keys in front and dq transposed, and q and do in both layouts: then no matmul needs a transposed copy of
     # a tile, which took a third of the time of this loop.
-    q_RKHGt, do_RKHGt = (jnp.moveaxis(x, 4, 2) for x in (tiles.q_RKGtH, do_RKGtH))
+    q_RKGtH, q_RKHGt = tiles.both_layouts(tiles.q_RtNH, tiles.scale)
+    do_RKGtH, do_RKHGt = tiles.both_layouts(_rows(dout_BTNH, plan.q_tile, 0), 1.0)
+    lse_RKGt, delta_RKGt = (jax.vmap(tiles.scalars_first)(_rows(x, plan.q_tile, 0)) for x in (lse_BTN, delta_BTN))
 
     def key_tile(dq_RKHGt, x):
         c, start, length, k_KsH, v_KsH = x
@@ -92,7 +97,7 @@ def _backward(q_BTNH, k_BSKH, v_BSKH, mask, plan, dout_BTNH, lse_BTN, delta_BTN)
                 p_KsGt = jnp.exp(s - lse_RKGt[r][:, None])
                 ds_KsGt = p_KsGt * (dp_KsGt - delta_RKGt[r][:, None]) * slope
                 dv_KsH += tiles.matmul("ksgt,kgth->ksh", p_KsGt, do_RKGtH[r])
-                dk_KsH += tiles.matmul("ksgt,kgth->ksh", ds_KsGt, tiles.q_RKGtH[r])
+                dk_KsH += tiles.matmul("ksgt,kgth->ksh", ds_KsGt, q_RKGtH[r])
                 return dk_KsH, dv_KsH, tiles.matmul("khs,ksgt->khgt", k_KHs, ds_KsGt)
 
             *sums, dq_KHGt = _masked_or_not(flags, add, (dk_KsH, dv_KsH))
@@ -100,16 +105,13 @@ def _backward(q_BTNH, k_BSKH, v_BSKH, mask, plan, dout_BTNH, lse_BTN, delta_BTN)
 
         zero_KsH = jnp.zeros_like(k_KsH)
         dq_RKHGt, *dkv = jax.lax.fori_loop(start, start + length, query_tile, (dq_RKHGt, zero_KsH, zero_KsH))
-        return dq_RKHGt, dkv
+        return dq_RKHGt, [x.swapaxes(0, 1) for x in dkv]
 
     numbers = jnp.arange(tiles.k_MKsH.shape[0])
-    dq_RKHGt, dkv = jax.lax.scan(
-        key_tile,
-        jnp.zeros_like(q_RKHGt),
-        (numbers, visits.starts_1R[0], visits.lengths_1R[0], tiles.k_MKsH, tiles.v_MKsH),
-    )
-    dq_BTNH = tiles.join(jnp.moveaxis(dq_RKHGt, 2, 4)) * tiles.scale
-    return dq_BTNH, *(tiles.join_keys(x) for x in dkv)
+    xs = numbers, visits.starts_1R[0], visits.lengths_1R[0], tiles.k_MKsH, tiles.v_MKsH
+    dq_RKHGt, dkv_MsKH = jax.lax.scan(key_tile, jnp.zeros_like(q_RKHGt), xs)
+    dq_RtNH = jax.lax.map(lambda x_KHGt: tiles.heads_last(jnp.moveaxis(x_KHGt, 1, 3)) * tiles.scale, dq_RKHGt)
+    return tiles.join(dq_RtNH, tiles.T), *(tiles.join(x, tiles.S) for x in dkv_MsKH)
 
 
 def _masked_or_not(flags, add, state):
@@ -119,16 +121,22 @@ def _masked_or_not(flags, add, state):
 
 
 class _Tiles:
-    """One call's arrays cut into fp32 tiles, head axes in front; queries are scaled by 1 / sqrt(H) beforehand."""
+    """One call's arrays cut into tiles, and how one tile's queries are laid out.
+
+    Inside a tile the head axes come first and all is fp32. Queries are turned round tile by tile, inside the loops:
+    whole transposed copies took as long as a tenth of a packed row's live tiles.
+    """
 
     def __init__(self, q_BTNH, k_BSKH, v_BSKH, mask: Mask, plan: Plan):
         self.B, self.T, self.S = *q_BTNH.shape[:2], k_BSKH.shape[1]
         self.K, self.scale = k_BSKH.shape[2], q_BTNH.shape[-1] ** -0.5
         self.mask, self.plan = mask, plan
         self.precision = jax.lax.Precision.HIGHEST if q_BTNH.dtype == jnp.float32 else None
-        self.q_RKGtH = self.split(q_BTNH) * self.scale
+        self.q_RtNH = _rows(q_BTNH, plan.q_tile, 0)
+        self.query_numbers = jnp.arange(self.q_RtNH.shape[0])
         self.k_MKsH, self.v_MKsH = (
-            _rows(x.astype(jnp.float32), plan.kv_tile, 0).swapaxes(1, 2) for x in (k_BSKH, v_BSKH)
+            jax.lax.map(lambda x_sKH: x_sKH.swapaxes(0, 1).astype(jnp.float32), _rows(x, plan.kv_tile, 0))
+            for x in (k_BSKH, v_BSKH)
         )
         self.q_index_Rt = _rows(mask.q_index_BT, plan.q_tile, 0)
         self.q_segment_Rt = _rows(mask.q_segment_ids_BT, plan.q_tile, PAD_SEGMENT)
@@ -148,30 +156,47 @@ class _Tiles:
         )
         return rule & (kv_index >= self.mask.num_anchors)
 
+    def anchor_state(self, r, q_tNH, sees_tA, anchors):
+        """(m [t, N], l [t, N], acc [t, N, H]) of tile r's softmax after its row's anchors."""
+        row = jax.tree.map(lambda x: x[r // (self.q_RtNH.shape[0] // self.B)][None], anchors)
+        row = dataclasses.replace(row, visible_BTA=sees_tA[None])
+        return [x[0] for x in anchors_lib.state(q_tNH[None], row, self.mask)]
+
     def matmul(self, subscripts, x, y):
         """Einsum in fp32; with true fp32 products if the caller's arrays were fp32."""
         return jnp.einsum(subscripts, x, y, precision=self.precision)
 
-    def split(self, x_BTNH):
-        """[B, T, N, H] -> fp32 [R, K, G, t, H]."""
-        x_RtNH = _rows(x_BTNH.astype(jnp.float32), self.plan.q_tile, 0)
-        R, t, N, H = x_RtNH.shape
-        return x_RtNH.reshape(R, t, self.K, N // self.K, H).transpose(0, 2, 3, 1, 4)
+    def heads_first(self, x_tNH):
+        """[t, N, H] -> fp32 [K, G, t, H]."""
+        t, N, H = x_tNH.shape
+        return x_tNH.astype(jnp.float32).reshape(t, self.K, N // self.K, H).transpose(1, 2, 0, 3)
 
-    def split_scalar(self, x_BTN):
-        return self.split(x_BTN[..., None])[..., 0]
+    def heads_last(self, x_KGtH):
+        """The inverse of `heads_first`, but for the dtype."""
+        K, G, t, H = x_KGtH.shape
+        return x_KGtH.transpose(2, 0, 1, 3).reshape(t, K * G, H)
 
-    def join(self, x_RKGtH):
-        """The inverse of `split`."""
-        _, K, G, _, H = x_RKGtH.shape
-        return x_RKGtH.transpose(0, 3, 1, 2, 4).reshape(self.B, -1, K * G, H)[:, : self.T]
+    def scalars_first(self, x_tN):
+        return self.heads_first(x_tN[..., None])[..., 0]
 
-    def join_keys(self, x_MKsH):
-        _, K, _, H = x_MKsH.shape
-        return x_MKsH.swapaxes(1, 2).reshape(self.B, -1, K, H)[:, : self.S]
+    def scalars_last(self, x_KGt):
+        return self.heads_last(x_KGt[..., None])[..., 0]
+
+    def both_layouts(self, x_RtNH, scale):
+        """fp32 [R, K, G, t, H] and [R, K, H, G, t]."""
+
+        def turn(x_tNH):
+            x_KGtH = self.heads_first(x_tNH) * scale
+            return x_KGtH, jnp.moveaxis(x_KGtH, 3, 1)
+
+        return jax.lax.map(turn, x_RtNH)
+
+    def join(self, x_Rt, length):
+        """[tiles of all rows, tile, ...] -> [B, length, ...]."""
+        return x_Rt.reshape(self.B, -1, *x_Rt.shape[2:])[:, :length]
 
 
 def _rows(x_BT: jax.Array, tile: int, fill: int) -> jax.Array:
     """[B, T, ...] -> [tiles of all rows, tile, ...]."""
     x_BIt = pad_to_tiles(x_BT, tile, fill)
-    return x_BIt.reshape(-1, *x_BIt.shape[2:])
+    return jax.lax.collapse(x_BIt, 0, 2)
