@@ -114,7 +114,7 @@ def counter(num_anchors: int):
 
 
 @settings(max_examples=40, deadline=None)
-@given(layouts())
+@given(layouts(83))
 def test_live_pairs_are_those_of_the_dense_mask(layout):
     segments_BT, num_anchors = layout
     with jax.set_mesh(ONE):
