@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from anchorjax.attention import anchors as anchors_lib
+from anchorjax.attention.pallas_gpu.blocks import SMALLEST
 from anchorjax.attention.pallas_gpu.tile import NO_SEGMENT, Static
 from anchorjax.attention.plan import Plan, pad_to_tiles
 from anchorjax.masks import Mask
@@ -56,7 +57,7 @@ class Arrays:
     def anchors(self):
         """k, v [B, A, K, H] in their dtype and visible [X, A] int32; A is padded to what a matmul takes."""
         anchors = anchors_lib.find(self.k_BSKH, self.v_BSKH, self.mask)
-        A = max(16, pl.next_power_of_2(self.mask.num_anchors))
+        A = max(SMALLEST, pl.next_power_of_2(self.mask.num_anchors))
         pad = (0, A - self.mask.num_anchors)
         k_BAKH, v_BAKH = (
             jnp.pad(x, ((0, 0), pad, (0, 0), (0, 0))).astype(self.q_BTNH.dtype)

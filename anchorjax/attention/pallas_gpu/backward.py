@@ -10,7 +10,7 @@ from jax.experimental.pallas import triton as plgpu
 from anchorjax.attention.pallas_gpu import blocks as blocks_lib
 from anchorjax.attention.pallas_gpu.arrays import Arrays
 from anchorjax.attention.pallas_gpu.blocks import Blocks
-from anchorjax.attention.pallas_gpu.tile import LOG2E, NN, NT, Static, div, rem, run, whole
+from anchorjax.attention.pallas_gpu.tile import LOG2E, NN, NT, Static, div, output, rem, run, whole
 
 
 def _dq_kernel(
@@ -112,7 +112,7 @@ def _dq(arrays: Arrays, inputs) -> jax.Array:
         grid=(N, pl.cdiv(T, t), B),
         in_specs=[*map(whole, (*lists, *arrays.lines)), q_block, kv_row, kv_row, q_block, q_scalars, q_scalars],
         out_specs=q_block,
-        out_shape=jax.ShapeDtypeStruct((B, T, N, H), jnp.float32),
+        out_shape=output((B, T, N, H), jnp.float32, arrays.q_BTNH),
     )(*lists, *arrays.lines, *inputs)
 
 
@@ -133,5 +133,5 @@ def _dkv(arrays: Arrays, inputs) -> tuple[jax.Array, jax.Array]:
         grid=(K, pl.cdiv(S, s), B),
         in_specs=[*map(whole, (*lists, *arrays.lines)), q_row, kv_block, kv_block, q_row, q_scalars, q_scalars],
         out_specs=[kv_block, kv_block],
-        out_shape=[jax.ShapeDtypeStruct((B, S, K, H), jnp.float32)] * 2,
+        out_shape=[output((B, S, K, H), jnp.float32, arrays.k_BSKH)] * 2,
     )(*lists, *arrays.lines, *inputs)

@@ -1,8 +1,20 @@
-"""The shapes each kernel works in: which part of a tile at a time, by how many warps."""
+"""The shapes each kernel works in: which part of a tile at a time, by how many warps.
+
+A tile of the plan and a block of a kernel are different things: a kernel goes through a tile block by block, so
+that the plan's tiles may be chosen by documents and the blocks by registers. A thread has 255 registers; what
+does not fit is spilled to memory at every step. The figures are ptxas's (benchmarks/gpu_static.py), registers a
+thread on sm_80 / sm_90a / sm_100a; none of these blocks spills on any of them, with windows, soft caps, rows
+that no tile divides, and 64-bit offsets. They are compiled, not measured: a GPU may prefer others.
+"""
 
 import dataclasses
 
 import jax.numpy as jnp
+
+# Of the plan. The finest tile that all blocks divide: a document's edge then costs least, and 8192 of them, the
+# plan's limit, are one row of 1M tokens. Lists grow with the square of the number of tiles: 256 or 512 from 256K on.
+TILE = 128
+SMALLEST = 16  # of tiles and blocks: what a matmul of Triton takes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,17 +34,17 @@ class Blocks:
     stages: int
 
 
-# By (bytes of a number, head width as padded).
+# By (bytes of a number, padded head width); narrower heads take the blocks of 64.
 FORWARD = {
-    (2, 64): Blocks(128, 64, 4, 3),
-    (2, 128): Blocks(128, 64, 8, 3),
-    (2, 256): Blocks(64, 32, 8, 2),
+    (2, 64): Blocks(128, 64, 8, 3),  # with 4 warps 244 / 205 / 254
+    (2, 128): Blocks(128, 64, 8, 3),  # with 4 warps spills
+    (2, 256): Blocks(64, 32, 8, 2),  # 128 x 32 spills where a row is ragged
     (4, 64): Blocks(32, 32, 4, 2),
     (4, 128): Blocks(32, 32, 4, 2),
     (4, 256): Blocks(16, 16, 4, 2),
 }
 DQ = {
-    (2, 64): Blocks(128, 64, 8, 2),
+    (2, 64): Blocks(128, 32, 8, 2),
     (2, 128): Blocks(64, 64, 8, 2),
     (2, 256): Blocks(64, 32, 8, 2),
     (4, 64): Blocks(32, 32, 4, 2),
@@ -40,16 +52,17 @@ DQ = {
     (4, 256): Blocks(16, 16, 4, 2),
 }
 DKV = {
-    (2, 64): Blocks(128, 64, 8, 2),
+    (2, 64): Blocks(128, 32, 8, 2),
     (2, 128): Blocks(64, 64, 8, 2),
-    (2, 256): Blocks(64, 32, 8, 2),
+    (2, 256): Blocks(64, 16, 8, 2),
     (4, 64): Blocks(32, 32, 4, 2),
     (4, 128): Blocks(32, 16, 4, 2),
     (4, 256): Blocks(16, 16, 4, 2),
 }
+WIDEST = 256
 
 
-def fit(table: dict, dtype, padded_width: int, outer_tile: int, inner_tile: int) -> Blocks:
-    """The table's blocks, cut to the plan's tile."""
-    blocks = table[jnp.dtype(dtype).itemsize, padded_width]
+def fit(table: dict, dtype, width: int, outer_tile: int, inner_tile: int) -> Blocks:
+    """The table's blocks for a padded head width, cut to the plan's tile."""
+    blocks = table[jnp.dtype(dtype).itemsize, max(64, width)]
     return dataclasses.replace(blocks, outer=min(blocks.outer, outer_tile), inner=min(blocks.inner, inner_tile))

@@ -11,7 +11,7 @@ from anchorjax.attention.anchors import NOTHING
 from anchorjax.attention.pallas_gpu import blocks as blocks_lib
 from anchorjax.attention.pallas_gpu.arrays import Arrays
 from anchorjax.attention.pallas_gpu.blocks import Blocks
-from anchorjax.attention.pallas_gpu.tile import LOG2E, MASKED, NN, NT, Static, div, rem, run, whole
+from anchorjax.attention.pallas_gpu.tile import LOG2E, MASKED, NN, NT, Static, div, output, rem, run, whole
 
 
 def _kernel(entries, starts, lengths, *refs, static: Static, blocks: Blocks):
@@ -86,8 +86,8 @@ def call(arrays: Arrays) -> tuple[jax.Array, jax.Array]:
         in_specs=[*map(whole, (*lists, *arrays.lines)), *anchor_specs, q_block, kv_row, kv_row],
         out_specs=[q_block, pl.BlockSpec((None, None, t), lambda n, i, b: (b, n, i))],
         out_shape=[
-            jax.ShapeDtypeStruct((B, T, N, H), arrays.q_BTNH.dtype),
-            jax.ShapeDtypeStruct((B, N, steps * t), jnp.float32),
+            output((B, T, N, H), arrays.q_BTNH.dtype, arrays.q_BTNH),
+            output((B, N, steps * t), jnp.float32, arrays.q_BTNH),
         ],
     )(*lists, *arrays.lines, *anchors, arrays.q_BTNH, arrays.k_BSKH, arrays.v_BSKH)
     return out_BTNH, jnp.swapaxes(lse_BNt[:, :, :T], 1, 2)

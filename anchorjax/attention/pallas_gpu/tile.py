@@ -9,7 +9,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from anchorjax.attention.anchors import NOTHING
-from anchorjax.attention.pallas_gpu.blocks import Blocks
+from anchorjax.attention.pallas_gpu.blocks import SMALLEST, Blocks
 from anchorjax.attention.plan import NEEDS_MASK, unpack
 
 LOG2E = math.log2(math.e)
@@ -41,7 +41,7 @@ class Static:
 
     @property
     def padded_width(self) -> int:
-        return pl.next_power_of_2(self.width)
+        return max(SMALLEST, pl.next_power_of_2(self.width))
 
     def keys_of(self, entry, part, size: int, row):
         """Where a part of an entry's key tile starts, in its row and among the padded rows, and the flags."""
@@ -117,6 +117,11 @@ def run(kernel, name: str, blocks: Blocks, *, grid, in_specs, out_specs, out_sha
         interpret=interpret_context.value,
         name=name,
     )
+
+
+def output(shape: tuple[int, ...], dtype, x: jax.Array) -> jax.ShapeDtypeStruct:
+    """An output that, inside `shard_map`, differs between devices as the input x does."""
+    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
 
 
 def whole(x) -> pl.BlockSpec:
