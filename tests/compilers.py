@@ -1,0 +1,39 @@
+"""For gates that compile for hardware which is not there: is the compiler, and what does a program say of it?"""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.training.jobs import ROOT
+
+_HAS = """
+import json, sys
+from anchorjax import targets
+targets.prepare()
+print(json.dumps(targets.has_compiler(sys.argv[1])))
+"""
+
+
+def require_compiler(target: str) -> None:
+    """Where the target's compiler is missing, fails the calling test under CI and skips it elsewhere."""
+    if not _has_compiler(target):
+        missing = f"the compiler for {target} is missing (requirements-compilers.txt)"
+        pytest.fail(missing) if os.environ.get("CI") == "true" else pytest.skip(missing)
+
+
+def run_program(program: str, *args, timeout: float = 900):
+    """The JSON on the last line that the program writes, run in a process of its own with one CPU device."""
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    command = [sys.executable, "-c", program, *map(str, args)]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@functools.cache
+def _has_compiler(target: str) -> bool:
+    return run_program(_HAS, target)
