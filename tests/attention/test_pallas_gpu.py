@@ -18,7 +18,7 @@ from anchorjax.attention import plan as plan_lib
 from anchorjax.attention.anchors import NOTHING
 from anchorjax.attention.plan import make_plan
 from anchorjax.masks import Mask
-from tests.attention.contract import T, Case, layouts, make_case
+from tests.attention.contract import Case, T, layouts, make_case
 
 TOLERANCE = 2e-5
 
@@ -52,18 +52,10 @@ def contiguous(T: int, cuts: list[int], anchors: int, pads: int = 0) -> np.ndarr
     return segments
 
 
-SHAPES = [  # query heads, key heads, width; window, soft cap
-    ((4, 2, 16), (None, None)),
-    ((3, 1, 8), (7, None)),
-    ((2, 2, 24), (20, 3.0)),
-]
-
-
-@settings(max_examples=25, deadline=None)
-@given(layout=layouts(), shape=st.sampled_from(SHAPES), seed=st.integers(0, 1000))
-def test_equals_reference(layout, shape, seed):
-    heads, (window, soft_cap) = shape
-    case = make_case(*layout, *heads, seed=seed, window=window, soft_cap=soft_cap)
+@settings(max_examples=15, deadline=None)
+@given(layout=layouts(), seed=st.integers(0, 1000))
+def test_equals_reference(layout, seed):
+    case = make_case(*layout, 4, 2, 16, seed=seed, window=20, soft_cap=3.0)
     assert max_error(run_kernels(case), run(case, "reference")) < TOLERANCE
 
 
@@ -156,20 +148,18 @@ def test_bfloat16_is_not_worse_than_a_dense_computation():
     assert max_error([lse], [exact[1]]) < 2e-6
     plain = errors(dense(case.q, case.k, case.v, case.cotangent))
     for name, ours, theirs in zip(("out", "dq", "dk", "dv"), errors([out, *gradients]), plain, strict=True):
-        assert ours <= theirs * 1.01, (name, ours, theirs)
+        assert ours <= theirs, (name, ours, theirs)
 
 
 def test_nothing_falls_back_silently():
     case = make_case(np.zeros((1, T)), 0, 2, 1, 16)
-    for tiles, words in (((100, 128), "tiles of 100 x 128; allowed: powers of two"), ((16, 8), "tiles of 16 x 8;")):
+    for tiles in ((100, 128), (16, 8)):
         plan = make_plan(case.mask, *tiles)
-        with pytest.raises(NotImplementedError, match=words):
+        with pytest.raises(NotImplementedError, match=f"tiles of {tiles[0]} x {tiles[1]}; allowed: powers of two"):
             attention(case.q, case.k, case.v, case.mask, plan=plan, implementation="pallas_gpu")
     wide = make_case(np.zeros((1, T)), 0, 2, 1, 272)
     with pytest.raises(NotImplementedError, match=r"q has shape \(1, 83, 2, 272\); allowed: heads of 1 to 256"):
-        attention(
-            wide.q, wide.k, wide.v, wide.mask, plan=make_plan(wide.mask, 16, 16), implementation="pallas_gpu"
-        )
+        attention(wide.q, wide.k, wide.v, wide.mask, plan=make_plan(wide.mask, 16, 16), implementation="pallas_gpu")
     run_kernels(case)  # what is compiled inside `interpreted` is not what runs outside of it
     with pytest.raises(ValueError, match="Only interpret mode is supported on CPU"):
         run(case, "pallas_gpu")

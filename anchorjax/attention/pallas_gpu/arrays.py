@@ -6,7 +6,7 @@ from jax.experimental import pallas as pl
 from anchorjax.attention import anchors as anchors_lib
 from anchorjax.attention.pallas_gpu.blocks import SMALLEST
 from anchorjax.attention.pallas_gpu.tile import NO_SEGMENT, Static
-from anchorjax.attention.plan import Plan, pad_to_tiles
+from anchorjax.attention.plan import Plan, Visits, pad_to_tiles
 from anchorjax.masks import Mask
 from anchorjax.types import PAD_SEGMENT
 
@@ -21,7 +21,7 @@ class Arrays:
     """
 
     def __init__(self, q_BTNH, k_BSKH, v_BSKH, mask: Mask, plan: Plan):
-        B, T, N, H = q_BTNH.shape
+        T, N, H = q_BTNH.shape[1:]
         S, K = k_BSKH.shape[1:3]
         self.q_BTNH, self.k_BSKH, self.v_BSKH = q_BTNH, k_BSKH, v_BSKH
         self.mask, self.plan = mask, plan
@@ -48,6 +48,10 @@ class Arrays:
             soft_cap=mask.soft_cap,
             exact=q_BTNH.dtype == jnp.float32,
         )
+
+    def small(self, visits: Visits):
+        """What every kernel reads whole: a list's entries, starts and lengths, and the lines."""
+        return visits.entries_CP.reshape(-1), visits.starts_1R[0], visits.lengths_1R[0], *self.lines
 
     def by_head(self, x_BTN):
         """[B, T, N] -> [B, N, X], zeros for pads."""

@@ -13,9 +13,7 @@ from anchorjax.attention.pallas_gpu.blocks import Blocks
 from anchorjax.attention.pallas_gpu.tile import LOG2E, NN, NT, Static, div, output, rem, run, whole
 
 
-def _dq_kernel(
-    entries, starts, lengths, *refs, static: Static, blocks: Blocks
-):
+def _dq_kernel(entries, starts, lengths, *refs, static: Static, blocks: Blocks):
     """One block of queries of one head."""
     lines, (q_ref, k_ref, v_ref, do_ref, lse_ref, delta_ref, dq_ref) = refs[:4], refs[4:]
     block, row = pl.program_id(1), pl.program_id(2)
@@ -96,12 +94,12 @@ def call(arrays: Arrays, dout_BTNH, lse_BTN, delta_BTN) -> tuple[jax.Array, jax.
 
 
 def _dq(arrays: Arrays, inputs) -> jax.Array:
-    static, visits = arrays.static, arrays.plan.by_query
+    static = arrays.static
     B, T, N, H = arrays.q_BTNH.shape
     W, G = static.padded_width, static.group
     blocks = blocks_lib.fit(blocks_lib.DQ, arrays.q_BTNH.dtype, W, static.q_tile, static.kv_tile)
     t = blocks.outer
-    lists = visits.entries_CP.reshape(-1), visits.starts_1R[0], visits.lengths_1R[0]
+    small = arrays.small(arrays.plan.by_query)
     q_block = pl.BlockSpec((None, t, None, W), lambda n, i, b: (b, i, n, 0))
     q_scalars = pl.BlockSpec((None, None, t), lambda n, i, b: (b, n, i))
     kv_row = pl.BlockSpec((None, static.S, None, W), lambda n, i, b: (b, 0, div(n, G), 0))
@@ -110,19 +108,19 @@ def _dq(arrays: Arrays, inputs) -> jax.Array:
         "anchor_attention_dq",
         blocks,
         grid=(N, pl.cdiv(T, t), B),
-        in_specs=[*map(whole, (*lists, *arrays.lines)), q_block, kv_row, kv_row, q_block, q_scalars, q_scalars],
+        in_specs=[*map(whole, small), q_block, kv_row, kv_row, q_block, q_scalars, q_scalars],
         out_specs=q_block,
         out_shape=output((B, T, N, H), jnp.float32, arrays.q_BTNH),
-    )(*lists, *arrays.lines, *inputs)
+    )(*small, *inputs)
 
 
 def _dkv(arrays: Arrays, inputs) -> tuple[jax.Array, jax.Array]:
-    static, visits = arrays.static, arrays.plan.by_key
+    static = arrays.static
     B, S, K, H = arrays.k_BSKH.shape
     W, G = static.padded_width, static.group
     blocks = blocks_lib.fit(blocks_lib.DKV, arrays.q_BTNH.dtype, W, static.kv_tile, static.q_tile)
     s = blocks.outer
-    lists = visits.entries_CP.reshape(-1), visits.starts_1R[0], visits.lengths_1R[0]
+    small = arrays.small(arrays.plan.by_key)
     kv_block = pl.BlockSpec((None, s, None, W), lambda k, j, b: (b, j, k, 0))
     q_row = pl.BlockSpec((None, static.T, G, W), lambda k, j, b: (b, 0, k, 0))
     q_scalars = pl.BlockSpec((None, G, static.q_tiles * static.q_tile), lambda k, j, b: (b, k, 0))
@@ -131,7 +129,7 @@ def _dkv(arrays: Arrays, inputs) -> tuple[jax.Array, jax.Array]:
         "anchor_attention_dkv",
         blocks,
         grid=(K, pl.cdiv(S, s), B),
-        in_specs=[*map(whole, (*lists, *arrays.lines)), q_row, kv_block, kv_block, q_row, q_scalars, q_scalars],
+        in_specs=[*map(whole, small), q_row, kv_block, kv_block, q_row, q_scalars, q_scalars],
         out_specs=[kv_block, kv_block],
         out_shape=[output((B, S, K, H), jnp.float32, arrays.k_BSKH)] * 2,
-    )(*lists, *arrays.lines, *inputs)
+    )(*small, *inputs)

@@ -64,18 +64,18 @@ def _kernel(entries, starts, lengths, *refs, static: Static, blocks: Blocks):
 
 def call(arrays: Arrays) -> tuple[jax.Array, jax.Array]:
     """out [B, T, N, H] and lse [B, T, N]."""
-    static, visits = arrays.static, arrays.plan.by_query
+    static = arrays.static
     B, T, N, H = arrays.q_BTNH.shape
     W, G = static.padded_width, static.group
     blocks = blocks_lib.fit(blocks_lib.FORWARD, arrays.q_BTNH.dtype, W, static.q_tile, static.kv_tile)
     t = blocks.outer
     steps = pl.cdiv(T, t)
-    lists = visits.entries_CP.reshape(-1), visits.starts_1R[0], visits.lengths_1R[0]
-    anchors = arrays.anchors() if static.num_anchors else ()
-    anchor_specs = []
-    if anchors:
-        A = anchors[0].shape[1]
-        anchor_specs = [pl.BlockSpec((None, A, None, W), lambda n, i, b: (b, 0, div(n, G), 0))] * 2 + [whole(anchors[2])]
+    small = arrays.small(arrays.plan.by_query)
+    anchors, anchor_specs = (), ()
+    if static.num_anchors:
+        anchors = arrays.anchors()
+        of_row = pl.BlockSpec((None, anchors[0].shape[1], None, W), lambda n, i, b: (b, 0, div(n, G), 0))
+        anchor_specs = of_row, of_row, whole(anchors[2])
     q_block = pl.BlockSpec((None, t, None, W), lambda n, i, b: (b, i, n, 0))
     kv_row = pl.BlockSpec((None, static.S, None, W), lambda n, i, b: (b, 0, div(n, G), 0))
     out_BTNH, lse_BNt = run(
@@ -83,11 +83,11 @@ def call(arrays: Arrays) -> tuple[jax.Array, jax.Array]:
         "anchor_attention_forward",
         blocks,
         grid=(N, steps, B),
-        in_specs=[*map(whole, (*lists, *arrays.lines)), *anchor_specs, q_block, kv_row, kv_row],
+        in_specs=[*map(whole, small), *anchor_specs, q_block, kv_row, kv_row],
         out_specs=[q_block, pl.BlockSpec((None, None, t), lambda n, i, b: (b, n, i))],
         out_shape=[
             output((B, T, N, H), arrays.q_BTNH.dtype, arrays.q_BTNH),
             output((B, N, steps * t), jnp.float32, arrays.q_BTNH),
         ],
-    )(*lists, *arrays.lines, *anchors, arrays.q_BTNH, arrays.k_BSKH, arrays.v_BSKH)
+    )(*small, *anchors, arrays.q_BTNH, arrays.k_BSKH, arrays.v_BSKH)
     return out_BTNH, jnp.swapaxes(lse_BNt[:, :, :T], 1, 2)
