@@ -33,6 +33,11 @@ from anchorjax.masks import Mask
 ASSEMBLED_FOR = {"a100": "sm_80", "h100": "sm_90a", "b200": "sm_100a"}
 TABLES = {"forward": blocks.FORWARD, "dq": blocks.DQ, "dkv": blocks.DKV}
 TENSOR_CORES, MULTIPLY_ADDS = r"\b(HMMA|HGMMA|UTC\w*MMA)\b", r"\bFFMA2?\b"
+HEADER = "target     dtype  width   kernel   block  warps  registers  shared KB  spill B  tensor core  multiply-adds"
+ROW = (
+    "{target:>6}  {dtype:>8}  {width:>5}  {kernel:>7}  {block:>6}  {warps:>5}  {registers:>9}  {shared_kb:>9.0f}  "
+    "{spill_stores:>3}+{spill_loads:<3}  {tensor_core:>11}  {multiply_adds:>13}"
+)
 TOKENS, QUERY_HEADS, KEY_HEADS = 8192, 4, 2
 
 
@@ -44,24 +49,15 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="end with one JSON line")
     arguments = parser.parse_args()
     rows = []
+    print(HEADER)
     with tempfile.TemporaryDirectory() as directory:
         targets.prepare(dump_to=directory)
-        print(
-            f"{'target':>6}  {'dtype':>8}  {'width':>5}  {'kernel':>7}  {'block':>8}  {'warps':>5}  {'registers':>9}  "
-            f"{'shared KB':>9}  {'spill stores, loads':>19}  {'tensor core':>11}  {'multiply-adds':>13}"
-        )
         for target in arguments.targets.split(","):
             for dtype in arguments.dtypes.split(","):
                 for width in map(int, arguments.widths.split(",")):
-                    for row in figures(target, dtype, width, Path(directory)):
-                        rows.append(row)
-                        print(
-                            "{target:>6}  {dtype:>8}  {width:>5}  {kernel:>7}  {block:>8}  {warps:>5}  {registers:>9}  "
-                            "{shared_kb:>9.0f}  {spill_stores:>12} B, {spill_loads} B  {tensor_core:>11}  {multiply_adds:>13}".format(
-                                **row
-                            ),
-                            flush=True,
-                        )
+                    of_kernels = figures(target, dtype, width, Path(directory))
+                    print("\n".join(ROW.format(**row) for row in of_kernels), flush=True)
+                    rows += of_kernels
     if arguments.json:
         print(json.dumps(rows))
 

@@ -64,3 +64,34 @@ def test_a_row_of_a_million_tokens_compiles(target):
     """32 query heads are 4 * 2^30 numbers: past what 32 bits count. Memory is that of a few arrays as large as q."""
     (memory,) = temporaries(target, (2**20, 512, 128, "bfloat16", 32, 8))
     assert memory < 10 * (2**20 * 32 * 128 * 2)
+
+
+SHARDED = """
+import json, sys
+from anchorjax import targets
+targets.prepare()
+import jax, jax.numpy as jnp
+from jax.sharding import NamedSharding
+from anchorjax.attention import sharded
+from anchorjax.masks import Mask
+from anchorjax.sharding import make_mesh
+
+mesh = make_mesh({"data": 1, "fsdp": 1, "context": 1, "tensor": 1}, devices=[targets.device(sys.argv[1])])
+
+def gradients(q, k, v, segment_ids):
+    mask = Mask.from_segments(segment_ids, 1)
+    plan = sharded.plan(mask, 128, 128)
+    loss = lambda *qkv: sharded.apply(*qkv, mask, plan, "pallas_gpu").astype(jnp.float32).sum()
+    return jax.grad(loss, (0, 1, 2))(q, k, v)
+
+with jax.set_mesh(mesh):
+    put = lambda spec, dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+    q, k, v = (put(sharded.HEADS, jnp.bfloat16, 1, 4096, heads, 128) for heads in (4, 2, 2))
+    jax.jit(gradients).lower(q, k, v, put(sharded.BATCH, jnp.int32, 1, 4096)).compile()
+print(json.dumps("compiled"))
+"""
+
+
+def test_compiles_on_a_mesh():
+    require_compiler("h100")
+    assert run_program(SHARDED, "h100") == "compiled"
