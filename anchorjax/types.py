@@ -14,7 +14,7 @@ import dataclasses
 import jax
 
 # Names that both the configuration and the code behind it know.
-IMPLEMENTATIONS = ("reference", "xla", "pallas_tpu")  # of attention: modules in anchorjax/attention
+IMPLEMENTATIONS = ("reference", "xla", "pallas_tpu", "pallas_gpu")  # of attention: modules in anchorjax/attention
 MASKS = ("anchor", "intra_doc", "full")  # who may attend to whom
 POSITIONS = ("continue", "reset")  # of RoPE, at each document
 

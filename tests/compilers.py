@@ -1,41 +1,42 @@
-"""Tests that compile for hardware this machine does not have: each program runs in a process of its own."""
+"""For gates that compile for hardware which is not there: is the compiler, and what does a program say of it?"""
 
+import functools
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
 import pytest
 
-from anchorjax import targets
 from anchorjax.errors import MissingCompiler
+from tests.training.jobs import ROOT
 
-ROOT = pathlib.Path(__file__).parents[1]
 TIMEOUT_S = 1200  # twice the longest compilation on a busy machine
+
+_HAS = """
+import json, sys
+from anchorjax import targets
+targets.prepare()
+print(json.dumps(targets.has_compiler(sys.argv[1])))
+"""
 
 
 def require_compiler(target: str) -> None:
-    """Skips the calling test if the target's compiler is not installed; under CI (CI=true) fails it instead."""
-    path = list(sys.path)  # JAX would try to start every device plugin on it
-    targets.prepare()
-    found = targets.has_compiler(target)
-    sys.path[:] = path
-    if found:
-        return
-    if os.environ.get("CI") == "true":
-        pytest.fail(str(MissingCompiler(target)))
-    pytest.skip(str(MissingCompiler(target)))
+    """Where the target's compiler is missing, fails the calling test under CI and skips it elsewhere."""
+    if not _has_compiler(target):
+        missing = str(MissingCompiler(target))
+        pytest.fail(missing) if os.environ.get("CI") == "true" else pytest.skip(missing)
 
 
-def run_program(program: str, *arguments: object) -> dict:
-    """Runs `python -c program arguments` from the repository's root, on one CPU device.
-
-    Returns:
-      The JSON object on the last line that it printed.
-    """
+def run_program(program: str, *args):
+    """The JSON on the last line that the program writes, run in a process of its own with one CPU device."""
     env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-    command = [sys.executable, "-c", program, *map(str, arguments)]
+    command = [sys.executable, "-c", program, *map(str, args)]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
+
+
+@functools.cache
+def _has_compiler(target: str) -> bool:
+    return run_program(_HAS, target)

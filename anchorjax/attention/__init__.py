@@ -5,6 +5,7 @@
 | reference | reference.py | the definition: dense, fp32, O(T S) memory             |
 | xla       | xla.py       | blockwise over live tiles, forward and backward        |
 | pallas_tpu| pallas_tpu/  | Mosaic kernels over live tiles; compiled, never run yet |
+| pallas_gpu| pallas_gpu/  | Triton kernels over live tiles; compiled, never run yet |
 
 An implementation is a module here with `apply(q_BTNH, k_BSKH, v_BSKH, mask, plan) -> (out_BTNH, lse_BTN)`; add
 its name to `types.IMPLEMENTATIONS` and the contract suite (tests/attention) runs on it. One that cannot do

@@ -1,0 +1,75 @@
+"""The arrays of one call as the kernels read them."""
+
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from anchorjax.attention import anchors as anchors_lib
+from anchorjax.attention.pallas_gpu.blocks import SMALLEST
+from anchorjax.attention.pallas_gpu.tile import NO_SEGMENT, Static
+from anchorjax.attention.plan import Plan, Visits, pad_to_tiles
+from anchorjax.masks import Mask
+from anchorjax.types import PAD_SEGMENT
+
+
+class Arrays:
+    """One call's arrays. q, k and v stay as they are; what is small is padded to whole tiles.
+
+    Letters: X query tokens and Y key tokens of all rows, each row padded to tiles.
+
+    Attributes:
+      lines: int32 q_index, q_segment [X], kv_index, kv_segment [Y], for Static.hide.
+    """
+
+    def __init__(self, q_BTNH, k_BSKH, v_BSKH, mask: Mask, plan: Plan):
+        T, N, H = q_BTNH.shape[1:]
+        S, K = k_BSKH.shape[1:3]
+        self.q_BTNH, self.k_BSKH, self.v_BSKH = q_BTNH, k_BSKH, v_BSKH
+        self.mask, self.plan = mask, plan
+        hidden_BS = (mask.kv_segment_ids_BS == PAD_SEGMENT) | (mask.kv_index_BS < mask.num_anchors)
+        kv_segment_ids_BS = jnp.where(hidden_BS, NO_SEGMENT, mask.kv_segment_ids_BS)
+        self.lines = (
+            _line(mask.q_index_BT, plan.q_tile, 0),
+            _line(mask.q_segment_ids_BT, plan.q_tile, PAD_SEGMENT),
+            _line(mask.kv_index_BS, plan.kv_tile, 0),
+            _line(kv_segment_ids_BS, plan.kv_tile, NO_SEGMENT),
+        )
+        self.static = Static(
+            q_tile=plan.q_tile,
+            kv_tile=plan.kv_tile,
+            q_tiles=pl.cdiv(T, plan.q_tile),
+            kv_tiles=pl.cdiv(S, plan.kv_tile),
+            T=T,
+            S=S,
+            group=N // K,
+            width=H,
+            num_anchors=mask.num_anchors,
+            scale=H**-0.5,
+            window=mask.window,
+            soft_cap=mask.soft_cap,
+            exact=q_BTNH.dtype == jnp.float32,
+        )
+
+    def small(self, visits: Visits):
+        """What every kernel reads whole: a list's entries, starts and lengths, and the lines."""
+        return visits.entries_CP.reshape(-1), visits.starts_1R[0], visits.lengths_1R[0], *self.lines
+
+    def by_head(self, x_BTN):
+        """[B, T, N] -> [B, N, X], zeros for pads."""
+        x_BNX = jnp.swapaxes(x_BTN, 1, 2)
+        return jnp.pad(x_BNX, ((0, 0), (0, 0), (0, self.static.q_tiles * self.static.q_tile - self.static.T)))
+
+    def anchors(self):
+        """k, v [B, A, K, H] in their dtype and visible [X, A] int32; A is padded to what a matmul takes."""
+        anchors = anchors_lib.find(self.k_BSKH, self.v_BSKH, self.mask)
+        A = max(SMALLEST, pl.next_power_of_2(self.mask.num_anchors))
+        pad = (0, A - self.mask.num_anchors)
+        k_BAKH, v_BAKH = (
+            jnp.pad(x, ((0, 0), pad, (0, 0), (0, 0))).astype(self.q_BTNH.dtype)
+            for x in (anchors.k_BAKH, anchors.v_BAKH)
+        )
+        visible_BTA = jnp.pad(anchors.visible_BTA.astype(jnp.int32), ((0, 0), (0, 0), pad))
+        return k_BAKH, v_BAKH, pad_to_tiles(visible_BTA, self.plan.q_tile, 0).reshape(-1, A)
+
+
+def _line(x_BT, tile, fill):
+    return pad_to_tiles(x_BT, tile, fill).reshape(-1)

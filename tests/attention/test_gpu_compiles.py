@@ -1,0 +1,97 @@
+"""The GPU kernels pass XLA's compiler for three generations of GPUs: no GPU is needed, and none is run."""
+
+import pytest
+
+from tests.compilers import require_compiler, run_program
+
+GPUS = ["a100", "h100", "b200"]
+
+PROGRAM = """
+import json, sys
+from anchorjax import targets
+targets.prepare()
+import jax, jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
+from anchorjax.attention import attention
+from anchorjax.attention.plan import make_plan
+from anchorjax.masks import Mask
+
+target, *cases = sys.argv[1:]
+here = SingleDeviceSharding(targets.device(target))
+
+def temporaries(T, tile, H, dtype, N, K):
+    segment_ids = jax.ShapeDtypeStruct((1, T), jnp.int32)
+    mask = jax.eval_shape(lambda segment_ids: Mask.from_segments(segment_ids, 1), segment_ids)
+    plan = jax.eval_shape(lambda mask: make_plan(mask, tile, tile), mask)  # a step makes it once for all layers
+
+    def gradients(q, k, v, mask, plan):
+        loss = lambda *qkv: attention(*qkv, mask, plan=plan, implementation="pallas_gpu").astype(jnp.float32).sum()
+        return jax.grad(loss, (0, 1, 2))(q, k, v)
+
+    arrays = [jax.ShapeDtypeStruct((1, T, heads, H), dtype) for heads in (N, K, K)]
+    put = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
+    compiled = jax.jit(gradients).lower(*jax.tree.map(put, (*arrays, mask, plan))).compile()
+    text = compiled.as_text()
+    assert all(f"anchor_attention_{kernel}" in text for kernel in ("forward", "dq", "dkv")), "kernels are missing"
+    return compiled.memory_analysis().temp_size_in_bytes
+
+parsed = [case.split(",") for case in cases]
+print(json.dumps([temporaries(int(T), int(tile), int(H), dtype, int(N), int(K)) for T, tile, H, dtype, N, K in parsed]))
+"""
+
+
+def temporaries(target: str, *cases) -> list[int]:
+    """Bytes of a forward and backward pass for each (tokens, tile, head width, dtype, query heads, key heads)."""
+    require_compiler(target)
+    return run_program(PROGRAM, target, *(",".join(map(str, case)) for case in cases))
+
+
+@pytest.mark.parametrize("target", GPUS)
+def test_every_head_width_compiles(target):
+    widths = [(H, "bfloat16") for H in (64, 80, 96, 128, 256)] + [(H, "float32") for H in (64, 80, 256)]
+    temporaries(target, *((8192, 128, *width, 4, 2) for width in widths))
+
+
+@pytest.mark.parametrize("target", GPUS)
+def test_memory_grows_linearly_with_the_row(target):
+    """A dense mask of 64K tokens alone would be 4 GB, and four times that at 128K."""
+    half, whole = temporaries(target, *((T, 512, 128, "bfloat16", 4, 2) for T in (2**16, 2**17)))
+    assert 1e6 < whole < 2.2 * half
+
+
+@pytest.mark.parametrize("target", GPUS)
+def test_a_row_of_a_million_tokens_compiles(target):
+    """32 query heads are 4 * 2^30 numbers: past what 32 bits count. Memory is that of a few arrays as large as q."""
+    (memory,) = temporaries(target, (2**20, 512, 128, "bfloat16", 32, 8))
+    assert memory < 10 * (2**20 * 32 * 128 * 2)
+
+
+SHARDED = """
+import json, sys
+from anchorjax import targets
+targets.prepare()
+import jax, jax.numpy as jnp
+from jax.sharding import NamedSharding
+from anchorjax.attention import sharded
+from anchorjax.masks import Mask
+from anchorjax.sharding import make_mesh
+
+mesh = make_mesh({"data": 1, "fsdp": 1, "context": 1, "tensor": 1}, devices=[targets.device(sys.argv[1])])
+
+def gradients(q, k, v, segment_ids):
+    mask = Mask.from_segments(segment_ids, 1)
+    plan = sharded.plan(mask, 128, 128)
+    loss = lambda *qkv: sharded.apply(*qkv, mask, plan, "pallas_gpu").astype(jnp.float32).sum()
+    return jax.grad(loss, (0, 1, 2))(q, k, v)
+
+with jax.set_mesh(mesh):
+    put = lambda spec, dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+    q, k, v = (put(sharded.HEADS, jnp.bfloat16, 1, 4096, heads, 128) for heads in (4, 2, 2))
+    jax.jit(gradients).lower(q, k, v, put(sharded.BATCH, jnp.int32, 1, 4096)).compile()
+print(json.dumps("compiled"))
+"""
+
+
+def test_compiles_on_a_mesh():
+    require_compiler("h100")
+    assert run_program(SHARDED, "h100") == "compiled"
