@@ -175,7 +175,7 @@ def test_memory_grows_linearly_with_the_row():
 
 def test_faults_are_named():
     case = make_case(np.zeros((1, 83)), 0, 4, 2, 16)
-    with pytest.raises(ValueError, match="'fast' is unknown; there are reference, xla, pallas_tpu"):
+    with pytest.raises(ValueError, match="'fast' is unknown; there are reference, xla, pallas_tpu, pallas_gpu"):
         attention(case.q, case.k, case.v, case.mask, implementation="fast")
     with pytest.raises(ValueError, match="3 query heads are not a multiple of 2"):
         attention(case.q[:, :, :3], case.k, case.v, case.mask)
