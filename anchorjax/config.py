@@ -95,14 +95,8 @@ class ModelConfig(Section):
 class AttentionConfig(Section):
     NAME = "attention"
     implementation: str = choice("auto", *IMPLEMENTATIONS)
-    q_tile: int = number(8, 8192)
-    kv_tile: int = number(8, 8192)
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("q_tile", "kv_tile"):
-            fits = self.implementation != "pallas_tpu" or getattr(self, name) % 128 == 0
-            self.require(fits, name, "it must be a multiple of 128 for attention.implementation=pallas_tpu")
+    q_tile: int = number(0, 8192)
+    kv_tile: int = number(0, 8192)
 
 
 @dataclasses.dataclass(frozen=True)

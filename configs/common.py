@@ -36,8 +36,8 @@ def base() -> ConfigDict:
             },
             "attention": {
                 "implementation": "auto",  # auto, or a name from anchorjax/attention
-                "q_tile": 256,  # tokens along each side of a tile: small tiles skip more, large ones run faster;
-                "kv_tile": 256,  # measured on two CPU cores: docs/benchmarks.md
+                "q_tile": 0,  # tokens along each side of a tile: small tiles skip more, large ones run faster;
+                "kv_tile": 0,  # 0 takes the table in anchorjax/attention/tiles.py
             },
             "data": {
                 "source": "public_domain",  # a module in anchorjax/data/sources, or tfds:NAME

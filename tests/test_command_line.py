@@ -49,7 +49,7 @@ BAD_ARGUMENTS = [
     (["--", "--config.train.steps=5"], ["'--'"]),
     (["--noconfig.train.tensorboard=maybe"], ["tensorboard"]),
     (["--flagfile=/nonexistent"], ["--flagfile=/nonexistent"]),
-    (["--config.attention.implementation=pallas_tpu"], ["q_tile=32", "multiple of 128"]),
+    (["--config.attention.implementation=pallas_tpu"], ["q_tile=32", "multiples of 128"]),
     (
         [
             "--config.attention.implementation=pallas_tpu",

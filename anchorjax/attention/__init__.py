@@ -12,22 +12,42 @@ its name to `types.IMPLEMENTATIONS` and the contract suite (tests/attention) run
 something raises `NotImplementedError` naming it; none is ever replaced silently by another.
 """
 
+import dataclasses
 import importlib
 
 import jax
 import jax.numpy as jnp
 
 from anchorjax.attention.plan import Plan, make_plan
+from anchorjax.attention.tiles import check_tiles, default_tiles
+from anchorjax.config import AttentionConfig
+from anchorjax.errors import ConfigError
 from anchorjax.masks import Mask
 from anchorjax.types import IMPLEMENTATIONS
 
-DEFAULT_TILE = 256
 DTYPES = ("float32", "bfloat16")
+BACKENDS = {"pallas_tpu": "tpu", "pallas_gpu": "gpu"}  # the others run on all
 
 
 def default_implementation() -> str:
     """The fastest implementation for this process's backend."""
-    return "xla"
+    return {backend: name for name, backend in BACKENDS.items()}.get(jax.default_backend(), "xla")
+
+
+def choose(config: AttentionConfig) -> AttentionConfig:
+    """`config` with an implementation and tiles in place of `auto` and 0, for this process's devices.
+
+    Raises:
+      ConfigError: tiles that the implementation does not take.
+    """
+    name = default_implementation() if config.implementation == "auto" else config.implementation
+    tiles = default_tiles(name, jax.devices()[0].device_kind)
+    q_tile, kv_tile = (given or best for given, best in zip((config.q_tile, config.kv_tile), tiles, strict=True))
+    allowed = check_tiles(name, q_tile, kv_tile)
+    if allowed:
+        wrong = "kv_tile" if check_tiles(name, q_tile, q_tile) is None else "q_tile"
+        raise ConfigError(f"attention.{wrong}", getattr(config, wrong), f"{name} takes {allowed}, or 0 for its own")
+    return dataclasses.replace(config, implementation=name, q_tile=q_tile, kv_tile=kv_tile)
 
 
 def attention(
@@ -55,6 +75,7 @@ def attention(
 
     Raises:
       ValueError: shapes or dtypes that do not fit each other, or an unknown implementation.
+      NotImplementedError: tiles or a head width that the implementation does not take.
     """
     return attention_with_lse(q_BTNH, k_BSKH, v_BSKH, mask, plan=plan, implementation=implementation)[0]
 
@@ -80,7 +101,10 @@ def attention_with_lse(
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"attention implementation {name!r} is unknown; there are {', '.join(IMPLEMENTATIONS)}")
     if plan is None:
-        plan = make_plan(mask, DEFAULT_TILE, DEFAULT_TILE)
+        plan = make_plan(mask, *default_tiles(name, jax.devices()[0].device_kind))
+    allowed = check_tiles(name, plan.q_tile, plan.kv_tile)
+    if allowed:
+        raise NotImplementedError(f"attention {name}: tiles of {plan.q_tile} x {plan.kv_tile}; allowed: {allowed}")
     module = importlib.import_module(f"anchorjax.attention.{name}")
     return module.apply(q_BTNH, k_BSKH, v_BSKH, mask, plan)
 

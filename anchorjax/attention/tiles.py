@@ -34,4 +34,16 @@ def default_tiles(implementation: str, device_kind: str) -> tuple[int, int]:
     """
     if implementation == "pallas_tpu":
         return _PALLAS_TPU[_TPU_KINDS.get(device_kind, device_kind if device_kind in _PALLAS_TPU else "v5e")]
+    if implementation == "pallas_gpu":
+        return 128, 128  # attention/pallas_gpu/blocks.py
     return 256, 256  # of xla, on CPUs: benchmarks/attention_tiles.py; the reference has no tiles
+
+
+def check_tiles(implementation: str, q_tile: int, kv_tile: int) -> str | None:
+    """None, or which tiles the implementation takes if not these."""
+    tiles = q_tile, kv_tile
+    if implementation == "pallas_tpu" and any(tile % 128 for tile in tiles):
+        return "multiples of 128"  # the lanes of a vector register
+    if implementation == "pallas_gpu" and any(tile < 16 or tile & (tile - 1) for tile in tiles):
+        return "powers of two from 16 on"  # what a matmul of Triton takes
+    return None

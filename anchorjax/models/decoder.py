@@ -31,12 +31,8 @@ class Shape:
     """What the decoder's functions need beside its weights (static)."""
 
     model: ModelConfig
-    attention: AttentionConfig
+    attention: AttentionConfig  # of `attention.choose`: nothing left to choose
     max_position: int
-
-    @property
-    def implementation(self) -> str | None:
-        return None if self.attention.implementation == "auto" else self.attention.implementation
 
 
 def _weight(key: jax.Array, shape: tuple[int, ...], spec: P, config: ModelConfig, fan_in: float) -> nnx.Param:
@@ -109,7 +105,7 @@ class Attention(nnx.Module):
         q_BTNH, k_BTKH, v_BTKH = project(self.q_DNH), project(self.k_DKH), project(self.v_DKH)
         q_BTNH = rope.rotate(q_BTNH, cos_BTh, sin_BTh, rope_dtype)
         k_BTKH = rope.rotate(k_BTKH, cos_BTh, sin_BTh, rope_dtype)
-        out_BTNH = sharded.apply(q_BTNH, k_BTKH, v_BTKH, mask, plan, shape.implementation)
+        out_BTNH = sharded.apply(q_BTNH, k_BTKH, v_BTKH, mask, plan, shape.attention.implementation)
         o_NHD = _gathered(self.o_NHD, P("tensor", None, None), dtype)
         return jnp.einsum("btnh,nhd->btd", out_BTNH, o_NHD, out_sharding=ACTIVATIONS)
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import jax
 
 from anchorjax import data
-from anchorjax.attention import default_implementation
 from anchorjax.config import Config
 from anchorjax.data.store import TokenStore
 from anchorjax.errors import TrainingError, UsageError, WorkdirError
@@ -119,12 +118,11 @@ class Job:
 
     def _announce(self) -> None:
         parameters = sum(x.size for x in jax.tree.leaves(self.state.params))
-        implementation = self.config.attention.implementation
-        if implementation == "auto":
-            implementation = default_implementation()
+        attention = self.setup.steps.shape.attention
         mesh = ", ".join(f"{axis} {size}" for axis, size in self.setup.mesh.shape.items())
         self.progress.say(
-            f"{parameters:,} parameters, {self.config.model.compute_dtype}, attention {implementation}, "
+            f"{parameters:,} parameters, {self.config.model.compute_dtype}, "
+            f"attention {attention.implementation} in tiles of {attention.q_tile} x {attention.kv_tile}, "
             f"mask {self.config.data.mask} on {jax.device_count()} {jax.devices()[0].device_kind} ({mesh})\n"
             f"{self.store.num_tokens:,} tokens in {self.store.num_documents:,} documents"
         )

@@ -27,7 +27,7 @@ def probe_attention(batch: Batch, num_anchors: int, shape: Shape) -> int:
     plan = jax.jit(sharded.plan, static_argnums=(1, 2))(mask, config.q_tile, config.kv_tile)
 
     def attend(q_BTNH, k_BTKH, v_BTKH, mask, plan):
-        return sharded.apply(q_BTNH, k_BTKH, v_BTKH, mask, plan, shape.implementation)
+        return sharded.apply(q_BTNH, k_BTKH, v_BTKH, mask, plan, config.implementation)
 
     findings = leakage.probe(
         jax.jit(attend),

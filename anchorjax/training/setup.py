@@ -6,8 +6,8 @@ import functools
 import jax
 from jax.sharding import Mesh
 
-from anchorjax import sharding
-from anchorjax.config import Config
+from anchorjax import attention, sharding
+from anchorjax.config import AttentionConfig, Config
 from anchorjax.data import num_anchors
 from anchorjax.data.tokenizer import ByteTokenizer
 from anchorjax.data.tokenizer import load as load_tokenizer
@@ -33,9 +33,7 @@ class Setup:
         """Raises ConfigError for shapes that do not fit the devices or the tokenizer. Compiles nothing."""
         tokenizer = load_tokenizer(config.data.tokenizer)
         config = with_vocabulary(config, tokenizer.vocab_size)
-        if config.attention.implementation == "pallas_tpu" and jax.default_backend() != "tpu":
-            name = jax.default_backend()
-            raise ConfigError("attention.implementation", "pallas_tpu", f"it needs TPUs, and JAX found {name} devices")
+        check_attention(config.attention)
         mesh = sharding.make_mesh(config.check_devices(jax.device_count()))
         optimizer = make_optimizer(config.optimizer, config.train.steps)
         schedule = make_schedule(config.optimizer, config.train.steps)
@@ -49,6 +47,16 @@ class Setup:
     def abstract_state(self) -> TrainState:
         with jax.set_mesh(self.mesh):
             return sharding.abstract(self.make_state)
+
+
+def check_attention(config: AttentionConfig) -> None:
+    """Raises ConfigError for an implementation or tiles that this process's devices do not run."""
+    name, found = attention.choose(config).implementation, jax.default_backend()
+    needed = attention.BACKENDS.get(name, found)
+    if needed != found:
+        raise ConfigError(
+            "attention.implementation", name, f"it needs {needed.upper()}s, and JAX found {found} devices"
+        )
 
 
 def with_vocabulary(config: Config, needed: int) -> Config:

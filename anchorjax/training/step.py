@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
 
+from anchorjax.attention import choose
 from anchorjax.config import Config
 from anchorjax.masks import count_live_pairs
 from anchorjax.models.decoder import Decoder, Shape
@@ -31,7 +32,8 @@ class Steps:
 
     @property
     def shape(self) -> Shape:
-        return Shape(self.config.model, self.config.attention, max_position=self.config.data.row_length)
+        """With the attention of this process's devices: `config` itself may say auto, and be resumed elsewhere."""
+        return Shape(self.config.model, choose(self.config.attention), max_position=self.config.data.row_length)
 
     def nats(self, params: Decoder, batch: Batch, dropout_key: jax.Array | None = None) -> jax.Array:
         """-log p(target) of every token, fp32 [B, T]."""

@@ -23,7 +23,7 @@ import jax
 from anchorjax.attention import gradient
 from anchorjax.attention.pallas_gpu import backward, forward
 from anchorjax.attention.pallas_gpu.arrays import Arrays
-from anchorjax.attention.pallas_gpu.blocks import SMALLEST, WIDEST
+from anchorjax.attention.pallas_gpu.blocks import WIDEST
 from anchorjax.attention.pallas_gpu.tile import interpret_context
 from anchorjax.attention.plan import Plan
 from anchorjax.masks import Mask
@@ -37,12 +37,8 @@ def apply(
     Off the GPU it runs inside `interpreted()` only.
 
     Raises:
-      NotImplementedError: tiles that are not powers of two from 16 on, or heads wider than 256.
+      NotImplementedError: heads wider than 256.
     """
-    if any(tile < SMALLEST or tile & (tile - 1) for tile in (plan.q_tile, plan.kv_tile)):
-        raise NotImplementedError(
-            f"attention pallas_gpu: tiles of {plan.q_tile} x {plan.kv_tile}; allowed: powers of two from {SMALLEST} on"
-        )
     if q_BTNH.shape[-1] > WIDEST:
         raise NotImplementedError(f"attention pallas_gpu: q has shape {q_BTNH.shape}; allowed: heads of 1 to {WIDEST}")
     return gradient.attend(_forward, _backward, q_BTNH, k_BSKH, v_BSKH, mask, plan)

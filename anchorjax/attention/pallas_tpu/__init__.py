@@ -19,7 +19,6 @@ import jax
 from anchorjax.attention import gradient
 from anchorjax.attention.pallas_tpu import backward, forward
 from anchorjax.attention.pallas_tpu.arrays import Arrays
-from anchorjax.attention.pallas_tpu.tile import LANES
 from anchorjax.attention.plan import Plan
 from anchorjax.masks import Mask
 
@@ -30,14 +29,7 @@ def apply(
     """Output and log-sum-exp of one device's arrays; the contract is that of `attention.attention_with_lse`.
 
     Off the TPU it runs inside `pltpu.force_tpu_interpret_mode()` only, which simulates memories and copies.
-
-    Raises:
-      NotImplementedError: tiles that are not multiples of 128.
     """
-    if plan.q_tile % LANES or plan.kv_tile % LANES:
-        raise NotImplementedError(
-            f"attention pallas_tpu: tiles of {plan.q_tile} x {plan.kv_tile}; allowed: multiples of {LANES}"
-        )
     return gradient.attend(_forward, _backward, q_BTNH, k_BSKH, v_BSKH, mask, plan)
 
 
