@@ -20,7 +20,7 @@ from jax.experimental import topologies
 
 from anchorjax.errors import MissingCompiler
 
-# The smallest slice of each TPU generation.
+# The smallest slice of each TPU generation: four chips.
 TPUS = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 
 # What XLA wants to know of a GPU (GpuTargetConfigProto); from the vendor's data sheets and cudaGetDeviceProperties.
@@ -103,8 +103,8 @@ def has_compiler(target: str) -> bool:
     return importlib.util.find_spec("jax_plugins.xla_cuda13") is not None
 
 
-def device(target: str) -> jax.Device:
-    """A compile-only device of the target.
+def devices(target: str) -> list[jax.Device]:
+    """Four compile-only devices of the target, of one host.
 
     Raises:
       ValueError: an unknown target.
@@ -115,7 +115,14 @@ def device(target: str) -> jax.Device:
     if not has_compiler(target):
         raise MissingCompiler(target)
     if target in TPUS:
-        return topologies.get_topology_desc(platform="tpu", topology_name=TPUS[target]).devices[0]
-    return topologies.get_topology_desc(
-        platform="cuda", topology_name="", target_config=GPUS[target], topology="1x1x1"
-    ).devices[0]
+        topology = topologies.get_topology_desc(platform="tpu", topology_name=TPUS[target])
+    else:
+        topology = topologies.get_topology_desc(
+            platform="cuda", topology_name="", target_config=GPUS[target], topology="1x1x4"
+        )
+    return list(topology.devices[:4])
+
+
+def device(target: str) -> jax.Device:
+    """One of `devices`."""
+    return devices(target)[0]

@@ -1,0 +1,52 @@
+"""A whole training step passes the compilers of accelerators, sharded over four of them along two axes at a time."""
+
+import pytest
+
+from tests.compilers import require_compiler, run_program
+
+# Bytes of temporaries a device of the step of a two-layer model on rows of 16K tokens, with the target's kernels.
+PROGRAM = """
+import json, sys
+from anchorjax import targets
+
+targets.prepare()
+import jax
+from jax.sharding import NamedSharding
+from anchorjax import sharding
+from anchorjax.attention.tiles import default_tiles
+from anchorjax.types import Batch
+from tests import tiny
+from tests.training.making import make_steps
+from anchorjax.training.state import init_state
+
+target, implementation, sizes = sys.argv[1], sys.argv[2], [int(n) for n in sys.argv[3].split(",")]
+devices = targets.devices(target)
+q_tile, kv_tile = default_tiles(implementation, devices[0].device_kind)
+B, T = 4, 16384
+config = tiny.config(
+    model__num_heads=8, model__num_kv_heads=2, model__head_width=128, model__model_width=512, model__ffn_width=1024,
+    model__vocab_size=32000, model__compute_dtype="bfloat16", train__loss_chunk=1024, data__row_length=T,
+    data__batch_rows=B, attention__implementation=implementation, attention__q_tile=q_tile,
+    attention__kv_tile=kv_tile, **dict(zip(("mesh__data", "mesh__fsdp", "mesh__context", "mesh__tensor"), sizes)),
+)
+steps, mesh = make_steps(config), sharding.make_mesh(dict(zip(sharding.AXES, sizes)), devices)
+with jax.set_mesh(mesh):
+    state = sharding.abstract(lambda: init_state(0, config.model, steps.optimizer))
+    array = lambda dtype: jax.ShapeDtypeStruct((B, T), dtype, sharding=NamedSharding(mesh, sharding.BATCH))
+    batch = Batch(*map(array, ("int32", "int32", "float32", "int32", "int32")))
+    compiled = jax.jit(steps.train, donate_argnums=0).lower(state, batch).compile()
+kernels = compiled.as_text().count('custom_call_target="' + sys.argv[4])
+print(json.dumps({"temporaries": compiled.memory_analysis().temp_size_in_bytes, "kernels": kernels}))
+"""
+
+
+@pytest.mark.parametrize("mesh", ["1,2,2,1", "2,1,1,2"])
+@pytest.mark.parametrize(
+    ("target", "implementation", "call"),
+    [("v5p", "pallas_tpu", "tpu_custom_call"), ("h100", "pallas_gpu", "__gpu$xla.gpu.triton")],
+)
+def test_training_step_with_the_target_s_kernels(target, implementation, call, mesh):
+    require_compiler(target)
+    result = run_program(PROGRAM, target, implementation, mesh, call)
+    assert result["kernels"] >= 2  # forward and backward
+    assert result["temporaries"] < 4e9
