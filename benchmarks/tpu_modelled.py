@@ -161,8 +161,8 @@ def tally(segment_ids: np.ndarray, q_tile: int, kv_tile: int, anchors: int = 1) 
             _, _, flags = unpack(entries[:count])
             visited += int(count)
             masked += int(np.sum(flags & NEEDS_MASK != 0))
-    length = segment_ids.shape[1]
-    return Tally(visited - masked, masked, ROWS * -(-length // q_tile), ROWS * -(-length // kv_tile))
+    count, length = segment_ids.shape
+    return Tally(visited - masked, masked, count * -(-length // q_tile), count * -(-length // kv_tile))
 
 
 if __name__ == "__main__":

@@ -65,12 +65,10 @@ def show(target: str, kernel: str, tile, both: dict) -> None:
 
     for which, schedule in both.items():
         bound = schedules.mxu_bound(target, which, tile)
-        bodies = ", ".join(
-            f"{body.bundles} (vector bound {schedules.vector_bound(body):.0f})" for body in schedule.bodies
-        )
+        bodies = (f"{body.bundles} (vector bound {schedules.vector_bound(body):.0f})" for body in schedule.bodies)
         print(
-            f"{target}  {kernel:10}  {which:8}  {tile[0]:>4} x {tile[1]:<4}  MXU bound {bound:>6.0f}  bundles {bodies}  "
-            f"a step {schedule.per_step}  a stretch {schedule.per_stretch}",
+            f"{target}  {kernel:10}  {which:8}  {tile[0]:>4} x {tile[1]:<4}  MXU bound {bound:>6.0f}  "
+            f"bundles {', '.join(bodies)}  a step {schedule.per_step}  a stretch {schedule.per_stretch}",
             flush=True,
         )
 
