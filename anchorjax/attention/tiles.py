@@ -3,15 +3,21 @@
 Small tiles leave more of a packed row out; large ones spread the fixed work of a step over more scores.
 """
 
-# For pallas_tpu by TPU generation: the least modelled cycles of forward and backward passes on packed rows
-# (benchmarks/tpu_modelled.py) among the tiles whose schedules were compiled (benchmarks/tpu_schedule.py). v4 and tpu7x
-# are not modelled: they take what the generation nearest to them in matrix units takes.
+# For pallas_tpu by TPU generation: the least modelled cycles, forward and backward, on packed rows of 64K tokens
+# (benchmarks/tpu_modelled.py), from compiled schedules (benchmarks/tpu_schedule.py). Cycles of a row in millions, on
+# real documents of 2619 tokens in the mean / on drawn ones of 1060:
+#          512 x 512     1024 x 512    512 x 1024    1024 x 1024
+#   v5e    4.81 / 3.24   4.90 / 3.47   4.99 / 3.55   5.05 / 3.70   at the matrix units' bound at every tile
+#   v5p    5.29 / 3.56   5.16 / 3.66   5.25 / 3.72   5.18 / 3.80   as v5e, with more work between steps
+#   v6e    3.57 / 2.43   3.21 / 2.31   3.32 / 2.39   3.08 / 2.30   far from the bounds at 512 x 512, where filling and
+#                                                                  draining the units takes half of a tile's bundles
+# v4 and tpu7x are not modelled: they take what the generation whose matrix units they share takes.
 _PALLAS_TPU = {
     "v4": (512, 512),
     "v5e": (512, 512),
     "v5p": (512, 512),
-    "v6e": (1024, 512),
-    "tpu7x": (1024, 512),
+    "v6e": (1024, 1024),
+    "tpu7x": (1024, 1024),
 }
 _TPU_KINDS = {
     "TPU v4": "v4",
@@ -33,7 +39,7 @@ def default_tiles(implementation: str, device_kind: str) -> tuple[int, int]:
       device_kind: `jax.Device.device_kind`, or a name from `targets`. An unknown TPU takes v5e's tiles.
     """
     if implementation == "pallas_tpu":
-        return _PALLAS_TPU[_TPU_KINDS.get(device_kind, device_kind if device_kind in _PALLAS_TPU else "v5e")]
+        return _PALLAS_TPU.get(_TPU_KINDS.get(device_kind, device_kind), _PALLAS_TPU["v5e"])
     if implementation == "pallas_gpu":
         return 128, 128  # attention/pallas_gpu/blocks.py
     return 256, 256  # of xla, on CPUs: benchmarks/attention_tiles.py; the reference has no tiles

@@ -17,12 +17,14 @@ class Arrays:
         self.plan = plan
         self.q_NXH = self.flatten(q_BTNH, plan.q_tile)
         self.k_KYH, self.v_KYH = self.flatten(k_BSKH, plan.kv_tile), self.flatten(v_BSKH, plan.kv_tile)
-        self.q_index_1X = self._line(mask.q_index_BT, plan.q_tile, 0)
-        self.q_segment_1X = self._line(mask.q_segment_ids_BT, plan.q_tile, PAD_SEGMENT)
+        # What the mask needs of each token in one array, as every array costs a step some 20 bundles: index, segment.
+        self.q_tokens_2X = jnp.concatenate(
+            [self._line(mask.q_index_BT, plan.q_tile, 0), self._line(mask.q_segment_ids_BT, plan.q_tile, PAD_SEGMENT)]
+        )
         hidden_BS = (mask.kv_segment_ids_BS == PAD_SEGMENT) | (mask.kv_index_BS < mask.num_anchors)
-        self.kv_index_1Y = self._line(mask.kv_index_BS, plan.kv_tile, 0)
-        self.kv_segment_1Y = self._line(
-            jnp.where(hidden_BS, NO_SEGMENT, mask.kv_segment_ids_BS), plan.kv_tile, NO_SEGMENT
+        segment_ids_BS = jnp.where(hidden_BS, NO_SEGMENT, mask.kv_segment_ids_BS)
+        self.kv_tokens_2Y = jnp.concatenate(
+            [self._line(mask.kv_index_BS, plan.kv_tile, 0), self._line(segment_ids_BS, plan.kv_tile, NO_SEGMENT)]
         )
         self.static = Static(
             q_tile=plan.q_tile,
@@ -38,14 +40,14 @@ class Arrays:
         self._find_anchors(k_BSKH, v_BSKH, mask)
 
     def _find_anchors(self, k_BSKH, v_BSKH, mask):
-        """k, v [K, B, A16, H] in their dtype, and which exist [B * A]; 16 rows are one bf16 register."""
+        """k and v [2, K, B, A16, H] in their dtype, and which exist [B * A]; 16 rows are one bf16 register."""
         A = max(1, mask.num_anchors)
         is_anchor_BAS = mask.kv_index_BS[:, None] == jnp.arange(A)[:, None]
         is_anchor_BAS &= mask.kv_segment_ids_BS[:, None] != PAD_SEGMENT
         rows_B1, slots_BA = jnp.arange(self.B)[:, None], jnp.argmax(is_anchor_BAS, -1)
         pad = ((0, 0), (0, 0), (0, -A % 16), (0, 0))
-        self.anchor_k_KBAH, self.anchor_v_KBAH = (
-            jnp.pad(x[rows_B1, slots_BA].transpose(2, 0, 1, 3), pad) for x in (k_BSKH, v_BSKH)
+        self.anchors_2KBAH = jnp.stack(
+            [jnp.pad(x[rows_B1, slots_BA].transpose(2, 0, 1, 3), pad) for x in (k_BSKH, v_BSKH)]
         )
         self.anchor_exists = jnp.any(is_anchor_BAS, -1).astype(jnp.int32).reshape(-1)
 

@@ -8,7 +8,21 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from anchorjax.attention.pallas_tpu.arrays import Arrays
-from anchorjax.attention.pallas_tpu.tile import LANES, LOG2E, MASKED, NN, NT, TN, Static, column, div, lanes, rem, run
+from anchorjax.attention.pallas_tpu.tile import (
+    LANES,
+    LOG2E,
+    MASKED,
+    NN,
+    NT,
+    TN,
+    Static,
+    column,
+    div,
+    lanes,
+    rem,
+    output,
+    run,
+)
 from anchorjax.attention.plan import FIRST_OF_KV, FIRST_OF_Q, LAST_OF_KV, NEEDS_MASK, unpack
 
 
@@ -17,14 +31,11 @@ def _kernel(
     start,
     q_ref,
     do_ref,
-    lse_ref,
-    delta_ref,
+    scalars_ref,
     k_ref,
     v_ref,
-    q_index_ref,
-    q_segment_ref,
-    kv_index_ref,
-    kv_segment_ref,
+    q_tokens_ref,
+    kv_tokens_ref,
     _,
     dq_hbm,
     dk_ref,
@@ -75,24 +86,24 @@ def _kernel(
     def _start():
         dk_sum[...] = jnp.zeros_like(dk_sum)
         dv_sum[...] = jnp.zeros_like(dv_sum)
-        kv_index_column[...] = column(kv_index_ref[...])
-        kv_segment_column[...] = column(kv_segment_ref[...])
+        kv_index_column[...] = column(kv_tokens_ref[:1])
+        kv_segment_column[...] = column(kv_tokens_ref[1:])
 
     def tile(masked: bool):
         q_tH, do_tH, k_sH = q_ref[...], do_ref[...], k_ref[...]
         s_st, slope = static.bend(static.dot(k_sH, q_tH, NT))
         if masked:
             visible = static.visible(
-                q_index_ref[...],
+                q_tokens_ref[:1],
                 lanes(kv_index_column[...], static.q_tile),
-                q_segment_ref[...],
+                q_tokens_ref[1:],
                 lanes(kv_segment_column[...], static.q_tile),
             )
             s_st = jnp.where(visible, s_st, MASKED)
-        p_st = jnp.exp2(s_st - lse_ref[...] * LOG2E)
+        p_st = jnp.exp2(s_st - scalars_ref[:1] * LOG2E)
         dv_sum[...] += static.dot(p_st.astype(do_tH.dtype), do_tH, NN)
         dp_st = static.dot(v_ref[...], do_tH, NT)
-        ds_st = p_st * (dp_st - delta_ref[...])
+        ds_st = p_st * (dp_st - scalars_ref[1:])
         if slope is not None:
             ds_st *= slope
         ds_st = (ds_st * static.scale).astype(q_tH.dtype)
@@ -127,7 +138,7 @@ def call(arrays: Arrays, dout_BTNH, lse_BTN, delta_BTN) -> tuple[jax.Array, jax.
     tiles = visits.tiles_per_chunk
     do_NXH = arrays.flatten(dout_BTNH, t)
     # Pad queries get a log-sum-exp that no masked score comes near.
-    lse_N1X, delta_N1X = (arrays.flatten(x[..., None], t).reshape(N, 1, X) for x in (lse_BTN, delta_BTN))
+    scalars_N2X = jnp.stack([arrays.flatten(x[..., None], t)[..., 0] for x in (lse_BTN, delta_BTN)], 1)
 
     def q_block(shape, index):
         return pl.BlockSpec(shape, lambda k, n, g, entries, start: index(k * G + g, unpack(entries[n])[0]))
@@ -139,7 +150,7 @@ def call(arrays: Arrays, dout_BTNH, lse_BTN, delta_BTN) -> tuple[jax.Array, jax.
         return pl.BlockSpec(shape, lambda k, n, g, entries, start: index(k, unpack(entries[n])[1] - start[0]))
 
     q_arrays = q_block((None, t, H), lambda n, r: (n, r, 0))
-    q_scalars = q_block((None, 1, t), lambda n, r: (n, 0, r))
+    q_scalars = q_block((None, 2, t), lambda n, r: (n, 0, r))
     kv_arrays = kv_block((None, s, H), lambda k, c: (k, c, 0))
 
     def chunk(dq_NXH, x):
@@ -150,14 +161,11 @@ def call(arrays: Arrays, dout_BTNH, lse_BTN, delta_BTN) -> tuple[jax.Array, jax.
             start,
             arrays.q_NXH,
             do_NXH,
-            lse_N1X,
-            delta_N1X,
+            scalars_N2X,
             arrays.k_KYH,
             arrays.v_KYH,
-            arrays.q_index_1X,
-            arrays.q_segment_1X,
-            arrays.kv_index_1Y,
-            arrays.kv_segment_1Y,
+            arrays.q_tokens_2X,
+            arrays.kv_tokens_2Y,
             dq_NXH,
         )
         dq_NXH, dk_KyH, dv_KyH = run(
@@ -167,9 +175,9 @@ def call(arrays: Arrays, dout_BTNH, lse_BTN, delta_BTN) -> tuple[jax.Array, jax.
                 num_scalar_prefetch=2,
                 grid=(K, count, G),
                 in_specs=[
-                    *(q_arrays, q_arrays, q_scalars, q_scalars, kv_arrays, kv_arrays),
-                    *[q_block((1, t), lambda n, r: (0, r))] * 2,
-                    *[kv_block((1, s), lambda k, c: (0, c))] * 2,
+                    *(q_arrays, q_arrays, q_scalars, kv_arrays, kv_arrays),
+                    q_block((2, t), lambda n, r: (0, r)),
+                    kv_block((2, s), lambda k, c: (0, c)),
                     pl.BlockSpec(memory_space=pl.ANY),
                 ],
                 out_specs=[
@@ -186,10 +194,10 @@ def call(arrays: Arrays, dout_BTNH, lse_BTN, delta_BTN) -> tuple[jax.Array, jax.
                 ],
             ),
             out_shape=[
-                jax.ShapeDtypeStruct((N, X, H), jnp.float32),
-                *[jax.ShapeDtypeStruct((K, tiles * s, H), jnp.float32)] * 2,
+                output((N, X, H), jnp.float32, arrays.q_NXH),
+                *[output((K, tiles * s, H), jnp.float32, arrays.k_KYH)] * 2,
             ],
-            input_output_aliases={12: 0},  # dq, counted with the two scalar arrays
+            input_output_aliases={9: 0},  # dq, counted with the two scalar arrays
             name="anchor_attention_backward",
         )
         return dq_NXH, (dk_KyH, dv_KyH)
@@ -198,7 +206,7 @@ def call(arrays: Arrays, dout_BTNH, lse_BTN, delta_BTN) -> tuple[jax.Array, jax.
     starts_C1 = jnp.arange(C, dtype=jnp.int32)[:, None] * tiles
     # Not zeros that must be written: each tile's first visit overwrites it.
     dq_NXH, dkv_CKyH = jax.lax.scan(
-        chunk, jnp.zeros((N, X, H), jnp.float32), (visits.entries_CP, visits.counts_C1[:, 0], starts_C1)
+        chunk, jnp.zeros_like(arrays.q_NXH, jnp.float32), (visits.entries_CP, visits.counts_C1[:, 0], starts_C1)
     )
     dk_KYH, dv_KYH = (jnp.moveaxis(x, 0, 1).reshape(K, -1, H)[:, :Y] for x in dkv_CKyH)
     return dq_NXH, dk_KYH, dv_KYH

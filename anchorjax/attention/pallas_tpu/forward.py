@@ -7,7 +7,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from anchorjax.attention.anchors import NOTHING
 from anchorjax.attention.pallas_tpu.arrays import Arrays
-from anchorjax.attention.pallas_tpu.tile import LANES, LOG2E, MASKED, NN, NT, Static, column, div, lanes, run
+from anchorjax.attention.pallas_tpu.tile import LANES, LOG2E, MASKED, NN, NT, Static, column, div, lanes, output, run
 from anchorjax.attention.plan import FIRST_OF_Q, LAST_OF_Q, NEEDS_MASK, unpack
 from anchorjax.types import PAD_SEGMENT
 
@@ -18,12 +18,9 @@ def _kernel(
     q_ref,
     k_ref,
     v_ref,
-    q_index_ref,
-    q_segment_ref,
-    kv_index_ref,
-    kv_segment_ref,
-    anchor_k_ref,
-    anchor_v_ref,
+    q_tokens_ref,
+    kv_tokens_ref,
+    anchors_ref,
     out_ref,
     lse_ref,
     m_ref,
@@ -45,13 +42,13 @@ def _kernel(
 
     @pl.when(flags & FIRST_OF_Q != 0)
     def _start():
-        q_index_column[...] = column(q_index_ref[...])
-        q_segment_column[...] = column(q_segment_ref[...])
+        q_index_column[...] = column(q_tokens_ref[:1])
+        q_segment_column[...] = column(q_tokens_ref[1:])
         m_ref[...] = jnp.full_like(m_ref, NOTHING)
         l_ref[...] = jnp.zeros_like(l_ref)
         acc_ref[...] = jnp.zeros_like(acc_ref)
         if static.num_anchors:
-            s_tA, _ = static.bend(static.dot(q_tH, anchor_k_ref[...], NT))
+            s_tA, _ = static.bend(static.dot(q_tH, anchors_ref[0], NT))
             row = div(r, static.q_tiles_per_row)
             for a in range(static.num_anchors):
                 exists = anchor_exists[row * static.num_anchors + a] != 0
@@ -60,7 +57,7 @@ def _kernel(
                 m = jnp.maximum(m_ref[...], s)
                 rescale, p = jnp.exp2(m_ref[...] - m), jnp.exp2(s - m)
                 l_ref[...] = l_ref[...] * rescale + p * (1 / LANES)  # a power of two: exact
-                value = anchor_v_ref[a : a + 1, :].astype(jnp.float32)
+                value = anchors_ref[1, a : a + 1, :].astype(jnp.float32)
                 acc_ref[...] = acc_ref[...] * lanes(rescale, width) + lanes(p, width) * value
                 m_ref[...] = m
 
@@ -69,9 +66,9 @@ def _kernel(
         if masked:
             visible = static.visible(
                 lanes(q_index_column[...], static.kv_tile),
-                kv_index_ref[...],
+                kv_tokens_ref[:1],
                 lanes(q_segment_column[...], static.kv_tile),
-                kv_segment_ref[...],
+                kv_tokens_ref[1:],
             )
             s_ts = jnp.where(visible, s_ts, MASKED)
         m = jnp.maximum(m_ref[...], jnp.max(s_ts, axis=1, keepdims=True))
@@ -110,9 +107,7 @@ def call(arrays: Arrays) -> tuple[jax.Array, jax.Array]:
         return pl.BlockSpec(shape, lambda n, g, entries, exists, start: index(n, unpack(entries[g])[1]))
 
     def row_of_anchors(n, r):
-        return div(n, static.group), div(r, static.q_tiles_per_row), 0, 0
-
-    anchor_block = q_block((None, None, *arrays.anchor_k_KBAH.shape[2:]), row_of_anchors)
+        return 0, div(n, static.group), div(r, static.q_tiles_per_row), 0, 0
 
     def kernel(entries, exists, start, *refs):
         _kernel(entries, exists, *refs, static=static)
@@ -129,12 +124,9 @@ def call(arrays: Arrays) -> tuple[jax.Array, jax.Array]:
             arrays.q_NXH,
             arrays.k_KYH,
             arrays.v_KYH,
-            arrays.q_index_1X,
-            arrays.q_segment_1X,
-            arrays.kv_index_1Y,
-            arrays.kv_segment_1Y,
-            arrays.anchor_k_KBAH,
-            arrays.anchor_v_KBAH,
+            arrays.q_tokens_2X,
+            arrays.kv_tokens_2Y,
+            arrays.anchors_2KBAH,
         )
         return run(
             kernel,
@@ -146,12 +138,9 @@ def call(arrays: Arrays) -> tuple[jax.Array, jax.Array]:
                     q_block((None, t, H), lambda n, r: (n, r, 0)),
                     kv_block((None, s, H), lambda n, c: (div(n, static.group), c, 0)),
                     kv_block((None, s, H), lambda n, c: (div(n, static.group), c, 0)),
-                    q_block((1, t), lambda n, r: (0, r)),
-                    q_block((1, t), lambda n, r: (0, r)),
-                    kv_block((1, s), lambda n, c: (0, c)),
-                    kv_block((1, s), lambda n, c: (0, c)),
-                    anchor_block,
-                    anchor_block,
+                    q_block((2, t), lambda n, r: (0, r)),
+                    kv_block((2, s), lambda n, c: (0, c)),
+                    q_block((2, None, None, *arrays.anchors_2KBAH.shape[3:]), row_of_anchors),
                 ],
                 out_specs=[
                     here((None, t, H), lambda n, r: (n, r, 0)),
@@ -166,8 +155,8 @@ def call(arrays: Arrays) -> tuple[jax.Array, jax.Array]:
                 ],
             ),
             out_shape=[
-                jax.ShapeDtypeStruct((N, tiles * t, H), arrays.q_NXH.dtype),
-                jax.ShapeDtypeStruct((N, 1, tiles * t), jnp.float32),
+                output((N, tiles * t, H), arrays.q_NXH.dtype, arrays.q_NXH),
+                output((N, 1, tiles * t), jnp.float32, arrays.q_NXH),
             ],
             name="anchor_attention_forward",
         )

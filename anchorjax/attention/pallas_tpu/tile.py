@@ -62,6 +62,11 @@ def run(kernel, arguments, *, grid_spec, **kwargs):
     return pl.pallas_call(kernel, grid_spec=grid_spec, compiler_params=params, **kwargs)(*arguments)
 
 
+def output(shape: tuple[int, ...], dtype, x: jax.Array) -> jax.ShapeDtypeStruct:
+    """An output that, inside `shard_map`, differs between devices as the input x does."""
+    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
+
+
 def div(x, y: int):
     """x // y of traced x >= 0. Python's operators also treat negative numbers, for which Mosaic asks the device."""
     return jax.lax.div(x, jnp.asarray(y, x.dtype))

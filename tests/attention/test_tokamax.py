@@ -1,0 +1,41 @@
+"""An oracle written by others: tokamax's splash attention, given the anchor's rule as a mask of our own making."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.pallas import tpu as pltpu
+
+from anchorjax.attention import attention
+from anchorjax.masks import Mask
+from benchmarks import peers
+from tests.attention.contract import make_case
+
+# tokamax multiplies p and dp in the arrays' dtype with XLA's default precision, which is full fp32 on a CPU.
+TOLERANCE = 2e-5
+TILES = (128, 128)
+
+
+def test_xla_equals_tokamax_splash():
+    """One packed row of an anchor and three documents, two query heads over one key head; output and gradients."""
+    segments = np.repeat([0, 1, 2, 3], [1, 90, 200, 221])[None]
+    case = make_case(segments, 1, 2, 1, 128)
+    segment_ids_T = jnp.asarray(segments[0], jnp.int32)
+
+    def ours(q, k, v):
+        mask = Mask.from_segments(segment_ids_T[None], 1)
+        return attention(q, k, v, mask, implementation="xla")
+
+    def tokamax(q, k, v):
+        heads_in_front = (x[0].swapaxes(0, 1) for x in (q * q.shape[-1] ** -0.5, k, v))
+        # Plain interpret=True does not model arrays that kernels write in place: its gradients are wrong.
+        interpret = pltpu.InterpretParams()
+        out_NTH = peers.tokamax_splash(*heads_in_front, segment_ids_T, *TILES, interpret=interpret)
+        return out_NTH.swapaxes(0, 1)[None]
+
+    def both(attend):
+        out, vjp = jax.vjp(attend, case.q, case.k, case.v)
+        return out, *vjp(case.cotangent)
+
+    names = ("out", "dq", "dk", "dv")
+    for name, one, other in zip(names, jax.jit(both, static_argnums=0)(ours), both(tokamax), strict=True):
+        assert float(jnp.max(jnp.abs(one - other))) < TOLERANCE, name
