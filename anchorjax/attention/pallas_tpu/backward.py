@@ -19,8 +19,8 @@ from anchorjax.attention.pallas_tpu.tile import (
     column,
     div,
     lanes,
-    rem,
     output,
+    rem,
     run,
 )
 from anchorjax.attention.plan import FIRST_OF_KV, FIRST_OF_Q, LAST_OF_KV, NEEDS_MASK, unpack
