@@ -8,8 +8,8 @@
 | pallas_gpu| pallas_gpu/  | Triton kernels over live tiles; compiled, never run yet |
 
 An implementation is a module here with `apply(q_BTNH, k_BSKH, v_BSKH, mask, plan) -> (out_BTNH, lse_BTN)`; add
-its name to `types.IMPLEMENTATIONS` and a line to tests/attention/contract.py: the contract suite runs on it. One that cannot do
-something raises `NotImplementedError` naming it; none is ever replaced silently by another.
+its name to `types.IMPLEMENTATIONS` and a line to tests/attention/contract.py: the contract suite runs on it. One
+that cannot do something raises `NotImplementedError` naming it; none is ever replaced silently by another.
 """
 
 import dataclasses
