@@ -18,8 +18,9 @@ from anchorjax.attention import plan as plan_lib
 from anchorjax.attention.anchors import NOTHING
 from anchorjax.attention.plan import make_plan
 from anchorjax.masks import Mask
-from tests.attention.contract import Case, T, layouts, make_case
+from tests.attention.contract import Case, layouts, make_case
 
+T = 83  # a prime: no tile divides it
 TOLERANCE = 2e-5
 
 
@@ -53,7 +54,7 @@ def contiguous(T: int, cuts: list[int], anchors: int, pads: int = 0) -> np.ndarr
 
 
 @settings(max_examples=15, deadline=None)
-@given(layout=layouts(), seed=st.integers(0, 1000))
+@given(layout=layouts(T), seed=st.integers(0, 1000))
 def test_equals_reference(layout, seed):
     case = make_case(*layout, 4, 2, 16, seed=seed, window=20, soft_cap=3.0)
     assert max_error(run_kernels(case), run(case, "reference")) < TOLERANCE
