@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from anchorjax.masks import Mask, allowed
+from anchorjax.types import PAD_SEGMENT
 
 NOTHING = -1e30  # log-sum-exp of "no key seen": finite, so that the difference of two is not NaN
 
@@ -32,9 +33,15 @@ class Anchors:
     visible_BTA: jax.Array
 
 
-def find(k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask) -> Anchors:
+def locate(mask: Mask) -> tuple[jax.Array, jax.Array]:
+    """int32 place of each anchor among the keys [B, A], and whether it is there, and no pad, [B, A]."""
     is_anchor_BAS = mask.kv_index_BS[:, None] == jnp.arange(mask.num_anchors)[:, None]
-    slots_BA = jnp.argmax(is_anchor_BAS, -1).astype(jnp.int32)
+    is_anchor_BAS &= mask.kv_segment_ids_BS[:, None] != PAD_SEGMENT
+    return jnp.argmax(is_anchor_BAS, -1).astype(jnp.int32), jnp.any(is_anchor_BAS, -1)
+
+
+def find(k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask) -> Anchors:
+    slots_BA, exists_BA = locate(mask)
     rows_B1 = jnp.arange(k_BSKH.shape[0])[:, None]
     visible_BTA = allowed(
         mask.q_index_BT[..., None],
@@ -44,7 +51,7 @@ def find(k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask) -> Anchors:
         mask.num_anchors,
     )
     k_BAKH, v_BAKH = (x[rows_B1, slots_BA].astype(jnp.float32) for x in (k_BSKH, v_BSKH))
-    return Anchors(slots_BA, k_BAKH, v_BAKH, visible_BTA & jnp.any(is_anchor_BAS, -1)[:, None])
+    return Anchors(slots_BA, k_BAKH, v_BAKH, visible_BTA & exists_BA[:, None])
 
 
 def state(q_BTNH: jax.Array, anchors: Anchors, mask: Mask) -> tuple[jax.Array, jax.Array, jax.Array]:

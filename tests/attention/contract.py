@@ -89,12 +89,20 @@ def layouts(draw, T: int, rows: int = 2) -> tuple[np.ndarray, int]:
             continue
         body = T - num_anchors - pads
         pieces = np.array([draw(st.integers(1, 30)) for _ in range(8)])
-        documents = np.repeat(np.arange(1, 9), pieces)
-        documents = np.resize(documents, body) if kind == "interleaved" else np.pad(documents, (0, T), mode="edge")
+        ids = np.repeat(np.arange(1, 9), pieces)
+        ids = np.resize(ids, body) if kind == "interleaved" else np.pad(ids, (0, T), mode="edge")
         if kind == "one":
-            documents = np.ones(T, int)
-        table.append(np.concatenate([np.zeros(num_anchors), documents[:body], np.full(pads, -1)]))
+            ids = np.ones(T, int)
+        table.append(np.concatenate([np.zeros(num_anchors), ids[:body], np.full(pads, -1)]))
     return np.array(table, np.int32), num_anchors
+
+
+def documents(T: int, cuts: list[int], anchors: int, pads: int = 0) -> np.ndarray:
+    """Segment ids [T] of documents that begin at `cuts`, after anchors and before pads."""
+    segments = 1 + np.searchsorted(sorted(cuts), np.arange(T), side="right")
+    segments[:anchors] = 0
+    segments[T - pads :] = -1
+    return segments
 
 
 def sorted_documents(T: int, rows: int, seed: int, lowest: int = 1) -> np.ndarray:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anchorjax.attention import attention
+from anchorjax.attention.anchors import NOTHING
 from anchorjax.masks import Mask
 from anchorjax.types import IMPLEMENTATIONS
 from tests.attention import contract
@@ -76,10 +77,11 @@ def test_tile_sizes_do_not_matter(implementation, tiles):
 def test_dead_rows_and_pads_are_exact_zeros(implementation):
     segments = np.full((2, SETTINGS[implementation].T), -1)
     segments[0, :40], segments[0, 0] = 1, 0
-    out, _, dq, dk, dv = run(make_case(segments, 1, 4, 2, 16), implementation)
+    out, lse, dq, dk, dv = run(make_case(segments, 1, 4, 2, 16), implementation)
     for x in (out, dq, dk, dv):
         assert bool(jnp.all(x[1] == 0)) and bool(jnp.all(x[0, 40:] == 0))
         assert bool(jnp.any(x[0, :40] != 0))
+    assert bool(jnp.all(lse[1] == NOTHING)) and bool(jnp.all(lse[0, 40:] == NOTHING))
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -1,10 +1,14 @@
-"""Every target and every implementation has default tiles that its kernels take."""
+"""Which implementation and tiles a run gets, by its configuration and its devices."""
 
+import jax
 import pytest
 
 from anchorjax import targets
+from anchorjax.attention import choose
 from anchorjax.attention.pallas_tpu.tile import LANES
 from anchorjax.attention.tiles import default_tiles
+from anchorjax.config import AttentionConfig
+from anchorjax.errors import ConfigError
 from anchorjax.types import IMPLEMENTATIONS
 
 
@@ -23,3 +27,32 @@ def test_a_tpu_takes_its_tiles(target):
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_every_implementation_has_tiles(implementation):
     assert all(side > 0 for side in default_tiles(implementation, "cpu"))
+
+
+@pytest.mark.parametrize(("backend", "name"), [("cpu", "xla"), ("tpu", "pallas_tpu"), ("gpu", "pallas_gpu")])
+def test_auto_takes_the_backend_s_kernels(backend, name, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    chosen = choose(AttentionConfig("auto", 0, 0))
+    assert chosen.implementation == name and min(chosen.q_tile, chosen.kv_tile) >= 128
+
+
+def test_what_is_given_is_kept():
+    assert choose(AttentionConfig("reference", 24, 0)) == AttentionConfig("reference", 24, 256)
+    assert choose(AttentionConfig("pallas_gpu", 64, 0)) == AttentionConfig("pallas_gpu", 64, 128)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (
+            AttentionConfig("pallas_tpu", 100, 0),
+            "attention.q_tile=100 is not allowed: pallas_tpu takes multiples of 128",
+        ),
+        (AttentionConfig("pallas_tpu", 0, 192), "attention.kv_tile=192 is not allowed"),
+        (AttentionConfig("pallas_gpu", 96, 0), "attention.q_tile=96 is not allowed: pallas_gpu takes powers of two"),
+        (AttentionConfig("pallas_gpu", 0, 8), "attention.kv_tile=8 is not allowed"),
+    ],
+)
+def test_tiles_that_kernels_do_not_take_are_named(config, words):
+    with pytest.raises(ConfigError, match=words):
+        choose(config)

@@ -15,6 +15,7 @@ import jax, jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 from anchorjax.attention import attention
 from anchorjax.attention.plan import make_plan
+from anchorjax.attention.tiles import default_tiles
 from anchorjax.masks import Mask
 
 target, width, lengths = sys.argv[1], int(sys.argv[2]), [int(n) for n in sys.argv[3].split(",")]
@@ -22,7 +23,7 @@ sharding = SingleDeviceSharding(targets.device(target))
 
 def step(q, k, v, segment_ids):
     mask = Mask.from_segments(segment_ids, 1)
-    plan = make_plan(mask, 512, 512)
+    plan = make_plan(mask, *default_tiles("pallas_tpu", target))
     loss = lambda *qkv: attention(*qkv, mask, plan=plan, implementation="pallas_tpu").astype(jnp.float32).sum()
     return jax.grad(loss, (0, 1, 2))(q, k, v)
 

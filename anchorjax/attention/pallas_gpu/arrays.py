@@ -4,8 +4,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from anchorjax.attention import anchors as anchors_lib
+from anchorjax.attention.kernels import NO_SEGMENT, kv_segment_ids
 from anchorjax.attention.pallas_gpu.blocks import SMALLEST
-from anchorjax.attention.pallas_gpu.tile import NO_SEGMENT, Static
+from anchorjax.attention.pallas_gpu.tile import Static
 from anchorjax.attention.plan import Plan, Visits, pad_to_tiles
 from anchorjax.masks import Mask
 from anchorjax.types import PAD_SEGMENT
@@ -21,32 +22,25 @@ class Arrays:
     """
 
     def __init__(self, q_BTNH, k_BSKH, v_BSKH, mask: Mask, plan: Plan):
-        T, N, H = q_BTNH.shape[1:]
-        S, K = k_BSKH.shape[1:3]
+        T, S = q_BTNH.shape[1], k_BSKH.shape[1]
         self.q_BTNH, self.k_BSKH, self.v_BSKH = q_BTNH, k_BSKH, v_BSKH
         self.mask, self.plan = mask, plan
-        hidden_BS = (mask.kv_segment_ids_BS == PAD_SEGMENT) | (mask.kv_index_BS < mask.num_anchors)
-        kv_segment_ids_BS = jnp.where(hidden_BS, NO_SEGMENT, mask.kv_segment_ids_BS)
         self.lines = (
             _line(mask.q_index_BT, plan.q_tile, 0),
             _line(mask.q_segment_ids_BT, plan.q_tile, PAD_SEGMENT),
             _line(mask.kv_index_BS, plan.kv_tile, 0),
-            _line(kv_segment_ids_BS, plan.kv_tile, NO_SEGMENT),
+            _line(kv_segment_ids(mask), plan.kv_tile, NO_SEGMENT),
         )
-        self.static = Static(
-            q_tile=plan.q_tile,
-            kv_tile=plan.kv_tile,
+        self.static = Static.of(
+            q_BTNH,
+            k_BSKH,
+            mask,
+            plan,
             q_tiles=pl.cdiv(T, plan.q_tile),
             kv_tiles=pl.cdiv(S, plan.kv_tile),
             T=T,
             S=S,
-            group=N // K,
-            width=H,
-            num_anchors=mask.num_anchors,
-            scale=H**-0.5,
-            window=mask.window,
-            soft_cap=mask.soft_cap,
-            exact=q_BTNH.dtype == jnp.float32,
+            width=q_BTNH.shape[3],
         )
 
     def small(self, visits: Visits):

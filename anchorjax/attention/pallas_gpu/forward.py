@@ -8,10 +8,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from anchorjax.attention.anchors import NOTHING
+from anchorjax.attention.kernels import LOG2E, MASKED, NN, NT, div, output, rem
 from anchorjax.attention.pallas_gpu import blocks as blocks_lib
 from anchorjax.attention.pallas_gpu.arrays import Arrays
 from anchorjax.attention.pallas_gpu.blocks import Blocks
-from anchorjax.attention.pallas_gpu.tile import LOG2E, MASKED, NN, NT, Static, div, output, rem, run, whole
+from anchorjax.attention.pallas_gpu.tile import Static, run, whole
 
 
 def _kernel(entries, starts, lengths, *refs, static: Static, blocks: Blocks):

@@ -1,43 +1,30 @@
-"""What the kernels do inside a tile, and how they are called."""
+"""What is a GPU's own in all kernels: places and loads of blocks, the mask's branch, and the call."""
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from anchorjax.attention.anchors import NOTHING
+from anchorjax.attention import kernels
+from anchorjax.attention.kernels import MASKED
 from anchorjax.attention.pallas_gpu.blocks import SMALLEST, Blocks
 from anchorjax.attention.plan import NEEDS_MASK, unpack
-
-LOG2E = math.log2(math.e)
-MASKED = 2 * NOTHING  # below the softmax's initial maximum, so that exp2 of the difference is 0 and never 1
-NO_SEGMENT = -2  # of keys that no tile may see: pads, and anchors, which are done apart
-NT, NN = (((1,), (1,)), ((), ())), (((1,), (0,)), ((), ()))  # x y', x y
 
 # Part of jit's cache key, so that a function traced outside is traced anew inside.
 interpret_context = jax.make_user_context(False)
 
 
-@dataclasses.dataclass(frozen=True)
-class Static:
-    """What a kernel is compiled for."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Static(kernels.Static):
+    """What a GPU kernel is compiled for."""
 
-    q_tile: int
-    kv_tile: int
     q_tiles: int  # of one row
     kv_tiles: int
     T: int
     S: int
-    group: int  # query heads per key head
     width: int  # of a head
-    num_anchors: int
-    scale: float
-    window: int | None
-    soft_cap: float | None
-    exact: bool  # true fp32 products, for fp32 arrays
 
     @property
     def padded_width(self) -> int:
@@ -70,18 +57,6 @@ class Static:
         rows = (start + jnp.arange(size))[:, None] < length
         return rows if columns is None else rows & columns
 
-    def dot(self, x, y, dimensions):
-        """In fp32. Triton takes TF32 for fp32 arrays unless told otherwise: HIGHEST is its IEEE mode."""
-        precision = jax.lax.Precision.HIGHEST if self.exact else None
-        return jax.lax.dot_general(x, y, dimensions, precision=precision, preferred_element_type=jnp.float32)
-
-    def bend(self, s):
-        """Dot products to logits in base 2, and the logits' derivative by the scaled dot products (None is 1)."""
-        if self.soft_cap is None:
-            return s * (self.scale * LOG2E), None
-        ratio = jnp.tanh(s * (self.scale / self.soft_cap))
-        return ratio * (self.soft_cap * LOG2E), 1.0 - ratio * ratio
-
     def hide(self, s, flags, lines, queries, keys, keys_first: bool):
         """MASKED where `masks.allowed` says no, for keys that are neither pads nor anchors.
 
@@ -97,10 +72,7 @@ class Static:
         def masked(s):
             q_index, q_segment = (jnp.expand_dims(ref[queries], 0 if keys_first else 1) for ref in lines[:2])
             kv_index, kv_segment = (jnp.expand_dims(ref[keys], 1 if keys_first else 0) for ref in lines[2:])
-            rule = (q_segment == kv_segment) & (kv_index <= q_index)
-            if self.window is not None:
-                rule &= q_index - kv_index < self.window
-            return jnp.where(rule, s, MASKED)
+            return jnp.where(self.visible(q_index, kv_index, q_segment, kv_segment), s, MASKED)
 
         return jax.lax.cond(flags & NEEDS_MASK != 0, masked, lambda s: s, s)
 
@@ -119,21 +91,6 @@ def run(kernel, name: str, blocks: Blocks, *, grid, in_specs, out_specs, out_sha
     )
 
 
-def output(shape: tuple[int, ...], dtype, x: jax.Array) -> jax.ShapeDtypeStruct:
-    """An output that, inside `shard_map`, differs between devices as the input x does."""
-    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
-
-
 def whole(x) -> pl.BlockSpec:
     """All of an array, for a kernel to read where it likes."""
     return pl.BlockSpec(x.shape, lambda *_: (0,) * x.ndim)
-
-
-def div(x, y: int):
-    """x // y of traced x >= 0; Python's operators would also treat negative numbers."""
-    return jax.lax.div(x, jnp.asarray(y, x.dtype))
-
-
-def rem(x, y: int):
-    """x % y of traced x >= 0."""
-    return jax.lax.rem(x, jnp.asarray(y, x.dtype))

@@ -2,7 +2,9 @@
 
 import jax.numpy as jnp
 
-from anchorjax.attention.pallas_tpu.tile import NO_SEGMENT, Static
+from anchorjax.attention import anchors
+from anchorjax.attention.kernels import NO_SEGMENT, kv_segment_ids
+from anchorjax.attention.pallas_tpu.tile import Static
 from anchorjax.attention.plan import Plan, pad_to_tiles
 from anchorjax.masks import Mask
 from anchorjax.types import PAD_SEGMENT
@@ -12,8 +14,7 @@ class Arrays:
     """One call's arrays as the kernels read them: heads in front, the rows end to end, each padded to tiles."""
 
     def __init__(self, q_BTNH, k_BSKH, v_BSKH, mask: Mask, plan: Plan):
-        self.B, self.T, N, H = q_BTNH.shape
-        self.S, K = k_BSKH.shape[1:3]
+        self.B, self.T, self.S = *q_BTNH.shape[:2], k_BSKH.shape[1]
         self.plan = plan
         self.q_NXH = self.flatten(q_BTNH, plan.q_tile)
         self.k_KYH, self.v_KYH = self.flatten(k_BSKH, plan.kv_tile), self.flatten(v_BSKH, plan.kv_tile)
@@ -21,35 +22,26 @@ class Arrays:
         self.q_tokens_2X = jnp.concatenate(
             [self._line(mask.q_index_BT, plan.q_tile, 0), self._line(mask.q_segment_ids_BT, plan.q_tile, PAD_SEGMENT)]
         )
-        hidden_BS = (mask.kv_segment_ids_BS == PAD_SEGMENT) | (mask.kv_index_BS < mask.num_anchors)
-        segment_ids_BS = jnp.where(hidden_BS, NO_SEGMENT, mask.kv_segment_ids_BS)
         self.kv_tokens_2Y = jnp.concatenate(
-            [self._line(mask.kv_index_BS, plan.kv_tile, 0), self._line(segment_ids_BS, plan.kv_tile, NO_SEGMENT)]
+            [self._line(mask.kv_index_BS, plan.kv_tile, 0), self._line(kv_segment_ids(mask), plan.kv_tile, NO_SEGMENT)]
         )
-        self.static = Static(
-            q_tile=plan.q_tile,
-            kv_tile=plan.kv_tile,
-            group=N // K,
-            q_tiles_per_row=self.q_NXH.shape[1] // plan.q_tile // self.B,
-            num_anchors=mask.num_anchors,
-            scale=H**-0.5,
-            window=mask.window,
-            soft_cap=mask.soft_cap,
-            exact=q_BTNH.dtype == jnp.float32,
-        )
+        q_tiles_per_row = self.q_NXH.shape[1] // plan.q_tile // self.B
+        self.static = Static.of(q_BTNH, k_BSKH, mask, plan, q_tiles_per_row=q_tiles_per_row)
         self._find_anchors(k_BSKH, v_BSKH, mask)
 
     def _find_anchors(self, k_BSKH, v_BSKH, mask):
-        """k and v [2, K, B, A16, H] in their dtype, and which exist [B * A]; 16 rows are one bf16 register."""
-        A = max(1, mask.num_anchors)
-        is_anchor_BAS = mask.kv_index_BS[:, None] == jnp.arange(A)[:, None]
-        is_anchor_BAS &= mask.kv_segment_ids_BS[:, None] != PAD_SEGMENT
-        rows_B1, slots_BA = jnp.arange(self.B)[:, None], jnp.argmax(is_anchor_BAS, -1)
-        pad = ((0, 0), (0, 0), (0, -A % 16), (0, 0))
+        """k and v [2, K, B, A16, H] in their dtype, and which exist [B * A].
+
+        16 rows are one bf16 register; without anchors there is one that does not exist, for the kernel to be given.
+        """
+        A = mask.num_anchors
+        slots_BA, exists_BA = anchors.locate(mask)
+        rows_B1 = jnp.arange(self.B)[:, None]
+        pad = ((0, 0), (0, 0), (0, max(16, A + -A % 16) - A), (0, 0))
         self.anchors_2KBAH = jnp.stack(
             [jnp.pad(x[rows_B1, slots_BA].transpose(2, 0, 1, 3), pad) for x in (k_BSKH, v_BSKH)]
         )
-        self.anchor_exists = jnp.any(is_anchor_BAS, -1).astype(jnp.int32).reshape(-1)
+        self.anchor_exists = jnp.pad(exists_BA, ((0, 0), (0, max(1, A) - A))).astype(jnp.int32).reshape(-1)
 
     def flatten(self, x_BTNH, tile):
         """[B, T, N, H] -> [N, X, H]."""

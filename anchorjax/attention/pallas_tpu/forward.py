@@ -6,8 +6,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from anchorjax.attention.anchors import NOTHING
+from anchorjax.attention.kernels import LOG2E, MASKED, NN, NT, div, output
 from anchorjax.attention.pallas_tpu.arrays import Arrays
-from anchorjax.attention.pallas_tpu.tile import LANES, LOG2E, MASKED, NN, NT, Static, column, div, lanes, output, run
+from anchorjax.attention.pallas_tpu.tile import LANES, Static, column, lanes, run
 from anchorjax.attention.plan import FIRST_OF_Q, LAST_OF_Q, NEEDS_MASK, unpack
 from anchorjax.types import PAD_SEGMENT
 

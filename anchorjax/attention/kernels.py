@@ -1,0 +1,86 @@
+"""What the Pallas kernels of every kind of device share: what they are compiled for, and the arithmetic of a score."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from anchorjax.attention.anchors import NOTHING
+from anchorjax.attention.plan import Plan
+from anchorjax.masks import Mask
+from anchorjax.types import PAD_SEGMENT
+
+LOG2E = math.log2(math.e)
+MASKED = 2 * NOTHING  # below the softmax's initial maximum, so that exp2 of the difference is 0 and never 1
+NO_SEGMENT = -2  # of keys that no tile may see: pads, and anchors, which are done apart
+NT, NN, TN = (((1,), (1,)), ((), ())), (((1,), (0,)), ((), ())), (((0,), (0,)), ((), ()))  # x y', x y, x' y
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Static:
+    """What a kernel is compiled for."""
+
+    q_tile: int
+    kv_tile: int
+    group: int  # query heads per key head
+    num_anchors: int
+    scale: float
+    window: int | None
+    soft_cap: float | None
+    exact: bool  # true fp32 products, for fp32 arrays
+
+    @classmethod
+    def of(cls, q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mask, plan: Plan, **own) -> "Static":
+        """For these arrays; `own` are the fields of a subclass."""
+        return cls(
+            q_tile=plan.q_tile,
+            kv_tile=plan.kv_tile,
+            group=q_BTNH.shape[2] // k_BSKH.shape[2],
+            num_anchors=mask.num_anchors,
+            scale=q_BTNH.shape[3] ** -0.5,
+            window=mask.window,
+            soft_cap=mask.soft_cap,
+            exact=q_BTNH.dtype == jnp.float32,
+            **own,
+        )
+
+    def dot(self, x, y, dimensions):
+        """In fp32. Devices round fp32 operands (Triton to TF32) unless told otherwise."""
+        precision = jax.lax.Precision.HIGHEST if self.exact else None
+        return jax.lax.dot_general(x, y, dimensions, precision=precision, preferred_element_type=jnp.float32)
+
+    def bend(self, s):
+        """Dot products to logits in base 2, and the logits' derivative by the scaled dot products (None is 1)."""
+        if self.soft_cap is None:
+            return s * (self.scale * LOG2E), None
+        ratio = jnp.tanh(s * (self.scale / self.soft_cap))
+        return ratio * (self.soft_cap * LOG2E), 1.0 - ratio * ratio
+
+    def visible(self, q_index, kv_index, q_segment, kv_segment):
+        """`masks.allowed` for keys that are neither pads nor anchors."""
+        rule = (q_segment == kv_segment) & (kv_index <= q_index)
+        if self.window is not None:
+            rule &= q_index - kv_index < self.window
+        return rule
+
+
+def kv_segment_ids(mask: Mask) -> jax.Array:
+    """[B, S], NO_SEGMENT for the keys that no tile may see."""
+    hidden_BS = (mask.kv_segment_ids_BS == PAD_SEGMENT) | (mask.kv_index_BS < mask.num_anchors)
+    return jnp.where(hidden_BS, NO_SEGMENT, mask.kv_segment_ids_BS)
+
+
+def output(shape: tuple[int, ...], dtype, x: jax.Array) -> jax.ShapeDtypeStruct:
+    """An output that, inside `shard_map`, differs between devices as the input x does."""
+    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
+
+
+def div(x, y: int):
+    """x // y of traced x >= 0. Python's operators also treat negative numbers, for which Mosaic asks the device."""
+    return jax.lax.div(x, jnp.asarray(y, x.dtype))
+
+
+def rem(x, y: int):
+    """x % y of traced x >= 0."""
+    return jax.lax.rem(x, jnp.asarray(y, x.dtype))
