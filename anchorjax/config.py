@@ -40,8 +40,8 @@ class Section:
         key, rule = self.key(field.name), field.metadata
         if type(value) is int and abs(value) > MAX_INT:
             raise ConfigError(key, value, f"it must be at most {MAX_INT} in size")
-        if field.type is float and type(value) is int:
-            value = float(value)
+        if (field.type is float and type(value) is int) or (field.type is tuple and type(value) is list):
+            value = field.type(value)  # a whole number; a list from JSON
             object.__setattr__(self, field.name, value)
         if type(value) is not field.type:
             raise ConfigError(key, value, f"it must be {field.type.__name__}")
@@ -65,6 +65,7 @@ class Section:
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(Section):
     NAME = "model"
+    family: str
     num_layers: int = number(1)
     model_width: int = number(1)
     ffn_width: int = number(1)
@@ -72,10 +73,19 @@ class ModelConfig(Section):
     num_kv_heads: int = number(1)
     head_width: int = number(2)
     vocab_size: int = number(0)
-    rope_theta: float = number(1)
-    rope_dtype: str = choice("float32", "bfloat16")
     norm_eps: float = number(0, 1, open_low=True)
     tie_embeddings: bool
+    activation: str = choice("silu", "gelu_tanh")
+    qkv_bias: bool
+    qk_norm: bool
+    post_norms: bool
+    norm_offset: bool
+    scale_embeddings: bool
+    query_scale: float = number(0)
+    attention_soft_cap: float = number(0)
+    final_soft_cap: float = number(0)
+    window: int = number(0)
+    global_every: int = number(0)
     compute_dtype: str = choice("float32", "bfloat16")
     param_dtype: str = choice("float32", "bfloat16")
     remat: str = choice("none", "attention", "full")
@@ -89,6 +99,33 @@ class ModelConfig(Section):
             f"it must divide model.num_heads={self.num_heads}",
         )
         self.require(self.head_width % 2 == 0, "head_width", "it must be even: RoPE turns pairs")
+        self.require(self.window or not self.global_every, "global_every", "without model.window it must be 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeConfig(Section):
+    NAME = "rope"
+    theta: float = number(1)
+    local_theta: float = number(0)
+    dtype: str = choice("float32", "bfloat16")
+    scaling: str = choice("none", "linear", "dynamic", "yarn", "llama3", "longrope")
+    factor: float = number(1)
+    original_length: int = number(0)
+    attention_factor: float = number(0)
+    beta_fast: float = number(0)
+    beta_slow: float = number(0)
+    low_freq_factor: float = number(0)
+    high_freq_factor: float = number(0)
+    short_factors: tuple
+    long_factors: tuple
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig(Section):
+    NAME = "lora"
+    rank: int = number(0)
+    alpha: float = number(0)
+    targets: tuple
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +225,10 @@ class Config(Section):
     """One run. `resolve` makes it from a ConfigDict."""
 
     seed: int = number(0)
+    init_from: str
     model: ModelConfig
+    rope: RopeConfig
+    lora: LoraConfig
     attention: AttentionConfig
     data: DataConfig
     optimizer: OptimizerConfig
@@ -226,7 +266,7 @@ class Config(Section):
         return shape
 
 
-SECTIONS = {field.name: field.type for field in dataclasses.fields(Config) if field.name != "seed"}
+SECTIONS = {field.name: field.type for field in dataclasses.fields(Config) if issubclass(field.type, Section)}
 
 
 def resolve(config: Mapping[str, Any]) -> Config:
@@ -238,7 +278,7 @@ def resolve(config: Mapping[str, Any]) -> Config:
             raise ConfigError(name, config[name], "it must be a section with keys")
         _check_keys(f"{name}.", config[name], [field.name for field in dataclasses.fields(section)])
         parts[name] = section(**config[name])
-    return Config(seed=config["seed"], **parts)
+    return Config(seed=config["seed"], init_from=config["init_from"], **parts)
 
 
 def _check_keys(prefix: str, given: Mapping[str, Any], known: list[str]) -> None:

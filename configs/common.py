@@ -17,7 +17,9 @@ def base() -> ConfigDict:
     return ConfigDict(
         {
             "seed": 0,  # initial weights and data order; the same seed gives the same run, bit for bit
+            "init_from": "",  # a Hugging Face directory, or one written by anchorjax.convert; empty: random weights
             "model": {
+                "family": "llama",  # a module in anchorjax/models/families: how checkpoints name the weights
                 "num_layers": 4,
                 "model_width": 256,  # D
                 "ffn_width": 704,  # F; about 8/3 D, as SwiGLU has three matrices where a plain MLP has two
@@ -25,14 +27,44 @@ def base() -> ConfigDict:
                 "num_kv_heads": 2,  # K; fewer than N is grouped-query attention
                 "head_width": 64,  # H
                 "vocab_size": 0,  # V; 0 takes the tokenizer's, rounded up to 64 so that it shards evenly
-                "rope_theta": 10_000.0,  # raise it with the row length (paper: 64K 5e6, 128K 1e7)
-                "rope_dtype": "float32",  # bfloat16 reproduces the fault that the paper describes
                 "norm_eps": 1e-5,
                 "tie_embeddings": True,  # one matrix for input and output: half the parameters of a small model
+                # What families differ in.
+                "activation": "silu",  # of the gate; Gemma: gelu_tanh
+                "qkv_bias": False,  # Qwen 2
+                "qk_norm": False,  # RMSNorm of every query and key head (Qwen 3, Gemma 3)
+                "post_norms": False,  # norms behind attention and feed-forward too (Gemma)
+                "norm_offset": False,  # norms multiply by 1 + weight (Gemma)
+                "scale_embeddings": False,  # by sqrt(D) (Gemma)
+                "query_scale": 0.0,  # logits are q.k / sqrt(query_scale); 0 is head_width
+                "attention_soft_cap": 0.0,  # logits become cap * tanh(logit / cap); 0 leaves them (Gemma 2)
+                "final_soft_cap": 0.0,  # the same of the output's logits
+                "window": 0,  # keys of its document that a query sees, itself among them; 0 is all
+                "global_every": 0,  # every n-th layer has no window; 0: all have (Gemma 2: 2, Gemma 3: 6)
                 "compute_dtype": "bfloat16",  # of activations and matmul inputs; sums within a device are float32
                 "param_dtype": "float32",  # of weights and optimizer moments
                 "dropout": 0.0,  # of the residual branches; long-context runs see each document once and need none
                 "remat": "attention",  # none: keep all; attention: recompute all but it; full: recompute all
+            },
+            "rope": {
+                "theta": 10_000.0,  # raise it with the row length (paper: 64K 5e6, 128K 1e7)
+                "local_theta": 0.0,  # of layers with a window, which are never scaled; 0: they are as the others
+                "dtype": "float32",  # bfloat16 reproduces the fault that the paper describes
+                "scaling": "none",  # none | linear | dynamic | yarn | llama3 | longrope (anchorjax/models/rope.py)
+                "factor": 1.0,  # how many times longer than original_length rows get
+                "original_length": 0,  # positions that the checkpoint was trained on; linear does not need it
+                "attention_factor": 0.0,  # multiplies rotated queries and keys; 0 is the scaling's own (yarn, longrope)
+                "beta_fast": 32.0,  # yarn: rotations over original_length above which a pair is left alone
+                "beta_slow": 1.0,  # yarn: and below which it is stretched in full
+                "low_freq_factor": 1.0,  # llama3: the same by wave length
+                "high_freq_factor": 4.0,
+                "short_factors": (),  # longrope: H / 2 stretches, for rows up to original_length
+                "long_factors": (),  # longrope: and for longer rows
+            },
+            "lora": {
+                "rank": 0,  # 0 trains all weights; r trains two thin matrices beside each target, the rest is frozen
+                "alpha": 16.0,  # their product counts alpha / rank
+                "targets": ("q", "k", "v", "o"),  # of q, k, v, o, gate, up, down
             },
             "attention": {
                 "implementation": "auto",  # auto, or a name from anchorjax/attention
