@@ -91,17 +91,40 @@ class Mask:
         )
 
 
-def count_live_pairs(segment_ids_T: jax.Array, num_anchors: int) -> jax.Array:
-    """Number of (query, key) pairs that `allowed` admits in one row of self-attention, in O(T).
+def count_live_pairs(segment_ids_T: jax.Array, num_anchors: int, window: int | None = None) -> jax.Array:
+    """Number of (query, key) pairs that `allowed` admits in one row of self-attention, in O(T log T).
 
-    A document's n-th token sees n of its own, wherever they lie in the row, and every anchor before it. The
-    sum is float32: one part in 10^6, where int32 would overflow from 64K tokens on.
+    A document's n-th token sees n of its own, wherever they lie in the row, less those that its window hides, and
+    every anchor before it. The sum is float32: one part in 10^6, where int32 would overflow from 64K tokens on.
     """
     index_T = jnp.arange(segment_ids_T.shape[0])
     sorted_T = jnp.sort(segment_ids_T)
     rank_T = index_T - jnp.searchsorted(sorted_T, sorted_T) + 1
     pairs = jnp.sum(jnp.where(sorted_T != PAD_SEGMENT, rank_T, 0), dtype=jnp.float32)
+    beyond_T = jnp.zeros_like(segment_ids_T, bool)
+    if window is not None:
+        pairs -= _hidden_by_window(segment_ids_T, window)
     for a in range(num_anchors):
-        sees_T = (segment_ids_T != PAD_SEGMENT) & (index_T >= a) & (segment_ids_T != segment_ids_T[a])
+        if window is not None:
+            beyond_T = index_T - a >= window
+        counted_T = (segment_ids_T == segment_ids_T[a]) & ~beyond_T
+        sees_T = (segment_ids_T != PAD_SEGMENT) & (index_T >= a) & ~counted_T
         pairs += jnp.where(segment_ids_T[a] != PAD_SEGMENT, jnp.sum(sees_T), 0)
     return pairs
+
+
+def _hidden_by_window(segment_ids_T: jax.Array, window: int) -> jax.Array:
+    """Pairs of one document that lie `window` or more apart.
+
+    Every token also stands for the question how many tokens of its document lie at or before index - window; both
+    are sorted together, by document and index, and the tokens before each question counted.
+    """
+    T = segment_ids_T.shape[0]
+    index_T = jnp.arange(T, dtype=jnp.int32)
+    segment_ids, index = jnp.tile(segment_ids_T, 2), jnp.concatenate([index_T, index_T - window])
+    is_question = jnp.repeat(jnp.arange(2, dtype=jnp.int32), T, total_repeat_length=2 * T)
+    segment_ids, _, is_question = jax.lax.sort((segment_ids, index, is_question), num_keys=3)
+    before = jnp.cumsum(1 - is_question)
+    before_document = jnp.searchsorted(segment_ids, segment_ids) // 2  # each token stands twice
+    counts = (is_question == 1) & (segment_ids != PAD_SEGMENT)
+    return jnp.sum(jnp.where(counts, before - before_document, 0), dtype=jnp.float32)

@@ -1,11 +1,12 @@
-"""A Llama-style decoder: RMSNorm, RoPE, grouped-query attention, SwiGLU.
+"""The one decoder of all families: RMSNorm, RoPE, grouped-query attention, gated feed-forward.
 
+- Families differ by what `ModelConfig` says: biases, extra norms, windows, soft caps (models/families).
 - Modules are plain pytrees of `nnx.Param`; only JAX transforms act on them.
 - Each weight is made with its own sharding: cut along `fsdp` and `tensor`, gathered over `fsdp` where used.
 - Blocks are stacked along a layer axis and run by the one `lax.scan`, under the one remat policy.
 - Weights rest in `param_dtype` and are cast to `compute_dtype` before they are gathered. Norms are fp32.
 
-Sources: Llama (arXiv 2302.13971), RMSNorm (1910.07467), SwiGLU (2002.05202), GQA (2305.13245).
+Sources: Llama (arXiv 2302.13971), SwiGLU (2002.05202), GQA (2305.13245), Gemma 2 (2408.00118).
 Letters: types.py.
 """
 
@@ -18,36 +19,39 @@ from jax.sharding import PartitionSpec as P
 from jax.sharding import reshard
 
 from anchorjax.attention import gradient, sharded
-from anchorjax.config import AttentionConfig, ModelConfig
+from anchorjax.attention.plan import Plan
 from anchorjax.masks import Mask
 from anchorjax.models import rope
+from anchorjax.models.layers import Adapter, Shape, draw, dropout, gathered, norm_scale, project, rms_norm
 from anchorjax.sharding import ACTIVATIONS, HEADS, ROWS
 
 MAX_OFFSET = 4  # tokens that a fresh head may look back
 
+# How weights are cut where they rest; where they are used, nothing is cut along fsdp.
+INTO_HEADS, OUT_OF_HEADS = P("fsdp", "tensor", None), P("tensor", None, "fsdp")
+INTO_FFN, OUT_OF_FFN = P("fsdp", "tensor"), P("tensor", "fsdp")
 
+
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Shape:
-    """What the decoder's functions need beside its weights (static)."""
+class View:
+    """What a kind of layer sees of the row: all of each document, or a window of it."""
 
-    model: ModelConfig
-    attention: AttentionConfig  # of `attention.choose`: nothing left to choose
-    max_position: int
-
-
-def _weight(key: jax.Array, shape: tuple[int, ...], spec: P, config: ModelConfig, fan_in: float) -> nnx.Param:
-    """Truncated normal of variance 1 / fan_in: outputs have the inputs' variance at every width.
-
-    The usual constant 0.02 is that at D = 2500 only; narrow models would start with nearly uniform attention.
-    """
-    return nnx.Param(reshard(_draw(key, shape, config, fan_in), spec))
+    mask: Mask
+    plan: Plan
+    cos_BTh: jax.Array
+    sin_BTh: jax.Array
 
 
-def _draw(key: jax.Array, shape: tuple[int, ...], config: ModelConfig, fan_in: float) -> jax.Array:
-    return fan_in**-0.5 * jax.random.truncated_normal(key, -3, 3, shape, config.param_dtype)
+def _weight(key: jax.Array, size: tuple[int, ...], spec: P, fan_in: float, shape: Shape) -> nnx.Param:
+    return nnx.Param(reshard(draw(key, size, fan_in, shape.weight_dtype), spec))
 
 
-def _draw_query_and_key(key: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
+def _used(spec: P) -> P:
+    return P(*(None if axis == "fsdp" else axis for axis in spec))
+
+
+def _draw_query_and_key(key: jax.Array, shape: Shape) -> tuple[jax.Array, jax.Array]:
     """Weights [D, N, H] and [D, K, H] of heads that begin by looking 1 to MAX_OFFSET tokens back.
 
     A query head is its key head turned back by its offset's phases, so that after RoPE the score of equal
@@ -55,108 +59,144 @@ def _draw_query_and_key(key: jax.Array, config: ModelConfig) -> tuple[jax.Array,
     model a hundred steps. After mimetic initialisation (Trockman & Kolter, arXiv 2305.09828), which makes
     query and key products close to the identity.
     """
+    config = shape.model
     D, N, K, H = config.model_width, config.num_heads, config.num_kv_heads, config.head_width
     key, offset_key = jax.random.split(key)
-    k_DKH = _draw(key, (D, K, H), config, D)
+    k_DKH = draw(key, (D, K, H), D, shape.weight_dtype)
     offset_1N = jax.random.randint(offset_key, (1, N), 1, MAX_OFFSET + 1)
-    phases_1Nh = -offset_1N[..., None] * config.rope_theta ** (-jnp.arange(0, H, 2) / H)
+    frequencies_h, _ = rope.frequencies(shape.rope, H, shape.max_position)
+    phases_1Nh = -offset_1N[..., None] * jnp.asarray(frequencies_h, jnp.float32)
     shared_1NDH = jnp.repeat(k_DKH, N // K, axis=1).swapaxes(0, 1)[None]
     q_1NDH = rope.rotate(shared_1NDH, jnp.cos(phases_1Nh), jnp.sin(phases_1Nh), "float32")  # heads as tokens
     return q_1NDH[0].swapaxes(0, 1), k_DKH
 
 
-def _gathered(param: nnx.Param, spec: P, dtype: str) -> jax.Array:
-    """The weight as its user wants it: cast first, so that half as many bytes travel."""
-    return reshard(param[...].astype(dtype), spec)
-
-
-def rms_norm(x_BTD: jax.Array, scale_D: nnx.Param, eps: float) -> jax.Array:
-    """x / sqrt(mean(x^2) + eps) * scale over the last axis, in fp32; returns x's dtype."""
-    x = x_BTD.astype(jnp.float32)
-    x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
-    return (x * scale_D[...]).astype(x_BTD.dtype)
-
-
-def dropout(x_BTD: jax.Array, key: jax.Array | None, place: int, rate: float) -> jax.Array:
-    """Zeroes a share `rate` of a residual branch and scales up the rest; `place` tells a block's branches apart."""
-    if key is None:
-        return x_BTD
-    keep = jax.random.bernoulli(jax.random.fold_in(key, place), 1 - rate, x_BTD.shape, out_sharding=ACTIVATIONS)
-    return jnp.where(keep, x_BTD / (1 - rate), 0).astype(x_BTD.dtype)
-
-
 class Attention(nnx.Module):
-    def __init__(self, key: jax.Array, config: ModelConfig):
+    def __init__(self, key: jax.Array, shape: Shape):
+        config, adapters = shape.model, jax.random.fold_in(key, 1)
         D, N, K, H = config.model_width, config.num_heads, config.num_kv_heads, config.head_width
         qk, v, o = jax.random.split(key, 3)
-        q_DNH, k_DKH = _draw_query_and_key(qk, config)
-        self.q_DNH = nnx.Param(reshard(q_DNH, P("fsdp", "tensor", None)))
-        self.k_DKH = nnx.Param(reshard(k_DKH, P("fsdp", "tensor", None)))
-        self.v_DKH = _weight(v, (D, K, H), P("fsdp", "tensor", None), config, D)
-        self.o_NHD = _weight(o, (N, H, D), P("tensor", None, "fsdp"), config, N * H * _residual_branches(config))
+        q_DNH, k_DKH = _draw_query_and_key(qk, shape)
+        self.q_DNH = nnx.Param(reshard(q_DNH, INTO_HEADS))
+        self.k_DKH = nnx.Param(reshard(k_DKH, INTO_HEADS))
+        self.v_DKH = _weight(v, (D, K, H), INTO_HEADS, D, shape)
+        self.o_NHD = _weight(o, (N, H, D), OUT_OF_HEADS, N * H * _residual_branches(shape), shape)
+        if config.qkv_bias:
+            for name, heads in (("q_bias_NH", N), ("k_bias_KH", K), ("v_bias_KH", K)):
+                setattr(self, name, nnx.Param(reshard(jnp.zeros((heads, H), shape.weight_dtype), P("tensor", None))))
+        if config.qk_norm:
+            self.q_norm_H, self.k_norm_H = norm_scale(H, shape), norm_scale(H, shape)
+        sizes = {"q": (D, N, H), "k": (D, K, H), "v": (D, K, H), "o": (N, H, D)}
+        specs = dict.fromkeys("qkv", INTO_HEADS) | {"o": OUT_OF_HEADS}
+        _add_adapters(self, adapters, sizes, specs, shape)
 
-    def __call__(self, x_BTD, cos_BTh, sin_BTh, mask: Mask, plan, shape: Shape) -> jax.Array:
-        dtype, rope_dtype = shape.model.compute_dtype, shape.model.rope_dtype
+    def __call__(self, x_BTD: jax.Array, views: tuple[View, ...], is_global: jax.Array, shape: Shape) -> jax.Array:
+        q_BTNH = self._heads(x_BTD, "q", "NH", shape)
+        k_BTKH, v_BTKH = self._heads(x_BTD, "k", "KH", shape), self._heads(x_BTD, "v", "KH", shape)
+        if shape.model.qk_norm:
+            q_BTNH = rms_norm(q_BTNH, self.q_norm_H, shape.model)
+            k_BTKH = rms_norm(k_BTKH, self.k_norm_H, shape.model)
 
-        def project(weight):
-            weight = _gathered(weight, P(None, "tensor", None), dtype)
-            return jnp.einsum("btd,dnh->btnh", x_BTD, weight, out_sharding=HEADS)
+        def attend(view):
+            return lambda *qkv: _attend(*qkv, view, shape)
 
-        q_BTNH, k_BTKH, v_BTKH = project(self.q_DNH), project(self.k_DKH), project(self.v_DKH)
-        q_BTNH = rope.rotate(q_BTNH, cos_BTh, sin_BTh, rope_dtype)
-        k_BTKH = rope.rotate(k_BTKH, cos_BTh, sin_BTh, rope_dtype)
-        out_BTNH = sharded.apply(q_BTNH, k_BTKH, v_BTKH, mask, plan, shape.attention.implementation)
-        o_NHD = _gathered(self.o_NHD, P("tensor", None, None), dtype)
-        return jnp.einsum("btnh,nhd->btd", out_BTNH, o_NHD, out_sharding=ACTIVATIONS)
+        if len(views) == 1:
+            out_BTNH = attend(views[0])(q_BTNH, k_BTKH, v_BTKH)
+        else:
+            out_BTNH = jax.lax.cond(is_global, *map(attend, views), q_BTNH, k_BTKH, v_BTKH)
+        adapter = getattr(self, "o_adapter", None)
+        return project(out_BTNH, self.o_NHD, adapter, "nh->d", _used(OUT_OF_HEADS), ACTIVATIONS, shape)
+
+    def _heads(self, x_BTD: jax.Array, name: str, axes: str, shape: Shape) -> jax.Array:
+        weight, adapter = getattr(self, f"{name}_D{axes}"), getattr(self, f"{name}_adapter", None)
+        y_BTNH = project(x_BTD, weight, adapter, "d->nh", _used(INTO_HEADS), HEADS, shape)
+        if shape.model.qkv_bias:
+            y_BTNH += getattr(self, f"{name}_bias_{axes}")[...].astype(y_BTNH.dtype)
+        return y_BTNH
+
+
+def _attend(q_BTNH, k_BTKH, v_BTKH, view: View, shape: Shape) -> jax.Array:
+    config, cos_BTh, sin_BTh = shape.model, view.cos_BTh, view.sin_BTh
+    # Attention divides by sqrt(H). Another scale goes into the queries' tables: no rounding of its own.
+    correction = (config.head_width / (config.query_scale or config.head_width)) ** 0.5
+    q_BTNH = rope.rotate(q_BTNH, cos_BTh * correction, sin_BTh * correction, shape.rope.dtype)
+    k_BTKH = rope.rotate(k_BTKH, cos_BTh, sin_BTh, shape.rope.dtype)
+    return sharded.apply(q_BTNH, k_BTKH, v_BTKH, view.mask, view.plan, shape.attention.implementation)
 
 
 class FeedForward(nnx.Module):
-    def __init__(self, key: jax.Array, config: ModelConfig):
-        D, F = config.model_width, config.ffn_width
+    def __init__(self, key: jax.Array, shape: Shape):
+        D, F = shape.model.model_width, shape.model.ffn_width
         gate, up, down = jax.random.split(key, 3)
-        self.gate_DF = _weight(gate, (D, F), P("fsdp", "tensor"), config, D)
-        self.up_DF = _weight(up, (D, F), P("fsdp", "tensor"), config, D)
-        self.down_FD = _weight(down, (F, D), P("tensor", "fsdp"), config, F * _residual_branches(config))
+        self.gate_DF = _weight(gate, (D, F), INTO_FFN, D, shape)
+        self.up_DF = _weight(up, (D, F), INTO_FFN, D, shape)
+        self.down_FD = _weight(down, (F, D), OUT_OF_FFN, F * _residual_branches(shape), shape)
+        sizes = {"gate": (D, F), "up": (D, F), "down": (F, D)}
+        specs = {"gate": INTO_FFN, "up": INTO_FFN, "down": OUT_OF_FFN}
+        _add_adapters(self, jax.random.fold_in(key, 1), sizes, specs, shape)
 
     def __call__(self, x_BTD: jax.Array, shape: Shape) -> jax.Array:
-        dtype, hidden = shape.model.compute_dtype, P(ROWS, "context", "tensor")
+        def into(name):
+            weight, adapter = getattr(self, f"{name}_DF"), getattr(self, f"{name}_adapter", None)
+            return project(x_BTD, weight, adapter, "d->f", _used(INTO_FFN), P(ROWS, "context", "tensor"), shape)
 
-        def project(weight):
-            return jnp.einsum("btd,df->btf", x_BTD, _gathered(weight, P(None, "tensor"), dtype), out_sharding=hidden)
+        hidden_BTF = ACTIVATION[shape.model.activation](into("gate")) * into("up")
+        adapter = getattr(self, "down_adapter", None)
+        return project(hidden_BTF, self.down_FD, adapter, "f->d", _used(OUT_OF_FFN), ACTIVATIONS, shape)
 
-        hidden_BTF = jax.nn.silu(project(self.gate_DF)) * project(self.up_DF)
-        down_FD = _gathered(self.down_FD, P("tensor", None), dtype)
-        return jnp.einsum("btf,fd->btd", hidden_BTF, down_FD, out_sharding=ACTIVATIONS)
+
+ACTIVATION = {"silu": jax.nn.silu, "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True)}
+
+
+def _add_adapters(module: nnx.Module, key: jax.Array, sizes: dict, specs: dict, shape: Shape) -> None:
+    """Beside each of the module's weights that `lora.targets` names; the inputs' axes are those before the last."""
+    for place, (name, size) in enumerate(sizes.items()):
+        if shape.lora.rank and name in shape.lora.targets:
+            inputs = 2 if name == "o" else 1
+            adapter = Adapter(
+                jax.random.fold_in(key, place), size[:inputs], size[inputs:], specs[name], shape.lora.rank
+            )
+            setattr(module, f"{name}_adapter", adapter)
 
 
 class Block(nnx.Module):
-    def __init__(self, key: jax.Array, config: ModelConfig):
+    def __init__(self, key: jax.Array, shape: Shape):
         attention, ffn = jax.random.split(key)
-        self.attention = Attention(attention, config)
-        self.ffn = FeedForward(ffn, config)
-        self.attention_norm_D = _norm_scale(config)
-        self.ffn_norm_D = _norm_scale(config)
+        self.attention = Attention(attention, shape)
+        self.ffn = FeedForward(ffn, shape)
+        norms = ["attention_norm_D", "ffn_norm_D"]
+        if shape.model.post_norms:
+            norms += ["post_attention_norm_D", "post_ffn_norm_D"]
+        for name in norms:
+            setattr(self, name, norm_scale(shape.model.model_width, shape))
 
-    def __call__(self, x_BTD, cos_BTh, sin_BTh, mask: Mask, plan, shape: Shape, dropout_key) -> jax.Array:
-        eps, rate = shape.model.norm_eps, shape.model.dropout
-        normed_BTD = rms_norm(x_BTD, self.attention_norm_D, eps)
-        x_BTD += dropout(self.attention(normed_BTD, cos_BTh, sin_BTh, mask, plan, shape), dropout_key, 0, rate)
-        return x_BTD + dropout(self.ffn(rms_norm(x_BTD, self.ffn_norm_D, eps), shape), dropout_key, 1, rate)
+    def __call__(self, x_BTD, views: tuple[View, ...], is_global: jax.Array, shape: Shape, dropout_key) -> jax.Array:
+        config = shape.model
+        branch_BTD = self.attention(rms_norm(x_BTD, self.attention_norm_D, config), views, is_global, shape)
+        if config.post_norms:
+            branch_BTD = rms_norm(branch_BTD, self.post_attention_norm_D, config)
+        x_BTD += dropout(branch_BTD, dropout_key, 0, config.dropout)
+        branch_BTD = self.ffn(rms_norm(x_BTD, self.ffn_norm_D, config), shape)
+        if config.post_norms:
+            branch_BTD = rms_norm(branch_BTD, self.post_ffn_norm_D, config)
+        return x_BTD + dropout(branch_BTD, dropout_key, 1, config.dropout)
 
 
 class Decoder(nnx.Module):
     """Embedding, stacked blocks, final norm; `hidden` and `unembedding_DV` are what a loss needs."""
 
-    def __init__(self, key: jax.Array, config: ModelConfig):
+    def __init__(self, key: jax.Array, shape: Shape):
+        config = shape.model
         embed, common, unembed, blocks = jax.random.split(key, 4)
         V, D = config.vocab_size, config.model_width
         # A part common to all tokens, which the softmax over tokens does not see, lets heads tell distance.
-        common_1D = _draw(common, (1, D), config, D)
-        self.embed_VD = nnx.Param(reshard(_draw(embed, (V, D), config, D) + common_1D, P("tensor", "fsdp")))
-        self.blocks = jax.vmap(lambda key: Block(key, config))(jax.random.split(blocks, config.num_layers))
-        self.final_norm_D = _norm_scale(config)
+        common_1D = draw(common, (1, D), D, shape.weight_dtype)
+        embed_VD = draw(embed, (V, D), D, shape.weight_dtype) + common_1D
+        self.embed_VD = nnx.Param(reshard(embed_VD, P("tensor", "fsdp")))
+        self.blocks = jax.vmap(lambda key: Block(key, shape))(jax.random.split(blocks, config.num_layers))
+        self.final_norm_D = norm_scale(D, shape)
         if not config.tie_embeddings:
-            self.unembed_DV = _weight(unembed, (D, V), P("fsdp", "tensor"), config, D)
+            self.unembed_DV = _weight(unembed, (D, V), P("fsdp", "tensor"), D, shape)
 
     def hidden(
         self,
@@ -167,7 +207,7 @@ class Decoder(nnx.Module):
         shape: Shape,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
-        """Final hidden states [B, T, D] in compute_dtype; the mask's plan is built once for all layers.
+        """Final hidden states [B, T, D] in compute_dtype; masks and their plans are built once for all layers.
 
         Args:
           tokens_BT, positions_BT, segment_ids_BT: int32, as in `types.Batch`.
@@ -176,45 +216,59 @@ class Decoder(nnx.Module):
           dropout_key: typed key; without one nothing is dropped.
         """
         config = shape.model
-        mask = Mask.from_segments(segment_ids_BT, num_anchors)
-        plan = sharded.plan(mask, shape.attention.q_tile, shape.attention.kv_tile)
-        cos_BTh, sin_BTh = rope.tables(positions_BT, shape.max_position, config.head_width, config.rope_theta)
+        views = tuple(
+            _view(window, positions_BT, segment_ids_BT, num_anchors, shape) for window in kinds_of_layers(config)
+        )
         # Rounded after the look-up: the gradient of a frequent token is a sum over the whole row, and in
         # bfloat16 it stalls (64K equal terms gave 1/20 of their sum).
-        embed_VD = _gathered(self.embed_VD, P(None, None), "float32")
+        embed_VD = gathered(self.embed_VD, P(None, None), "float32")
         x_BTD = embed_VD.at[tokens_BT].get(out_sharding=ACTIVATIONS).astype(config.compute_dtype)
+        if config.scale_embeddings:
+            x_BTD *= jnp.asarray(config.model_width**0.5, x_BTD.dtype)  # rounded, as Gemma was trained
 
         def one_block(x_BTD, layer):
             block, number = layer
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, number)
-            return block(x_BTD, cos_BTh, sin_BTh, mask, plan, shape, key), None
+            is_global = (number + 1) % max(1, config.global_every) == 0
+            return block(x_BTD, views, is_global, shape, key), None
 
         layers = (self.blocks, jnp.arange(config.num_layers))
         x_BTD, _ = jax.lax.scan(_remat(one_block, config.remat), x_BTD, layers)
-        return rms_norm(x_BTD, self.final_norm_D, config.norm_eps)
+        return rms_norm(x_BTD, self.final_norm_D, config)
 
-    def unembedding_DV(self, config: ModelConfig) -> jax.Array:
+    def unembedding_DV(self, shape: Shape) -> jax.Array:
         """The output matrix in compute_dtype, cut over the vocabulary."""
-        if config.tie_embeddings:
-            return _gathered(self.embed_VD, P("tensor", None), config.compute_dtype).T
-        return _gathered(self.unembed_DV, P(None, "tensor"), config.compute_dtype)
+        if shape.model.tie_embeddings:
+            return gathered(self.embed_VD, P("tensor", None), shape.model.compute_dtype).T
+        return gathered(self.unembed_DV, P(None, "tensor"), shape.model.compute_dtype)
 
 
-def logits(hidden_BTD: jax.Array, unembedding_DV: jax.Array) -> jax.Array:
-    """fp32 logits [..., V] of hidden states [..., D]; the loss calls it chunk by chunk."""
+def kinds_of_layers(config) -> list[int | None]:
+    """The window of each kind of layer, None for all: those without first, if there are two."""
+    if not config.window:
+        return [None]
+    return [None, config.window] if config.global_every else [config.window]
+
+
+def _view(window: int | None, positions_BT, segment_ids_BT, num_anchors: int, shape: Shape) -> View:
+    mask = Mask.from_segments(segment_ids_BT, num_anchors, window, shape.model.attention_soft_cap or None)
+    plan = sharded.plan(mask, shape.attention.q_tile, shape.attention.kv_tile)
+    tables = rope.tables(positions_BT, shape.max_position, shape.model.head_width, shape.rope, local=window is not None)
+    return View(mask, plan, *tables)
+
+
+def logits(hidden_BTD: jax.Array, unembedding_DV: jax.Array, soft_cap: float = 0.0) -> jax.Array:
+    """fp32 logits [..., V] of hidden states [..., D], capped unless soft_cap is 0; the loss calls it by chunks."""
     spec = P(*jax.typeof(hidden_BTD).sharding.spec[:-1], "tensor")
-    return jnp.einsum(
+    logits_V = jnp.einsum(
         "...d,dv->...v", hidden_BTD, unembedding_DV, preferred_element_type=jnp.float32, out_sharding=spec
     )
+    return soft_cap * jnp.tanh(logits_V / soft_cap) if soft_cap else logits_V
 
 
-def _norm_scale(config: ModelConfig) -> nnx.Param:
-    return nnx.Param(jnp.ones(config.model_width, config.param_dtype))
-
-
-def _residual_branches(config: ModelConfig) -> int:
+def _residual_branches(shape: Shape) -> int:
     """GPT-2's: dividing their variance by their number keeps the residual stream's at any depth."""
-    return 2 * config.num_layers
+    return 2 * shape.model.num_layers
 
 
 def _remat(block, policy: str):

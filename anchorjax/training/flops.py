@@ -28,14 +28,15 @@ def matmul_parameters(config: ModelConfig) -> int:
     return config.num_layers * (attention + 3 * D * config.ffn_width) + D * config.vocab_size
 
 
-def train_flops(config: ModelConfig, tokens: float, pairs: float) -> float:
+def train_flops(config: ModelConfig, tokens: float, pairs: float, frozen: bool = False) -> float:
     """Forward and backward FLOPs of `tokens` tokens with `pairs` visible (query, key) pairs.
 
     6 per weight and token, and 12 H per pair and query head (two matmuls forward, four backward):
-    PaLM (arXiv 2204.02311), Appendix B, with the pairs counted instead of T^2.
+    PaLM (arXiv 2204.02311), Appendix B, with the pairs counted instead of T^2. Frozen weights have no gradient: 4
+    per weight. Adapters are not counted (below 1% of the weights).
     """
     attention = 12 * config.num_layers * config.num_heads * config.head_width * pairs
-    return 6 * matmul_parameters(config) * tokens + attention
+    return (4 if frozen else 6) * matmul_parameters(config) * tokens + attention
 
 
 def causal_pairs(row_length: int) -> float:

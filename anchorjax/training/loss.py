@@ -12,7 +12,9 @@ from anchorjax.models.decoder import logits
 from anchorjax.sharding import BATCH, ROWS
 
 
-def token_nats(hidden_BTD: jax.Array, unembedding_DV: jax.Array, targets_BT: jax.Array, chunk: int) -> jax.Array:
+def token_nats(
+    hidden_BTD: jax.Array, unembedding_DV: jax.Array, targets_BT: jax.Array, chunk: int, soft_cap: float = 0.0
+) -> jax.Array:
     """-log p(target) of every token, in nats: fp32 [B, T].
 
     Args:
@@ -20,6 +22,7 @@ def token_nats(hidden_BTD: jax.Array, unembedding_DV: jax.Array, targets_BT: jax
       unembedding_DV: output matrix, cut over the vocabulary.
       targets_BT: int32 target ids; those without weight may be any id of the vocabulary.
       chunk: tokens per chunk on each device; it need not divide the row.
+      soft_cap: of the logits; 0 leaves them.
     """
     # Summed over chunks in fp32 by being fp32 outside of the scan: a bf16 sum would lose small chunks' share.
     wide_DV = unembedding_DV.astype(jnp.float32)
@@ -27,7 +30,7 @@ def token_nats(hidden_BTD: jax.Array, unembedding_DV: jax.Array, targets_BT: jax
     @jax.checkpoint
     def one_chunk(_, x):
         hidden_BXCD, targets_BXC = x
-        logits_BXCV = logits(hidden_BXCD, wide_DV.astype(unembedding_DV.dtype))
+        logits_BXCV = logits(hidden_BXCD, wide_DV.astype(unembedding_DV.dtype), soft_cap)
         is_target_BXCV = jnp.arange(wide_DV.shape[1]) == targets_BXC[..., None]
         target_logit_BXC = jnp.sum(jnp.where(is_target_BXCV, logits_BXCV, 0.0), -1)
         return None, jax.nn.logsumexp(logits_BXCV, -1) - target_logit_BXC

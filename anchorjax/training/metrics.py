@@ -69,7 +69,8 @@ class Rates:
 
     def _rates(self, counts: _Counts) -> dict[str, float]:
         def flop_rate(pairs):
-            return flops.train_flops(self._config.model, counts.tokens, pairs) / counts.seconds
+            frozen = self._config.lora.rank > 0
+            return flops.train_flops(self._config.model, counts.tokens, pairs, frozen) / counts.seconds
 
         live, causal = flop_rate(counts.pairs), flop_rate(counts.causal_pairs)
         rates = {

@@ -36,5 +36,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
 
 def _decays(params):
-    """True for matrices, False for norm scales (whose decay would only shrink the residual branches)."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: "norm" not in jax.tree_util.keystr(path), params)
+    """True for matrices, False for norm scales and biases (whose decay would only shrink the residual branches)."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: not any(name in jax.tree_util.keystr(path) for name in ("norm", "bias")), params
+    )

@@ -5,13 +5,14 @@ import numpy as np
 
 from anchorjax.attention import leakage, sharded
 from anchorjax.masks import Mask
-from anchorjax.models.decoder import Shape
+from anchorjax.models.decoder import kinds_of_layers
+from anchorjax.models.layers import Shape
 from anchorjax.sharding import HEADS
 from anchorjax.types import Batch
 
 
 def probe_attention(batch: Batch, num_anchors: int, shape: Shape) -> int:
-    """Probes one layer's attention at the tokens of `leakage.telling_tokens`; call it inside the run's mesh.
+    """Probes each kind of layer's attention at the tokens of `leakage.telling_tokens`; call it inside the run's mesh.
 
     Args:
       batch: sharded arrays on the mesh.
@@ -22,8 +23,15 @@ def probe_attention(batch: Batch, num_anchors: int, shape: Shape) -> int:
     Raises:
       LeakageError: a token reaches others than the mask says.
     """
+    tokens = leakage.telling_tokens(np.asarray(batch.segment_ids_BT))
+    for window in kinds_of_layers(shape.model):
+        soft_cap = shape.model.attention_soft_cap or None
+        _probe(Mask.from_segments(batch.segment_ids_BT, num_anchors, window, soft_cap), tokens, shape)
+    return len(tokens)
+
+
+def _probe(mask: Mask, tokens, shape: Shape) -> None:
     config = shape.attention
-    mask = Mask.from_segments(batch.segment_ids_BT, num_anchors)
     plan = jax.jit(sharded.plan, static_argnums=(1, 2))(mask, config.q_tile, config.kv_tile)
 
     def attend(q_BTNH, k_BTKH, v_BTKH, mask, plan):
@@ -32,7 +40,7 @@ def probe_attention(batch: Batch, num_anchors: int, shape: Shape) -> int:
     findings = leakage.probe(
         jax.jit(attend),
         mask,
-        leakage.telling_tokens(np.asarray(batch.segment_ids_BT)),
+        tokens,
         plan,
         num_heads=shape.model.num_heads,
         num_kv_heads=shape.model.num_kv_heads,
@@ -41,4 +49,3 @@ def probe_attention(batch: Batch, num_anchors: int, shape: Shape) -> int:
         sharding=HEADS,
     )
     leakage.check(findings)
-    return len(findings)

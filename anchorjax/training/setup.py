@@ -42,7 +42,7 @@ class Setup:
     @functools.cached_property
     def make_state(self):
         """() -> TrainState, for jit or eval_shape inside the mesh."""
-        return functools.partial(init_state, self.config.seed, self.config.model, self.steps.optimizer)
+        return functools.partial(init_state, self.config.seed, self.steps.shape, self.steps.optimizer)
 
     def abstract_state(self) -> TrainState:
         with jax.set_mesh(self.mesh):

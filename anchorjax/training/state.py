@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from anchorjax.config import ModelConfig
 from anchorjax.models.decoder import Decoder
+from anchorjax.models.layers import Shape
+from anchorjax.training import trainable
 
 
 @jax.tree_util.register_dataclass
@@ -21,8 +22,8 @@ class TrainState:
     key: jax.Array
 
 
-def init_state(seed: int, config: ModelConfig, optimizer: optax.GradientTransformation) -> TrainState:
+def init_state(seed: int, shape: Shape, optimizer: optax.GradientTransformation) -> TrainState:
     """A fresh state, sharded like its weights. Call it under jit (or eval_shape) inside `jax.set_mesh`."""
     init_key, step_key = jax.random.split(jax.random.key(seed))
-    params = Decoder(init_key, config)
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), step_key)
+    params = Decoder(init_key, shape)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trainable.of(params, shape.lora)), step_key)

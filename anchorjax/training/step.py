@@ -14,8 +14,10 @@ from jax.sharding import PartitionSpec as P
 from anchorjax.attention import choose
 from anchorjax.config import Config
 from anchorjax.masks import count_live_pairs
-from anchorjax.models.decoder import Decoder, Shape
+from anchorjax.models.decoder import Decoder, kinds_of_layers
+from anchorjax.models.layers import Shape
 from anchorjax.sharding import ROWS
+from anchorjax.training import trainable
 from anchorjax.training.loss import token_nats
 from anchorjax.training.state import TrainState
 from anchorjax.types import PAD_SEGMENT, Batch
@@ -33,7 +35,8 @@ class Steps:
     @property
     def shape(self) -> Shape:
         """With the attention of this process's devices: `config` itself may say auto, and be resumed elsewhere."""
-        return Shape(self.config.model, choose(self.config.attention), max_position=self.config.data.row_length)
+        config = self.config
+        return Shape(config.model, config.rope, config.lora, choose(config.attention), config.data.row_length)
 
     def nats(self, params: Decoder, batch: Batch, dropout_key: jax.Array | None = None) -> jax.Array:
         """-log p(target) of every token, fp32 [B, T]."""
@@ -45,15 +48,16 @@ class Steps:
             self.shape,
             dropout_key,
         )
-        unembedding_DV = params.unembedding_DV(self.config.model)
-        return token_nats(hidden_BTD, unembedding_DV, batch.targets_BT, self.config.train.loss_chunk)
+        unembedding_DV, soft_cap = params.unembedding_DV(self.shape), self.config.model.final_soft_cap
+        return token_nats(hidden_BTD, unembedding_DV, batch.targets_BT, self.config.train.loss_chunk, soft_cap)
 
     def train(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         """Returns the next state and fp32 scalars: loss (nats per target), grad_norm, targets, tokens, ..."""
         key = jax.random.fold_in(state.key, state.step)
         loss, grads = self._gradients(state.params, batch, key)
-        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        trained = trainable.of(state.params, self.config.lora)
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, trained)
+        params = trainable.put_back(optax.apply_updates(trained, updates), state.params)
         metrics = {
             "loss": loss,
             "grad_norm": optax.tree.norm(grads),
@@ -65,34 +69,41 @@ class Steps:
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
     def _gradients(self, params: Decoder, batch: Batch, key: jax.Array) -> tuple[jax.Array, Decoder]:
+        """The loss, and its gradient in the weights that are trained."""
         parts = self.config.train.accumulation
         total = jnp.maximum(jnp.sum(batch.weights_BT), 1.0)
 
-        def part_loss(params, part, key):
+        def part_loss(trained, part, key):
+            params = trainable.put_back(trained, frozen)
             dropout_key = key if self.config.model.dropout else None
             return jnp.sum(self.nats(params, part, dropout_key) * part.weights_BT) / total
 
+        trained, frozen = trainable.of(params, self.config.lora), params
         loss_and_grads = jax.value_and_grad(part_loss)
         if parts == 1:
-            return loss_and_grads(params, batch, key)
+            return loss_and_grads(trained, batch, key)
 
         def add_part(sums, x):
             part, key = x
-            return jax.tree.map(jnp.add, sums, loss_and_grads(params, part, key)), None
+            return jax.tree.map(jnp.add, sums, loss_and_grads(trained, part, key)), None
 
         # fp32 whatever the weights' dtype: a bfloat16 sum of many small parts loses most of them.
-        zeros = (jnp.float32(0), jax.tree.map(lambda x: jnp.zeros_like(x, jnp.float32), params))
+        zeros = (jnp.float32(0), jax.tree.map(lambda x: jnp.zeros_like(x, jnp.float32), trained))
         sums, _ = jax.lax.scan(add_part, zeros, (_micro_batches(batch, parts), jax.random.split(key, parts)))
         return sums
 
     def _live_pairs(self, segment_ids_BT: jax.Array) -> jax.Array:
+        """Of a layer; the mean over the layers, where some have a window."""
         whole_rows_BT = jax.sharding.reshard(segment_ids_BT, P(ROWS, None))
-        count = jax.shard_map(
-            jax.vmap(lambda row_T: count_live_pairs(row_T, self.num_anchors)),
-            in_specs=P(ROWS),
-            out_specs=P(ROWS),
-        )
-        return jnp.sum(count(whole_rows_BT))
+        every, layers = self.config.model.global_every, self.config.model.num_layers
+        kinds = kinds_of_layers(self.config.model)
+        shares = [layers // every / layers, 1 - layers // every / layers] if every else [1.0]
+
+        def count(row_T):
+            pairs = [count_live_pairs(row_T, self.num_anchors, window) for window in kinds]
+            return sum(share * x for share, x in zip(shares, pairs, strict=True))
+
+        return jnp.sum(jax.shard_map(jax.vmap(count), in_specs=P(ROWS), out_specs=P(ROWS))(whole_rows_BT))
 
 
 def _micro_batches(batch: Batch, parts: int) -> Batch:

@@ -8,22 +8,22 @@ import numpy as np
 import pytest
 
 from anchorjax import sharding
-from anchorjax.config import AttentionConfig, ModelConfig
 from anchorjax.models import decoder
-from anchorjax.models.decoder import Decoder, Shape, dropout, logits
+from anchorjax.models.decoder import Decoder, logits
+from anchorjax.models.layers import Shape, dropout
+from tests.models import making
 
 T = 48
 SMALL = dict(  # noqa: C408 - a table of keys
     num_layers=2, model_width=32, ffn_width=48, num_heads=4, num_kv_heads=2, head_width=8, vocab_size=64,
-    rope_theta=1e4, rope_dtype="float32", norm_eps=1e-5, tie_embeddings=True, dropout=0.0,
-    compute_dtype="float32", param_dtype="float32", remat="none",
+    norm_eps=1e-5, compute_dtype="float32", remat="none",
 )  # fmt: skip
 #             A  document 1     document 2     document 3      pads
 SEGMENTS = np.array([0] + [1] * 15 + [2] * 10 + [3] * 16 + [-1] * 6, np.int32)
 
 
-def shape_of(implementation="xla", **changes) -> Shape:
-    return Shape(ModelConfig(**(SMALL | changes)), AttentionConfig(implementation, 8, 16), max_position=T)
+def shape_of(implementation="xla", tiles=(8, 16), rope=None, **changes) -> Shape:
+    return making.shape_of(SMALL | changes, implementation=implementation, tiles=tiles, rope=rope, max_position=T)
 
 
 def batch(rows: int = 2) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -35,13 +35,13 @@ def batch(rows: int = 2) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def make(shape: Shape) -> Decoder:
-    return jax.jit(lambda key: Decoder(key, shape.model))(jax.random.key(1))
+    return jax.jit(lambda key: Decoder(key, shape))(jax.random.key(1))
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "num_anchors"))
 def run(params, tokens, positions, segments, shape, num_anchors=1):
     hidden = params.hidden(tokens, positions, segments, num_anchors, shape)
-    return logits(hidden, params.unembedding_DV(shape.model))
+    return logits(hidden, params.unembedding_DV(shape))
 
 
 def influence(shape: Shape, num_anchors: int = 1) -> np.ndarray:
@@ -64,19 +64,20 @@ def influence(shape: Shape, num_anchors: int = 1) -> np.ndarray:
     return np.array(all_rows(make(shape), ids, positions, segments))
 
 
-def float64_logits(params, tokens_T, positions_T, segments_T, config: ModelConfig) -> np.ndarray:
+def float64_logits(params, tokens_T, positions_T, segments_T, shape: Shape) -> np.ndarray:
     """The decoder by the words of its papers: numpy, float64, one row, one query and head at a time."""
     weights = {
         jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value"): np.asarray(leaf, np.float64)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
+    config = shape.model
     H, group = config.head_width, config.num_heads // config.num_kv_heads
 
     def norm(x, scale):
         return x / np.sqrt(np.mean(x**2, -1, keepdims=True) + config.norm_eps) * scale
 
     def rope(x, position):
-        angle = position * config.rope_theta ** (-2 * np.arange(H // 2) / H)
+        angle = position * shape.rope.theta ** (-2 * np.arange(H // 2) / H)
         low, high = x[: H // 2], x[H // 2 :]
         return np.concatenate([low * np.cos(angle) - high * np.sin(angle), high * np.cos(angle) + low * np.sin(angle)])
 
@@ -103,20 +104,22 @@ def float64_logits(params, tokens_T, positions_T, segments_T, config: ModelConfi
 @pytest.mark.parametrize("tied", [True, False])
 def test_logits_are_those_of_the_formulas_in_float64(one_device, tied):
     """With a base, an epsilon, positions and norm scales that are nobody's default."""
-    shape = shape_of(rope_theta=37.0, norm_eps=0.02, tie_embeddings=tied)
+    shape = shape_of(rope={"theta": 37.0}, norm_eps=0.02, tie_embeddings=tied)
     noise = lambda path, x: x + 0.3 * jax.random.normal(jax.random.key(len(str(path))), x.shape)  # noqa: E731
     params = jax.tree_util.tree_map_with_path(noise, make(shape))
     tokens, _, _ = batch(rows=1)
     positions = np.random.default_rng(3).permutation(T).astype(np.int32)[None]
     segments = np.where(SEGMENTS == -1, 4, SEGMENTS)[None]
     got = run(params, tokens, *(jax.device_put(x, tokens.sharding) for x in (positions, segments)), shape)
-    wanted = float64_logits(params, np.array(tokens[0]), positions[0], segments[0], shape.model)
+    wanted = float64_logits(params, np.array(tokens[0]), positions[0], segments[0], shape)
     np.testing.assert_allclose(got[0], wanted, atol=2e-4 * np.abs(wanted).max())
 
 
 def test_rope_dtype_reaches_the_rotation(one_device):
     params = make(shape_of())
-    exact, rounded = (np.array(run(params, *batch(), shape_of(rope_dtype=dtype))) for dtype in ("float32", "bfloat16"))
+    exact, rounded = (
+        np.array(run(params, *batch(), shape_of(rope={"dtype": dtype}))) for dtype in ("float32", "bfloat16")
+    )
     assert 1e-4 < np.abs(exact - rounded).max() / np.abs(exact).max() < 0.1
 
 
@@ -128,7 +131,7 @@ def test_bfloat16_gradients_stay_near_those_of_fp32_for_every_weight(one_device)
     arrays = put(tokens), put(positions), put(jnp.arange(4096, dtype=jnp.int32)[None] // 16)
 
     def gradients(dtype):
-        shape = Shape(ModelConfig(**(SMALL | {"compute_dtype": dtype})), AttentionConfig("xla", 64, 64), T)
+        shape = shape_of(tiles=(64, 64), compute_dtype=dtype)
         loss = lambda params: jnp.mean(jax.nn.logsumexp(run(params, *arrays, shape, 0), -1) ** 2)  # noqa: E731
         return jax.jit(jax.grad(loss))(make(shape_of()))
 

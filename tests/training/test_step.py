@@ -36,7 +36,7 @@ def one_step(sizes: tuple[int, ...], accumulation: int):
     mesh = make_mesh(*sizes)
     steps = make_steps(tiny.config(data__batch_rows=B, train__accumulation=accumulation, **LINEAR))
     with jax.set_mesh(mesh):
-        layout = abstract(lambda: init_state(0, steps.config.model, steps.optimizer))
+        layout = abstract(lambda: init_state(0, steps.shape, steps.optimizer))
         state = jax.device_put(fresh_state(), jax.tree.map(lambda leaf: leaf.sharding, layout))
         state, metrics = jax.jit(steps.train)(state, shard_batch(make_batch(B, T), mesh))
     return metrics, state

@@ -31,7 +31,7 @@ config = tiny.config(
 )
 steps, mesh = make_steps(config), sharding.make_mesh(dict(zip(sharding.AXES, sizes)), devices)
 with jax.set_mesh(mesh):
-    state = sharding.abstract(lambda: init_state(0, config.model, steps.optimizer))
+    state = sharding.abstract(lambda: init_state(0, steps.shape, steps.optimizer))
     array = lambda dtype: jax.ShapeDtypeStruct((B, T), dtype, sharding=NamedSharding(mesh, sharding.BATCH))
     batch = Batch(*map(array, ("int32", "int32", "float32", "int32", "int32")))
     compiled = jax.jit(steps.train, donate_argnums=0).lower(state, batch).compile()

@@ -1,0 +1,105 @@
+"""What blocks are made of: weights and their sharding, projections with adapters, RMSNorm, dropout.
+
+Sources: RMSNorm (arXiv 1910.07467), LoRA (2106.09685). Letters: types.py; r is the rank of an adapter.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+from jax.sharding import reshard
+
+from anchorjax.config import AttentionConfig, LoraConfig, ModelConfig, RopeConfig
+from anchorjax.sharding import ACTIVATIONS
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What the decoder's functions need beside its weights (static)."""
+
+    model: ModelConfig
+    rope: RopeConfig
+    lora: LoraConfig
+    attention: AttentionConfig  # of `attention.choose`: nothing left to choose
+    max_position: int
+
+    @property
+    def weight_dtype(self) -> str:
+        """Weights rest in param_dtype; beside adapters they are frozen, and no step needs more than compute_dtype."""
+        return self.model.compute_dtype if self.lora.rank else self.model.param_dtype
+
+
+def draw(key: jax.Array, shape: tuple[int, ...], fan_in: float, dtype: str) -> jax.Array:
+    """Truncated normal of variance 1 / fan_in: outputs have the inputs' variance at every width.
+
+    The usual constant 0.02 is that at D = 2500 only; narrow models would start with nearly uniform attention.
+    """
+    return fan_in**-0.5 * jax.random.truncated_normal(key, -3, 3, shape, dtype)
+
+
+def gathered(param: nnx.Param, spec: P, dtype: str) -> jax.Array:
+    """The weight as its user wants it: cast first, so that half as many bytes travel."""
+    return reshard(param[...].astype(dtype), spec)
+
+
+class Adapter(nnx.Module):
+    """LoRA: two thin fp32 matrices whose product is added to a frozen weight; it starts at zero.
+
+    Attributes:
+      down: [inputs..., r], drawn.
+      up: [r, outputs...], zeros.
+    """
+
+    def __init__(self, key: jax.Array, inputs: tuple[int, ...], outputs: tuple[int, ...], spec: P, rank: int):
+        down_spec, up_spec = _adapter_specs(spec, len(inputs))
+        self.down = nnx.Param(reshard(draw(key, (*inputs, rank), math.prod(inputs), "float32"), down_spec))
+        self.up = nnx.Param(reshard(jnp.zeros((rank, *outputs), "float32"), up_spec))
+
+
+def _adapter_specs(spec: P, num_inputs: int) -> tuple[P, P]:
+    """Both matrices are cut as the weight is, and never along r."""
+    return P(*spec[:num_inputs], None), P(None, *spec[num_inputs:])
+
+
+def project(x: jax.Array, weight: nnx.Param, adapter: Adapter | None, axes: str, spec: P, out: P, shape: Shape):
+    """x [B, T, inputs...] times a weight [inputs..., outputs...], and its adapter's share.
+
+    Args:
+      axes: letters of both, as "d->nh".
+      spec: how the weight is cut where it is used; out: of the result.
+    """
+    inputs, outputs = axes.split("->")
+    dtype = shape.model.compute_dtype
+    y = jnp.einsum(f"bt{inputs},{inputs}{outputs}->bt{outputs}", x, gathered(weight, spec, dtype), out_sharding=out)
+    if adapter is None:
+        return y
+    down_spec, up_spec = _adapter_specs(spec, len(inputs))
+    down, up = gathered(adapter.down, down_spec, dtype), gathered(adapter.up, up_spec, dtype)
+    x_BTr = jnp.einsum(f"bt{inputs},{inputs}r->btr", x, down, out_sharding=ACTIVATIONS)
+    share = jnp.einsum(f"btr,r{outputs}->bt{outputs}", x_BTr, up, out_sharding=out)
+    return y + share * (shape.lora.alpha / shape.lora.rank)
+
+
+def norm_scale(size: int, shape: Shape) -> nnx.Param:
+    """The scale of a norm that changes nothing at first."""
+    fill = jnp.zeros if shape.model.norm_offset else jnp.ones
+    return nnx.Param(fill(size, shape.weight_dtype))
+
+
+def rms_norm(x: jax.Array, scale: nnx.Param, config: ModelConfig) -> jax.Array:
+    """x / sqrt(mean(x^2) + eps) * scale over the last axis, in fp32; returns x's dtype. Gemma's is 1 + scale."""
+    wide = x.astype(jnp.float32)
+    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + config.norm_eps)
+    factor = scale[...].astype(jnp.float32)
+    return (wide * (1.0 + factor if config.norm_offset else factor)).astype(x.dtype)
+
+
+def dropout(x_BTD: jax.Array, key: jax.Array | None, place: int, rate: float) -> jax.Array:
+    """Zeroes a share `rate` of a residual branch and scales up the rest; `place` tells a block's branches apart."""
+    if key is None:
+        return x_BTD
+    keep = jax.random.bernoulli(jax.random.fold_in(key, place), 1 - rate, x_BTD.shape, out_sharding=ACTIVATIONS)
+    return jnp.where(keep, x_BTD / (1 - rate), 0).astype(x_BTD.dtype)

@@ -1,0 +1,26 @@
+"""Shapes of small decoders, from the defaults of configs/common.py."""
+
+from typing import Any
+
+from anchorjax.config import AttentionConfig, LoraConfig, ModelConfig, RopeConfig
+from anchorjax.models.layers import Shape
+from configs import common
+
+
+def shape_of(
+    model: dict[str, Any],
+    *,
+    implementation: str = "xla",
+    tiles: tuple[int, int] = (8, 16),
+    rope: dict[str, Any] | None = None,
+    lora: dict[str, Any] | None = None,
+    max_position: int = 48,
+) -> Shape:
+    base = common.base().to_dict()
+    return Shape(
+        ModelConfig(**(base["model"] | model)),
+        RopeConfig(**(base["rope"] | (rope or {}))),
+        LoraConfig(**(base["lora"] | (lora or {}))),
+        AttentionConfig(implementation, *tiles),
+        max_position,
+    )
