@@ -152,10 +152,8 @@ def _add_adapters(module: nnx.Module, key: jax.Array, sizes: dict, specs: dict, 
     """Beside each of the module's weights that `lora.targets` names; the inputs' axes are those before the last."""
     for place, (name, size) in enumerate(sizes.items()):
         if shape.lora.rank and name in shape.lora.targets:
-            inputs = 2 if name == "o" else 1
-            adapter = Adapter(
-                jax.random.fold_in(key, place), size[:inputs], size[inputs:], specs[name], shape.lora.rank
-            )
+            inputs, place_key = 2 if name == "o" else 1, jax.random.fold_in(key, place)
+            adapter = Adapter(place_key, size[:inputs], size[inputs:], specs[name], shape.lora.rank)
             setattr(module, f"{name}_adapter", adapter)
 
 

@@ -37,6 +37,9 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
 def _decays(params):
     """True for matrices, False for norm scales and biases (whose decay would only shrink the residual branches)."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: not any(name in jax.tree_util.keystr(path) for name in ("norm", "bias")), params
-    )
+
+    def is_matrix(path, _):
+        name = jax.tree_util.keystr(path)
+        return "norm" not in name and "bias" not in name
+
+    return jax.tree_util.tree_map_with_path(is_matrix, params)

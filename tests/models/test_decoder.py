@@ -117,9 +117,8 @@ def test_logits_are_those_of_the_formulas_in_float64(one_device, tied):
 
 def test_rope_dtype_reaches_the_rotation(one_device):
     params = make(shape_of())
-    exact, rounded = (
-        np.array(run(params, *batch(), shape_of(rope={"dtype": dtype}))) for dtype in ("float32", "bfloat16")
-    )
+    shapes = (shape_of(rope={"dtype": dtype}) for dtype in ("float32", "bfloat16"))
+    exact, rounded = (np.array(run(params, *batch(), shape)) for shape in shapes)
     assert 1e-4 < np.abs(exact - rounded).max() / np.abs(exact).max() < 0.1
 
 
