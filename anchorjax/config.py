@@ -119,6 +119,30 @@ class RopeConfig(Section):
     short_factors: tuple
     long_factors: tuple
 
+    def __post_init__(self):
+        super().__post_init__()
+        scaling, given = self.scaling, f"with rope.scaling={self.scaling!r} it must "
+        if scaling == "none":
+            self.require(self.factor == 1, "factor", given + "be 1")
+        if scaling in ("dynamic", "yarn", "llama3", "longrope"):
+            self.require(self.original_length > 1, "original_length", given + "be at least 2")
+        if scaling == "yarn":
+            self.require(self.theta > 1, "theta", given + "be above 1: its ramp divides by log(theta)")
+            self.require(self.beta_slow > 0, "beta_slow", given + "be above 0")
+            above = f"be above rope.beta_slow={self.beta_slow:g}"
+            self.require(self.beta_fast > self.beta_slow, "beta_fast", given + above)
+        if scaling == "llama3":
+            self.require(self.low_freq_factor > 0, "low_freq_factor", given + "be above 0")
+            above = f"be above rope.low_freq_factor={self.low_freq_factor:g}"
+            self.require(self.high_freq_factor > self.low_freq_factor, "high_freq_factor", given + above)
+        for name in ("short_factors", "long_factors"):
+            factors = getattr(self, name)
+            if scaling == "longrope":
+                positive = all(type(x) in (int, float) and 0 < x <= MAX_INT for x in factors)
+                self.require(len(factors) > 0 and positive, name, given + f"hold numbers above 0 and at most {MAX_INT}")
+            else:
+                self.require(not factors, name, given + "be empty")
+
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig(Section):
@@ -242,6 +266,13 @@ class Config(Section):
         rows, accumulation = self.data.batch_rows, self.train.accumulation
         if rows % accumulation:
             raise ConfigError("train.accumulation", accumulation, f"it must divide data.batch_rows={rows}")
+        pairs = self.model.head_width // 2
+        for name in ("short_factors", "long_factors") if self.rope.scaling == "longrope" else ():
+            factors = getattr(self.rope, name)
+            if len(factors) != pairs:
+                raise ConfigError(
+                    f"rope.{name}", factors, f"it must hold model.head_width/2={pairs} numbers, not {len(factors)}"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -153,6 +153,69 @@ def test_values_that_do_not_fit_each_other_are_refused(overrides, key):
     assert refusal(**overrides).key == key
 
 
+EIGHT = (1.0,) * 8  # pairs of the tiny model's heads of width 16
+ROPES = {
+    "none": {},
+    "linear": {"factor": 4.0},
+    "dynamic": {"factor": 4.0, "original_length": 32},
+    "yarn": {"factor": 4.0, "original_length": 32},
+    "llama3": {"factor": 4.0, "original_length": 32},
+    "longrope": {"factor": 4.0, "original_length": 32, "short_factors": EIGHT, "long_factors": EIGHT},
+}
+
+
+def rope(scaling: str, **changes) -> dict[str, object]:
+    return {f"rope__{key}": value for key, value in ({"scaling": scaling} | ROPES[scaling] | changes).items()}
+
+
+@pytest.mark.parametrize("scaling", ROPES)
+def test_rope_scaling_with_what_it_needs_is_taken(scaling):
+    config = tiny.config(**rope(scaling))
+    assert config.rope.scaling == scaling
+    assert resolve(json.loads(json.dumps(config.to_dict()))) == config
+    tiny.config(**rope(scaling, attention_factor=1.2, local_theta=1e4))
+
+
+@pytest.mark.parametrize(
+    ("scaling", "key", "value", "allowed"),
+    [
+        ("none", "factor", 2.0, "be 1"),
+        ("dynamic", "original_length", 0, "at least 2"),
+        ("yarn", "original_length", 0, "at least 2"),
+        ("llama3", "original_length", 0, "at least 2"),
+        ("longrope", "original_length", 0, "at least 2"),
+        ("longrope", "original_length", 1, "at least 2"),  # log(1) would divide
+        ("yarn", "theta", 1.0, "above 1"),
+        ("yarn", "beta_slow", 0.0, "above 0"),
+        ("yarn", "beta_fast", 1.0, "above rope.beta_slow=1"),
+        ("yarn", "beta_slow", 33.0, None),
+        ("llama3", "low_freq_factor", 0.0, "above 0"),
+        ("llama3", "high_freq_factor", 1.0, "above rope.low_freq_factor=1"),
+        ("llama3", "low_freq_factor", 5.0, None),
+        ("none", "short_factors", EIGHT, "be empty"),
+        ("linear", "long_factors", EIGHT, "be empty"),
+        ("yarn", "long_factors", EIGHT, "be empty"),
+        *(
+            ("longrope", key, value, "numbers above 0")
+            for key in ("short_factors", "long_factors")
+            for value in [(), *((*EIGHT[1:], bad) for bad in (0, -1.0, math.nan, math.inf, 10**400, True, "1", None))]
+        ),
+        ("longrope", "short_factors", EIGHT[1:], "model.head_width/2=8 numbers, not 7"),
+        ("longrope", "long_factors", EIGHT * 2, "model.head_width/2=8 numbers, not 16"),
+    ],
+)
+def test_rope_scaling_without_what_it_needs_is_refused(scaling, key, value, allowed):
+    error = refusal(**rope(scaling, **{key: value}))
+    if allowed is None:  # the other end of the pair is named
+        assert error.key == {"beta_slow": "rope.beta_fast", "low_freq_factor": "rope.high_freq_factor"}[key]
+    else:
+        assert error.key == f"rope.{key}" and allowed in error.allowed
+
+
+def test_what_a_rope_scaling_does_not_use_is_not_checked():
+    tiny.config(**rope("linear", original_length=0, beta_slow=99.0, low_freq_factor=99.0))
+
+
 @pytest.mark.parametrize(
     ("overrides", "key"),
     [
