@@ -9,10 +9,7 @@ import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
-
-NOTHING = MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,9 +75,9 @@ class Family:
     block: Mapping[str, Leaf]
     sizes: Mapping[str, Mapping[str, Any]]
     ropes: Mapping[str, Mapping[str, Any]]
-    fields: Mapping[str, str] = NOTHING
-    defaults: Mapping[str, Any] = NOTHING
-    fixed: Mapping[str, Any] = NOTHING
+    fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def available() -> list[str]:

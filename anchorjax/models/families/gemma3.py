@@ -35,5 +35,5 @@ FAMILY = Family(
     fixed={"attention_bias": False, "use_bidirectional_attention": False},
     block=LLAMA_BLOCK | QK_NORM | GEMMA_NORMS,
     sizes=table(f"{SIZES} query_scale window", _SIZES),
-    ropes=dict.fromkeys(_SIZES, {"theta": 1e6, "local_theta": 1e4}),
+    ropes={size: {"theta": 1e6, "local_theta": 1e4} for size in _SIZES},
 )

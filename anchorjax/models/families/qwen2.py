@@ -19,5 +19,5 @@ FAMILY = Family(
     fixed={"use_sliding_window": False},
     block=LLAMA_BLOCK | QKV_BIAS,
     sizes=table(SIZES, _SIZES),
-    ropes=dict.fromkeys(_SIZES, {"theta": 1e6}),
+    ropes={size: {"theta": 1e6} for size in _SIZES},
 )

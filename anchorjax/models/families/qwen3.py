@@ -19,5 +19,5 @@ FAMILY = Family(
     fixed={"attention_bias": False, "use_sliding_window": False},
     block=LLAMA_BLOCK | QK_NORM,
     sizes=table(SIZES, _SIZES),
-    ropes=dict.fromkeys(_SIZES, {"theta": 1e6}),
+    ropes={size: {"theta": 1e6} for size in _SIZES},
 )
