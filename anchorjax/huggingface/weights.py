@@ -249,7 +249,11 @@ def _write_shard(
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in names:
-            array, info = read(name), tensors[name]
-            if (array.shape, array.dtype) != (tuple(info.shape), info.dtype):
-                raise ValueError(f"{name!r} is {array.dtype}{array.shape}; promised: {info.dtype}{info.shape}")
-            file.write(array.reshape(-1).view(np.uint8))
+            file.write(_bytes(name, tensors[name], read(name)))  # no name keeps one tensor while the next is made
+
+
+def _bytes(name: str, promised: Shaped, array: np.ndarray) -> np.ndarray:
+    """uint8 view of the values in C order, or of a copy if they are not contiguous."""
+    if (array.shape, array.dtype) != (tuple(promised.shape), promised.dtype):
+        raise ValueError(f"{name!r} is {array.dtype}{array.shape}; promised: {promised.dtype}{promised.shape}")
+    return array.ravel().view(np.uint8)
