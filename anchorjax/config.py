@@ -164,7 +164,7 @@ class AttentionConfig(Section):
 class DataConfig(Section):
     NAME = "data"
     source: str
-    tokenizer: str = choice("bytes")
+    tokenizer: str
     data_dir: str
     row_length: int = number(2, 2**24)
     batch_rows: int = number(1)

@@ -35,6 +35,12 @@ class CheckpointError(UserError):
     """Checkpoints exist, but none can be read."""
 
 
+class WeightsError(UserError):
+    """A directory of model weights that cannot be read, or must not be; or one that cannot be written."""
+
+    exit_code = 2
+
+
 class TrainingError(UserError):
     """Training cannot go on; the last checkpoint is still good."""
 

@@ -73,7 +73,7 @@ def base() -> ConfigDict:
             },
             "data": {
                 "source": "public_domain",  # a module in anchorjax/data/sources, or tfds:NAME
-                "tokenizer": "bytes",
+                "tokenizer": "bytes",  # bytes, or a directory with tokenizer.json
                 "data_dir": "~/.cache/anchorjax",  # where prepared data sets are kept
                 "row_length": 4096,  # T, with the anchor
                 "batch_rows": 1,  # B: rows in one optimizer step, over all devices

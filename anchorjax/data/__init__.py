@@ -16,15 +16,28 @@ from anchorjax.data import store as store_lib
 from anchorjax.data import tokenizer as tokenizer_lib
 from anchorjax.data.packing import PackedRows, RowPacker, num_anchors, stack
 from anchorjax.data.store import TokenStore
+from anchorjax.data.tokenizer import Tokenizer
 from anchorjax.errors import ConfigError
 from anchorjax.types import Batch
 
-__all__ = ["TokenStore", "eval_rows", "load_store", "num_anchors", "train_batches"]
+__all__ = ["TokenStore", "Tokenizer", "eval_rows", "load_store", "load_tokenizer", "num_anchors", "train_batches"]
 
 
-def load_store(config: DataConfig, split: str) -> tuple[TokenStore, tokenizer_lib.ByteTokenizer]:
-    """Tokenizes one split of `config.source`. Raises ConfigError if it does not exist or data_dir cannot be used."""
-    tokenizer = tokenizer_lib.load(config.tokenizer)
+def load_tokenizer(config: DataConfig) -> Tokenizer:
+    """`config.tokenizer`. Raises ConfigError if there is none, or it cannot be used."""
+    try:
+        return tokenizer_lib.load(config.tokenizer)
+    except ValueError as error:
+        raise ConfigError("data.tokenizer", config.tokenizer, str(error)) from error
+
+
+def load_store(config: DataConfig, split: str) -> tuple[TokenStore, Tokenizer]:
+    """Tokenizes one split of `config.source`.
+
+    Raises:
+      ConfigError: no such tokenizer, source or split, or data_dir cannot be used.
+    """
+    tokenizer = load_tokenizer(config)
     try:
         documents = sources.load(config.source, split, config.data_dir)
         return store_lib.build(documents, tokenizer), tokenizer
@@ -36,7 +49,7 @@ def load_store(config: DataConfig, split: str) -> tuple[TokenStore, tokenizer_li
 
 def train_batches(
     store: TokenStore,
-    tokenizer,
+    tokenizer: Tokenizer,
     config: DataConfig,
     *,
     seed: int,
@@ -73,7 +86,7 @@ def train_batches(
     return iter(batches)
 
 
-def eval_rows(store: TokenStore, tokenizer, config: DataConfig, max_rows: int) -> Iterator[Batch]:
+def eval_rows(store: TokenStore, tokenizer: Tokenizer, config: DataConfig, max_rows: int) -> Iterator[Batch]:
     """Batches [batch_rows, T] of one pass in document order, of at most `max_rows` rows (0: all).
 
     The last batch is filled up with rows of weight 0, an anchor and pads, so that all shapes are equal.
@@ -85,7 +98,7 @@ def eval_rows(store: TokenStore, tokenizer, config: DataConfig, max_rows: int) -
         yield stack([packer.row(i) if i < count else packer.empty_row() for i in indices])
 
 
-def _packer(store: TokenStore, tokenizer, config: DataConfig, seed: int | None) -> RowPacker:
+def _packer(store: TokenStore, tokenizer: Tokenizer, config: DataConfig, seed: int | None) -> RowPacker:
     return RowPacker(
         store=store,
         row_length=config.row_length,

@@ -7,11 +7,15 @@ comes first and the order later.
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from anchorjax.data.tokenizer import Tokenizer
+
 log = logging.getLogger(__name__)
+
+_AT_ONCE = 16  # documents; a tokenizer may share its cores among them, but keeps much more than the ids of each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +48,7 @@ class TokenStore:
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
 
 
-def build(documents: Sequence[Mapping[str, str]], tokenizer) -> TokenStore:
+def build(documents: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> TokenStore:
     """Tokenizes every document's "text" and appends the end-of-sequence token.
 
     Documents without a token are left out, and their number is logged.
@@ -56,8 +60,7 @@ def build(documents: Sequence[Mapping[str, str]], tokenizer) -> TokenStore:
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
     eos = np.asarray([tokenizer.eos_id], dtype)
     pieces = []
-    for index in range(len(documents)):
-        ids = _encode(index, documents[index]["text"], tokenizer)
+    for ids in _encode(documents, tokenizer):
         if ids.size:
             pieces += [ids.astype(dtype), eos]
     if not pieces:
@@ -70,10 +73,18 @@ def build(documents: Sequence[Mapping[str, str]], tokenizer) -> TokenStore:
     return TokenStore(tokens, offsets, _fingerprint(tokenizer.name, tokens, offsets))
 
 
-def _encode(index: int, text: str, tokenizer) -> np.ndarray:
-    ids = np.asarray(tokenizer.encode(text))
+def _encode(documents: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+    for first in range(0, len(documents), _AT_ONCE):
+        indices = range(first, min(first + _AT_ONCE, len(documents)))
+        batch = tokenizer.encode_batch([documents[index]["text"] for index in indices])
+        for index, ids in zip(indices, batch, strict=True):
+            _check_range(index, ids, tokenizer)
+            yield ids
+
+
+def _check_range(index: int, ids: np.ndarray, tokenizer: Tokenizer) -> None:
     if ids.size == 0:
-        return ids
+        return
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= tokenizer.vocab_size:
         bad = low if low < 0 else high
@@ -81,7 +92,6 @@ def _encode(index: int, text: str, tokenizer) -> np.ndarray:
             f"document {index}: token id {bad} is outside the vocabulary of {tokenizer.name!r}, "
             f"0 to {tokenizer.vocab_size - 1}"
         )
-    return ids
 
 
 def _fingerprint(tokenizer_name: str, tokens: np.ndarray, offsets: np.ndarray) -> str:

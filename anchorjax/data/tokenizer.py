@@ -1,15 +1,65 @@
 """Tokenizers: what turns a document into ids and back.
 
-A tokenizer has `name`, `vocab_size`, `bos_id`, `eos_id`, `pad_id`, `encode`, `decode` and `token_bytes_V`.
-The beginning of sequence is the anchor of every row, the end of sequence closes every document.
+The beginning of sequence is the anchor of every row, the end of sequence closes every document. There are the
+bytes themselves, and any tokenizer of a Hugging Face directory that loses no text: byte-level BPE (Llama 3,
+Qwen, SmolLM2) and SentencePiece with byte fallback (Llama 2, Mistral, Gemma).
 """
 
 import dataclasses
 import functools
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
 _BYTES = 256
+
+
+class Tokenizer(Protocol):
+    """What the rest of the package asks of a tokenizer.
+
+    Attributes:
+      name: identifies what it does to a text, not where it lies: two of one name give the same ids.
+      vocab_size: V; every id is below it.
+      bos_id, eos_id, pad_id: specials, of which some may be the same.
+      token_bytes_V: int32 [V]: UTF-8 bytes each token stands for, 0 for specials; makes bits per byte comparable.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def bos_id(self) -> int: ...
+    @property
+    def eos_id(self) -> int: ...
+    @property
+    def pad_id(self) -> int: ...
+    @property
+    def token_bytes_V(self) -> np.ndarray: ...
+
+    def encode(self, text: str) -> np.ndarray:
+        """int32 ids of `text`, without special tokens: text that spells one stays text."""
+        ...
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The same of several texts."""
+        ...
+
+    def decode(self, ids) -> str:
+        """Text of a sequence of ids; specials and ids of no token are dropped, broken UTF-8 becomes U+FFFD."""
+        ...
+
+
+def load(name: str) -> Tokenizer:
+    """The tokenizer "bytes", or that of a directory with tokenizer.json. Raises ValueError saying what is wrong."""
+    if name == ByteTokenizer.name:
+        return ByteTokenizer()
+    return HuggingFaceTokenizer.open(Path(name).expanduser())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,26 +76,150 @@ class ByteTokenizer:
     pad_id: int = 258
 
     def encode(self, text: str) -> np.ndarray:
-        """int32 ids of `text`, without special tokens."""
         return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
 
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [self.encode(text) for text in texts]
+
     def decode(self, ids) -> str:
-        """Text of a sequence of ids; ids that are not bytes are dropped, broken UTF-8 becomes U+FFFD."""
         ids = np.asarray(ids, np.int64)
         kept = ids[(ids >= 0) & (ids < _BYTES)]
         return kept.astype(np.uint8).tobytes().decode("utf-8", errors="replace")
 
     @functools.cached_property
     def token_bytes_V(self) -> np.ndarray:
-        """int32 [V]: UTF-8 bytes each token stands for, 0 for specials; makes bits per byte comparable."""
         return (np.arange(self.vocab_size) < _BYTES).astype(np.int32)
 
 
-_TOKENIZERS = {"bytes": ByteTokenizer}
+@dataclasses.dataclass(frozen=True, eq=False)
+class HuggingFaceTokenizer:
+    """A tokenizer.json, with the specials that tokenizer_config.json or config.json beside it name.
+
+    Without a beginning of sequence (Qwen) the end of sequence is the anchor, and without a pad also the pad.
+
+    `token_bytes_V` counts the text as the tokenizer sees it: behind Unicode normalization (Qwen: NFC), and with
+    the one space that SentencePiece puts before a text. A "▁" that is in the text counts as the space for which
+    SentencePiece writes it. A byte that has no token is lost (of SmolLM2's, some control characters).
+    """
+
+    name: str
+    vocab_size: int
+    bos_id: int
+    eos_id: int
+    pad_id: int
+    token_bytes_V: np.ndarray
+    rules: Any  # a tokenizers.Tokenizer
+
+    @classmethod
+    def open(cls, directory: Path) -> "HuggingFaceTokenizer":
+        """Raises ValueError: no tokenizer.json, an unreadable file, a scheme that loses text, or unusable specials."""
+        import tokenizers  # only runs that use it need it
+
+        file = directory / "tokenizer.json"
+        if not file.exists():
+            raise ValueError(f"there is no {file}; it must be {ByteTokenizer.name}, or a directory with tokenizer.json")
+        spec = _read_json(file)
+        try:
+            content = file.read_bytes()
+            rules = tokenizers.Tokenizer.from_buffer(content)
+        except Exception as error:  # the library raises just that
+            raise ValueError(f"{file} cannot be read: {error}") from error
+        rules.no_truncation()  # some files cut texts to what their model took
+        rules.no_padding()
+        rules.encode_special_tokens = True  # as text, that is
+        specials = _specials(directory, rules)
+        rules.add_special_tokens([rules.id_to_token(index) for index in specials])  # should they not be marked as such
+        token_bytes_V = _token_bytes(file, spec, rules)
+        token_bytes_V[list(specials)] = 0
+        digest = hashlib.sha256(content + repr(specials).encode()).hexdigest()
+        return cls(f"hf:{digest[:16]}", len(token_bytes_V), *specials, token_bytes_V, rules)
+
+    def encode(self, text: str) -> np.ndarray:
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        # "fast" leaves out where in the text each token is; the texts share the machine's cores.
+        encodings = self.rules.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.asarray(encoding.ids, np.int32) for encoding in encodings]
+
+    def decode(self, ids) -> str:
+        ids = np.asarray(ids, np.int64)
+        kept = ids[(ids >= 0) & (ids < self.vocab_size)]
+        return self.rules.decode(kept.tolist(), skip_special_tokens=True)
 
 
-def load(name: str) -> ByteTokenizer:
-    """The tokenizer called `name`. Raises ValueError listing the names that exist."""
-    if name not in _TOKENIZERS:
-        raise ValueError(f"unknown tokenizer {name!r}; allowed: {', '.join(sorted(_TOKENIZERS))}")
-    return _TOKENIZERS[name]()
+def _specials(directory: Path, rules) -> tuple[int, int, int]:
+    """Ids of the beginning of sequence, the end of sequence and the pad."""
+    tokens = _read_json(directory / "tokenizer_config.json")
+    ids = _read_json(directory / "config.json")
+
+    def find(name: str) -> int | None:
+        token = tokens.get(f"{name}_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        if token is not None:
+            if not isinstance(token, str) or (found := rules.token_to_id(token)) is None:
+                raise ValueError(f"{directory}: {name}_token {token!r} is not in tokenizer.json")
+            return found
+        found = ids.get(f"{name}_token_id") if name != "pad" else None
+        found = found[0] if isinstance(found, list) and found else found
+        if found is not None and (type(found) is not int or rules.id_to_token(found) is None):
+            raise ValueError(f"{directory}: {name}_token_id {found!r} is not in tokenizer.json")
+        return found
+
+    eos, bos, pad = find("eos"), find("bos"), find("pad")
+    if eos is None:
+        raise ValueError(f"{directory}: neither tokenizer_config.json nor config.json names an end of sequence")
+    return eos if bos is None else bos, eos, eos if pad is None else pad
+
+
+def _token_bytes(file: Path, spec: dict[str, Any], rules) -> np.ndarray:
+    """int32 [V]: bytes by the tokenizer's scheme. Raises ValueError if it is one that loses text."""
+    model = spec["model"]
+    parts = _part_types(spec.get("normalizer")) | _part_types(spec.get("pre_tokenizer"))
+    if "ByteLevel" in parts:
+        count = len  # each byte is written as one character
+    elif model.get("byte_fallback"):
+        count = _piece_bytes
+    else:
+        raise ValueError(
+            f"{file}: it must be byte-level BPE, or SentencePiece with byte fallback; "
+            f"this is {model.get('type')} with {', '.join(sorted(parts)) or 'neither'}, where characters can be lost"
+        )
+    vocabulary = rules.get_vocab(with_added_tokens=True)
+    token_bytes = np.zeros(max(vocabulary.values()) + 1, np.int32)
+    for token, index in vocabulary.items():
+        token_bytes[index] = count(token)
+    for added in spec.get("added_tokens", []):
+        spelled = len(added["content"].encode()) if count is len else count(added["content"])
+        token_bytes[added["id"]] = 0 if added["special"] else spelled
+    unknown = model.get("unk_token")
+    if unknown in vocabulary:
+        token_bytes[vocabulary[unknown]] = 0
+    return token_bytes
+
+
+def _piece_bytes(piece: str) -> int:
+    if re.fullmatch("<0x[0-9A-F]{2}>", piece):
+        return 1
+    return len(piece.replace("▁", " ").encode())
+
+
+def _part_types(part: dict[str, Any] | None) -> set[str]:
+    """Types of a normalizer or pre-tokenizer and of those it is a sequence of."""
+    if part is None:
+        return set()
+    inner = part.get("normalizers", []) + part.get("pretokenizers", [])
+    return {part["type"]}.union(*map(_part_types, inner))
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; an empty one if the file does not exist."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} cannot be read: it holds no JSON object")
+    return content

@@ -8,9 +8,7 @@ from jax.sharding import Mesh
 
 from anchorjax import attention, sharding
 from anchorjax.config import AttentionConfig, Config
-from anchorjax.data import num_anchors
-from anchorjax.data.tokenizer import ByteTokenizer
-from anchorjax.data.tokenizer import load as load_tokenizer
+from anchorjax.data import Tokenizer, load_tokenizer, num_anchors
 from anchorjax.errors import ConfigError
 from anchorjax.training.optimizer import make_optimizer, make_schedule
 from anchorjax.training.state import TrainState, init_state
@@ -24,14 +22,17 @@ class Setup:
     """A run that fits this machine; `config` has its final vocabulary size."""
 
     config: Config
-    tokenizer: ByteTokenizer
+    tokenizer: Tokenizer
     mesh: Mesh
     steps: Steps
 
     @classmethod
     def make(cls, config: Config) -> "Setup":
-        """Raises ConfigError for shapes that do not fit the devices or the tokenizer. Compiles nothing."""
-        tokenizer = load_tokenizer(config.data.tokenizer)
+        """Raises ConfigError for a tokenizer that cannot be used, or shapes that do not fit it or the devices.
+
+        Compiles nothing.
+        """
+        tokenizer = load_tokenizer(config.data)
         config = with_vocabulary(config, tokenizer.vocab_size)
         check_attention(config.attention)
         mesh = sharding.make_mesh(config.check_devices(jax.device_count()))
