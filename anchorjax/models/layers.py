@@ -4,6 +4,7 @@ Sources: RMSNorm (arXiv 1910.07467), LoRA (2106.09685). Letters: types.py; r is 
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -103,3 +104,10 @@ def dropout(x_BTD: jax.Array, key: jax.Array | None, place: int, rate: float) ->
         return x_BTD
     keep = jax.random.bernoulli(jax.random.fold_in(key, place), 1 - rate, x_BTD.shape, out_sharding=ACTIVATIONS)
     return jnp.where(keep, x_BTD / (1 - rate), 0).astype(x_BTD.dtype)
+
+
+def named_leaves(tree) -> dict[str, jax.Array]:
+    """Leaves by name, e.g. "blocks.attention.q_DNH": the same names whatever wraps them in memory."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    name = functools.partial(jax.tree_util.keystr, simple=True, separator=".")
+    return {name(path).removesuffix(".value"): leaf for path, leaf in leaves}

@@ -9,7 +9,6 @@ one that exists.
 """
 
 import dataclasses
-import functools
 import logging
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from anchorjax.errors import CheckpointError
+from anchorjax.models.layers import named_leaves
 from anchorjax.training.digest import digests
 from anchorjax.training.state import TrainState
 
@@ -61,7 +61,7 @@ class Checkpoints:
 
         An earlier save's failure is raised here or in `close`, never swallowed.
         """
-        leaves = _flatten(state)
+        leaves = named_leaves(state)
         meta = {"format": FORMAT, "step": step, "config": config, "data": dataclasses.asdict(data)}
         meta["digests"] = digests(leaves)
         args = ocp.args.Composite(state=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(meta))
@@ -94,7 +94,7 @@ class Checkpoints:
         meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
         if meta["format"] != FORMAT:
             raise ValueError(f"its format is {meta['format']}, this version reads {FORMAT}")
-        target = _flatten(like)
+        target = named_leaves(like)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
         leaves = self._manager.restore(step, args=args).state
         changed = [name for name, digest in digests(leaves).items() if digest != meta["digests"][name]]
@@ -117,10 +117,3 @@ class Checkpoints:
     def close(self) -> None:
         self.wait()
         self._manager.close()
-
-
-def _flatten(state: TrainState) -> dict[str, jax.Array]:
-    """Leaves by name, e.g. "params.blocks.attention.q_DNH": the same names whatever wraps them in memory."""
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    name = functools.partial(jax.tree_util.keystr, simple=True, separator=".")
-    return {name(path).removesuffix(".value"): leaf for path, leaf in leaves}

@@ -54,30 +54,48 @@ GEMMA_NORMS = {
 }
 
 
+# Of ModelConfig: a Llama's. Families say what differs.
+PLAIN = {
+    "activation": "silu",
+    "qkv_bias": False,
+    "qk_norm": False,
+    "post_norms": False,
+    "norm_offset": False,
+    "scale_embeddings": False,
+    "query_scale": 0.0,
+    "attention_soft_cap": 0.0,
+    "final_soft_cap": 0.0,
+    "window": 0,
+    "global_every": 0,
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
     """What one family declares.
 
     Attributes:
       model_type, architecture: as `config.json` has them.
-      features: its values of ModelConfig, the same at every size.
+      features: its values of ModelConfig beside those of PLAIN, the same at every size.
       fields: its own fields of `config.json`, by ModelConfig's name for them.
       defaults: what transformers takes for fields that `config.json` leaves out.
       fixed: fields whose other values would change the maths in a way that the decoder does not know.
       block: names of a block's weights.
+      local_theta: of layers with a window, where a family has two RoPE bases.
       sizes: published models by name: what of ModelConfig they add to `features`.
       ropes: their fields of RopeConfig.
     """
 
     model_type: str
     architecture: str
-    features: Mapping[str, Any]
     block: Mapping[str, Leaf]
     sizes: Mapping[str, Mapping[str, Any]]
     ropes: Mapping[str, Mapping[str, Any]]
+    features: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    local_theta: float = 0.0
 
 
 def available() -> list[str]:
@@ -101,7 +119,7 @@ def published(size: str) -> tuple[dict[str, Any], dict[str, Any]]:
     if size not in sizes:
         raise ValueError(f"unknown model {size!r}; allowed: {', '.join(sizes)}")
     family = load(sizes[size])
-    return {"family": sizes[size], **family.features, **family.sizes[size]}, dict(family.ropes.get(size, {}))
+    return {"family": sizes[size], **PLAIN, **family.features, **family.sizes[size]}, dict(family.ropes.get(size, {}))
 
 
 SIZES = "num_layers model_width ffn_width num_heads num_kv_heads head_width vocab_size tie_embeddings norm_eps"

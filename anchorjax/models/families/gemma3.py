@@ -33,6 +33,7 @@ FAMILY = Family(
         "tie_word_embeddings": True,
     },
     fixed={"attention_bias": False, "use_bidirectional_attention": False},
+    local_theta=1e4,
     block=LLAMA_BLOCK | QK_NORM | GEMMA_NORMS,
     sizes=table(f"{SIZES} query_scale window", _SIZES),
     ropes={size: {"theta": 1e6, "local_theta": 1e4} for size in _SIZES},

@@ -14,7 +14,6 @@ _LLAMA31 = {
 FAMILY = Family(
     model_type="llama",
     architecture="LlamaForCausalLM",
-    features={"activation": "silu"},
     fixed={"attention_bias": False, "mlp_bias": False, "pretraining_tp": 1},
     block=LLAMA_BLOCK,
     sizes=table(

@@ -5,7 +5,6 @@ from anchorjax.models.families import LLAMA_BLOCK, SIZES, Family, table
 FAMILY = Family(
     model_type="mistral",
     architecture="MistralForCausalLM",
-    features={"activation": "silu"},
     fields={"sliding_window": "window"},
     defaults={"num_key_value_heads": 8, "sliding_window": 4096},
     block=LLAMA_BLOCK,

@@ -14,7 +14,7 @@ _SIZES = {
 FAMILY = Family(
     model_type="qwen2",
     architecture="Qwen2ForCausalLM",
-    features={"activation": "silu", "qkv_bias": True},
+    features={"qkv_bias": True},
     # A window in the upper layers alone exists in their code and in none of the published models.
     fixed={"use_sliding_window": False},
     block=LLAMA_BLOCK | QKV_BIAS,
