@@ -107,8 +107,8 @@ class HuggingFaceTokenizer:
     bos_id: int
     eos_id: int
     pad_id: int
-    token_bytes_V: np.ndarray
-    rules: Any  # a tokenizers.Tokenizer
+    token_bytes_V: np.ndarray = dataclasses.field(repr=False)
+    rules: Any = dataclasses.field(repr=False)  # a tokenizers.Tokenizer
 
     @classmethod
     def open(cls, directory: Path) -> "HuggingFaceTokenizer":
@@ -127,9 +127,9 @@ class HuggingFaceTokenizer:
         rules.no_truncation()  # some files cut texts to what their model took
         rules.no_padding()
         rules.encode_special_tokens = True  # as text, that is
-        specials = _specials(directory, rules)
-        rules.add_special_tokens([rules.id_to_token(index) for index in specials])  # should they not be marked as such
         token_bytes_V = _token_bytes(file, spec, rules)
+        specials = _specials(directory, rules.get_vocab(with_added_tokens=True))
+        rules.add_special_tokens([rules.id_to_token(index) for index in specials])  # should they not be marked as such
         token_bytes_V[list(specials)] = 0
         digest = hashlib.sha256(content + repr(specials).encode()).hexdigest()
         return cls(f"hf:{digest[:16]}", len(token_bytes_V), *specials, token_bytes_V, rules)
@@ -148,7 +148,7 @@ class HuggingFaceTokenizer:
         return self.rules.decode(kept.tolist(), skip_special_tokens=True)
 
 
-def _specials(directory: Path, rules) -> tuple[int, int, int]:
+def _specials(directory: Path, vocabulary: dict[str, int]) -> tuple[int, int, int]:
     """Ids of the beginning of sequence, the end of sequence and the pad."""
     tokens = _read_json(directory / "tokenizer_config.json")
     ids = _read_json(directory / "config.json")
@@ -157,12 +157,12 @@ def _specials(directory: Path, rules) -> tuple[int, int, int]:
         token = tokens.get(f"{name}_token")
         token = token.get("content") if isinstance(token, dict) else token
         if token is not None:
-            if not isinstance(token, str) or (found := rules.token_to_id(token)) is None:
+            if not isinstance(token, str) or token not in vocabulary:
                 raise ValueError(f"{directory}: {name}_token {token!r} is not in tokenizer.json")
-            return found
+            return vocabulary[token]
         found = ids.get(f"{name}_token_id") if name != "pad" else None
         found = found[0] if isinstance(found, list) and found else found
-        if found is not None and (type(found) is not int or rules.id_to_token(found) is None):
+        if found is not None and (type(found) is not int or found not in vocabulary.values()):
             raise ValueError(f"{directory}: {name}_token_id {found!r} is not in tokenizer.json")
         return found
 

@@ -21,8 +21,8 @@ class FixedTokenizer:
     def __init__(self, ids, vocab_size, name="fixed"):
         self.ids, self.vocab_size, self.name = ids, vocab_size, name
 
-    def encode(self, text):
-        return np.asarray(self.ids)
+    def encode_batch(self, texts):
+        return [np.asarray(self.ids) for _ in texts]
 
 
 def test_documents_end_with_the_end_of_sequence():
@@ -32,6 +32,24 @@ def test_documents_end_with_the_end_of_sequence():
     assert (store.num_documents, store.num_tokens) == (2, 5)
     assert store.document(0).tolist() == [97, 98, 257]
     assert store.document(1).tolist() == [99, 257]
+
+
+def test_documents_stay_in_order_however_many_are_encoded_at_once():
+    texts = ["x" * (length % 7) + str(length) for length in range(50)]
+    store = store_lib.build(documents(*texts), BYTES)
+    assert [BYTES.decode(store.document(i)) for i in range(store.num_documents)] == texts
+
+
+class PickyTokenizer(FixedTokenizer):
+    """Ids as given for the text "bad", none for others."""
+
+    def encode_batch(self, texts):
+        return [np.asarray(self.ids if text == "bad" else [], np.int32) for text in texts]
+
+
+def test_a_bad_document_is_counted_from_the_first():
+    with pytest.raises(ValueError, match="document 33: token id 10"):
+        store_lib.build(documents(*["good"] * 33, "bad"), PickyTokenizer([10], 10))
 
 
 @pytest.mark.parametrize("index", [-1, 2])
