@@ -62,18 +62,36 @@ class Section:
             raise ConfigError(self.key(name), getattr(self, name), allowed)
 
 
+SIZES = ("num_layers", "model_width", "ffn_width", "num_heads", "num_kv_heads", "head_width")
+PLAIN = {  # a Llama's; families say what differs
+    "activation": "silu",
+    "qkv_bias": False,
+    "qk_norm": False,
+    "post_norms": False,
+    "norm_offset": False,
+    "scale_embeddings": False,
+    "query_scale": 0.0,
+    "attention_soft_cap": 0.0,
+    "final_soft_cap": 0.0,
+    "window": 0,
+    "global_every": 0,
+}
+# Values of the model that leave it to the checkpoint in init_from.
+OPEN = {**dict.fromkeys(SIZES, 0), "vocab_size": 0, "norm_eps": 0.0, "family": "", "tie_embeddings": True, **PLAIN}
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(Section):
     NAME = "model"
     family: str
-    num_layers: int = number(1)
-    model_width: int = number(1)
-    ffn_width: int = number(1)
-    num_heads: int = number(1)
-    num_kv_heads: int = number(1)
-    head_width: int = number(2)
+    num_layers: int = number(0)
+    model_width: int = number(0)
+    ffn_width: int = number(0)
+    num_heads: int = number(0)
+    num_kv_heads: int = number(0)
+    head_width: int = number(0)
     vocab_size: int = number(0)
-    norm_eps: float = number(0, 1, open_low=True)
+    norm_eps: float = number(0, 1)
     tie_embeddings: bool
     activation: str = choice("silu", "gelu_tanh")
     qkv_bias: bool
@@ -94,7 +112,7 @@ class ModelConfig(Section):
     def __post_init__(self):
         super().__post_init__()
         self.require(
-            self.num_heads % self.num_kv_heads == 0,
+            self.num_heads % max(1, self.num_kv_heads) == 0,
             "num_kv_heads",
             f"it must divide model.num_heads={self.num_heads}",
         )
@@ -105,10 +123,10 @@ class ModelConfig(Section):
 @dataclasses.dataclass(frozen=True)
 class RopeConfig(Section):
     NAME = "rope"
-    theta: float = number(1)
+    theta: float = number(0)
     local_theta: float = number(0)
     dtype: str = choice("float32", "bfloat16")
-    scaling: str = choice("none", "linear", "dynamic", "yarn", "llama3", "longrope")
+    scaling: str = choice("auto", "none", "linear", "dynamic", "yarn", "llama3", "longrope")
     factor: float = number(1)
     original_length: int = number(0)
     attention_factor: float = number(0)
@@ -122,12 +140,14 @@ class RopeConfig(Section):
     def __post_init__(self):
         super().__post_init__()
         scaling, given = self.scaling, f"with rope.scaling={self.scaling!r} it must "
-        if scaling == "none":
+        if scaling in ("auto", "none"):
             self.require(self.factor == 1, "factor", given + "be 1")
         if scaling in ("dynamic", "yarn", "llama3", "longrope"):
             self.require(self.original_length > 1, "original_length", given + "be at least 2")
         if scaling == "yarn":
-            self.require(self.theta > 1, "theta", given + "be above 1: its ramp divides by log(theta)")
+            self.require(
+                self.theta == 0 or self.theta > 1, "theta", given + "be above 1: its ramp divides by log(theta)"
+            )
             self.require(self.beta_slow > 0, "beta_slow", given + "be above 0")
             above = f"be above rope.beta_slow={self.beta_slow:g}"
             self.require(self.beta_fast > self.beta_slow, "beta_fast", given + above)
@@ -263,6 +283,9 @@ class Config(Section):
 
     def __post_init__(self):
         super().__post_init__()
+        for name in SIZES if not self.init_from else ():
+            if not getattr(self.model, name):
+                raise ConfigError(f"model.{name}", 0, "it must be at least 1, unless init_from names a checkpoint")
         rows, accumulation = self.data.batch_rows, self.train.accumulation
         if rows % accumulation:
             raise ConfigError("train.accumulation", accumulation, f"it must divide data.batch_rows={rows}")
@@ -273,6 +296,26 @@ class Config(Section):
                 raise ConfigError(
                     f"rope.{name}", factors, f"it must hold model.head_width/2={pairs} numbers, not {len(factors)}"
                 )
+
+    def completed(self, model: Mapping[str, Any] | None = None, rope: Mapping[str, Any] | None = None) -> "Config":
+        """With what is left open (0, "", "auto") filled in: from a checkpoint's fields, or with a Llama's values.
+
+        RoPE may be changed, which is how a model is taken to longer rows; the rest is the checkpoint's.
+
+        Raises:
+          ConfigError: a value of the model that is not left open differs from the checkpoint's.
+        """
+        model = {"family": "llama", "norm_eps": 1e-5} | dict(model or {})
+        given = dataclasses.asdict(self.model)
+        for key, value in model.items():
+            if given[key] not in (OPEN[key], value):
+                raise ConfigError(f"model.{key}", given[key], f"the checkpoint in init_from has {value!r}")
+        rope = {"theta": 10_000.0, "scaling": "none"} | dict(rope or {})
+        if self.rope.scaling != "auto":
+            rope = {key: rope[key] for key in ("theta", "local_theta") if key in rope}
+        rope |= {key: value for key in ("theta", "local_theta") if (value := getattr(self.rope, key))}
+        changes = {"model": dataclasses.replace(self.model, **model), "rope": dataclasses.replace(self.rope, **rope)}
+        return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

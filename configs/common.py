@@ -3,7 +3,8 @@
     from configs import common
     def get_config():
         config = common.base()
-        config.model.num_layers = 2
+        config.init_from = "checkpoints/Llama-3.1-8B"
+        config.rope.theta = 1e7
         return config
 
 Any key can be changed on the command line: `--config.optimizer.learning_rate=1e-3`.
@@ -19,15 +20,16 @@ def base() -> ConfigDict:
             "seed": 0,  # initial weights and data order; the same seed gives the same run, bit for bit
             "init_from": "",  # a Hugging Face directory, or one written by anchorjax.convert; empty: random weights
             "model": {
-                "family": "llama",  # a module in anchorjax/models/families: how checkpoints name the weights
-                "num_layers": 4,
-                "model_width": 256,  # D
-                "ffn_width": 704,  # F; about 8/3 D, as SwiGLU has three matrices where a plain MLP has two
-                "num_heads": 4,  # N
-                "num_kv_heads": 2,  # K; fewer than N is grouped-query attention
-                "head_width": 64,  # H
-                "vocab_size": 0,  # V; 0 takes the tokenizer's, rounded up to 64 so that it shards evenly
-                "norm_eps": 1e-5,
+                "family": "",  # a module in anchorjax/models/families: how checkpoints name the weights; empty: llama
+                # Sizes: 0 takes the checkpoint's. Without init_from they must be given.
+                "num_layers": 0,
+                "model_width": 0,  # D
+                "ffn_width": 0,  # F; about 8/3 D, as SwiGLU has three matrices where a plain MLP has two
+                "num_heads": 0,  # N
+                "num_kv_heads": 0,  # K; fewer than N is grouped-query attention
+                "head_width": 0,  # H
+                "vocab_size": 0,  # V; without init_from the tokenizer's, rounded up to 64 so that it shards evenly
+                "norm_eps": 0.0,  # 0 is the checkpoint's, or 1e-5
                 "tie_embeddings": True,  # one matrix for input and output: half the parameters of a small model
                 # What families differ in.
                 "activation": "silu",  # of the gate; Gemma: gelu_tanh
@@ -47,10 +49,10 @@ def base() -> ConfigDict:
                 "remat": "attention",  # none: keep all; attention: recompute all but it; full: recompute all
             },
             "rope": {
-                "theta": 10_000.0,  # raise it with the row length (paper: 64K 5e6, 128K 1e7)
-                "local_theta": 0.0,  # of layers with a window, which are never scaled; 0: they are as the others
+                "theta": 0.0,  # raise it with the row length (paper: 64K 5e6, 128K 1e7); 0: the checkpoint's, or 1e4
+                "local_theta": 0.0,  # of layers with a window, never scaled; 0: the checkpoint's, or as the others
                 "dtype": "float32",  # bfloat16 reproduces the fault that the paper describes
-                "scaling": "none",  # none | linear | dynamic | yarn | llama3 | longrope (anchorjax/models/rope.py)
+                "scaling": "auto",  # the checkpoint's, or none; or none | linear | dynamic | yarn | llama3 | longrope
                 "factor": 1.0,  # how many times longer than original_length rows get
                 "original_length": 0,  # positions that the checkpoint was trained on; linear does not need it
                 "attention_factor": 0.0,  # multiplies rotated queries and keys; 0 is the scaling's own (yarn, longrope)
@@ -73,7 +75,7 @@ def base() -> ConfigDict:
             },
             "data": {
                 "source": "public_domain",  # a module in anchorjax/data/sources, or tfds:NAME
-                "tokenizer": "bytes",  # bytes, or a directory with tokenizer.json
+                "tokenizer": "auto",  # the checkpoint's, or bytes; or a directory with tokenizer.json
                 "data_dir": "~/.cache/anchorjax",  # where prepared data sets are kept
                 "row_length": 4096,  # T, with the anchor
                 "batch_rows": 1,  # B: rows in one optimizer step, over all devices

@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def evaluate(workdir: Path, max_rows: int) -> dict:
     """Loads the newest checkpoint and scores it. Raises UserError if there is none that can be read."""
-    setup = Setup.make(fit_devices(resolve(load_config(workdir)), jax.device_count()))
+    setup = Setup.make(fit_devices(resolve(load_config(workdir)), jax.device_count()), workdir)
     checkpoints = Checkpoints(workdir, keep=1, read_only=True)
     restored = checkpoints.restore_latest(setup.abstract_state())
     if restored is None:

@@ -22,10 +22,11 @@ ALLOWED = {
     "sharding": {"types"},
     "command_line": {"config", "errors"},
     "targets": {"errors"},
-    "huggingface": {"types", "errors"},
+    "huggingface": {"errors", "config", "models"},
     "attention": FOUNDATION,
-    "models": FOUNDATION | {"attention", "huggingface"},
+    "models": FOUNDATION | {"attention"},
     "data": {"types", "errors", "config", "sharding"},
+    "convert": FOUNDATION | {"models", "huggingface", "training"},
     "training": FOUNDATION | {"attention", "models", "data", "huggingface"},
 }
 OUTSIDE = {"configs", "train", "eval", "tests", "benchmarks"}

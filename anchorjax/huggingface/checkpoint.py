@@ -22,7 +22,7 @@ from anchorjax.models.decoder import Decoder
 from anchorjax.models.families import Leaf
 from anchorjax.models.layers import named_leaves
 
-DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
 SHOWN = 3  # names in a message about many
 
 

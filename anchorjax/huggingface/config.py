@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from anchorjax.config import ModelConfig, RopeConfig
+from anchorjax.config import PLAIN, ModelConfig, RopeConfig
 from anchorjax.errors import WeightsError
 from anchorjax.huggingface.directory import member
 from anchorjax.models import families
@@ -72,6 +72,19 @@ ROPE_FIELDS = {  # of rope_scaling, by kind; by RopeConfig's names
 }
 
 
+NEUTRAL_ROPE = {  # what transformers takes, or what says nothing
+    "factor": 1.0,
+    "original_length": 0,
+    "attention_factor": 0.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "short_factors": (),
+    "long_factors": (),
+}
+
+
 def load(directory: Path) -> dict[str, Any]:
     """The file's fields. Raises WeightsError if it is missing or no JSON object."""
     file = member(directory, FILE)
@@ -94,7 +107,7 @@ def read(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     given = {key: value for key, value in fields.items() if value is not None}
     given = DEFAULTS | dict(family.defaults) | given
     _refuse(fields, family)
-    model = {"family": name, **families.PLAIN, **family.features}
+    model = {"family": name, **PLAIN, **family.features}
     given.setdefault("num_key_value_heads", given.get("num_attention_heads"))
     if "head_dim" not in given:
         given["head_dim"] = _whole(given, "hidden_size") // _whole(given, "num_attention_heads")
@@ -195,7 +208,7 @@ def _rope(given: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
     local_theta = local_theta or families.load(model["family"]).local_theta
     default_theta = 1e6 if local_theta else 1e4
     rope = {"theta": float(scaling.pop("rope_theta", default_theta)), "local_theta": float(local_theta)}
-    return rope | _scaling(scaling, given)
+    return NEUTRAL_ROPE | rope | _scaling(scaling, given)
 
 
 def _scaling(scaling: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -278,7 +291,7 @@ def _rope_fields(rope: RopeConfig, family: Family, max_position: int) -> dict[st
 
 
 def _refuse_features(model: ModelConfig, family: Family, named) -> None:
-    features = {**families.PLAIN, **family.features}
+    features = {**PLAIN, **family.features}
     for key, value in features.items():
         # Without a window there is no pattern either.
         if key in named or (key == "global_every" and not model.window):

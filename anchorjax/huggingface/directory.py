@@ -3,7 +3,7 @@
 import contextlib
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from anchorjax.errors import WeightsError
@@ -36,6 +36,12 @@ def _is_cache(folder: Path) -> bool:
     return folder.name.startswith("models--") and (folder / "blobs").is_dir()
 
 
+TOKENIZER = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
+    *("merges.txt", "tokenizer.model", "chat_template.jinja", "generation_config.json"),
+)
+
+
 @contextlib.contextmanager
 def new_directory(path: str | Path) -> Iterator[Path]:
     """Gives a temporary directory beside `path`, which gets that name when the block ends without an exception.
@@ -57,3 +63,10 @@ def new_directory(path: str | Path) -> Iterator[Path]:
         raise WeightsError(f"{path} cannot be written: {error}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)  # nothing is left of it after the renaming
+
+
+def copy_files(source: Path, target: Path, names: Iterable[str]) -> None:
+    """Copies those of the files that exist. Raises WeightsError for links that lead out of `source`."""
+    for name in names:
+        if (source / name).exists():
+            shutil.copyfile(member(source, name), target / name)

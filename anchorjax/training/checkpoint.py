@@ -11,6 +11,7 @@ one that exists.
 import dataclasses
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from anchorjax.training.digest import digests
 from anchorjax.training.state import TrainState
 
 FORMAT = 2
+_WEIGHTS = "params."  # in front of their names in a TrainState
 _DIGITS = 8  # of a step directory's name
 _policies = ocp.checkpoint_managers
 
@@ -54,17 +56,18 @@ class Checkpoints:
         )
         self._read_only = read_only
         self.directory = (workdir / "checkpoints").absolute()
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
-    def save(self, step: int, state: TrainState, config: dict[str, Any], data: DataPosition) -> None:
+    def save(self, step: int, state: Any, config: dict[str, Any], data: DataPosition | None) -> None:
         """Starts a save; returns once the state is copied, so the next step may reuse its buffers.
 
         An earlier save's failure is raised here or in `close`, never swallowed.
         """
         leaves = named_leaves(state)
-        meta = {"format": FORMAT, "step": step, "config": config, "data": dataclasses.asdict(data)}
+        meta = {"format": FORMAT, "step": step, "config": config, "data": data and dataclasses.asdict(data)}
         meta["digests"] = digests(leaves)
-        args = ocp.args.Composite(state=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(meta))
+        args = ocp.args.Composite(state=ocp.args.PyTreeSave(leaves), meta=ocp.args.JsonSave(meta))
         if not self._manager.save(step, args=args):
             raise CheckpointError(f"step {step} was not saved: {self.directory} already holds a later one")
 
@@ -84,23 +87,63 @@ class Checkpoints:
                 self._set_aside(steps[:place])
                 return restored
             except Exception as error:  # damage surfaces as whatever Orbax's parser trips over
-                reason = str(error).strip().splitlines()[0][:200] if str(error) else type(error).__name__
+                reason = _first_line(error)
                 log.warning("checkpoint %d in %s cannot be read and is passed over: %s", step, self.directory, reason)
         if steps:
             raise CheckpointError(f"none of the checkpoints {sorted(steps)} in {self.directory} can be read")
         return None
 
+    def restore_latest_weights(self, like: Mapping[str, jax.Array]) -> dict[str, jax.Array] | None:
+        """The weights alone of the newest checkpoint, by name; None if there is no checkpoint.
+
+        Args:
+          like: (abstract or real) arrays by name; results take their shapes, shardings and dtypes.
+
+        Raises:
+          CheckpointError: it lacks one of these weights or has others, or cannot be read. Older checkpoints are not
+            looked at: the caller asked for this run's result.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        prefixed = {_WEIGHTS + name: leaf for name, leaf in like.items()}
+        try:
+            meta, saved = self._meta(step), self._manager.item_metadata(step).state
+            weights = {name for name in saved if name.startswith(_WEIGHTS)}
+            if differ := weights ^ prefixed.keys():
+                raise ValueError(f"{sorted(differ)[0]} is in one of checkpoint and configuration alone")
+            # In the dtype that was saved, so that the digests can be compared.
+            target = {
+                name: jax.ShapeDtypeStruct(leaf.shape, saved[name].dtype, sharding=leaf.sharding)
+                for name, leaf in prefixed.items()
+            }
+            leaves = self._leaves(step, target, meta)
+        except Exception as error:  # damage surfaces as whatever Orbax's parser trips over
+            raise CheckpointError(
+                f"checkpoint {step} in {self.directory} cannot be read: {_first_line(error)}"
+            ) from error
+        return {name.removeprefix(_WEIGHTS): x.astype(prefixed[name].dtype) for name, x in leaves.items()}
+
     def _restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        meta, target = self._meta(step), named_leaves(like)
+        leaves = self._leaves(step, target, meta)
+        return jax.tree.unflatten(jax.tree.structure(like), leaves.values()), meta
+
+    def _meta(self, step: int) -> dict[str, Any]:
         meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
         if meta["format"] != FORMAT:
             raise ValueError(f"its format is {meta['format']}, this version reads {FORMAT}")
-        target = named_leaves(like)
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
-        leaves = self._manager.restore(step, args=args).state
+        return meta
+
+    def _leaves(self, step: int, target: dict[str, Any], meta: dict[str, Any]) -> dict[str, jax.Array]:
+        """Some of a checkpoint's leaves, or all, in the order of `target`."""
+        restore_args = ocp.checkpoint_utils.construct_restore_args(target)
+        args = ocp.args.PyTreeRestore(target, restore_args, partial_restore=len(target) < len(meta["digests"]))
+        leaves = self._manager.restore(step, args=ocp.args.Composite(state=args)).state
         changed = [name for name, digest in digests(leaves).items() if digest != meta["digests"][name]]
         if changed:
             raise ValueError(f"not what was saved: {', '.join(changed)}")
-        return jax.tree.unflatten(jax.tree.structure(like), [leaves[name] for name in target]), meta
+        return {name: leaves[name] for name in target}
 
     def _set_aside(self, steps: list[int]) -> None:
         if self._read_only or not steps:
@@ -117,3 +160,7 @@ class Checkpoints:
     def close(self) -> None:
         self.wait()
         self._manager.close()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error) else type(error).__name__

@@ -34,7 +34,8 @@ def run(config: Config, workdir: str | Path) -> int:
 
     Raises:
       UsageError: more than one process: rows would be repeated, as each would pack all of them.
-      ConfigError: the configuration does not fit the devices or the tokenizer.
+      ConfigError: the configuration does not fit the devices, the tokenizer or the checkpoint in init_from.
+      WeightsError: that checkpoint cannot be read, or is not supported.
       WorkdirError: the directory holds another run, other data, or a running job.
       CheckpointError: its checkpoints cannot be read.
       LeakageError: attention does not keep the mask of the first batch.
@@ -43,8 +44,8 @@ def run(config: Config, workdir: str | Path) -> int:
     stop = StopSignal()  # first: a SIGTERM during compilation is answered at the first step
     if jax.process_count() > 1:
         raise UsageError(f"training runs in one process so far, not in {jax.process_count()}")
-    setup = Setup.make(config)
-    stores = {split: data.load_store(config.data, split)[0] for split in ("train", "validation")}
+    setup = Setup.make(config, Path(workdir).expanduser())
+    stores = {split: data.load_store(setup.config.data, split)[0] for split in ("train", "validation")}
     with Workdir(workdir).open(setup.config) as directory, jax.set_mesh(setup.mesh):
         return Job(setup, stores, directory, stop).run()
 
@@ -80,7 +81,10 @@ class Job:
     def _start(self) -> tuple[TrainState, int]:
         restored = self.checkpoints.restore_latest(self.setup.abstract_state())
         if restored is None:
-            return jax.jit(self.setup.make_state)(), 0
+            state = self.setup.first_state()
+            if self.setup.pretrained:  # last, so that what is resumed has begun
+                self.setup.pretrained.keep_source(self.directory.path)
+            return state, 0
         state, meta = restored
         position = DataPosition(**meta["data"])
         self._refuse_other_text(position)

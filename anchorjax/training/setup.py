@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
@@ -10,7 +11,10 @@ from anchorjax import attention, sharding
 from anchorjax.config import AttentionConfig, Config
 from anchorjax.data import Tokenizer, load_tokenizer, num_anchors
 from anchorjax.errors import ConfigError
+from anchorjax.models import families
 from anchorjax.training.optimizer import make_optimizer, make_schedule
+from anchorjax.training.pretrained import Pretrained
+from anchorjax.training.pretrained import find as find_pretrained
 from anchorjax.training.state import TrainState, init_state
 from anchorjax.training.step import Steps
 
@@ -25,29 +29,61 @@ class Setup:
     tokenizer: Tokenizer
     mesh: Mesh
     steps: Steps
+    pretrained: Pretrained | None  # where the weights come from, if the run starts from a checkpoint
 
     @classmethod
-    def make(cls, config: Config) -> "Setup":
-        """Raises ConfigError for a tokenizer that cannot be used, or shapes that do not fit it or the devices.
+    def make(cls, config: Config, workdir: Path | None = None) -> "Setup":
+        """Compiles nothing and writes nothing.
 
-        Compiles nothing.
+        Args:
+          workdir: a run's directory, which may hold all that it needs of its checkpoint.
+
+        Raises:
+          ConfigError: a checkpoint or tokenizer that cannot be used, shapes that do not fit them or the devices.
+          WeightsError: a checkpoint's configuration that is not supported.
         """
+        pretrained = find_pretrained(config, workdir)
+        config = complete(config, pretrained)
         tokenizer = load_tokenizer(config.data)
         config = with_vocabulary(config, tokenizer.vocab_size)
         check_attention(config.attention)
         mesh = sharding.make_mesh(config.check_devices(jax.device_count()))
         optimizer = make_optimizer(config.optimizer, config.train.steps)
         schedule = make_schedule(config.optimizer, config.train.steps)
-        return cls(config, tokenizer, mesh, Steps(config, num_anchors(config.data.mask), optimizer, schedule))
+        steps = Steps(config, num_anchors(config.data.mask), optimizer, schedule)
+        return cls(config, tokenizer, mesh, steps, pretrained)
 
     @functools.cached_property
     def make_state(self):
         """() -> TrainState, for jit or eval_shape inside the mesh."""
         return functools.partial(init_state, self.config.seed, self.steps.shape, self.steps.optimizer)
 
+    def first_state(self) -> TrainState:
+        """Fresh weights and moments, or a checkpoint's weights; call it inside the mesh.
+
+        Raises:
+          WeightsError, CheckpointError: the checkpoint's weights cannot be read, or are of another model.
+        """
+        state = jax.jit(self.make_state)()
+        if self.pretrained is None:
+            return state
+        return dataclasses.replace(state, params=self.pretrained.load(state.params, self.steps.shape))
+
     def abstract_state(self) -> TrainState:
         with jax.set_mesh(self.mesh):
             return sharding.abstract(self.make_state)
+
+
+def complete(config: Config, pretrained: Pretrained | None) -> Config:
+    """With what is left open filled in. Raises ConfigError for a family that does not exist or another model."""
+    if pretrained:
+        return pretrained.complete(config)
+    if config.data.tokenizer == "auto":
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer="bytes"))
+    config = config.completed()
+    if config.model.family not in families.available():
+        raise ConfigError("model.family", config.model.family, f"it must be one of {', '.join(families.available())}")
+    return config
 
 
 def check_attention(config: AttentionConfig) -> None:

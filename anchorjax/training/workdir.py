@@ -17,7 +17,8 @@ from anchorjax.errors import WorkdirError
 # Keys that may differ when a run is continued: they change where and how it runs, not what is computed.
 # (The mesh and attention's tiles do change the order of floating-point sums: losses then agree closely, not bitwise.)
 FREE = ("mesh.", "attention.", "eval.", "checkpoint.", "train.log_every", "train.tensorboard", "train.peak_tflops")
-FREE += ("data.prefetch", "data.workers", "data.data_dir")
+# A store's fingerprint tells the tokenizer's content, wherever it lies.
+FREE += ("data.prefetch", "data.workers", "data.data_dir", "data.tokenizer")
 
 
 class Workdir:

@@ -19,7 +19,7 @@ def shape_of(
     base = common.base().to_dict()
     return Shape(
         ModelConfig(**(base["model"] | model)),
-        RopeConfig(**(base["rope"] | (rope or {}))),
+        RopeConfig(**(base["rope"] | {"theta": 1e4, "scaling": "none"} | (rope or {}))),
         LoraConfig(**(base["lora"] | (lora or {}))),
         AttentionConfig(implementation, *tiles),
         max_position,

@@ -23,7 +23,7 @@ SHORT = tuple(1 + 1.8 * (2 * i / H) ** 2 for i in range(H // 2))
 
 
 def config(**changes) -> RopeConfig:
-    return RopeConfig(**(common.base().rope.to_dict() | changes))
+    return RopeConfig(**(common.base().rope.to_dict() | {"theta": 1e4, "scaling": "none"} | changes))
 
 
 LLAMA_31 = config(theta=5e5, scaling="llama3", factor=8, low_freq_factor=1, high_freq_factor=4, original_length=8192)

@@ -11,6 +11,8 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
+from anchorjax.config import PLAIN
+
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
@@ -51,22 +53,6 @@ GEMMA_NORMS = {
     "post_attention_layernorm.weight": Leaf("post_attention_norm_D"),
     "pre_feedforward_layernorm.weight": Leaf("ffn_norm_D"),
     "post_feedforward_layernorm.weight": Leaf("post_ffn_norm_D"),
-}
-
-
-# Of ModelConfig: a Llama's. Families say what differs.
-PLAIN = {
-    "activation": "silu",
-    "qkv_bias": False,
-    "qk_norm": False,
-    "post_norms": False,
-    "norm_offset": False,
-    "scale_embeddings": False,
-    "query_scale": 0.0,
-    "attention_soft_cap": 0.0,
-    "final_soft_cap": 0.0,
-    "window": 0,
-    "global_every": 0,
 }
 
 

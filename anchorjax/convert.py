@@ -1,0 +1,127 @@
+"""Checkpoints of Hugging Face, in and out.
+
+    python -m anchorjax.convert from-hf Llama-3.1-8B llama31_8b         # sharded, for init_from on many hosts
+    python -m anchorjax.convert to-hf runs/llama31_128k Llama-3.1-8B-128K
+
+`init_from` takes a Hugging Face directory as it is; converting first saves reading it again in every run. `to-hf`
+takes a run's directory, or one made by `from-hf`, and writes what transformers, vLLM and the others load:
+config.json, safetensors and the tokenizer. LoRA adapters are merged. Exit codes: 0 done, 1 failed, 2 bad input.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging
+
+from anchorjax import sharding
+from anchorjax.config import AttentionConfig, LoraConfig, ModelConfig, RopeConfig
+from anchorjax.errors import CheckpointError, UserError, WeightsError, WorkdirError
+from anchorjax.huggingface import checkpoint as hf_checkpoint
+from anchorjax.huggingface import config as hf_config
+from anchorjax.huggingface.directory import TOKENIZER, copy_files, new_directory
+from anchorjax.huggingface.weights import Weights
+from anchorjax.models.decoder import Decoder
+from anchorjax.models.layers import Shape, named_leaves
+from anchorjax.training.checkpoint import Checkpoints
+from anchorjax.training.pretrained import SOURCE, Pretrained
+from anchorjax.training.workdir import load_config
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="anchorjax.convert", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    reading = commands.add_parser("from-hf", help="a Hugging Face directory into one of ours")
+    reading.add_argument("directory", type=Path)
+    reading.add_argument("out", type=Path)
+    writing = commands.add_parser("to-hf", help="a run, or what from-hf made, into a Hugging Face directory")
+    writing.add_argument("checkpoint", type=Path)
+    writing.add_argument("directory", type=Path)
+    writing.add_argument("--dtype", choices=hf_checkpoint.DTYPES, help="of the weights; default: that of the source")
+    arguments = parser.parse_args(argv)
+    logging.set_verbosity(logging.ERROR)  # Orbax warns that a reader only reads
+    try:
+        if arguments.command == "from-hf":
+            from_hf(arguments.directory, arguments.out)
+        else:
+            to_hf(arguments.checkpoint.expanduser(), arguments.directory, arguments.dtype)
+    except UserError as error:
+        print(f"anchorjax.convert: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def from_hf(directory: Path, out: Path) -> None:
+    """Writes a Hugging Face checkpoint as one of ours, without loss: bfloat16 stays, float16 becomes float32.
+
+    Raises:
+      WeightsError: the checkpoint cannot be read or is not supported, or `out` exists and is not empty.
+    """
+    pretrained = Pretrained.open(directory)
+    dtypes = {info.dtype for info in Weights.open(directory).tensors.values()}
+    dtype = "bfloat16" if dtypes == {hf_checkpoint.DTYPES["bfloat16"]} else "float32"
+    sections = {
+        "model": dict(pretrained.model)
+        | {"compute_dtype": dtype, "param_dtype": dtype, "remat": "none", "dropout": 0.0},
+        "rope": dict(pretrained.rope) | {"dtype": "float32"},
+        "lora": {"rank": 0, "alpha": 0.0, "targets": ()},
+    }
+    shape = _shape(sections)
+    with new_directory(out) as part, jax.set_mesh(_mesh(shape.model)):
+        params = pretrained.load(jax.jit(lambda: Decoder(jax.random.key(0), shape))(), shape)
+        (part / hf_config.FILE).write_text(json.dumps(sections, indent=2) + "\n")
+        pretrained.keep_source(part)
+        checkpoints = Checkpoints(part, keep=1)
+        checkpoints.save(0, {"params": params}, sections, data=None)
+        checkpoints.close()
+    print(f"{sum(x.size for x in jax.tree.leaves(params)):,} parameters written to {out}, {dtype}")
+
+
+def to_hf(checkpoint: Path, directory: Path, dtype: str | None) -> None:
+    """Writes the newest weights of a directory of ours as a Hugging Face checkpoint.
+
+    Raises:
+      WorkdirError, CheckpointError: `checkpoint` is not one of ours, or cannot be read.
+      WeightsError: the family cannot express the model, or `directory` exists and is not empty.
+    """
+    sections = load_config(checkpoint)
+    if not {"model", "rope", "lora"} <= sections.keys():
+        raise WorkdirError(f"{checkpoint} is no run, and was not made by from-hf")
+    shape, source = _shape(sections), checkpoint / SOURCE
+    fields = hf_config.load(source) if source.is_dir() else {}
+    dtype = dtype or fields.get("torch_dtype") or fields.get("dtype") or "float32"
+    if dtype not in hf_checkpoint.DTYPES:
+        raise WeightsError(f"{source}/{hf_config.FILE}: weights are {dtype}; choose --dtype")
+    max_position = max(sections.get("data", {}).get("row_length", 0), fields.get("max_position_embeddings") or 0)
+    written = hf_config.write(shape.model, shape.rope, max_position=max_position, dtype=dtype, source=fields)
+    with new_directory(directory) as part, jax.set_mesh(_mesh(shape.model)):
+        like = sharding.abstract(lambda: Decoder(jax.random.key(0), shape))
+        weights = Checkpoints(checkpoint, keep=1, read_only=True).restore_latest_weights(named_leaves(like))
+        if weights is None:
+            raise CheckpointError(f"there is no checkpoint in {checkpoint}")
+        params = jax.tree.unflatten(jax.tree.structure(like), weights.values())
+        hf_checkpoint.save(params, shape.model, shape.lora, part, dtype)
+        (part / hf_config.FILE).write_text(json.dumps(written, indent=2) + "\n")
+        if source.is_dir():
+            copy_files(source, part, TOKENIZER)
+    print(f"{shape.model.family}, {max_position:,} positions, written to {directory}, {dtype}")
+
+
+def _shape(sections: Mapping[str, Any]) -> Shape:
+    parts = (kind(**sections[kind.NAME]) for kind in (ModelConfig, RopeConfig, LoraConfig))
+    return Shape(*parts, AttentionConfig("reference", 1, 1), max_position=2)  # of no consequence for weights
+
+
+def _mesh(model: ModelConfig) -> jax.sharding.Mesh:
+    """As many of this process's devices as the width can be cut for."""
+    devices = jax.devices()[: math.gcd(jax.device_count(), model.model_width)]
+    return sharding.make_mesh({"data": 1, "fsdp": len(devices), "context": 1, "tensor": 1}, devices)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""What a run starts from: a Hugging Face directory, or one of ours (a run's, or one made by `anchorjax.convert`).
+
+Ours hold `config.json`, `checkpoints/` and, if they began with a Hugging Face checkpoint, `source/`: its
+`config.json` and tokenizer, so that a run needs nothing but its own directory to be resumed and exported.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from anchorjax.config import OPEN, Config
+from anchorjax.errors import CheckpointError, ConfigError, WeightsError
+from anchorjax.huggingface import checkpoint as hf_checkpoint
+from anchorjax.huggingface import config as hf_config
+from anchorjax.huggingface.directory import TOKENIZER, copy_files
+from anchorjax.huggingface.weights import Weights
+from anchorjax.models.decoder import Decoder
+from anchorjax.models.layers import Shape, named_leaves
+from anchorjax.training.checkpoint import Checkpoints
+
+SOURCE = "source"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A directory whose configuration has been read; its weights have not.
+
+    Attributes:
+      model, rope: the fields of ModelConfig and RopeConfig that it decides.
+      source: where a Hugging Face config.json and the tokenizer lie; None if there are none.
+    """
+
+    directory: Path
+    model: Mapping[str, Any]
+    rope: Mapping[str, Any]
+    source: Path | None
+
+    @classmethod
+    def open(cls, directory: str | Path) -> "Pretrained":
+        """Raises WeightsError: no such directory, no or bad configuration, or one that is not supported."""
+        directory = Path(directory).expanduser()
+        if not directory.is_dir():
+            raise WeightsError(f"{directory} is not a directory: it must hold a Hugging Face checkpoint, or be a run's")
+        fields = hf_config.load(directory)
+        if "model_type" in fields:
+            return cls(directory, *hf_config.read(fields), directory)
+        if not isinstance(fields.get("model"), dict) or not isinstance(fields.get("rope"), dict):
+            raise WeightsError(f"{directory}/config.json is neither a Hugging Face checkpoint's nor a run's")
+        model = {key: value for key, value in fields["model"].items() if key in OPEN}
+        rope = {key: value for key, value in fields["rope"].items() if key != "dtype"}
+        source = directory / SOURCE
+        return cls(directory, model, rope, source if source.is_dir() else None)
+
+    def complete(self, config: Config) -> Config:
+        """The run's configuration, with what it leaves to the checkpoint filled in.
+
+        Raises:
+          ConfigError: it asks for another model, or the checkpoint has no tokenizer and it names none.
+        """
+        tokenizer = config.data.tokenizer
+        if tokenizer == "auto":
+            if self.source is None or not (self.source / "tokenizer.json").exists():
+                raise ConfigError("data.tokenizer", "auto", f"{self.directory} has no tokenizer.json; name a directory")
+            tokenizer = str(self.source)
+        data = dataclasses.replace(config.data, tokenizer=tokenizer)
+        return dataclasses.replace(config, data=data).completed(self.model, self.rope)
+
+    def load(self, params: Decoder, shape: Shape) -> Decoder:
+        """The decoder with the checkpoint's weights; `params` gives devices and dtypes, and its buffers.
+
+        Raises:
+          WeightsError, CheckpointError: the weights cannot be read, or are of another model.
+        """
+        if "model_type" in hf_config.load(self.directory):
+            return hf_checkpoint.load(params, shape.model, Weights.open(self.directory))
+        leaves = named_leaves(params)
+        base = {name: leaf for name, leaf in leaves.items() if "_adapter." not in name}
+        restored = Checkpoints(self.directory, keep=1, read_only=True).restore_latest_weights(base)
+        if restored is None:
+            raise CheckpointError(f"there is no checkpoint in {self.directory}")
+        return jax.tree.unflatten(jax.tree.structure(params), (leaves | restored).values())
+
+    def keep_source(self, workdir: Path) -> None:
+        """Copies the Hugging Face files that are no weights into a run's directory."""
+        if self.source is None:
+            return
+        (workdir / SOURCE).mkdir(exist_ok=True)
+        copy_files(self.source, workdir / SOURCE, (hf_config.FILE, *TOKENIZER))
+
+
+def find(config: Config, workdir: Path | None = None) -> Pretrained | None:
+    """What `config.init_from` names, or None. A run that has begun needs no more than its own directory.
+
+    Raises:
+      ConfigError: the directory is not there; WeightsError: it cannot be used.
+    """
+    if not config.init_from:
+        return None
+    if workdir is not None and (workdir / SOURCE).is_dir() and (workdir / hf_config.FILE).exists():
+        return dataclasses.replace(Pretrained.open(workdir), directory=Path(config.init_from).expanduser())
+    if not Path(config.init_from).expanduser().is_dir():
+        raise ConfigError("init_from", config.init_from, "there is no such directory")
+    return Pretrained.open(config.init_from)
