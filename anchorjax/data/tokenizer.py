@@ -192,9 +192,6 @@ def _token_bytes(file: Path, spec: dict[str, Any], rules) -> np.ndarray:
     for added in spec.get("added_tokens", []):
         spelled = len(added["content"].encode()) if count is len else count(added["content"])
         token_bytes[added["id"]] = 0 if added["special"] else spelled
-    unknown = model.get("unk_token")
-    if unknown in vocabulary:
-        token_bytes[vocabulary[unknown]] = 0
     return token_bytes
 
 

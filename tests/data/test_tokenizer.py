@@ -202,6 +202,7 @@ def test_a_text_that_spells_a_special_stays_text(tmp_path, name, marked):
     assert tokenizer.decode(ids) == text
     assert tokenizer.token_bytes_V[ids].sum() == len(text.encode()) + (name == "llama2")
     assert tokenizer.decode([tokenizer.eos_id]) == ""
+    assert tokenizer.token_bytes_V[tokenizer.eos_id] == 0
 
 
 def test_an_added_token_that_is_text_counts_its_spelling(tmp_path):
@@ -260,7 +261,7 @@ def test_a_home_directory_is_meant_by_a_tilde(tmp_path, monkeypatch):
         (SPECIALS, {"bos_token_id": 7, "eos_token_id": 8}, (1, 2, 0)),
         ({"bos_token": "<s>", "eos_token": "</s>"}, None, (1, 2, 2)),
         ({"bos_token": None, "eos_token": "</s>", "pad_token": "<pad>"}, None, (2, 2, 0)),
-        ({"eos_token": "</s>"}, {"bos_token_id": 1}, (1, 2, 2)),
+        ({"eos_token": "</s>"}, {"bos_token_id": 1, "pad_token_id": 0}, (1, 2, 2)),
         ({"bos_token": {"content": "<s>"}, "eos_token": None}, {"eos_token_id": 2}, (1, 2, 2)),
         (None, {"bos_token_id": 1, "eos_token_id": [2, 7], "pad_token_id": None}, (1, 2, 2)),
         (None, {"bos_token_id": None, "eos_token_id": 0}, (0, 0, 0)),
@@ -277,6 +278,7 @@ def test_where_specials_come_from(tmp_path, tokenizer_config, config, ids):
         (None, None, "names an end of sequence"),
         ({"bos_token": "<s>"}, {"bos_token_id": 1}, "names an end of sequence"),
         ({"eos_token": "<end>"}, {"eos_token_id": 2}, "eos_token '<end>' is not in tokenizer.json"),
+        ({"eos_token": ["</s>"]}, None, "eos_token ['</s>'] is not in"),
         ({"eos_token": "</s>", "pad_token": 3}, None, "pad_token 3 is not in"),
         (None, {"eos_token_id": 10**6}, "eos_token_id 1000000 is not in"),
         (None, {"eos_token_id": -1}, "eos_token_id -1 is not in"),

@@ -205,15 +205,26 @@ def test_the_hub_cache_is_read(sharded, tmp_path):
         os.chdir(here)
 
 
-@pytest.mark.parametrize("name", ["models--org--name", "datasets--org--name"])
-def test_links_out_of_a_cache_are_refused(sharded, tmp_path, name):
-    snapshot = hub_cache(sharded, tmp_path / name)
-    if name.startswith("models--"):  # to another model's folder
-        blob = (snapshot / SHARDS[0]).resolve()
-        (tmp_path / "models--org--other").mkdir()
-        blob.rename(tmp_path / "models--org--other" / "blob")
-        (snapshot / SHARDS[0]).unlink()
-        (snapshot / SHARDS[0]).symlink_to("../../../models--org--other/blob")
+def test_links_within_a_folder_that_is_no_cache_are_refused(sharded, tmp_path):
+    snapshot = hub_cache(sharded, tmp_path / "datasets--org--name")
+    assert "leads out of its directory" in refusal(snapshot)
+    home = (tmp_path / "datasets--org--name").rename(tmp_path / "models--org--name")
+    snapshot = home / snapshot.relative_to(tmp_path / "datasets--org--name")
+    assert Weights.open(snapshot).tensors
+    (home / "blobs").rename(home / "other")
+    for link in snapshot.iterdir():
+        target = os.readlink(link).replace("blobs", "other")
+        link.unlink()
+        link.symlink_to(target)
+    assert "leads out of its directory" in refusal(snapshot)
+
+
+def test_links_to_another_model_of_the_cache_are_refused(sharded, tmp_path):
+    snapshot = hub_cache(sharded, tmp_path / "models--org--name")
+    (tmp_path / "models--org--other").mkdir()
+    (snapshot / SHARDS[0]).resolve().rename(tmp_path / "models--org--other" / "blob")
+    (snapshot / SHARDS[0]).unlink()
+    (snapshot / SHARDS[0]).symlink_to("../../../models--org--other/blob")
     assert "leads out of its directory" in refusal(snapshot)
 
 
