@@ -7,6 +7,7 @@ and what is allowed.
 
 import dataclasses
 import difflib
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -62,6 +63,7 @@ class Section:
             raise ConfigError(self.key(name), getattr(self, name), allowed)
 
 
+LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 SIZES = ("num_layers", "model_width", "ffn_width", "num_heads", "num_kv_heads", "head_width")
 PLAIN = {  # a Llama's; families say what differs
     "activation": "silu",
@@ -170,6 +172,13 @@ class LoraConfig(Section):
     rank: int = number(0)
     alpha: float = number(0)
     targets: tuple
+
+    def __post_init__(self):
+        super().__post_init__()
+        known = all(name in LORA_TARGETS for name in self.targets) and len(set(self.targets)) == len(self.targets)
+        self.require(known, "targets", f"each must be one of {', '.join(LORA_TARGETS)}, and only once")
+        self.require(bool(self.targets) or not self.rank, "targets", "with lora.rank it must name at least one")
+        self.require(self.alpha > 0 or not self.rank, "alpha", "with lora.rank it must be above 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -305,11 +314,13 @@ class Config(Section):
         Raises:
           ConfigError: a value of the model that is not left open differs from the checkpoint's.
         """
-        model = {"family": "llama", "norm_eps": 1e-5} | dict(model or {})
         given = dataclasses.asdict(self.model)
-        for key, value in model.items():
+        for key, value in (model or {}).items():
             if given[key] not in (OPEN[key], value):
                 raise ConfigError(f"model.{key}", given[key], f"the checkpoint in init_from has {value!r}")
+        model = {key: given[key] or value for key, value in {"family": "llama", "norm_eps": 1e-5}.items()} | (
+            model or {}
+        )
         rope = {"theta": 10_000.0, "scaling": "none"} | dict(rope or {})
         if self.rope.scaling != "auto":
             rope = {key: rope[key] for key in ("theta", "local_theta") if key in rope}
@@ -318,7 +329,8 @@ class Config(Section):
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """As JSON has it, with lists for tuples."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
 
     def check_devices(self, num_devices: int) -> dict[str, int]:
         """The mesh's shape for that many devices. Raises ConfigError for shapes that do not divide."""

@@ -7,6 +7,7 @@ from configs import common
 
 TINY = {
     "model": {
+        "family": "llama",
         "num_layers": 2,
         "model_width": 32,
         "ffn_width": 64,

@@ -1,0 +1,167 @@
+"""Runs that start from a checkpoint: whose values count, that the weights arrive, that a run needs it only once."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from anchorjax import convert
+from anchorjax.config import SIZES
+from anchorjax.errors import CheckpointError, ConfigError, WeightsError
+from anchorjax.huggingface import checkpoint as hf_checkpoint
+from anchorjax.huggingface import config as hf_config
+from anchorjax.huggingface.weights import Weights
+from anchorjax.models.layers import named_leaves
+from anchorjax.training.setup import Setup
+from tests import tiny
+from tests.training.making import make_mesh, make_state, make_steps
+
+LLAMA31 = {"theta": 5e5, "scaling": "llama3", "factor": 8.0, "original_length": 32}
+OPEN_SIZES = {f"model__{name}": 0 for name in (*SIZES, "vocab_size", "norm_eps")} | {"model__family": ""}
+OPEN_ROPE = {"rope__theta": 0.0, "rope__scaling": "auto"}
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    """A Hugging Face directory with the tiny model, drawn from another seed than the runs', and with scaled RoPE."""
+    directory = tmp_path_factory.mktemp("llama")
+    steps = make_steps(tiny.config(seed=5, **{f"rope__{key}": value for key, value in LLAMA31.items()}))
+    with jax.set_mesh(make_mesh(1, 1, 1, 1)):
+        params = make_state(steps).params
+        hf_checkpoint.save(params, steps.shape.model, steps.shape.lora, directory, "float32")
+    fields = hf_config.write(steps.shape.model, steps.shape.rope, max_position=256, dtype="float32", source={})
+    (directory / "config.json").write_text(json.dumps(fields))
+    return directory
+
+
+def setup_of(directory, **overrides) -> Setup:
+    return Setup.make(tiny.config(init_from=str(directory), data__batch_rows=8, **overrides))
+
+
+def assert_holds(params, directory) -> None:
+    """The decoder's weights are those of the Hugging Face directory."""
+    weights, leaves = Weights.open(directory), {name: np.asarray(leaf) for name, leaf in named_leaves(params).items()}
+    model = setup_of(directory).config.model
+    for name, place in hf_checkpoint.places(params, model).items():
+        leaf = leaves[place.leaf] if place.layer is None else leaves[place.leaf][place.layer]
+        np.testing.assert_array_equal(place.to_checkpoint(leaf), weights.read(name), err_msg=name)
+
+
+def first_params(setup: Setup):
+    with jax.set_mesh(setup.mesh):
+        return setup.first_state().params
+
+
+def test_what_is_left_open_is_the_checkpoint_s(llama):
+    setup = setup_of(llama, **OPEN_SIZES, **OPEN_ROPE)
+    assert setup.config.model == setup_of(llama).config.model
+    assert dataclasses.asdict(setup.config.rope).items() >= LLAMA31.items()
+    assert_holds(first_params(setup), llama)
+
+
+def test_rope_may_be_changed_and_the_rest_stays(llama):
+    rope = setup_of(llama, rope__theta=7e6, rope__scaling="auto").config.rope
+    assert (rope.theta, rope.scaling, rope.factor) == (7e6, "llama3", 8.0)
+    rope = setup_of(llama, rope__theta=0.0, rope__scaling="none").config.rope
+    assert (rope.theta, rope.scaling, rope.factor) == (5e5, "none", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"model__num_layers": 3}, r"model.num_layers=3 is not allowed: the checkpoint in init_from has 2"),
+        ({"model__qk_norm": True}, r"model.qk_norm=True is not allowed: the checkpoint in init_from has False"),
+        ({"model__family": "qwen2"}, r"model.family='qwen2' is not allowed: the checkpoint in init_from has 'llama'"),
+        ({"data__tokenizer": "auto"}, r"data.tokenizer='auto' is not allowed: .* has no tokenizer.json"),
+        ({"init_from": "/nowhere"}, r"init_from='/nowhere' is not allowed: there is no such directory"),
+    ],
+)
+def test_faults_are_named(llama, overrides, words):
+    with pytest.raises(ConfigError, match=words):
+        Setup.make(tiny.config(**({"init_from": str(llama)} | overrides)))
+
+
+def test_without_a_checkpoint_sizes_must_be_given():
+    with pytest.raises(
+        ConfigError, match=r"model.num_layers=0 is not allowed: it must be at least 1, unless init_from"
+    ):
+        tiny.config(model__num_layers=0)
+    with pytest.raises(ConfigError, match=r"model.family='gpt' is not allowed: it must be one of gemma2, "):
+        Setup.make(tiny.config(model__family="gpt"))
+
+
+def test_a_directory_of_something_else_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"name": "me"}')
+    with pytest.raises(WeightsError, match="neither a Hugging Face checkpoint's nor a run's"):
+        Setup.make(tiny.config(init_from=str(tmp_path)))
+
+
+@pytest.fixture(scope="module")
+def converted(llama, tmp_path_factory):
+    out = tmp_path_factory.mktemp("converted") / "ours"
+    assert convert.main(["from-hf", str(llama), str(out)]) == 0
+    return out
+
+
+def test_converting_there_and_back_changes_no_bit(llama, converted, tmp_path):
+    assert convert.main(["to-hf", str(converted), str(tmp_path / "back")]) == 0
+    there, back = Weights.open(llama), Weights.open(tmp_path / "back")
+    assert there.tensors.keys() == back.tensors.keys()
+    for name in there.tensors:
+        np.testing.assert_array_equal(there.read(name), back.read(name), err_msg=name)
+    assert hf_config.read(hf_config.load(tmp_path / "back")) == hf_config.read(hf_config.load(llama))
+
+
+def test_runs_start_from_what_was_converted(llama, converted):
+    setup = setup_of(converted, **OPEN_SIZES, **OPEN_ROPE)
+    assert dataclasses.asdict(setup.config.rope).items() >= LLAMA31.items()
+    assert_holds(first_params(setup), llama)
+    adapted = setup_of(converted, lora__rank=2, model__compute_dtype="bfloat16")
+    leaves = named_leaves(first_params(adapted))
+    got = np.asarray(leaves["embed_VD"].astype("float32"))
+    np.testing.assert_allclose(got, np.asarray(named_leaves(first_params(setup))["embed_VD"]), rtol=2**-8)
+    assert {name for name in leaves if "_adapter." in name}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["from-hf", "{llama}", "{llama}"], "exists and is not empty"),
+        (["from-hf", "{tmp}/none", "{tmp}/out"], "is not a directory"),
+        (["to-hf", "{llama}", "{tmp}/out"], "is no run, and was not made by from-hf"),
+        (["to-hf", "{tmp}", "{tmp}/out"], "there is no run in"),
+    ],
+)
+def test_convert_refuses_in_one_line_and_writes_nothing(llama, tmp_path, capsys, arguments, words):
+    assert convert.main([text.format(llama=llama, tmp=tmp_path) for text in arguments]) == 2
+    err = capsys.readouterr().err
+    assert words in err and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_needs_its_checkpoint_only_once_and_is_exported(llama, jobs, tmp_path):
+    """Stopped at once, the source removed, resumed, exported; the weights are those of the last step."""
+    source, workdir = tmp_path / "source", tmp_path / "run"
+    shutil.copytree(llama, source)
+    flags = [f"--config.init_from={source}", "--config.model.dropout=0.0"]
+    jobs.run(workdir, *flags, signal_at=("SIGTERM", "train", 4), expect=75)
+    shutil.rmtree(source)
+    jobs.run(workdir, *flags)
+    assert convert.main(["to-hf", str(workdir), str(tmp_path / "out")]) == 0
+    trained = setup_of(workdir)
+    params = first_params(trained)
+    assert_holds(params, tmp_path / "out")
+    embedding = Weights.open(llama).read("model.embed_tokens.weight")
+    change = np.abs(Weights.open(tmp_path / "out").read("model.embed_tokens.weight") - embedding).max()
+    assert 0 < change < 0.1
+
+
+def test_a_run_without_checkpoint_is_no_start(tmp_path):
+    config = tiny.mapping()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    setup = setup_of(tmp_path)
+    with pytest.raises(CheckpointError, match="there is no checkpoint in"):
+        first_params(setup)
