@@ -41,7 +41,7 @@ def make(shape: Shape) -> Decoder:
 @functools.partial(jax.jit, static_argnames=("shape", "num_anchors"))
 def run(params, tokens, positions, segments, shape, num_anchors=1):
     hidden = params.hidden(tokens, positions, segments, num_anchors, shape)
-    return logits(hidden, params.unembedding_DV(shape))
+    return logits(hidden, params.unembedding_DV(shape), shape.model.final_soft_cap)
 
 
 def influence(shape: Shape, num_anchors: int = 1) -> np.ndarray:
@@ -177,6 +177,18 @@ def test_gradients_are_exactly_zero_outside_the_mask(implementation, one_device)
     np.testing.assert_array_equal(seen > 0, wanted)
 
 
+def test_layers_with_a_window_hide_what_is_far(one_device):
+    """Two layers: what lies beyond two windows is out of reach, unless one of them has none."""
+    far = lambda index: index[:, None] - index  # noqa: E731
+    index = np.arange(T)
+    same = (SEGMENTS[:, None] == SEGMENTS) & (SEGMENTS != -1) & (index > 0) & (far(index) >= 0)
+    local = influence(shape_of(tie_embeddings=False, window=4))
+    assert (local[same & (far(index) <= 6)] > 0).all() and (local[same & (far(index) > 6)] == 0).all()
+    assert (local[1:42, 0] > 0).all(), "anchors stay in sight"
+    mixed = influence(shape_of(tie_embeddings=False, window=4, global_every=2))
+    assert (mixed[same] > 0).all()
+
+
 def test_without_anchors_the_first_token_reaches_nobody(one_device):
     seen = influence(shape_of(tie_embeddings=False), num_anchors=0)
     assert (seen[1:, 0] == 0).all() and seen[0, 0] > 0
@@ -208,32 +220,44 @@ def loss_and_gradients(shape: Shape, mesh_shape: tuple[int, ...]):
         return float(value), jax.tree.map(np.asarray, grads)
 
 
-@pytest.fixture(scope="module")
-def on_one_device():
-    return loss_and_gradients(shape_of(), (1, 1, 1, 1))
+# All that families differ in, at once: windows in every other layer, caps, biases, norms.
+EVERYTHING = dict(  # noqa: C408 - a table of keys
+    activation="gelu_tanh", qkv_bias=True, qk_norm=True, post_norms=True, norm_offset=True, scale_embeddings=True,
+    query_scale=5.0, attention_soft_cap=2.0, final_soft_cap=3.0, window=6, global_every=2, tie_embeddings=False,
+)  # fmt: skip
+FEATURES = [{}, EVERYTHING]
+
+
+@pytest.fixture(scope="module", params=FEATURES, ids=["llama", "everything"])
+def on_one_device(request):
+    """(features, loss and gradients)."""
+    return request.param, loss_and_gradients(shape_of(**request.param), (1, 1, 1, 1))
 
 
 @pytest.mark.parametrize("mesh_shape", [(4, 1, 2, 1), (1, 4, 1, 2), (2, 1, 2, 2), (1, 2, 2, 2)])
 def test_every_mesh_gives_one_device_s_loss_and_gradients(mesh_shape, on_one_device):
-    value, grads = loss_and_gradients(shape_of(), mesh_shape)
-    assert abs(value - on_one_device[0]) < 1e-5
-    for got, wanted in zip(jax.tree.leaves(grads), jax.tree.leaves(on_one_device[1]), strict=True):
-        np.testing.assert_allclose(got, wanted, atol=1e-5 * max(1, np.abs(wanted).max()))
+    features, wanted = on_one_device
+    value, grads = loss_and_gradients(shape_of(**features), mesh_shape)
+    assert abs(value - wanted[0]) < 1e-5
+    for got, expected in zip(jax.tree.leaves(grads), jax.tree.leaves(wanted[1]), strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-5 * max(1, np.abs(expected).max()))
 
 
 @pytest.mark.parametrize("remat", ["attention", "full"])
 def test_remat_changes_nothing(remat, on_one_device):
-    value, grads = loss_and_gradients(shape_of(remat=remat), (1, 1, 1, 1))
-    assert abs(value - on_one_device[0]) < 1e-6
-    for got, wanted in zip(jax.tree.leaves(grads), jax.tree.leaves(on_one_device[1]), strict=True):
-        np.testing.assert_allclose(got, wanted, atol=1e-5)
+    features, wanted = on_one_device
+    value, grads = loss_and_gradients(shape_of(remat=remat, **features), (1, 1, 1, 1))
+    assert abs(value - wanted[0]) < 1e-6
+    for got, expected in zip(jax.tree.leaves(grads), jax.tree.leaves(wanted[1]), strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
-def test_remat_attention_does_not_run_attention_again(one_device):
+@pytest.mark.parametrize("features", FEATURES, ids=["llama", "everything"])
+def test_remat_attention_does_not_run_attention_again(features, one_device):
     """Its forward loop over key tiles occurs once in the gradient's program with "attention", twice with "full"."""
 
     def loops(remat):
-        shape = shape_of(remat=remat)
+        shape = shape_of(remat=remat, **features)
         gradient = jax.grad(lambda params, *arrays: jnp.sum(run(params, *arrays, shape)))
         return str(jax.make_jaxpr(gradient)(make(shape), *batch())).count("while[")
 

@@ -1,5 +1,7 @@
 """A whole training step passes the compilers of accelerators, sharded over four of them along two axes at a time."""
 
+import json
+
 import pytest
 
 from tests.compilers import require_compiler, run_program
@@ -27,7 +29,8 @@ config = tiny.config(
     model__num_heads=8, model__num_kv_heads=2, model__head_width=128, model__model_width=512, model__ffn_width=1024,
     model__vocab_size=32000, model__compute_dtype="bfloat16", train__loss_chunk=1024, data__row_length=T,
     data__batch_rows=B, attention__implementation=implementation, attention__q_tile=q_tile,
-    attention__kv_tile=kv_tile, **dict(zip(("mesh__data", "mesh__fsdp", "mesh__context", "mesh__tensor"), sizes)),
+    attention__kv_tile=kv_tile, **json.loads(sys.argv[5]),
+    **dict(zip(("mesh__data", "mesh__fsdp", "mesh__context", "mesh__tensor"), sizes)),
 )
 steps, mesh = make_steps(config), sharding.make_mesh(dict(zip(sharding.AXES, sizes)), devices)
 with jax.set_mesh(mesh):
@@ -40,13 +43,17 @@ print(json.dumps({"temporaries": compiled.memory_analysis().temp_size_in_bytes, 
 """
 
 
-@pytest.mark.parametrize("mesh", ["1,2,2,1", "2,1,1,2"])
+# Layers with a window beside layers without, soft caps, norms of heads: two kernels for each pass.
+GEMMA = {"model__window": 4096, "model__global_every": 2, "model__attention_soft_cap": 50.0, "model__qk_norm": True}
+
+
+@pytest.mark.parametrize(("mesh", "features"), [("1,2,2,1", {}), ("2,1,1,2", GEMMA)])
 @pytest.mark.parametrize(
     ("target", "implementation", "call"),
     [("v5p", "pallas_tpu", "tpu_custom_call"), ("h100", "pallas_gpu", "__gpu$xla.gpu.triton")],
 )
-def test_training_step_with_the_target_s_kernels(target, implementation, call, mesh):
+def test_training_step_with_the_target_s_kernels(target, implementation, call, mesh, features):
     require_compiler(target)
-    result = run_program(PROGRAM, target, implementation, mesh, call)
-    assert result["kernels"] >= 2  # forward and backward
+    result = run_program(PROGRAM, target, implementation, mesh, call, json.dumps(features))
+    assert result["kernels"] >= (4 if features else 2)  # forward and backward
     assert result["temporaries"] < 4e9
