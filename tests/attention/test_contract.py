@@ -31,6 +31,12 @@ from tests.attention.contract import (
 )
 
 
+def test_the_error_of_a_gradient_that_is_not_a_number_is_not_small():
+    zero = jnp.zeros(3)
+    out, lse, dq, dk, dv = zero, zero, zero.at[1].set(jnp.nan), zero, zero
+    assert not max_error((out, lse, dq, dk, dv), (zero,) * 5) < TOLERANCE
+
+
 @pytest.mark.parametrize("implementation", FAST)
 def test_equals_reference_forward_and_backward(implementation):
     setting = SETTINGS[implementation]
