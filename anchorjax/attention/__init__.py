@@ -74,7 +74,7 @@ def attention(
       [B, T, N, H] in q's dtype; sums are fp32 inside.
 
     Raises:
-      ValueError: shapes or dtypes that do not fit each other, or an unknown implementation.
+      ValueError: shapes, dtypes or a plan that do not fit each other, or an unknown implementation.
       NotImplementedError: tiles or a head width that the implementation does not take.
     """
     return attention_with_lse(q_BTNH, k_BSKH, v_BSKH, mask, plan=plan, implementation=implementation)[0]
@@ -102,6 +102,7 @@ def attention_with_lse(
         raise ValueError(f"attention implementation {name!r} is unknown; there are {', '.join(IMPLEMENTATIONS)}")
     if plan is None:
         plan = make_plan(mask, *default_tiles(name, jax.devices()[0].device_kind))
+    check_plan(plan, q_BTNH.shape[:2], k_BSKH.shape[:2])
     allowed = check_tiles(name, plan.q_tile, plan.kv_tile)
     if allowed:
         raise NotImplementedError(f"attention {name}: tiles of {plan.q_tile} x {plan.kv_tile}; allowed: {allowed}")
@@ -146,3 +147,17 @@ def check_mask(mask: Mask, q_shape: tuple[int, int], kv_shape: tuple[int, int]) 
         raise ValueError(f"attention: mask.window is {mask.window}; allowed: None, or 1 or more")
     if mask.soft_cap is not None and not mask.soft_cap > 0:
         raise ValueError(f"attention: mask.soft_cap is {mask.soft_cap}; allowed: None, or above 0")
+
+
+def check_plan(plan: Plan, q_shape: tuple[int, int], kv_shape: tuple[int, int]) -> None:
+    """Raises ValueError for a plan of other rows or lengths: kernels would read the entries of other tiles."""
+    for side, visits, (rows, length), tile in (
+        ("query", plan.by_query, q_shape, plan.q_tile),
+        ("key", plan.by_key, kv_shape, plan.kv_tile),
+    ):
+        planned, needed = visits.lengths_1R.shape[-1], rows * -(-length // tile)
+        if planned != needed:
+            raise ValueError(
+                f"attention: the plan has {planned} {side} tiles; {rows} rows of {length} tokens in tiles of {tile} "
+                f"allow {needed}"
+            )

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from anchorjax.attention import attention
 from anchorjax.attention.anchors import NOTHING
+from anchorjax.attention.plan import make_plan
 from anchorjax.masks import Mask
 from anchorjax.types import IMPLEMENTATIONS
 from tests.attention import contract
@@ -212,3 +213,24 @@ def test_faults_are_named():
     ):
         with pytest.raises(ValueError, match=f"mask.{field} is .*{words}"):
             attention(case.q, case.k, case.v, dataclasses.replace(case.mask, **{field: value}))
+
+
+@pytest.mark.parametrize("implementation", FAST)
+def test_a_plan_of_other_arrays_is_refused(implementation):
+    case = make_case(np.zeros((2, 300)), 0, 2, 1, 16)
+
+    def attend(part, plan):
+        mask = Mask.from_segments(case.mask.q_segment_ids_BT[part], 0)
+        return attention(case.q[part], case.k[part], case.v[part], mask, plan=plan, implementation=implementation)
+
+    def planned(length):  # shapes alone are looked at
+        mask = Mask.from_segments(jnp.zeros((2, length), jnp.int32), 0)
+        return jax.eval_shape(lambda mask: make_plan(mask, 128, 128), mask)
+
+    plan, of_short_rows = planned(300), planned(200)
+    with pytest.raises(ValueError, match="plan has 6 query tiles; 1 rows of 300 tokens in tiles of 128 allow 3"):
+        attend(np.s_[:1], plan)
+    with pytest.raises(ValueError, match="plan has 6 query tiles; 2 rows of 200 tokens in tiles of 128 allow 4"):
+        attend(np.s_[:, :200], plan)
+    with pytest.raises(ValueError, match="plan has 6 key tiles; 2 rows of 200 tokens in tiles of 128 allow 4"):
+        attend(np.s_[:, :200], dataclasses.replace(plan, by_query=of_short_rows.by_query))
