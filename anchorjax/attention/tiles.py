@@ -1,7 +1,11 @@
 """Default sizes of attention tiles, by implementation and hardware, and why.
 
-Small tiles leave more of a packed row out; large ones spread the fixed work of a step over more scores.
+Small tiles leave more of a packed row out; large ones spread the fixed work of a step over more scores. The sizes
+that hardware asks for are here too, as this module costs nothing to import.
 """
+
+LANES = 128  # of a TPU's vector register; its 8 sublanes are the other side
+SMALLEST = 16  # side of a Triton matmul: of tiles and blocks on GPUs
 
 # For pallas_tpu by TPU generation: the least modelled cycles, forward and backward, on packed rows of 64K tokens
 # (benchmarks/tpu_modelled.py), from compiled schedules (benchmarks/tpu_schedule.py). Cycles of a row in millions, on
@@ -19,6 +23,9 @@ _PALLAS_TPU = {
     "v6e": (1024, 1024),
     "tpu7x": (1024, 1024),
 }
+# Of pallas_gpu: the finest tile that all of its blocks divide (pallas_gpu/blocks.py). A document's edge then costs
+# least, and 8192 of them, the plan's limit, are one row of 1M tokens.
+_PALLAS_GPU = 128
 _TPU_KINDS = {
     "TPU v4": "v4",
     "TPU v5 lite": "v5e",
@@ -41,15 +48,15 @@ def default_tiles(implementation: str, device_kind: str) -> tuple[int, int]:
     if implementation == "pallas_tpu":
         return _PALLAS_TPU.get(_TPU_KINDS.get(device_kind, device_kind), _PALLAS_TPU["v5e"])
     if implementation == "pallas_gpu":
-        return 128, 128  # attention/pallas_gpu/blocks.py
+        return _PALLAS_GPU, _PALLAS_GPU
     return 256, 256  # of xla, on CPUs: benchmarks/attention_tiles.py; the reference has no tiles
 
 
 def check_tiles(implementation: str, q_tile: int, kv_tile: int) -> str | None:
     """None, or which tiles the implementation takes if not these."""
     tiles = q_tile, kv_tile
-    if implementation == "pallas_tpu" and any(tile % 128 for tile in tiles):
-        return "multiples of 128"  # the lanes of a vector register
-    if implementation == "pallas_gpu" and any(tile < 16 or tile & (tile - 1) for tile in tiles):
-        return "powers of two from 16 on"  # what a matmul of Triton takes
+    if implementation == "pallas_tpu" and any(tile % LANES for tile in tiles):
+        return f"multiples of {LANES}"
+    if implementation == "pallas_gpu" and any(tile < SMALLEST or tile & (tile - 1) for tile in tiles):
+        return f"powers of two from {SMALLEST} on"
     return None

@@ -5,8 +5,7 @@ import pytest
 
 from anchorjax import targets
 from anchorjax.attention import choose
-from anchorjax.attention.pallas_tpu.tile import LANES
-from anchorjax.attention.tiles import default_tiles
+from anchorjax.attention.tiles import LANES, default_tiles
 from anchorjax.config import AttentionConfig
 from anchorjax.errors import ConfigError
 from anchorjax.types import IMPLEMENTATIONS

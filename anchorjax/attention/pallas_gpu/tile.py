@@ -9,8 +9,9 @@ from jax.experimental.pallas import triton as plgpu
 
 from anchorjax.attention import kernels
 from anchorjax.attention.kernels import MASKED
-from anchorjax.attention.pallas_gpu.blocks import SMALLEST, Blocks
+from anchorjax.attention.pallas_gpu.blocks import Blocks
 from anchorjax.attention.plan import NEEDS_MASK, unpack
+from anchorjax.attention.tiles import SMALLEST
 
 # Part of jit's cache key, so that a function traced outside is traced anew inside.
 interpret_context = jax.make_user_context(False)
