@@ -34,14 +34,14 @@ def default_implementation() -> str:
     return {backend: name for name, backend in BACKENDS.items()}.get(jax.default_backend(), "xla")
 
 
-def choose(config: AttentionConfig) -> AttentionConfig:
-    """`config` with an implementation and tiles in place of `auto` and 0, for this process's devices.
+def choose(config: AttentionConfig, row_length: int) -> AttentionConfig:
+    """`config` with an implementation and tiles in place of `auto` and 0, for this process's devices and rows.
 
     Raises:
       ConfigError: tiles that the implementation does not take.
     """
     name = default_implementation() if config.implementation == "auto" else config.implementation
-    tiles = default_tiles(name, jax.devices()[0].device_kind)
+    tiles = default_tiles(name, jax.devices()[0].device_kind, row_length)
     q_tile, kv_tile = (given or best for given, best in zip((config.q_tile, config.kv_tile), tiles, strict=True))
     allowed = check_tiles(name, q_tile, kv_tile)
     if allowed:
@@ -101,7 +101,7 @@ def attention_with_lse(
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"attention implementation {name!r} is unknown; there are {', '.join(IMPLEMENTATIONS)}")
     if plan is None:
-        plan = make_plan(mask, *default_tiles(name, jax.devices()[0].device_kind))
+        plan = make_plan(mask, *default_tiles(name, jax.devices()[0].device_kind, k_BSKH.shape[1]))
     check_plan(plan, q_BTNH.shape[:2], k_BSKH.shape[:2])
     allowed = check_tiles(name, plan.q_tile, plan.kv_tile)
     if allowed:

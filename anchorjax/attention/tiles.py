@@ -6,6 +6,8 @@ that hardware asks for are here too, as this module costs nothing to import.
 
 LANES = 128  # of a TPU's vector register; its 8 sublanes are the other side
 SMALLEST = 16  # side of a Triton matmul: of tiles and blocks on GPUs
+SMALLEST_PLAIN = 8  # where no hardware asks for more: below, lists and loops cost more than what they skip
+WIDEST = {"pallas_gpu": 256}  # width of a head; the other implementations take any
 
 # For pallas_tpu by TPU generation: the least modelled cycles, forward and backward, on packed rows of 64K tokens
 # (benchmarks/tpu_modelled.py), from compiled schedules (benchmarks/tpu_schedule.py). Cycles of a row in millions, on
@@ -23,9 +25,11 @@ _PALLAS_TPU = {
     "v6e": (1024, 1024),
     "tpu7x": (1024, 1024),
 }
-# Of pallas_gpu: the finest tile that all of its blocks divide (pallas_gpu/blocks.py). A document's edge then costs
-# least, and 8192 of them, the plan's limit, are one row of 1M tokens.
-_PALLAS_GPU = 128
+# Of pallas_gpu: the finest tile that all of its blocks divide (pallas_gpu/blocks.py), as a document's edge then costs
+# least. The plan's lists grow with the square of the number of tiles, so longer rows take larger ones: both lists of
+# a row are at most 8 MB up to 512K tokens, and 32 MB at 1M.
+_PALLAS_GPU = (128, 256, 512)
+_PALLAS_GPU_TILES = 1024  # along a side of one row, while there is a larger tile
 _TPU_KINDS = {
     "TPU v4": "v4",
     "TPU v5 lite": "v5e",
@@ -38,17 +42,19 @@ _TPU_KINDS = {
 }
 
 
-def default_tiles(implementation: str, device_kind: str) -> tuple[int, int]:
+def default_tiles(implementation: str, device_kind: str, row_length: int = 0) -> tuple[int, int]:
     """(q_tile, kv_tile) in tokens.
 
     Args:
       implementation: a name from `types.IMPLEMENTATIONS`.
       device_kind: `jax.Device.device_kind`, or a name from `targets`. An unknown TPU takes v5e's tiles.
+      row_length: keys of a row, for GPUs: 128 up to 128K, 256 up to 256K, then 512.
     """
     if implementation == "pallas_tpu":
         return _PALLAS_TPU.get(_TPU_KINDS.get(device_kind, device_kind), _PALLAS_TPU["v5e"])
     if implementation == "pallas_gpu":
-        return _PALLAS_GPU, _PALLAS_GPU
+        tile = next((size for size in _PALLAS_GPU if row_length <= size * _PALLAS_GPU_TILES), _PALLAS_GPU[-1])
+        return tile, tile
     return 256, 256  # of xla, on CPUs: benchmarks/attention_tiles.py; the reference has no tiles
 
 
@@ -59,4 +65,6 @@ def check_tiles(implementation: str, q_tile: int, kv_tile: int) -> str | None:
         return f"multiples of {LANES}"
     if implementation == "pallas_gpu" and any(tile < SMALLEST or tile & (tile - 1) for tile in tiles):
         return f"powers of two from {SMALLEST} on"
+    if min(tiles) < SMALLEST_PLAIN:
+        return f"{SMALLEST_PLAIN} or more"
     return None

@@ -33,7 +33,8 @@ class Steps:
     @property
     def shape(self) -> Shape:
         """With the attention of this process's devices: `config` itself may say auto, and be resumed elsewhere."""
-        return Shape(self.config.model, choose(self.config.attention), max_position=self.config.data.row_length)
+        row_length = self.config.data.row_length
+        return Shape(self.config.model, choose(self.config.attention, row_length), max_position=row_length)
 
     def nats(self, params: Decoder, batch: Batch, dropout_key: jax.Array | None = None) -> jax.Array:
         """-log p(target) of every token, fp32 [B, T]."""

@@ -55,7 +55,6 @@ DKV = {
     (4, 128): Blocks(32, 16, 4, 2),  # 128 / 143 / 143
     (4, 256): Blocks(16, 16, 4, 2),  # 168 / 168 / 179
 }
-WIDEST = 256
 
 
 def fit(table: dict, dtype, width: int, outer_tile: int, inner_tile: int) -> Blocks:
