@@ -30,7 +30,7 @@ _PALLAS_TPU = {
 # a row are at most 8 MB up to 512K tokens, and 32 MB at 1M.
 _PALLAS_GPU = (128, 256, 512)
 _PALLAS_GPU_TILES = 1024  # along a side of one row, while there is a larger tile
-_TPU_KINDS = {
+TPU_KINDS = {  # what JAX and what people call a generation
     "TPU v4": "v4",
     "TPU v5 lite": "v5e",
     "TPU v5e": "v5e",
@@ -51,7 +51,7 @@ def default_tiles(implementation: str, device_kind: str, row_length: int = 0) ->
       row_length: keys of a row, for GPUs: 128 up to 128K, 256 up to 256K, then 512.
     """
     if implementation == "pallas_tpu":
-        return _PALLAS_TPU.get(_TPU_KINDS.get(device_kind, device_kind), _PALLAS_TPU["v5e"])
+        return _PALLAS_TPU.get(TPU_KINDS.get(device_kind, device_kind), _PALLAS_TPU["v5e"])
     if implementation == "pallas_gpu":
         tile = next((size for size in _PALLAS_GPU if row_length <= size * _PALLAS_GPU_TILES), _PALLAS_GPU[-1])
         return tile, tile

@@ -5,16 +5,19 @@ import pytest
 
 from anchorjax import targets
 from anchorjax.attention import choose
-from anchorjax.attention.tiles import LANES, default_tiles
+from anchorjax.attention.tiles import LANES, TPU_KINDS, default_tiles
 from anchorjax.config import AttentionConfig
 from anchorjax.errors import ConfigError
 from anchorjax.types import IMPLEMENTATIONS
 
 
 @pytest.mark.parametrize(
-    ("kind", "target"), [("TPU v4", "v4"), ("TPU v5 lite", "v5e"), ("TPU v5", "v5p"), ("TPU v6 lite", "v6e")]
+    ("kind", "target"),
+    [("TPU v4", "v4"), ("TPU v5 lite", "v5e"), ("TPU v5", "v5p"), ("TPU v6 lite", "v6e"), ("TPU7x", "tpu7x")],
 )
 def test_a_device_and_its_target_agree(kind, target):
+    """By the table itself: an unknown kind takes v5e's tiles, which are those of three generations."""
+    assert TPU_KINDS[kind] == target
     assert default_tiles("pallas_tpu", kind) == default_tiles("pallas_tpu", target)
 
 
