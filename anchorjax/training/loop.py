@@ -163,9 +163,12 @@ class Job:
         return True
 
     def _probe(self, batch: Batch) -> None:
-        """A mask that leaks ruins a run without a trace in its loss curve: it is looked at before the first step."""
+        """A mask that leaks ruins a run without a trace in its loss curve: it is looked at before the first step.
+
+        On one micro-batch, as in training: a whole batch may be more than fits.
+        """
         steps = self.setup.steps
-        tokens = probe_attention(batch, steps.num_anchors, steps.shape)
+        tokens = probe_attention(steps.first_part(batch), steps.num_anchors, steps.shape)
         self.progress.say(
             f"attention keeps its mask: {tokens} tokens changed, each seen where allowed and nowhere else"
         )

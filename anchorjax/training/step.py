@@ -86,6 +86,10 @@ class Steps:
         sums, _ = jax.lax.scan(add_part, zeros, (_micro_batches(batch, parts), jax.random.split(key, parts)))
         return sums
 
+    def first_part(self, batch: Batch) -> Batch:
+        """The rows of the first micro-batch: what one forward pass of a training step sees."""
+        return jax.tree.map(lambda x_pBT: x_pBT[0], _micro_batches(batch, self.config.train.accumulation))
+
     def _live_pairs(self, segment_ids_BT: jax.Array) -> jax.Array:
         whole_rows_BT = jax.sharding.reshard(segment_ids_BT, P(ROWS, None))
         count = jax.shard_map(
