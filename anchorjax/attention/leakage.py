@@ -107,16 +107,24 @@ def _sees(mask: Mask, row: int, token: int) -> np.ndarray:
 
 
 def telling_tokens(segment_ids_BT: np.ndarray) -> list[tuple[int, int]]:
-    """Few tokens where a wrong mask would show: of the first row the first token, both sides of the first two
-    document boundaries and the last real token, and of the last row a token amid."""
-    segments_T = np.asarray(segment_ids_BT)[0]
-    real = np.flatnonzero(segments_T != PAD_SEGMENT)
-    if not real.size:
+    """Few tokens where a wrong mask would show; none if there are only pads.
+
+    Of the first row that has tokens: its first and its last one, and both sides of the first three places where the
+    segment changes (anchor to document, document to document, or to a pad). Of the last such row, if it is another:
+    the one amid its tokens.
+    """
+    real_BT = np.asarray(segment_ids_BT) != PAD_SEGMENT
+    rows = np.flatnonzero(real_BT.any(axis=1))
+    if not rows.size:
         return []
-    boundaries = np.flatnonzero(np.diff(segments_T))[:3]
-    places = {0, int(real[-1]), *(int(b) for b in boundaries), *(int(b) + 1 for b in boundaries)}
-    last = len(segment_ids_BT) - 1
-    return [*((0, place) for place in sorted(places)), *([(last, len(segments_T) // 2)] if last else [])]
+    first, last = int(rows[0]), int(rows[-1])
+    real, changes = np.flatnonzero(real_BT[first]), np.flatnonzero(np.diff(segment_ids_BT[first]))[:3]
+    places = {int(place) for place in (real[0], real[-1], *changes, *(changes + 1))}
+    tokens = [(first, place) for place in sorted(places)]
+    if last != first:
+        real = np.flatnonzero(real_BT[last])
+        tokens.append((last, int(real[len(real) // 2])))
+    return tokens
 
 
 def check(findings: Sequence[Finding]) -> None:

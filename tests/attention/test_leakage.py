@@ -88,3 +88,11 @@ def test_rows_that_see_each_other_are_named():
 def test_telling_tokens_stand_at_boundaries():
     assert leakage.telling_tokens(np.asarray(ROW)) == [(0, n) for n in (0, 1, 3, 4, 5, 6)]
     assert leakage.telling_tokens(np.full((2, 4), -1)) == []
+
+
+def test_telling_tokens_are_of_rows_that_have_tokens():
+    dead = np.full((1, 7), -1)
+    half = np.array([[0, 1, 1, -1, -1, -1, -1]])
+    expected = [(1, n) for n in (0, 1, 3, 4, 5, 6)]
+    assert leakage.telling_tokens(np.concatenate([dead, ROW, dead])) == expected
+    assert leakage.telling_tokens(np.concatenate([dead, ROW, half, dead])) == [*expected, (2, 1)]
