@@ -37,7 +37,7 @@ def run(config: Config, workdir: str | Path) -> int:
       ConfigError: the configuration does not fit the devices or the tokenizer.
       WorkdirError: the directory holds another run, other data, or a running job.
       CheckpointError: its checkpoints cannot be read.
-      LeakageError: attention does not keep the mask of the first batch.
+      LeakageError: attention does not keep the mask of the first batch, forward or backward.
       TrainingError: the loss is not finite.
     """
     stop = StopSignal()  # first: a SIGTERM during compilation is answered at the first step
@@ -170,7 +170,8 @@ class Job:
         steps = self.setup.steps
         tokens = probe_attention(steps.first_part(batch), steps.num_anchors, steps.shape)
         self.progress.say(
-            f"attention keeps its mask: {tokens} tokens changed, each seen where allowed and nowhere else"
+            f"attention keeps its mask, forward and backward: {tokens} tokens changed, each seen where allowed and "
+            "nowhere else"
         )
 
     def _read(self, running: tuple[int, dict] | None) -> None:

@@ -9,18 +9,22 @@ from anchorjax.models.decoder import Shape
 from anchorjax.sharding import HEADS
 from anchorjax.types import Batch
 
+GRADIENTS = 3  # each takes three to four times as long as the change of a token
+
 
 def probe_attention(batch: Batch, num_anchors: int, shape: Shape) -> int:
     """Probes one layer's attention at the tokens of `leakage.telling_tokens`; call it inside the run's mesh.
+
+    The backward pass is probed at the last GRADIENTS of them.
 
     Args:
       batch: sharded arrays on the mesh.
 
     Returns:
-      How many tokens were probed.
+      How many tokens were changed.
 
     Raises:
-      LeakageError: a token reaches others than the mask says.
+      LeakageError: a token, or its gradient, reaches others than the mask says.
     """
     config = shape.attention
     mask = Mask.from_segments(batch.segment_ids_BT, num_anchors)
@@ -29,16 +33,14 @@ def probe_attention(batch: Batch, num_anchors: int, shape: Shape) -> int:
     def attend(q_BTNH, k_BTKH, v_BTKH, mask, plan):
         return sharded.apply(q_BTNH, k_BTKH, v_BTKH, mask, plan, config.implementation)
 
-    findings = leakage.probe(
-        jax.jit(attend),
-        mask,
-        leakage.telling_tokens(np.asarray(batch.segment_ids_BT)),
-        plan,
-        num_heads=shape.model.num_heads,
-        num_kv_heads=shape.model.num_kv_heads,
-        head_width=shape.model.head_width,
-        dtype=shape.model.compute_dtype,
-        sharding=HEADS,
-    )
-    leakage.check(findings)
-    return len(findings)
+    arrays = {
+        "num_heads": shape.model.num_heads,
+        "num_kv_heads": shape.model.num_kv_heads,
+        "head_width": shape.model.head_width,
+        "dtype": shape.model.compute_dtype,
+        "sharding": HEADS,
+    }
+    attend, tokens = jax.jit(attend), leakage.telling_tokens(np.asarray(batch.segment_ids_BT))
+    leakage.check(leakage.probe(attend, mask, tokens, plan, **arrays))
+    leakage.check(leakage.probe_gradients(attend, mask, tokens[-GRADIENTS:], plan, **arrays))
+    return len(tokens)

@@ -4,10 +4,11 @@ import dataclasses
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from anchorjax.attention import sharded
+from anchorjax.attention import anchors, sharded
 from anchorjax.errors import LeakageError
 from anchorjax.sharding import BATCH, shard_batch
 from anchorjax.training import loop
@@ -50,4 +51,11 @@ def test_an_attention_that_forgets_the_anchor_is_named(started, monkeypatch):
 
     monkeypatch.setattr(sharded, "attention", wrong)
     with pytest.raises(LeakageError, match="token 0 of row 0 does not reach token"):
+        probe_attention(*started)
+
+
+def test_a_backward_pass_that_forgets_the_anchor_is_named(started, monkeypatch):
+    right = anchors.gradients
+    monkeypatch.setattr(anchors, "gradients", lambda *args: jax.tree.map(jnp.zeros_like, right(*args)))
+    with pytest.raises(LeakageError, match=r"the gradient of token .* does not reach token 0 of row"):
         probe_attention(*started)
