@@ -82,7 +82,7 @@ def _dkv_kernel(entries, starts, lengths, *refs, static: Static, blocks: Blocks)
 
 def call(arrays: Arrays, dout_BTNH, lse_BTN, delta_BTN) -> tuple[jax.Array, jax.Array, jax.Array]:
     """dq [B, T, N, H], dk and dv [B, S, K, H], all fp32 and without the anchors' share."""
-    # Pad queries see no key: what their log-sum-exp is does not matter.
+    # A query without a key has the log-sum-exp NOTHING, one behind the row 0: both above MASKED, so weights are 0.
     inputs = (
         arrays.q_BTNH,
         arrays.k_BSKH,

@@ -125,7 +125,7 @@ def call(arrays: Arrays, dout_BTNH, lse_BTN, delta_BTN) -> tuple[jax.Array, jax.
     t, s, G = static.q_tile, static.kv_tile, static.group
     tiles = visits.tiles_per_chunk
     do_NXH = arrays.flatten(dout_BTNH, t)
-    # Pad queries get a log-sum-exp that no masked score comes near.
+    # A query without a key has the log-sum-exp NOTHING, one behind the row 0: both above MASKED, so weights are 0.
     scalars_N2X = jnp.stack([arrays.flatten(x[..., None], t)[..., 0] for x in (lse_BTN, delta_BTN)], 1)
 
     def q_block(shape, index):
