@@ -107,12 +107,14 @@ def test_is_deterministic(implementation):
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_rows_of_a_batch_are_independent(implementation):
-    """A row beside a dead one gives what it gives beside any other."""
+    """A row beside a dead one gives what it gives beside any other, before it and behind it."""
     both = make_case(sorted_documents(SETTINGS[implementation].T, 2, seed=2), 1, 4, 2, 16)
-    dead = both.mask.q_segment_ids_BT.at[1].set(-1)
-    alone = dataclasses.replace(both, mask=Mask.from_segments(dead, 1))
-    for one, together in zip(run(alone, implementation), run(both, implementation), strict=True):
-        np.testing.assert_array_equal(one[0], together[0])
+    together = run(both, implementation)
+    for row in (0, 1):
+        dead = both.mask.q_segment_ids_BT.at[1 - row].set(-1)
+        alone = run(dataclasses.replace(both, mask=Mask.from_segments(dead, 1)), implementation)
+        for one, other in zip(alone, together, strict=True):
+            np.testing.assert_array_equal(one[row], other[row])
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
