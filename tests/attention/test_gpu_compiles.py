@@ -43,7 +43,7 @@ print(json.dumps([temporaries(int(T), int(H), dtype, int(N), int(K)) for T, H, d
 
 
 def temporaries(target: str, *cases) -> list[int]:
-    """Bytes of a forward and backward pass for each (tokens, head width, dtype, query heads, key heads); default tiles."""
+    """Bytes of a forward and backward pass at default tiles: cases of (tokens, head width, dtype, N, K)."""
     require_compiler(target)
     return run_program(PROGRAM, target, *(",".join(map(str, case)) for case in cases))
 
