@@ -1,4 +1,4 @@
-"""Time of the `xla` attention by tile size: the reason for the defaults in configs/common.py.
+"""Time of the `xla` attention by tile size: the reason for its defaults in anchorjax/attention/tiles.py.
 
     python benchmarks/attention_tiles.py [--json]
 

@@ -9,7 +9,8 @@ One layer of SmolLM2-135M's attention (9 heads of width 64 over 3 key heads), fp
     full             `xla`, full mask            torch_documents  the same for each document alone
     dense            softmax(q k') v with a dense causal mask, differentiated by JAX (to 4096 tokens)
 
-PyTorch takes part if it is installed. Reported are medians, and medians of the ratios of neighbouring calls, which a
+PyTorch takes part if it is installed. Every round makes each call once. Reported are medians over the rounds, and for
+`PAIRS` the median of the ratios within a round (`anchor_over_full`; `..._forward` is the forward pass alone), which a
 machine that slows down for a while disturbs least. The plan of live tiles is built beforehand, as once a step for
 all layers; its own time is reported beside.
 """
@@ -40,6 +41,7 @@ LENGTHS = (2048, 4096, 8192, 16384, 32768)
 PAIRS = (
     ("anchor", "full"),
     ("dense", "full"),
+    ("dense", "anchor"),
     ("full", "torch_causal"),
     ("torch_causal", "anchor"),
     ("anchor", "torch_documents"),
@@ -85,13 +87,9 @@ def measure(length: int, repeats: int) -> dict[str, float]:
     live = {name: int(jnp.sum(classify_tiles(mask, *default_tiles("xla", "cpu"))[0])) for name, mask in masks.items()}
     result["live_tile_ratio"] = live["anchor"] / live["full"]
     for title, suffix in (("forward_backward", ""), ("forward", "_forward")):
-        for one, other in (("anchor", "full"), ("full", "torch_causal"), ("anchor", "torch_documents")):
-            if (other, title) in seconds:
+        for one, other in PAIRS:
+            if (one, title) in seconds and (other, title) in seconds:
                 result[f"{one}_over_{other}{suffix}"] = ratio(seconds[one, title], seconds[other, title])
-        if ("torch_causal", title) in seconds:
-            result[f"torch_causal_over_anchor{suffix}"] = ratio(
-                seconds["torch_causal", title], seconds["anchor", title]
-            )
     return result
 
 
@@ -116,6 +114,7 @@ def alternate(calls: dict, repeats: int) -> dict[object, list[float]]:
 
 
 def ratio(numerators: list[float], denominators: list[float]) -> float:
+    """Of two calls, round by round."""
     return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
 
 

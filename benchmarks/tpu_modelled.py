@@ -25,9 +25,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without installing
 
+import jax
 import numpy as np
 
 from anchorjax import targets
+from anchorjax.attention.plan import NEEDS_MASK, make_plan, unpack
+from anchorjax.attention.tiles import default_tiles
+from anchorjax.masks import Mask
+from benchmarks import peers
+from benchmarks import schedules as schedules_lib
 
 LENGTHS = (2**15, 2**16, 2**17)
 ROWS = 20
@@ -54,7 +60,7 @@ def main() -> None:
     arguments = parser.parse_args()
     tiles = [tuple(map(int, tile.split("x"))) for tile in arguments.tiles.split(",")]
     with tempfile.TemporaryDirectory() as directory:
-        targets.prepare(dump_to=directory)  # before JAX is imported with the modules below
+        targets.prepare(dump_to=directory)  # before anything is compiled
         schedules = {target: compile_all(Path(directory), target, tiles) for target in arguments.targets.split(",")}
     results = {str(length): compare_all(length, schedules, tiles) for length in LENGTHS}
     if arguments.json:
@@ -62,11 +68,9 @@ def main() -> None:
 
 
 def compile_all(directory: Path, target: str, tiles: list) -> dict[str, dict]:
-    from benchmarks import peers, schedules
-
     return {
-        "ours": {tile: schedules.ours(directory, target, tile) for tile in tiles},
-        "splash": {tile: schedules.peer(directory, target, peers.jax_splash, tile) for tile in tiles},
+        "ours": {tile: schedules_lib.ours(directory, target, tile) for tile in tiles},
+        "splash": {tile: schedules_lib.peer(directory, target, peers.jax_splash, tile) for tile in tiles},
     }
 
 
@@ -91,13 +95,18 @@ def compare_all(length: int, schedules: dict, tiles: list) -> dict:
 
 def compare(target: str, kernels: dict, tallies: dict, full: dict) -> dict:
     """How many times fewer cycles than splash attention and than the full causal mask; ours at its default tile."""
-    from anchorjax.attention.tiles import default_tiles
-    from benchmarks.schedules import PASSES
-
-    ours = {tile: sum(cycles(target, kernels["ours"], which, tile, tallies[tile]) for which in PASSES) for tile in full}
-    splash = sum(min(cycles(target, kernels["splash"], which, tile, full[tile]) for tile in full) for which in PASSES)
+    ours = {
+        tile: sum(cycles(target, kernels["ours"], which, tile, tallies[tile]) for which in schedules_lib.PASSES)
+        for tile in full
+    }
+    splash = sum(
+        min(cycles(target, kernels["splash"], which, tile, full[tile]) for tile in full)
+        for which in schedules_lib.PASSES
+    )
     # The tile that suits the full mask best may be another than the default: it gets that one.
-    whole = min(sum(cycles(target, kernels["ours"], which, tile, full[tile]) for which in PASSES) for tile in full)
+    whole = min(
+        sum(cycles(target, kernels["ours"], which, tile, full[tile]) for which in schedules_lib.PASSES) for tile in full
+    )
     tile = default_tiles("pallas_tpu", target)
     tile = tile if tile in full else min(ours, key=ours.get)
     return {
@@ -113,9 +122,7 @@ def compare(target: str, kernels: dict, tallies: dict, full: dict) -> dict:
 
 def cycles(target: str, schedules: dict, which: str, tile, tally: Tally) -> float:
     """Modelled cycles of one pass over one head of all rows."""
-    from benchmarks.schedules import mxu_bound
-
-    schedule, bound = schedules[tile][which], mxu_bound(target, which, tile)
+    schedule, bound = schedules[tile][which], schedules_lib.mxu_bound(target, which, tile)
     bodies = max(schedule.bodies[0].bundles, bound), max(schedule.bodies[-1].bundles, bound)
     stretches = tally.q_tiles if which == "forward" else tally.kv_tiles
     steps = (tally.whole + tally.masked) * schedule.per_step
@@ -145,10 +152,6 @@ def rows(pool: str, length: int) -> np.ndarray:
 
 def tally(segment_ids: np.ndarray, q_tile: int, kv_tile: int, anchors: int = 1) -> Tally:
     """The tiles that a kernel visits, by the plan itself."""
-    import jax
-
-    from anchorjax.attention.plan import NEEDS_MASK, make_plan, unpack
-    from anchorjax.masks import Mask
 
     @jax.jit
     def visits(row_1T):

@@ -20,6 +20,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without installing
 
 from anchorjax import targets
+from anchorjax.attention.tiles import default_tiles
+from benchmarks import peers, schedules
 
 TILES = "512x512,1024x512,512x1024,1024x1024"
 
@@ -34,7 +36,7 @@ def main() -> None:
     tiles = [tuple(map(int, tile.split("x"))) for tile in arguments.tiles.split(",")]
     results = {}
     with tempfile.TemporaryDirectory() as directory:
-        targets.prepare(dump_to=directory)  # before JAX is imported with the modules below
+        targets.prepare(dump_to=directory)  # before anything is compiled
         for target in arguments.targets.split(","):
             results[target] = measure(Path(directory), target, tiles, arguments.kernels.split(","))
     if arguments.json:
@@ -43,8 +45,6 @@ def main() -> None:
 
 def measure(directory: Path, target: str, tiles: list, kernels: list[str]) -> dict:
     """All figures of one TPU generation; see `summarise` for the keys."""
-    from benchmarks import peers, schedules
-
     makers = {
         "ours": lambda tile: schedules.ours(directory, target, tile),
         "jax_splash": lambda tile: schedules.peer(directory, target, peers.jax_splash, tile),
@@ -62,8 +62,6 @@ def measure(directory: Path, target: str, tiles: list, kernels: list[str]) -> di
 
 def show(target: str, kernel: str, tile, both: dict) -> None:
     """One line for each pass: bundles without and with a mask, and the bounds."""
-    from benchmarks import schedules
-
     for which, schedule in both.items():
         bound = schedules.mxu_bound(target, which, tile)
         bodies = (f"{body.bundles} (vector bound {schedules.vector_bound(body):.0f})" for body in schedule.bodies)
@@ -81,8 +79,6 @@ def summarise(target: str, kernel: str, found: dict) -> dict:
     body without a mask, at the kernel's best tile; ours at its default tile. Beside them: `_masked` (the same for the
     body with one), `_tile`, `_bundles`, `_bundles_per_score`, the bounds in cycles and `_unit`; ours also `best_...`.
     """
-    from anchorjax.attention.tiles import default_tiles
-    from benchmarks import schedules
 
     result = {}
     for which in schedules.PASSES:
@@ -103,8 +99,6 @@ def summarise(target: str, kernel: str, found: dict) -> dict:
 
 
 def figures(target: str, which: str, tile, schedule, name: str) -> dict:
-    from benchmarks import schedules
-
     bound, body = schedules.mxu_bound(target, which, tile), schedule.bodies[0]
     filled, vector = schedules.mxu_filled_bound(target, which, tile), schedules.vector_bound(body)
     return {

@@ -21,11 +21,11 @@ import tqdm
 from absl import logging
 
 from anchorjax import data
-from anchorjax.config import Config, MeshConfig, resolve
+from anchorjax.config import AttentionConfig, Config, MeshConfig, resolve
 from anchorjax.errors import CheckpointError, ConfigError, UserError
 from anchorjax.training.checkpoint import Checkpoints
 from anchorjax.training.evaluate import Evaluator
-from anchorjax.training.setup import Setup
+from anchorjax.training.setup import Setup, check_attention
 from anchorjax.training.workdir import load_config
 
 
@@ -66,7 +66,21 @@ def evaluate(workdir: Path, max_rows: int) -> dict:
 
 
 def fit_devices(config: Config, devices: int) -> Config:
-    """The run's own mesh where it fits, else one row a device; the loss does not depend on it."""
+    """The run's own mesh and attention where they fit, else one row a device and what suits the devices.
+
+    The loss depends on neither, but for rounding.
+    """
+    config = fit_mesh(config, devices)
+    try:
+        check_attention(config, config.check_devices(devices))
+        return config
+    except ConfigError as error:
+        print(f"perplexity.py: the run's attention does not fit ({error}); taking auto", file=sys.stderr)
+    return dataclasses.replace(config, attention=AttentionConfig("auto", 0, 0))
+
+
+def fit_mesh(config: Config, devices: int) -> Config:
+    """The run's own mesh where it fits, else one row a device."""
     try:
         config.check_devices(devices)
         return config

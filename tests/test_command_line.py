@@ -58,6 +58,11 @@ BAD_ARGUMENTS = [
         ],
         ["config.attention.implementation='pallas_tpu'", "needs TPUs"],
     ),
+    (["--config.attention.q_tile=1"], ["config.attention.q_tile=1", "8 or more"]),
+    (
+        ["--config.attention.q_tile=8", "--config.data.row_length=131072"],
+        ["config.attention.q_tile=8", "8192 tiles at most", "16384"],
+    ),
     (["--wrokdir=x"], ["wrokdir", "workdir"]),
     (["--help"], ["--config", "--workdir"]),
 ]

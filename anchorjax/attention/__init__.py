@@ -34,14 +34,14 @@ def default_implementation() -> str:
     return {backend: name for name, backend in BACKENDS.items()}.get(jax.default_backend(), "xla")
 
 
-def choose(config: AttentionConfig) -> AttentionConfig:
-    """`config` with an implementation and tiles in place of `auto` and 0, for this process's devices.
+def choose(config: AttentionConfig, row_length: int) -> AttentionConfig:
+    """`config` with an implementation and tiles in place of `auto` and 0, for this process's devices and rows.
 
     Raises:
       ConfigError: tiles that the implementation does not take.
     """
     name = default_implementation() if config.implementation == "auto" else config.implementation
-    tiles = default_tiles(name, jax.devices()[0].device_kind)
+    tiles = default_tiles(name, jax.devices()[0].device_kind, row_length)
     q_tile, kv_tile = (given or best for given, best in zip((config.q_tile, config.kv_tile), tiles, strict=True))
     allowed = check_tiles(name, q_tile, kv_tile)
     if allowed:
@@ -74,7 +74,7 @@ def attention(
       [B, T, N, H] in q's dtype; sums are fp32 inside.
 
     Raises:
-      ValueError: shapes or dtypes that do not fit each other, or an unknown implementation.
+      ValueError: shapes, dtypes or a plan that do not fit each other, or an unknown implementation.
       NotImplementedError: tiles or a head width that the implementation does not take.
     """
     return attention_with_lse(q_BTNH, k_BSKH, v_BSKH, mask, plan=plan, implementation=implementation)[0]
@@ -101,7 +101,8 @@ def attention_with_lse(
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"attention implementation {name!r} is unknown; there are {', '.join(IMPLEMENTATIONS)}")
     if plan is None:
-        plan = make_plan(mask, *default_tiles(name, jax.devices()[0].device_kind))
+        plan = make_plan(mask, *default_tiles(name, jax.devices()[0].device_kind, k_BSKH.shape[1]))
+    check_plan(plan, q_BTNH.shape[:2], k_BSKH.shape[:2])
     allowed = check_tiles(name, plan.q_tile, plan.kv_tile)
     if allowed:
         raise NotImplementedError(f"attention {name}: tiles of {plan.q_tile} x {plan.kv_tile}; allowed: {allowed}")
@@ -146,3 +147,17 @@ def check_mask(mask: Mask, q_shape: tuple[int, int], kv_shape: tuple[int, int]) 
         raise ValueError(f"attention: mask.window is {mask.window}; allowed: None, or 1 or more")
     if mask.soft_cap is not None and not mask.soft_cap > 0:
         raise ValueError(f"attention: mask.soft_cap is {mask.soft_cap}; allowed: None, or above 0")
+
+
+def check_plan(plan: Plan, q_shape: tuple[int, int], kv_shape: tuple[int, int]) -> None:
+    """Raises ValueError for a plan of other rows or lengths: kernels would read the entries of other tiles."""
+    for side, visits, (rows, length), tile in (
+        ("query", plan.by_query, q_shape, plan.q_tile),
+        ("key", plan.by_key, kv_shape, plan.kv_tile),
+    ):
+        planned, needed = visits.lengths_1R.shape[-1], rows * -(-length // tile)
+        if planned != needed:
+            raise ValueError(
+                f"attention: the plan has {planned} {side} tiles; {rows} rows of {length} tokens in tiles of {tile} "
+                f"allow {needed}"
+            )

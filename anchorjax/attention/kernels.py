@@ -12,7 +12,10 @@ from anchorjax.masks import Mask
 from anchorjax.types import PAD_SEGMENT
 
 LOG2E = math.log2(math.e)
-MASKED = 2 * NOTHING  # below the softmax's initial maximum, so that exp2 of the difference is 0 and never 1
+MASKED = 2 * NOTHING
+# exp2 of a masked score less any maximum or log-sum-exp must be 0 and never 1. The lowest ones are the forward pass's
+# initial maximum, NOTHING, and in base 2 the log-sum-exp of a query that sees no key: 1.44 times as low.
+assert MASKED < NOTHING * LOG2E < NOTHING
 NO_SEGMENT = -2  # of keys that no tile may see: pads, and anchors, which are done apart
 NT, NN, TN = (((1,), (1,)), ((), ())), (((1,), (0,)), ((), ())), (((0,), (0,)), ((), ()))  # x y', x y, x' y
 

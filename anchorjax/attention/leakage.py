@@ -1,11 +1,14 @@
 """Does attention let through what the mask forbids? Change one token and see which outputs change.
 
 For every implementation, mesh and mask: the outputs that differ, bit for bit, after one token's query, key and
-value were changed must be those that `masks.allowed` lets see it: no more (a leak), no fewer (a blind spot).
+value were changed must be those that `masks.allowed` lets see it: no more (a leak), no fewer (a blind spot). The
+backward pass has a mask of its own: the keys whose gradients are not zero, if one query alone has a cotangent, must
+be those that it may see.
 
     attend = jax.jit(lambda q, k, v, mask, plan: attention(q, k, v, mask))
-    findings = leakage.probe(attend, mask, [(0, 17)], num_heads=4, num_kv_heads=2, head_width=64)
-    leakage.check(findings)
+    heads = {"num_heads": 4, "num_kv_heads": 2, "head_width": 64}
+    leakage.check(leakage.probe(attend, mask, [(0, 17)], **heads))
+    leakage.check(leakage.probe_gradients(attend, mask, [(0, 17)], **heads))
 """
 
 import dataclasses
@@ -27,18 +30,22 @@ _SHOUT = 1e30
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """What the change of one token did.
+    """What the change of one token, or the cotangent of one query, did.
 
     Attributes:
-      row, token: the changed token's place in the batch.
-      leaks: int [n, 2]; (row, query) of outputs that changed and may not see it.
-      blind: int [n, 2]; (row, query) of outputs that may see it and did not change.
+      row, token: the token's place in the batch.
+      leaks: int [n, 2]; (row, place) of outputs that changed and may not see it. Backward: of keys that have a
+        gradient, and the query may not see them.
+      blind: int [n, 2]; (row, place) of outputs that may see it and did not change. Backward: of keys that the query
+        may see, and dk or dv is zero.
+      backward: is it of the backward pass?
     """
 
     row: int
     token: int
     leaks: np.ndarray
     blind: np.ndarray
+    backward: bool = False
 
 
 def probe(
@@ -64,9 +71,7 @@ def probe(
       plan: handed on to `attend`.
       sharding: of q, k and v on the current mesh; None leaves them to the default device.
     """
-    heads = (num_heads, num_kv_heads, num_kv_heads)
-    shapes = [(*mask.q_index_BT.shape, n, head_width) for n in heads]
-    q_BTNH, k_BTKH, v_BTKH = jax.jit(_draw, static_argnums=(0, 1, 2))(tuple(shapes), dtype, sharding)
+    q_BTNH, k_BTKH, v_BTKH = _draw(mask.q_index_BT.shape, num_heads, num_kv_heads, head_width, dtype, sharding)
     before_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, mask, plan)
     findings = []
     for row, token in tokens:
@@ -78,18 +83,63 @@ def probe(
     return findings
 
 
-def _draw(shapes, dtype, sharding):
-    keys = jax.random.split(jax.random.key(0), len(shapes))
+def probe_gradients(
+    attend: Callable[[jax.Array, jax.Array, jax.Array, Mask, Any], jax.Array],
+    mask: Mask,
+    tokens: Sequence[tuple[int, int]],
+    plan: Any = None,
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    head_width: int,
+    dtype: str = "float32",
+    sharding: jax.sharding.PartitionSpec | None = None,
+) -> list[Finding]:
+    """Gives the output of each of `tokens` in turn a cotangent, and looks which keys get a gradient.
+
+    Costs a forward and a backward pass of `attend` for each token. The arguments are those of `probe`.
+    """
+    q_BTNH, k_BTKH, v_BTKH = _draw(mask.q_index_BT.shape, num_heads, num_kv_heads, head_width, dtype, sharding)
+
+    @jax.jit
+    def reached(q_BTNH, k_BTKH, v_BTKH, row, token, mask, plan):
+        """Bool [B, T]: is dk, is dv not zero?"""
+        _, vjp = jax.vjp(lambda k, v: attend(q_BTNH, k, v, mask, plan), k_BTKH, v_BTKH)
+        here_BT11 = _place(q_BTNH, row, token)
+        cotangent_BTNH = jnp.where(here_BT11, q_BTNH, 0)  # any numbers: the query's own cost no more memory
+        return [jnp.any(x != 0, axis=(2, 3)) for x in vjp(cotangent_BTNH)]
+
+    findings = []
+    for row, token in tokens:
+        reached_by_dk_BT, reached_by_dv_BT = map(np.asarray, reached(q_BTNH, k_BTKH, v_BTKH, row, token, mask, plan))
+        wanted_BT = _seen(mask, row, token)
+        missing_BT = ~reached_by_dv_BT
+        if wanted_BT.sum() > 1:  # the weight of an only key is 1, whatever it is: dk is zero
+            missing_BT |= ~reached_by_dk_BT
+        leaks = np.argwhere((reached_by_dk_BT | reached_by_dv_BT) & ~wanted_BT)
+        findings.append(Finding(row, token, leaks, np.argwhere(wanted_BT & missing_BT), backward=True))
+    return findings
+
+
+@functools.partial(jax.jit, static_argnums=range(6))
+def _draw(shape_BT, num_heads, num_kv_heads, head_width, dtype, sharding) -> list[jax.Array]:
+    """Random q, k and v."""
     draw = functools.partial(jax.random.normal, dtype=dtype, out_sharding=sharding)
-    return [draw(key, shape) for key, shape in zip(keys, shapes, strict=True)]
+    heads = (num_heads, num_kv_heads, num_kv_heads)
+    keys = jax.random.split(jax.random.key(0), len(heads))
+    return [draw(key, (*shape_BT, count, head_width)) for key, count in zip(keys, heads, strict=True)]
 
 
 @jax.jit
 def _change(x_BTNH: jax.Array, row: int, token: int, shout: float) -> jax.Array:
     """The array with one token's vectors negated, and `shout` added to them."""
+    return jnp.where(_place(x_BTNH, row, token), jnp.asarray(shout, x_BTNH.dtype) - x_BTNH, x_BTNH)
+
+
+def _place(x_BTNH: jax.Array, row: int, token: int) -> jax.Array:
+    """Bool [B, T, 1, 1], true at one token."""
     B, T = x_BTNH.shape[:2]
-    here_BT11 = ((jnp.arange(B)[:, None] == row) & (jnp.arange(T) == token))[..., None, None]
-    return jnp.where(here_BT11, jnp.asarray(shout, x_BTNH.dtype) - x_BTNH, x_BTNH)
+    return ((jnp.arange(B)[:, None] == row) & (jnp.arange(T) == token))[..., None, None]
 
 
 @jax.jit
@@ -99,33 +149,52 @@ def _differs(x_BTNH: jax.Array, y_BTNH: jax.Array) -> jax.Array:
 
 def _sees(mask: Mask, row: int, token: int) -> np.ndarray:
     """Bool [B, T]: which queries the rule lets see this token; only those of its own row."""
-    sees_BT = np.zeros(mask.q_index_BT.shape, bool)
-    index_T, segments_T = (np.asarray(x)[row] for x in (mask.q_index_BT, mask.q_segment_ids_BT))
-    kv_index, kv_segment = (np.asarray(x)[row, token] for x in (mask.kv_index_BS, mask.kv_segment_ids_BS))
-    sees_BT[row] = allowed(index_T, kv_index, segments_T, kv_segment, mask.num_anchors, mask.window)
-    return sees_BT
+    return _by_rule(mask, row, np.s_[:], token)
+
+
+def _seen(mask: Mask, row: int, token: int) -> np.ndarray:
+    """Bool [B, T]: which keys the rule lets this token see."""
+    return _by_rule(mask, row, token, np.s_[:])
+
+
+def _by_rule(mask: Mask, row: int, queries, keys) -> np.ndarray:
+    """Bool [B, T]: the rule between one token of a row and all of the row, false in other rows."""
+    result_BT = np.zeros(mask.q_index_BT.shape, bool)
+    q_index, q_segment = (np.asarray(x)[row, queries] for x in (mask.q_index_BT, mask.q_segment_ids_BT))
+    kv_index, kv_segment = (np.asarray(x)[row, keys] for x in (mask.kv_index_BS, mask.kv_segment_ids_BS))
+    result_BT[row] = allowed(q_index, kv_index, q_segment, kv_segment, mask.num_anchors, mask.window)
+    return result_BT
 
 
 def telling_tokens(segment_ids_BT: np.ndarray) -> list[tuple[int, int]]:
-    """Few tokens where a wrong mask would show: of the first row the first token, both sides of the first two
-    document boundaries and the last real token, and of the last row a token amid."""
-    segments_T = np.asarray(segment_ids_BT)[0]
-    real = np.flatnonzero(segments_T != PAD_SEGMENT)
-    if not real.size:
+    """Few tokens where a wrong mask would show; none if there are only pads.
+
+    Of the first row that has tokens: its first and its last one, and both sides of the first three places where the
+    segment changes (anchor to document, document to document, or to a pad). Of the last such row, if it is another:
+    the one amid its tokens.
+    """
+    real_BT = np.asarray(segment_ids_BT) != PAD_SEGMENT
+    rows = np.flatnonzero(real_BT.any(axis=1))
+    if not rows.size:
         return []
-    boundaries = np.flatnonzero(np.diff(segments_T))[:3]
-    places = {0, int(real[-1]), *(int(b) for b in boundaries), *(int(b) + 1 for b in boundaries)}
-    last = len(segment_ids_BT) - 1
-    return [*((0, place) for place in sorted(places)), *([(last, len(segments_T) // 2)] if last else [])]
+    first, last = int(rows[0]), int(rows[-1])
+    real, changes = np.flatnonzero(real_BT[first]), np.flatnonzero(np.diff(segment_ids_BT[first]))[:3]
+    places = {int(place) for place in (real[0], real[-1], *changes, *(changes + 1))}
+    tokens = [(first, place) for place in sorted(places)]
+    if last != first:
+        real = np.flatnonzero(real_BT[last])
+        tokens.append((last, int(real[len(real) // 2])))
+    return tokens
 
 
 def check(findings: Sequence[Finding]) -> None:
-    """Raises LeakageError naming the first token whose change reached another set of outputs than it may."""
+    """Raises LeakageError naming the first token whose change, or gradient, reached others than it may."""
     for finding in findings:
+        what = "the gradient of " if finding.backward else ""
         for fault, places in (("reaches", finding.leaks), ("does not reach", finding.blind)):
             if len(places):
                 row, query = places[0]
                 raise LeakageError(
-                    f"attention does not keep its mask: token {finding.token} of row {finding.row} {fault} "
+                    f"attention does not keep its mask: {what}token {finding.token} of row {finding.row} {fault} "
                     f"token {query} of row {row} (and {len(places) - 1} others)"
                 )

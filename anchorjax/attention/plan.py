@@ -137,9 +137,12 @@ def _list(visited_RM: jax.Array, entries_RM: jax.Array) -> Visits:
     lengths_Cr = jnp.pad(lengths_R, pad[0]).reshape(-1, tiles_per_chunk)
     starts_Cr = jnp.cumsum(lengths_Cr, axis=-1) - lengths_Cr
     starts_Cr += jnp.arange(starts_Cr.shape[0], dtype=jnp.int32)[:, None] * (tiles_per_chunk * M)
+    counts_C1 = jnp.sum(lengths_Cr, axis=-1, keepdims=True)
+    sorted_CP = jax.lax.sort(listed_CP, dimension=1, is_stable=False)
     return Visits(
-        entries_CP=jax.lax.sort(listed_CP, dimension=1, is_stable=False) % _FAR,  # tile 0 behind the listed ones
-        counts_C1=jnp.sum(lengths_Cr, axis=-1, keepdims=True),
+        # Tile 0 behind the listed ones: by their number, as the last tile of MAX_TILES with all flags is _FAR too.
+        entries_CP=jnp.where(jnp.arange(tiles_per_chunk * M) < counts_C1, sorted_CP, 0),
+        counts_C1=counts_C1,
         starts_1R=starts_Cr.reshape(1, -1)[:, :R],
         lengths_1R=lengths_R[None],
         tiles_per_chunk=tiles_per_chunk,

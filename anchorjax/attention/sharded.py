@@ -17,7 +17,11 @@ from anchorjax.sharding import BATCH, HEADS
 
 
 def plan(mask: Mask, q_tile: int, kv_tile: int) -> Plan:
-    """The plan of each device's queries; its arrays are laid out as [rows, context shard x tiles, tiles]."""
+    """The plan of each device's queries.
+
+    Its leaves, [chunks, entries], [chunks, 1] and [1, tiles] on each device, are joined along both axes, as if they
+    were [B, T]: rows of the mesh one below the other, context shards side by side.
+    """
 
     def local(mask):
         return make_plan(_gather_keys(mask), q_tile, kv_tile)

@@ -1,7 +1,13 @@
 """Default sizes of attention tiles, by implementation and hardware, and why.
 
-Small tiles leave more of a packed row out; large ones spread the fixed work of a step over more scores.
+Small tiles leave more of a packed row out; large ones spread the fixed work of a step over more scores. The sizes
+that hardware asks for are here too, as this module costs nothing to import.
 """
+
+LANES = 128  # of a TPU's vector register; its 8 sublanes are the other side
+SMALLEST = 16  # side of a Triton matmul: of tiles and blocks on GPUs
+SMALLEST_PLAIN = 8  # where no hardware asks for more: below, lists and loops cost more than what they skip
+WIDEST = {"pallas_gpu": 256}  # width of a head; the other implementations take any
 
 # For pallas_tpu by TPU generation: the least modelled cycles, forward and backward, on packed rows of 64K tokens
 # (benchmarks/tpu_modelled.py), from compiled schedules (benchmarks/tpu_schedule.py). Cycles of a row in millions, on
@@ -19,7 +25,12 @@ _PALLAS_TPU = {
     "v6e": (1024, 1024),
     "tpu7x": (1024, 1024),
 }
-_TPU_KINDS = {
+# Of pallas_gpu: the finest tile that all of its blocks divide (pallas_gpu/blocks.py), as a document's edge then costs
+# least. The plan's lists grow with the square of the number of tiles, so longer rows take larger ones: both lists of
+# a row are at most 8 MB up to 512K tokens, and 32 MB at 1M.
+_PALLAS_GPU = (128, 256, 512)
+_PALLAS_GPU_TILES = 1024  # along a side of one row, while there is a larger tile
+TPU_KINDS = {  # what JAX and what people call a generation
     "TPU v4": "v4",
     "TPU v5 lite": "v5e",
     "TPU v5e": "v5e",
@@ -31,25 +42,29 @@ _TPU_KINDS = {
 }
 
 
-def default_tiles(implementation: str, device_kind: str) -> tuple[int, int]:
+def default_tiles(implementation: str, device_kind: str, row_length: int = 0) -> tuple[int, int]:
     """(q_tile, kv_tile) in tokens.
 
     Args:
       implementation: a name from `types.IMPLEMENTATIONS`.
       device_kind: `jax.Device.device_kind`, or a name from `targets`. An unknown TPU takes v5e's tiles.
+      row_length: keys of a row, for GPUs: 128 up to 128K, 256 up to 256K, then 512.
     """
     if implementation == "pallas_tpu":
-        return _PALLAS_TPU.get(_TPU_KINDS.get(device_kind, device_kind), _PALLAS_TPU["v5e"])
+        return _PALLAS_TPU.get(TPU_KINDS.get(device_kind, device_kind), _PALLAS_TPU["v5e"])
     if implementation == "pallas_gpu":
-        return 128, 128  # attention/pallas_gpu/blocks.py
+        tile = next((size for size in _PALLAS_GPU if row_length <= size * _PALLAS_GPU_TILES), _PALLAS_GPU[-1])
+        return tile, tile
     return 256, 256  # of xla, on CPUs: benchmarks/attention_tiles.py; the reference has no tiles
 
 
 def check_tiles(implementation: str, q_tile: int, kv_tile: int) -> str | None:
     """None, or which tiles the implementation takes if not these."""
     tiles = q_tile, kv_tile
-    if implementation == "pallas_tpu" and any(tile % 128 for tile in tiles):
-        return "multiples of 128"  # the lanes of a vector register
-    if implementation == "pallas_gpu" and any(tile < 16 or tile & (tile - 1) for tile in tiles):
-        return "powers of two from 16 on"  # what a matmul of Triton takes
+    if implementation == "pallas_tpu" and any(tile % LANES for tile in tiles):
+        return f"multiples of {LANES}"
+    if implementation == "pallas_gpu" and any(tile < SMALLEST or tile & (tile - 1) for tile in tiles):
+        return f"powers of two from {SMALLEST} on"
+    if min(tiles) < SMALLEST_PLAIN:
+        return f"{SMALLEST_PLAIN} or more"
     return None

@@ -38,7 +38,7 @@ def run(config: Config, workdir: str | Path) -> int:
       WeightsError: that checkpoint cannot be read, or is not supported.
       WorkdirError: the directory holds another run, other data, or a running job.
       CheckpointError: its checkpoints cannot be read.
-      LeakageError: attention does not keep the mask of the first batch.
+      LeakageError: attention does not keep the mask of the first batch, forward or backward.
       TrainingError: the loss is not finite.
     """
     stop = StopSignal()  # first: a SIGTERM during compilation is answered at the first step
@@ -167,11 +167,15 @@ class Job:
         return True
 
     def _probe(self, batch: Batch) -> None:
-        """A mask that leaks ruins a run without a trace in its loss curve: it is looked at before the first step."""
+        """A mask that leaks ruins a run without a trace in its loss curve: it is looked at before the first step.
+
+        On one micro-batch, as in training: a whole batch may be more than fits.
+        """
         steps = self.setup.steps
-        tokens = probe_attention(batch, steps.num_anchors, steps.shape)
+        tokens = probe_attention(steps.first_part(batch), steps.num_anchors, steps.shape)
         self.progress.say(
-            f"attention keeps its mask: {tokens} tokens changed, each seen where allowed and nowhere else"
+            f"attention keeps its mask, forward and backward: {tokens} tokens changed, each seen where allowed and "
+            "nowhere else"
         )
 
     def _read(self, running: tuple[int, dict] | None) -> None:

@@ -10,18 +10,22 @@ from anchorjax.models.layers import Shape
 from anchorjax.sharding import HEADS
 from anchorjax.types import Batch
 
+GRADIENTS = 3  # each takes three to four times as long as the change of a token
+
 
 def probe_attention(batch: Batch, num_anchors: int, shape: Shape) -> int:
     """Probes each kind of layer's attention at the tokens of `leakage.telling_tokens`; call it inside the run's mesh.
+
+    The backward pass is probed at the last GRADIENTS of them.
 
     Args:
       batch: sharded arrays on the mesh.
 
     Returns:
-      How many tokens were probed.
+      How many tokens were changed.
 
     Raises:
-      LeakageError: a token reaches others than the mask says.
+      LeakageError: a token, or its gradient, reaches others than the mask says.
     """
     tokens = leakage.telling_tokens(np.asarray(batch.segment_ids_BT))
     for window in kinds_of_layers(shape.model):
@@ -37,15 +41,13 @@ def _probe(mask: Mask, tokens, shape: Shape) -> None:
     def attend(q_BTNH, k_BTKH, v_BTKH, mask, plan):
         return sharded.apply(q_BTNH, k_BTKH, v_BTKH, mask, plan, config.implementation)
 
-    findings = leakage.probe(
-        jax.jit(attend),
-        mask,
-        tokens,
-        plan,
-        num_heads=shape.model.num_heads,
-        num_kv_heads=shape.model.num_kv_heads,
-        head_width=shape.model.head_width,
-        dtype=shape.model.compute_dtype,
-        sharding=HEADS,
-    )
-    leakage.check(findings)
+    arrays = {
+        "num_heads": shape.model.num_heads,
+        "num_kv_heads": shape.model.num_kv_heads,
+        "head_width": shape.model.head_width,
+        "dtype": shape.model.compute_dtype,
+        "sharding": HEADS,
+    }
+    attend = jax.jit(attend)
+    leakage.check(leakage.probe(attend, mask, tokens, plan, **arrays))
+    leakage.check(leakage.probe_gradients(attend, mask, tokens[-GRADIENTS:], plan, **arrays))

@@ -2,13 +2,16 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
 
 from anchorjax import attention, sharding
-from anchorjax.config import AttentionConfig, Config
+from anchorjax.attention.plan import MAX_TILES
+from anchorjax.attention.tiles import WIDEST
+from anchorjax.config import Config
 from anchorjax.data import Tokenizer, load_tokenizer, num_anchors
 from anchorjax.errors import ConfigError
 from anchorjax.models import families
@@ -46,8 +49,9 @@ class Setup:
         config = complete(config, pretrained)
         tokenizer = load_tokenizer(config.data)
         config = with_vocabulary(config, tokenizer.vocab_size)
-        check_attention(config.attention)
-        mesh = sharding.make_mesh(config.check_devices(jax.device_count()))
+        mesh_shape = config.check_devices(jax.device_count())
+        check_attention(config, mesh_shape)
+        mesh = sharding.make_mesh(mesh_shape)
         optimizer = make_optimizer(config.optimizer, config.train.steps)
         schedule = make_schedule(config.optimizer, config.train.steps)
         steps = Steps(config, num_anchors(config.data.mask), optimizer, schedule)
@@ -86,14 +90,26 @@ def complete(config: Config, pretrained: Pretrained | None) -> Config:
     return config
 
 
-def check_attention(config: AttentionConfig) -> None:
-    """Raises ConfigError for an implementation or tiles that this process's devices do not run."""
-    name, found = attention.choose(config).implementation, jax.default_backend()
+def check_attention(config: Config, mesh_shape: Mapping[str, int]) -> None:
+    """Raises ConfigError for an implementation, tiles or heads that this process's devices do not run."""
+    chosen, found = attention.choose(config.attention, config.data.row_length), jax.default_backend()
+    name = chosen.implementation
     needed = attention.BACKENDS.get(name, found)
     if needed != found:
         raise ConfigError(
             "attention.implementation", name, f"it needs {needed.upper()}s, and JAX found {found} devices"
         )
+    width, widest = config.model.head_width, WIDEST.get(name, config.model.head_width)
+    if width > widest:
+        raise ConfigError("model.head_width", width, f"attention.implementation={name!r} takes heads of up to {widest}")
+    # Evaluation takes all rows of a batch at once, of which a training step with accumulation takes a part.
+    rows = config.data.batch_rows // (mesh_shape["data"] * mesh_shape["fsdp"])
+    for key, parts in (("q_tile", mesh_shape["context"]), ("kv_tile", 1)):
+        tokens, tile = config.data.row_length // parts, getattr(chosen, key)
+        tiles = rows * -(-tokens // tile)
+        if tiles > MAX_TILES:
+            allowed = f"{rows} rows of {tokens} tokens on a device may be {MAX_TILES} tiles at most, and are {tiles}"
+            raise ConfigError(f"attention.{key}", tile, allowed)
 
 
 def with_vocabulary(config: Config, needed: int) -> Config:

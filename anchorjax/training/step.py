@@ -35,8 +35,8 @@ class Steps:
     @property
     def shape(self) -> Shape:
         """With the attention of this process's devices: `config` itself may say auto, and be resumed elsewhere."""
-        config = self.config
-        return Shape(config.model, config.rope, config.lora, choose(config.attention), config.data.row_length)
+        config, row_length = self.config, self.config.data.row_length
+        return Shape(config.model, config.rope, config.lora, choose(config.attention, row_length), row_length)
 
     def nats(self, params: Decoder, batch: Batch, dropout_key: jax.Array | None = None) -> jax.Array:
         """-log p(target) of every token, fp32 [B, T]."""
@@ -91,6 +91,10 @@ class Steps:
         zeros = (jnp.float32(0), jax.tree.map(lambda x: jnp.zeros_like(x, jnp.float32), trained))
         sums, _ = jax.lax.scan(add_part, zeros, (_micro_batches(batch, parts), jax.random.split(key, parts)))
         return sums
+
+    def first_part(self, batch: Batch) -> Batch:
+        """The rows of the first micro-batch: what one forward pass of a training step sees."""
+        return jax.tree.map(lambda x_pBT: x_pBT[0], _micro_batches(batch, self.config.train.accumulation))
 
     def _live_pairs(self, segment_ids_BT: jax.Array) -> jax.Array:
         """Of a layer; the mean over the layers, where some have a window."""

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from anchorjax.attention import attention
 from anchorjax.attention.anchors import NOTHING
+from anchorjax.attention.plan import make_plan
 from anchorjax.masks import Mask
 from anchorjax.types import IMPLEMENTATIONS
 from tests.attention import contract
@@ -29,6 +30,12 @@ from tests.attention.contract import (
     run,
     sorted_documents,
 )
+
+
+def test_the_error_of_a_gradient_that_is_not_a_number_is_not_small():
+    zero = jnp.zeros((2, 192, 4, 16))  # large enough for XLA to reduce it in vectors: then -inf is its maximum
+    out, lse, dq, dk, dv = zero, zero, zero.at[1].set(jnp.nan), zero, zero
+    assert not max_error((out, lse, dq, dk, dv), (zero,) * 5) < TOLERANCE
 
 
 @pytest.mark.parametrize("implementation", FAST)
@@ -73,6 +80,13 @@ def test_tile_sizes_do_not_matter(implementation, tiles):
     assert max_error(run(case, implementation, tiles=tiles), run(case, "reference")) < TOLERANCE
 
 
+@pytest.mark.parametrize("implementation", FAST)
+def test_a_row_may_end_inside_of_a_tile_and_at_the_end_of_a_kernel_s_block(implementation):
+    """192 tokens are one and a half tiles of 128, and whole blocks of 16, 32 or 64."""
+    case = make_case(sorted_documents(192, 2, seed=0), 1, 4, 2, 16)
+    assert max_error(run(case, implementation, tiles=(128, 128)), run(case, "reference")) < TOLERANCE
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_dead_rows_and_pads_are_exact_zeros(implementation):
     segments = np.full((2, SETTINGS[implementation].T), -1)
@@ -93,12 +107,14 @@ def test_is_deterministic(implementation):
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_rows_of_a_batch_are_independent(implementation):
-    """A row beside a dead one gives what it gives beside any other."""
+    """A row beside a dead one gives what it gives beside any other, before it and behind it."""
     both = make_case(sorted_documents(SETTINGS[implementation].T, 2, seed=2), 1, 4, 2, 16)
-    dead = both.mask.q_segment_ids_BT.at[1].set(-1)
-    alone = dataclasses.replace(both, mask=Mask.from_segments(dead, 1))
-    for one, together in zip(run(alone, implementation), run(both, implementation), strict=True):
-        np.testing.assert_array_equal(one[0], together[0])
+    together = run(both, implementation)
+    for row in (0, 1):
+        dead = both.mask.q_segment_ids_BT.at[1 - row].set(-1)
+        alone = run(dataclasses.replace(both, mask=Mask.from_segments(dead, 1)), implementation)
+        for one, other in zip(alone, together, strict=True):
+            np.testing.assert_array_equal(one[row], other[row])
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -199,3 +215,24 @@ def test_faults_are_named():
     ):
         with pytest.raises(ValueError, match=f"mask.{field} is .*{words}"):
             attention(case.q, case.k, case.v, dataclasses.replace(case.mask, **{field: value}))
+
+
+@pytest.mark.parametrize("implementation", FAST)
+def test_a_plan_of_other_arrays_is_refused(implementation):
+    case = make_case(np.zeros((2, 300)), 0, 2, 1, 16)
+
+    def attend(part, plan):
+        mask = Mask.from_segments(case.mask.q_segment_ids_BT[part], 0)
+        return attention(case.q[part], case.k[part], case.v[part], mask, plan=plan, implementation=implementation)
+
+    def planned(length):  # shapes alone are looked at
+        mask = Mask.from_segments(jnp.zeros((2, length), jnp.int32), 0)
+        return jax.eval_shape(lambda mask: make_plan(mask, 128, 128), mask)
+
+    plan, of_short_rows = planned(300), planned(200)
+    with pytest.raises(ValueError, match="plan has 6 query tiles; 1 rows of 300 tokens in tiles of 128 allow 3"):
+        attend(np.s_[:1], plan)
+    with pytest.raises(ValueError, match="plan has 6 query tiles; 2 rows of 200 tokens in tiles of 128 allow 4"):
+        attend(np.s_[:, :200], plan)
+    with pytest.raises(ValueError, match="plan has 6 key tiles; 2 rows of 200 tokens in tiles of 128 allow 4"):
+        attend(np.s_[:, :200], dataclasses.replace(plan, by_query=of_short_rows.by_query))

@@ -14,15 +14,17 @@ import jax, jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 from anchorjax.attention import attention
 from anchorjax.attention.plan import make_plan
+from anchorjax.attention.tiles import default_tiles
 from anchorjax.masks import Mask
 
 target, *cases = sys.argv[1:]
 here = SingleDeviceSharding(targets.device(target))
 
-def temporaries(T, tile, H, dtype, N, K):
+def temporaries(T, H, dtype, N, K):
+    tiles = default_tiles("pallas_gpu", target, T)
     segment_ids = jax.ShapeDtypeStruct((1, T), jnp.int32)
     mask = jax.eval_shape(lambda segment_ids: Mask.from_segments(segment_ids, 1), segment_ids)
-    plan = jax.eval_shape(lambda mask: make_plan(mask, tile, tile), mask)  # a step makes it once for all layers
+    plan = jax.eval_shape(lambda mask: make_plan(mask, *tiles), mask)  # a step makes it once for all layers
 
     def gradients(q, k, v, mask, plan):
         loss = lambda *qkv: attention(*qkv, mask, plan=plan, implementation="pallas_gpu").astype(jnp.float32).sum()
@@ -36,12 +38,12 @@ def temporaries(T, tile, H, dtype, N, K):
     return compiled.memory_analysis().temp_size_in_bytes
 
 parsed = [case.split(",") for case in cases]
-print(json.dumps([temporaries(int(T), int(tile), int(H), dtype, int(N), int(K)) for T, tile, H, dtype, N, K in parsed]))
+print(json.dumps([temporaries(int(T), int(H), dtype, int(N), int(K)) for T, H, dtype, N, K in parsed]))
 """
 
 
 def temporaries(target: str, *cases) -> list[int]:
-    """Bytes of a forward and backward pass for each (tokens, tile, head width, dtype, query heads, key heads)."""
+    """Bytes of a forward and backward pass at default tiles: cases of (tokens, head width, dtype, N, K)."""
     require_compiler(target)
     return run_program(PROGRAM, target, *(",".join(map(str, case)) for case in cases))
 
@@ -49,21 +51,26 @@ def temporaries(target: str, *cases) -> list[int]:
 @pytest.mark.parametrize("target", GPUS)
 def test_every_head_width_compiles(target):
     widths = [(H, "bfloat16") for H in (64, 80, 96, 128, 256)] + [(H, "float32") for H in (64, 80, 256)]
-    temporaries(target, *((8192, 128, *width, 4, 2) for width in widths))
+    temporaries(target, *((8192, *width, 4, 2) for width in widths))
 
 
 @pytest.mark.parametrize("target", GPUS)
 def test_memory_grows_linearly_with_the_row(target):
     """A dense mask of 64K tokens alone would be 4 GB, and four times that at 128K."""
-    half, whole = temporaries(target, *((T, 512, 128, "bfloat16", 4, 2) for T in (2**16, 2**17)))
+    half, whole = temporaries(target, *((T, 128, "bfloat16", 4, 2) for T in (2**16, 2**17)))
     assert 1e6 < whole < 2.2 * half
+
+
+# Bytes of temporaries: what XLA counts, 42.95e9 on all three, and a tenth more. q, k, v and their gradients are another
+# 25.8e9. The cards have 85.2e9, 85.0e9 and 191.5e9.
+AT_A_MILLION = {"a100": 47.3e9, "h100": 47.3e9, "b200": 47.3e9}
 
 
 @pytest.mark.parametrize("target", GPUS)
 def test_a_row_of_a_million_tokens_compiles(target):
-    """32 query heads are 4 * 2^30 numbers: past what 32 bits count. Memory is that of a few arrays as large as q."""
-    (memory,) = temporaries(target, (2**20, 512, 128, "bfloat16", 32, 8))
-    assert memory < 10 * (2**20 * 32 * 128 * 2)
+    """32 query heads are 4 * 2^30 numbers: past what 32 bits count."""
+    (memory,) = temporaries(target, (2**20, 128, "bfloat16", 32, 8))
+    assert memory < AT_A_MILLION[target]
 
 
 SHARDED = """

@@ -17,7 +17,7 @@ from tests.attention.contract import SETTINGS, sorted_documents
 HEADS = {"num_heads": 4, "num_kv_heads": 2, "head_width": 16}
 
 
-def probe(implementation, mask, tokens=None, told=None, dtype="float32"):
+def probe(implementation, mask, tokens=None, told=None, dtype="float32", which=leakage.probe):
     """Findings about attention under `mask`, held against what `told` says (the same mask, if not given)."""
     setting = SETTINGS[implementation]
     plan = make_plan(mask, *setting.tiles)
@@ -28,16 +28,20 @@ def probe(implementation, mask, tokens=None, told=None, dtype="float32"):
 
     tokens = tokens or leakage.telling_tokens(np.asarray(mask.q_segment_ids_BT))
     with setting.interpreted():
-        return leakage.probe(attend, told or mask, tokens, plan, dtype=dtype, **HEADS)
+        return which(attend, told or mask, tokens, plan, dtype=dtype, **HEADS)
 
 
+@pytest.mark.parametrize("which", [leakage.probe, leakage.probe_gradients])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_no_implementation_leaks(implementation, dtype):
-    segments = sorted_documents(SETTINGS[implementation].T, 2, seed=7)
+def test_no_implementation_leaks(implementation, dtype, which):
+    T = SETTINGS[implementation].T
+    segments = sorted_documents(T, 2, seed=7)
     segments[0, -9:] = -1
-    findings = probe(implementation, Mask.from_segments(jnp.asarray(segments, jnp.int32), 1), dtype=dtype)
-    assert len(findings) > 5
+    mask = Mask.from_segments(jnp.asarray(segments, jnp.int32), 1)
+    tokens = [*leakage.telling_tokens(segments), (0, T - 1)]  # a pad, too
+    findings = probe(implementation, mask, tokens, dtype=dtype, which=which)
+    assert len(findings) > 6
     leakage.check(findings)
 
 
@@ -73,6 +77,34 @@ def test_a_mask_off_by_one_token_is_named(fault):
         leakage.check(findings)
 
 
+WRONG_BACKWARD = {
+    "a document is a token too long": "token 4 of row 0 reaches token 1 of row 0",
+    "a pad sees": "token 6 of row 0 reaches token 0 of row 0",
+    "the future is seen": "token 1 of row 0 reaches token 2 of row 0",
+    "the anchor is hidden": "token 1 of row 0 does not reach token 0 of row 0",
+    "a window": "token 3 of row 0 does not reach token 1 of row 0",
+}
+
+
+@pytest.mark.parametrize("fault", WRONG_BACKWARD)
+def test_a_backward_pass_with_another_mask_is_named(fault):
+    """The forward pass keeps the mask: its probe finds nothing."""
+    wrong, _ = WRONG[fault]
+
+    @jax.custom_vjp
+    def attend(q, k, v):
+        return attention(q, k, v, MASK)
+
+    def backward(qkv, cotangent):
+        return jax.vjp(lambda *qkv: attention(*qkv, wrong), *qkv)[1](cotangent)
+
+    attend.defvjp(lambda *qkv: (attend(*qkv), qkv), backward)
+    arguments = (jax.jit(lambda q, k, v, *_: attend(q, k, v)), MASK, [(0, token) for token in range(7)])
+    leakage.check(leakage.probe(*arguments, **HEADS))
+    with pytest.raises(LeakageError, match=f"the gradient of {WRONG_BACKWARD[fault]}"):
+        leakage.check(leakage.probe_gradients(*arguments, **HEADS))
+
+
 def test_rows_that_see_each_other_are_named():
     mask = Mask.from_segments(jnp.repeat(ROW, 2, axis=0), 1)
 
@@ -83,8 +115,18 @@ def test_rows_that_see_each_other_are_named():
 
     with pytest.raises(LeakageError, match="token 2 of row 0 reaches token 2 of row 1"):
         leakage.check(leakage.probe(attend, mask, [(0, 2)], **HEADS))
+    with pytest.raises(LeakageError, match="gradient of token 2 of row 0 reaches token 0 of row 1"):
+        leakage.check(leakage.probe_gradients(attend, mask, [(0, 2)], **HEADS))
 
 
 def test_telling_tokens_stand_at_boundaries():
     assert leakage.telling_tokens(np.asarray(ROW)) == [(0, n) for n in (0, 1, 3, 4, 5, 6)]
     assert leakage.telling_tokens(np.full((2, 4), -1)) == []
+
+
+def test_telling_tokens_are_of_rows_that_have_tokens():
+    dead = np.full((1, 7), -1)
+    half = np.array([[0, 1, 1, -1, -1, -1, -1]])
+    expected = [(1, n) for n in (0, 1, 3, 4, 5, 6)]
+    assert leakage.telling_tokens(np.concatenate([dead, ROW, dead])) == expected
+    assert leakage.telling_tokens(np.concatenate([dead, ROW, half, dead])) == [*expected, (2, 1)]

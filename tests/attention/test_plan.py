@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from anchorjax.attention import attention
 from anchorjax.attention import plan as plan_lib
 from anchorjax.attention.plan import (
     FIRST_OF_KV,
@@ -137,6 +138,22 @@ def test_flag_of_masks_reaches_the_entries():
     plan = make_plan(mask, 16, 16)
     for q, kv, flags in (entry for line in entries(plan.by_query) for entry in line):
         assert bool(flags & NEEDS_MASK) == (q == kv)
+
+
+def test_the_last_tile_of_all_is_an_entry_like_any_other():
+    """With all of its flags it is the largest int32 there is."""
+    last = plan_lib.MAX_TILES - 1
+    mask = Mask.from_segments(jnp.zeros((plan_lib.MAX_TILES, 16), jnp.int32), 0)
+    plan = jax.jit(make_plan, static_argnums=(1, 2))(mask, 16, 16)
+    flags = FIRST_OF_Q | LAST_OF_Q | FIRST_OF_KV | LAST_OF_KV | NEEDS_MASK
+    for visits in (plan.by_query, plan.by_key):
+        entry = visits.entries_CP.reshape(-1)[visits.starts_1R[0, last]]
+        assert [int(x) for x in unpack(entry)] == [last, last, flags]
+    q, k, v = (jax.random.normal(key, (plan_lib.MAX_TILES, 16, 1, 8)) for key in jax.random.split(jax.random.key(0), 3))
+    attend = jax.jit(attention, static_argnames="implementation")
+    out = attend(q, k, v, mask, plan=plan, implementation="xla")
+    wanted = attend(q[-1:], k[-1:], v[-1:], jax.tree.map(lambda x: x[-1:], mask), implementation="reference")
+    np.testing.assert_allclose(out[-1:], wanted, atol=1e-5)
 
 
 def test_too_many_tiles_are_refused():

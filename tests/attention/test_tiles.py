@@ -5,18 +5,29 @@ import pytest
 
 from anchorjax import targets
 from anchorjax.attention import choose
-from anchorjax.attention.pallas_tpu.tile import LANES
-from anchorjax.attention.tiles import default_tiles
+from anchorjax.attention.tiles import LANES, TPU_KINDS, default_tiles
 from anchorjax.config import AttentionConfig
 from anchorjax.errors import ConfigError
 from anchorjax.types import IMPLEMENTATIONS
 
 
 @pytest.mark.parametrize(
-    ("kind", "target"), [("TPU v4", "v4"), ("TPU v5 lite", "v5e"), ("TPU v5", "v5p"), ("TPU v6 lite", "v6e")]
+    ("kind", "target"),
+    [("TPU v4", "v4"), ("TPU v5 lite", "v5e"), ("TPU v5", "v5p"), ("TPU v6 lite", "v6e"), ("TPU7x", "tpu7x")],
 )
 def test_a_device_and_its_target_agree(kind, target):
+    """By the table itself: an unknown kind takes v5e's tiles, which are those of three generations."""
+    assert TPU_KINDS[kind] == target
     assert default_tiles("pallas_tpu", kind) == default_tiles("pallas_tpu", target)
+
+
+@pytest.mark.parametrize(
+    ("row_length", "tile"),
+    [(2**12, 128), (2**17, 128), (2**17 + 1, 256), (2**18, 256), (2**18 + 1, 512), (2**20, 512), (2**24, 512)],
+)
+def test_a_gpu_takes_larger_tiles_for_longer_rows(row_length, tile):
+    assert default_tiles("pallas_gpu", "NVIDIA H100 80GB HBM3", row_length) == (tile, tile)
+    assert choose(AttentionConfig("pallas_gpu", 0, 0), row_length) == AttentionConfig("pallas_gpu", tile, tile)
 
 
 @pytest.mark.parametrize("target", [*targets.TPUS, "TPU of tomorrow"])
@@ -32,13 +43,13 @@ def test_every_implementation_has_tiles(implementation):
 @pytest.mark.parametrize(("backend", "name"), [("cpu", "xla"), ("tpu", "pallas_tpu"), ("gpu", "pallas_gpu")])
 def test_auto_takes_the_backend_s_kernels(backend, name, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    chosen = choose(AttentionConfig("auto", 0, 0))
+    chosen = choose(AttentionConfig("auto", 0, 0), 4096)
     assert chosen.implementation == name and min(chosen.q_tile, chosen.kv_tile) >= 128
 
 
 def test_what_is_given_is_kept():
-    assert choose(AttentionConfig("reference", 24, 0)) == AttentionConfig("reference", 24, 256)
-    assert choose(AttentionConfig("pallas_gpu", 64, 0)) == AttentionConfig("pallas_gpu", 64, 128)
+    assert choose(AttentionConfig("reference", 24, 0), 4096) == AttentionConfig("reference", 24, 256)
+    assert choose(AttentionConfig("pallas_gpu", 64, 0), 4096) == AttentionConfig("pallas_gpu", 64, 128)
 
 
 @pytest.mark.parametrize(
@@ -51,8 +62,10 @@ def test_what_is_given_is_kept():
         (AttentionConfig("pallas_tpu", 0, 192), "attention.kv_tile=192 is not allowed"),
         (AttentionConfig("pallas_gpu", 96, 0), "attention.q_tile=96 is not allowed: pallas_gpu takes powers of two"),
         (AttentionConfig("pallas_gpu", 0, 8), "attention.kv_tile=8 is not allowed"),
+        (AttentionConfig("xla", 0, 1), "attention.kv_tile=1 is not allowed: xla takes 8 or more"),
+        (AttentionConfig("reference", 7, 0), "attention.q_tile=7 is not allowed: reference takes 8 or more"),
     ],
 )
 def test_tiles_that_kernels_do_not_take_are_named(config, words):
     with pytest.raises(ConfigError, match=words):
-        choose(config)
+        choose(config, 4096)

@@ -3,6 +3,7 @@
 import pytest
 
 from anchorjax import targets
+from anchorjax.attention.tiles import TPU_KINDS
 from tests.compilers import require_compiler, run_program
 
 # Forward and backward of two query heads over one key head: bytes of temporaries by row length.
@@ -48,6 +49,19 @@ def temporaries(target: str, lengths: list[int], width: int = 128) -> list[int]:
     require_compiler(target)
     result = run_program(PROGRAM, target, width, ",".join(map(str, lengths)))
     return [result[str(length)] for length in lengths]
+
+
+KINDS = """
+import json
+from anchorjax import targets
+targets.prepare()
+print(json.dumps({target: targets.device(target).device_kind for target in targets.TPUS}))
+"""
+
+
+def test_every_generation_s_own_name_is_known():
+    require_compiler(next(iter(targets.TPUS)))
+    assert {target: TPU_KINDS[kind] for target, kind in run_program(KINDS).items()} == {t: t for t in targets.TPUS}
 
 
 @pytest.mark.parametrize("target", targets.TPUS)

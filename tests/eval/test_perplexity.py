@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 
@@ -40,6 +41,28 @@ def test_leaves_the_run_as_it_was(jobs, finished):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
     perplexity(jobs, f"--workdir={finished}", "--rows=2")
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [
+        {"implementation": "pallas_gpu", "q_tile": 32, "kv_tile": 32},
+        {"implementation": "pallas_tpu", "q_tile": 128, "kv_tile": 128},
+        {"implementation": "auto", "q_tile": 4, "kv_tile": 0},  # what this machine's own implementation does not take
+    ],
+    ids=lambda attention: attention["implementation"],
+)
+def test_a_run_of_other_hardware_is_evaluated_here(jobs, finished, tmp_path, attention):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    config = json.loads((workdir / "config.json").read_text())
+    config["attention"] = attention
+    (workdir / "config.json").write_text(json.dumps(config))
+    done = perplexity(jobs, f"--workdir={workdir}", "--rows=2")
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("perplexity.py: ")]
+    assert "the run's attention does not fit" in line and "taking auto" in line
+    summary = json.loads((finished / "summary.json").read_text())
+    assert math.isclose(json.loads(done.stdout.splitlines()[-1])["loss"], summary["validation_loss"], rel_tol=1e-4)
 
 
 @pytest.mark.parametrize(

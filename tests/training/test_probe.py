@@ -1,13 +1,17 @@
 """The leakage probe at the start of training: on the run's mesh, and before the first step."""
 
 import dataclasses
+import types
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from anchorjax.attention import sharded
+from anchorjax.attention import anchors, sharded
 from anchorjax.errors import LeakageError
-from anchorjax.sharding import shard_batch
+from anchorjax.sharding import BATCH, shard_batch
+from anchorjax.training import loop
 from anchorjax.training.probe import probe_attention
 from tests.training.making import make_batch, make_mesh, make_steps
 
@@ -24,6 +28,21 @@ def test_a_sound_attention_passes(started):
     assert probe_attention(*started) > 5
 
 
+def test_the_probe_of_a_run_sees_one_micro_batch(tiny_config, monkeypatch):
+    """Four rows in two parts on two devices: each gives its own first row."""
+    batch, mesh = make_batch(4, 64), make_mesh(2)
+    steps = make_steps(tiny_config(data__batch_rows=4, train__accumulation=2))
+    seen = []
+    monkeypatch.setattr(loop, "probe_attention", lambda batch, *rest: seen.append(batch) or 1)
+    job = types.SimpleNamespace(setup=types.SimpleNamespace(steps=steps))
+    job.progress = types.SimpleNamespace(say=lambda text: None)
+    with jax.set_mesh(mesh):
+        loop.Job._probe(job, shard_batch(batch, mesh))
+    (probed,) = seen
+    np.testing.assert_array_equal(probed.tokens_BT, batch.tokens_BT[[0, 2]])
+    assert probed.tokens_BT.sharding.spec == BATCH
+
+
 def test_an_attention_that_forgets_the_anchor_is_named(started, monkeypatch):
     right = sharded.attention
 
@@ -32,4 +51,11 @@ def test_an_attention_that_forgets_the_anchor_is_named(started, monkeypatch):
 
     monkeypatch.setattr(sharded, "attention", wrong)
     with pytest.raises(LeakageError, match="token 0 of row 0 does not reach token"):
+        probe_attention(*started)
+
+
+def test_a_backward_pass_that_forgets_the_anchor_is_named(started, monkeypatch):
+    right = anchors.gradients
+    monkeypatch.setattr(anchors, "gradients", lambda *args: jax.tree.map(jnp.zeros_like, right(*args)))
+    with pytest.raises(LeakageError, match=r"the gradient of token .* does not reach token 0 of row"):
         probe_attention(*started)

@@ -23,9 +23,9 @@ import jax
 from anchorjax.attention import gradient
 from anchorjax.attention.pallas_gpu import backward, forward
 from anchorjax.attention.pallas_gpu.arrays import Arrays
-from anchorjax.attention.pallas_gpu.blocks import WIDEST
 from anchorjax.attention.pallas_gpu.tile import interpret_context
 from anchorjax.attention.plan import Plan
+from anchorjax.attention.tiles import WIDEST
 from anchorjax.masks import Mask
 
 
@@ -39,8 +39,9 @@ def apply(
     Raises:
       NotImplementedError: heads wider than 256.
     """
-    if q_BTNH.shape[-1] > WIDEST:
-        raise NotImplementedError(f"attention pallas_gpu: q has shape {q_BTNH.shape}; allowed: heads of 1 to {WIDEST}")
+    widest = WIDEST["pallas_gpu"]
+    if q_BTNH.shape[-1] > widest:
+        raise NotImplementedError(f"attention pallas_gpu: q has shape {q_BTNH.shape}; allowed: heads of 1 to {widest}")
     return gradient.attend(_forward, _backward, q_BTNH, k_BSKH, v_BSKH, mask, plan)
 
 

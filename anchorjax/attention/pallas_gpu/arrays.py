@@ -5,9 +5,9 @@ from jax.experimental import pallas as pl
 
 from anchorjax.attention import anchors as anchors_lib
 from anchorjax.attention.kernels import NO_SEGMENT, kv_segment_ids
-from anchorjax.attention.pallas_gpu.blocks import SMALLEST
 from anchorjax.attention.pallas_gpu.tile import Static
 from anchorjax.attention.plan import Plan, Visits, pad_to_tiles
+from anchorjax.attention.tiles import SMALLEST
 from anchorjax.masks import Mask
 from anchorjax.types import PAD_SEGMENT
 

@@ -29,7 +29,7 @@ def _dq_kernel(entries, starts, lengths, *refs, static: Static, blocks: Blocks):
 
     def keys(n, dq_tH):
         start, place, flags = static.keys_of(entries[first + div(n, parts)], rem(n, parts), s, row)
-        exists = static.exists(start, s, static.S)
+        exists = static.exists(start, s, static.S, static.kv_tile)
         k_sH = static.load(k_ref.at[pl.ds(start, s), :], exists)
         s_ts, slope = static.bend(static.dot(q_tH, k_sH, NT))
         s_ts = static.hide(s_ts, flags, lines, queries, pl.ds(place, s), keys_first=False)
@@ -61,7 +61,7 @@ def _dkv_kernel(entries, starts, lengths, *refs, static: Static, blocks: Blocks)
         dk_sH, dv_sH = sums
         head, visit = rem(n, static.group), div(n, static.group)
         start, place, flags = static.queries_of(entries[first + div(visit, parts)], rem(visit, parts), t, row)
-        exists = static.exists(start, t, static.T)
+        exists = static.exists(start, t, static.T, static.q_tile)
         q_tH, do_tH = (static.load(ref.at[pl.ds(start, t), head, :], exists) for ref in (q_ref, do_ref))
         s_st, slope = static.bend(static.dot(k_sH, q_tH, NT))
         s_st = static.hide(s_st, flags, lines, pl.ds(place, t), keys, keys_first=True)
@@ -82,7 +82,7 @@ def _dkv_kernel(entries, starts, lengths, *refs, static: Static, blocks: Blocks)
 
 def call(arrays: Arrays, dout_BTNH, lse_BTN, delta_BTN) -> tuple[jax.Array, jax.Array, jax.Array]:
     """dq [B, T, N, H], dk and dv [B, S, K, H], all fp32 and without the anchors' share."""
-    # Pad queries see no key: what their log-sum-exp is does not matter.
+    # A query without a key has the log-sum-exp NOTHING, one behind the row 0: both above MASKED, so weights are 0.
     inputs = (
         arrays.q_BTNH,
         arrays.k_BSKH,

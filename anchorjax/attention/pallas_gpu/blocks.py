@@ -12,11 +12,6 @@ import dataclasses
 
 import jax.numpy as jnp
 
-# Of the plan. The finest tile that all blocks divide: a document's edge then costs least, and 8192 of them, the
-# plan's limit, are one row of 1M tokens. Lists grow with the square of the number of tiles: 256 or 512 from 256K on.
-TILE = 128
-SMALLEST = 16  # of tiles and blocks: what a matmul of Triton takes
-
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
@@ -60,7 +55,6 @@ DKV = {
     (4, 128): Blocks(32, 16, 4, 2),  # 128 / 143 / 143
     (4, 256): Blocks(16, 16, 4, 2),  # 168 / 168 / 179
 }
-WIDEST = 256
 
 
 def fit(table: dict, dtype, width: int, outer_tile: int, inner_tile: int) -> Blocks:

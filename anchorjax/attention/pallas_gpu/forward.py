@@ -39,7 +39,7 @@ def _kernel(entries, starts, lengths, *refs, static: Static, blocks: Blocks):
 
     def keys(n, state):
         start, place, flags = static.keys_of(entries[first + div(n, parts)], rem(n, parts), s, row)
-        exists = static.exists(start, s, static.S)
+        exists = static.exists(start, s, static.S, static.kv_tile)
         k_sH = static.load(k_ref.at[pl.ds(start, s), :], exists)
         s_ts, _ = static.bend(static.dot(q_tH, k_sH, NT))
         s_ts = static.hide(s_ts, flags, lines, queries, pl.ds(place, s), keys_first=False)

@@ -9,8 +9,9 @@ from jax.experimental.pallas import triton as plgpu
 
 from anchorjax.attention import kernels
 from anchorjax.attention.kernels import MASKED
-from anchorjax.attention.pallas_gpu.blocks import SMALLEST, Blocks
+from anchorjax.attention.pallas_gpu.blocks import Blocks
 from anchorjax.attention.plan import NEEDS_MASK, unpack
+from anchorjax.attention.tiles import SMALLEST
 
 # Part of jit's cache key, so that a function traced outside is traced anew inside.
 interpret_context = jax.make_user_context(False)
@@ -49,10 +50,15 @@ class Static(kernels.Static):
         """A block [tokens, padded_width], zeros where the mask says that the array has none."""
         return plgpu.load(ref, mask=mask, other=None if mask is None else 0.0)
 
-    def exists(self, start, size: int, length: int):
-        """Which numbers of a block from token `start`, a multiple of `size`, an array has; None is all."""
+    def exists(self, start, size: int, length: int, walked_tile: int | None = None):
+        """Which numbers of a block from token `start`, a multiple of `size`, an array has; None is all.
+
+        Args:
+          walked_tile: of the side whose blocks a loop goes through. It goes through all blocks of the row's last
+            tile, those too that lie behind the row. A program's own block begins inside of it.
+        """
         columns = None if self.padded_width == self.width else jnp.arange(self.padded_width)[None] < self.width
-        if length % size == 0:
+        if length % (walked_tile or size) == 0:
             return columns
         rows = (start + jnp.arange(size))[:, None] < length
         return rows if columns is None else rows & columns

@@ -9,8 +9,9 @@ from jax.experimental.pallas import tpu as pltpu
 
 from anchorjax.attention.kernels import LOG2E, MASKED, NN, NT, TN, div, output, rem
 from anchorjax.attention.pallas_tpu.arrays import Arrays
-from anchorjax.attention.pallas_tpu.tile import LANES, Static, column, lanes, run
+from anchorjax.attention.pallas_tpu.tile import Static, column, lanes, run
 from anchorjax.attention.plan import FIRST_OF_KV, FIRST_OF_Q, LAST_OF_KV, NEEDS_MASK, unpack
+from anchorjax.attention.tiles import LANES
 
 
 def _kernel(
@@ -124,7 +125,7 @@ def call(arrays: Arrays, dout_BTNH, lse_BTN, delta_BTN) -> tuple[jax.Array, jax.
     t, s, G = static.q_tile, static.kv_tile, static.group
     tiles = visits.tiles_per_chunk
     do_NXH = arrays.flatten(dout_BTNH, t)
-    # Pad queries get a log-sum-exp that no masked score comes near.
+    # A query without a key has the log-sum-exp NOTHING, one behind the row 0: both above MASKED, so weights are 0.
     scalars_N2X = jnp.stack([arrays.flatten(x[..., None], t)[..., 0] for x in (lse_BTN, delta_BTN)], 1)
 
     def q_block(shape, index):

@@ -7,8 +7,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from anchorjax.attention import kernels
-
-LANES = 128  # of a vector register; its 8 sublanes are the other side
+from anchorjax.attention.tiles import LANES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,49 @@
+"""What a run refuses before anything is compiled or written: attention that its devices would not run."""
+
+import jax
+import pytest
+
+from anchorjax.errors import ConfigError
+from anchorjax.training.setup import check_attention
+
+ALONE = {"data": 1, "fsdp": 1, "context": 1, "tensor": 1}
+
+
+@pytest.mark.parametrize("name", ["pallas_gpu", "auto"])
+def test_heads_too_wide_for_the_gpu_kernels(tiny_config, name, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    config = tiny_config(attention__implementation=name, model__head_width=258)
+    with pytest.raises(ConfigError, match=r"model.head_width=258 is not allowed: .*'pallas_gpu' takes .* up to 256"):
+        check_attention(config, ALONE)
+    check_attention(tiny_config(attention__implementation=name, model__head_width=256), ALONE)
+
+
+def test_heads_of_any_width_elsewhere(tiny_config):
+    check_attention(tiny_config(model__head_width=512), ALONE)
+
+
+def test_kernels_of_other_devices(tiny_config):
+    config = tiny_config(attention__implementation="pallas_gpu")
+    with pytest.raises(ConfigError, match=r"attention.implementation='pallas_gpu' .* needs GPUs, and JAX found cpu"):
+        check_attention(config, ALONE)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "axes", "words"),
+    [
+        ({"attention__q_tile": 8}, {}, "attention.q_tile=8 is not allowed: 2 rows of 65536 tokens .* are 16384"),
+        ({"attention__kv_tile": 8}, {}, "attention.kv_tile=8 is not allowed: 2 rows of 65536 tokens .* are 16384"),
+        ({"attention__q_tile": 8, "attention__kv_tile": 16}, {"context": 2}, None),  # queries are cut, keys are not
+        ({"attention__q_tile": 8, "attention__kv_tile": 8}, {"context": 2}, "attention.kv_tile=8"),
+        ({"attention__q_tile": 8, "attention__kv_tile": 8}, {"fsdp": 2}, None),
+        ({"attention__q_tile": 8, "train__accumulation": 2}, {}, "attention.q_tile=8"),  # evaluation sees all rows
+        ({"attention__q_tile": 1}, {}, "attention.q_tile=1 is not allowed: xla takes 8 or more"),
+    ],
+)
+def test_more_tiles_than_a_plan_counts(tiny_config, overrides, axes, words):
+    config = tiny_config(data__row_length=2**16, data__batch_rows=2, **overrides)
+    if words is None:
+        check_attention(config, ALONE | axes)
+        return
+    with pytest.raises(ConfigError, match=words):
+        check_attention(config, ALONE | axes)
