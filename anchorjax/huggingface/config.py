@@ -300,7 +300,7 @@ def write(
     if family.features.get("global_every"):
         fields["layer_types"] = layer_types(vars(model))
     fields |= _rope_fields(rope, family, max_position)
-    _refuse_features(model, family, names.values())
+    _refuse_features(model, family, {"activation", *names.values()})
     return fields
 
 
