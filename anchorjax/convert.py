@@ -73,7 +73,7 @@ def from_hf(directory: Path, out: Path) -> None:
     }
     shape = _shape(sections)
     with new_directory(out) as part, jax.set_mesh(_mesh(shape.model)):
-        params = pretrained.load(jax.jit(lambda: Decoder(jax.random.key(0), shape))(), shape)
+        params = pretrained.load(sharding.zeros(lambda: Decoder(jax.random.key(0), shape)), shape)
         (part / hf_config.FILE).write_text(json.dumps(sections, indent=2) + "\n")
         pretrained.keep_source(part)
         checkpoints = Checkpoints(part, keep=1)

@@ -9,6 +9,7 @@ whose shardings do not fit fails when it is traced.
 from collections.abc import Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -42,3 +43,8 @@ def abstract(make, *args):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
     return jax.tree.map(concrete, jax.eval_shape(make, *args))
+
+
+def zeros(make, *args):
+    """Zeros where `make(*args)` would put its values: memory for them, and for nothing else."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), abstract(make, *args))

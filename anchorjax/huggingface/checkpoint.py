@@ -118,18 +118,16 @@ def _put(leaf: jax.Array, value: np.ndarray, layer: int | None) -> jax.Array:
     sharding = NamedSharding(leaf.sharding.mesh, spec if layer is None else PartitionSpec(*spec[1:]))
     value = jax.device_put(value, sharding)
     # Waiting, so that no second tensor is on its way: the host need not hold two.
-    return jax.block_until_ready(_replace(leaf, value) if layer is None else _replace_layer(leaf, value, layer))
+    return jax.block_until_ready(_replace(leaf, value, layer))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _replace(leaf: jax.Array, value: jax.Array) -> jax.Array:
-    del leaf
-    return value
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _replace_layer(leaf: jax.Array, value: jax.Array, layer: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_index_in_dim(leaf, value.astype(leaf.dtype), layer, 0)
+def _replace(leaf: jax.Array, value: jax.Array, layer: jax.Array | None) -> jax.Array:
+    """A write into the leaf even where it replaces all: a buffer that is not used is not given up."""
+    value = value.astype(leaf.dtype)
+    if layer is None:
+        return jax.lax.dynamic_update_slice(leaf, value, (0,) * leaf.ndim)
+    return jax.lax.dynamic_update_index_in_dim(leaf, value, layer, 0)
 
 
 def save(params: Decoder, model: ModelConfig, lora: LoraConfig, directory: Path, dtype: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from anchorjax.config import PLAIN, ModelConfig, RopeConfig
+from anchorjax.config import MAX_INT, PLAIN, ModelConfig, RopeConfig
 from anchorjax.errors import WeightsError
 from anchorjax.huggingface.directory import member
 from anchorjax.models import families
@@ -48,7 +48,7 @@ READ_APART = (  # by name, below
 ROPE_FIELDS = {  # of rope_scaling, by kind; by RopeConfig's names
     "default": {},
     "linear": {"factor": "factor"},
-    "dynamic": {"factor": "factor", "original_max_position_embeddings": "original_length"},
+    "dynamic": {"factor": "factor"},
     "yarn": {
         "factor": "factor",
         "original_max_position_embeddings": "original_length",
@@ -70,7 +70,8 @@ ROPE_FIELDS = {  # of rope_scaling, by kind; by RopeConfig's names
         "long_factor": "long_factors",
     },
 }
-
+ORIGINAL = "original_max_position_embeddings"
+OPTIONAL = (ORIGINAL, "attention_factor", "beta_fast", "beta_slow")
 
 NEUTRAL_ROPE = {  # what transformers takes, or what says nothing
     "factor": 1.0,
@@ -104,17 +105,15 @@ def read(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
       WeightsError: another family, a field that is missing, or one that would change the maths, by name.
     """
     name, family = _family(fields)
-    given = {key: value for key, value in fields.items() if value is not None}
-    given = DEFAULTS | dict(family.defaults) | given
     _refuse(fields, family)
+    # null is not the same as nothing: Gemma 2 has soft caps unless they are null.
+    given = _present({**DEFAULTS, **family.defaults, **fields})
     model = {"family": name, **PLAIN, **family.features}
     given.setdefault("num_key_value_heads", given.get("num_attention_heads"))
     if "head_dim" not in given:
         given["head_dim"] = _whole(given, "hidden_size") // _whole(given, "num_attention_heads")
     for key, ours in {**SIZES, **family.fields}.items():
         model[ours] = _value(given, key, ours, model.get(ours))
-    if fields.get("sliding_window", 0) is None:
-        model["window"] = 0
     model["activation"] = _activation(given, family)
     _check_layers(given, model)
     return model, _rope(given, model)
@@ -122,10 +121,11 @@ def read(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _family(fields: Mapping[str, Any]) -> tuple[str, Family]:
     known = {families.load(name).model_type: name for name in families.available()}
-    name = known.get(fields.get("model_type"))
-    if name is None:
-        hint = "; its text part alone is gemma3_text" if fields.get("model_type") == "gemma3" else ""
-        raise _error("model_type", fields.get("model_type"), f"it must be one of {', '.join(known)}{hint}")
+    model_type = fields.get("model_type")
+    if type(model_type) is not str or model_type not in known:
+        hint = "; its text part alone is gemma3_text" if model_type == "gemma3" else ""
+        raise _error("model_type", model_type, f"it must be one of {', '.join(known)}{hint}")
+    name = known[model_type]
     family = families.load(name)
     if fields.get("architectures") not in (None, [], [family.architecture]):
         raise _error("architectures", fields["architectures"], f"it must be {family.architecture}")
@@ -143,17 +143,21 @@ def _refuse(fields: Mapping[str, Any], family: Family) -> None:
 
 
 def _value(given: Mapping[str, Any], key: str, ours: str, default: Any) -> Any:
-    """A field in the type that ModelConfig wants."""
-    if key not in given:
-        if default is None:
-            raise WeightsError(f"{FILE} has no {key}")
-        return default
-    kind = ModelConfig.__dataclass_fields__[ours].type
-    value = given[key]
-    if kind is float and type(value) in (int, float):
+    if key in given:
+        return _typed(key, given[key], ModelConfig.__dataclass_fields__[ours].type)
+    if default is None:
+        raise WeightsError(f"{FILE} has no {key}")
+    return default
+
+
+def _typed(key: str, value: Any, kind: type) -> Any:
+    """The value in the type that our configuration wants."""
+    if kind is tuple and type(value) is list:
+        return tuple(_typed(key, x, float) for x in value)
+    if kind is float and type(value) is int and abs(value) <= MAX_INT:
         return float(value)
     if type(value) is not kind:
-        raise _error(key, value, f"it must be {kind.__name__}")
+        raise _error(key, value, f"it must be {'list' if kind is tuple else kind.__name__}")
     return value
 
 
@@ -165,10 +169,15 @@ def _whole(given: Mapping[str, Any], key: str) -> int:
 
 
 def _activation(given: Mapping[str, Any], family: Family) -> str:
-    name = given["hidden_activation" if "hidden_activation" in family.defaults else "hidden_act"]
-    if name not in ACTIVATIONS:
-        raise _error("hidden_act", name, f"it must be one of {', '.join(ACTIVATIONS)}")
+    key = _activation_field(family)
+    name = given.get(key)
+    if type(name) is not str or name not in ACTIVATIONS:
+        raise _error(key, name, f"it must be one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
+
+
+def _activation_field(family: Family) -> str:
+    return "hidden_activation" if "hidden_activation" in family.defaults else "hidden_act"
 
 
 def layer_types(model: Mapping[str, Any]) -> list[str]:
@@ -193,46 +202,72 @@ def _check_layers(given: Mapping[str, Any], model: dict[str, Any]) -> None:
 
 
 def _rope(given: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
-    parameters = given.get("rope_parameters")
-    if parameters is None:
-        scaling = {"rope_theta": given.get("rope_theta"), **(given.get("rope_scaling") or {})}
-        local_theta = given.get("rope_local_base_freq")
-    elif "full_attention" in parameters:
-        scaling, local = parameters["full_attention"], parameters.get("sliding_attention") or {}
-        if local.get("rope_type", "default") != "default":
-            raise _error("rope_parameters", parameters, "layers with a window are not scaled here")
-        local_theta = local.get("rope_theta")
-    else:
-        scaling, local_theta = parameters, given.get("rope_local_base_freq")
-    scaling = {key: value for key, value in scaling.items() if value is not None}
-    local_theta = local_theta or families.load(model["family"]).local_theta
-    default_theta = 1e6 if local_theta else 1e4
-    rope = {"theta": float(scaling.pop("rope_theta", default_theta)), "local_theta": float(local_theta)}
-    return NEUTRAL_ROPE | rope | _scaling(scaling, given)
+    family = families.load(model["family"])
+    if "rope_scaling" in given and "rope_parameters" in given:
+        raise _error("rope_scaling", given["rope_scaling"], "rope_parameters is there too")
+    spelling = "rope_parameters" if "rope_parameters" in given else "rope_scaling"
+    scaling, local = _typed(spelling, given.get(spelling, {}), dict), {}
+    if spelling == "rope_parameters" and family.local_theta:
+        scaling, local = _by_kind_of_layer(scaling)
+    scaling = _present({"rope_theta": given.get("rope_theta"), **scaling})
+    local = _present({"rope_theta": given.get("rope_local_base_freq"), **local})
+    if local and not family.local_theta:
+        raise _error("rope_local_base_freq", local["rope_theta"], f"{family.model_type} has one base for all layers")
+    theta = scaling.pop("rope_theta", 1e6 if family.local_theta else 1e4)
+    local_theta = local.pop("rope_theta", family.local_theta)
+    if local.pop("rope_type", "default") != "default" or local:
+        raise _error("rope_parameters", given["rope_parameters"], "layers with a window are not scaled here")
+    bases = {"theta": _typed("rope_theta", theta, float), "local_theta": _typed("rope_theta", local_theta, float)}
+    return NEUTRAL_ROPE | bases | _scaling(scaling, given)
+
+
+def _by_kind_of_layer(parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What `rope_parameters` says of layers without and with a window."""
+    kinds = ("full_attention", "sliding_attention")
+    if parameters.keys() - set(kinds):
+        raise _error("rope_parameters", parameters, f"it must hold {' and '.join(kinds)}")
+    return [_typed("rope_parameters", parameters.get(kind) or {}, dict) for kind in kinds]
 
 
 def _scaling(scaling: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    kinds = {scaling.pop(key) for key in ("rope_type", "type") if key in scaling} or {"default"}
-    kind = kinds.pop()
-    if kinds or kind not in ROPE_FIELDS:
-        raise _error("rope_scaling", kind, f"it must be one of {', '.join(ROPE_FIELDS)}")
+    kinds = [scaling.pop(key) for key in ("rope_type", "type") if key in scaling] or ["default"]
+    kind = _typed("rope_type", kinds[0], str)
+    if kind not in ROPE_FIELDS or kinds[-1] != kind:
+        raise _error("rope_type", kinds[-1], f"it must be one of {', '.join(ROPE_FIELDS)}")
     rope = {"scaling": "none" if kind == "default" else kind}
+    if kind == "longrope" and "factor" not in scaling:
+        scaling["factor"] = _max_position(kind, given) / max(1, _original_length(kind, scaling, given))
     for key, value in scaling.items():
         if key == "partial_rotary_factor" and value == 1.0:
             continue
         if key not in ROPE_FIELDS[kind]:
             raise _error(f"rope_scaling.{key}", value, f"{kind} is not known to have it, and it may change the maths")
         ours = ROPE_FIELDS[kind][key]
-        value_type = RopeConfig.__dataclass_fields__[ours].type
-        rope[ours] = tuple(float(x) for x in value) if value_type is tuple else value_type(value)
-    trained = given.get("original_max_position_embeddings", given.get("max_position_embeddings"))
-    if "original_max_position_embeddings" in ROPE_FIELDS[kind] and "original_length" not in rope:
-        if type(trained) is not int:
-            raise WeightsError(f"{FILE} has no max_position_embeddings, which {kind} RoPE needs")
-        rope["original_length"] = trained
-    if kind == "longrope" and "factor" not in rope:
-        rope["factor"] = given["max_position_embeddings"] / rope["original_length"]
+        rope[ours] = _typed(f"rope_scaling.{key}", value, RopeConfig.__dataclass_fields__[ours].type)
+    for key in ROPE_FIELDS[kind]:
+        if key not in scaling and key not in OPTIONAL:
+            raise WeightsError(f"{FILE} has no rope_scaling.{key}, which {kind} RoPE needs")
+    if kind in ("dynamic", "yarn", "llama3", "longrope"):
+        rope["original_length"] = _original_length(kind, scaling, given)
     return rope
+
+
+def _original_length(kind: str, scaling: Mapping[str, Any], given: Mapping[str, Any]) -> int:
+    """Positions before they were scaled, looked for where transformers does and in its order."""
+    for place in (given, scaling) if kind != "dynamic" else ():
+        if ORIGINAL in place:
+            return _typed(ORIGINAL, place[ORIGINAL], int)
+    return _max_position(kind, given)
+
+
+def _max_position(kind: str, given: Mapping[str, Any]) -> int:
+    if "max_position_embeddings" not in given:
+        raise WeightsError(f"{FILE} has no max_position_embeddings, which {kind} RoPE needs")
+    return _typed("max_position_embeddings", given["max_position_embeddings"], int)
+
+
+def _present(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if value is not None}
 
 
 def write(
@@ -254,17 +289,18 @@ def write(
     names = {**SIZES, **family.fields}
     fields |= {key: getattr(model, ours) for key, ours in names.items()}
     for key in ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping"):
-        if key in fields:
+        if key in names:
             fields[key] = fields[key] or None
-    if fields.get("query_pre_attn_scalar") == 0:
-        fields["query_pre_attn_scalar"] = model.head_width
-    activation = {ours: name for name, ours in ACTIVATIONS.items()}[model.activation]
-    fields["hidden_activation" if "hidden_activation" in family.defaults else "hidden_act"] = activation
+    if "query_pre_attn_scalar" in names:
+        if model.query_scale % 1:
+            raise WeightsError(f"model.query_scale={model.query_scale!r} must be a whole number in {family.model_type}")
+        fields["query_pre_attn_scalar"] = int(model.query_scale) or model.head_width
+    fields[_activation_field(family)] = {ours: name for name, ours in ACTIVATIONS.items()}[model.activation]
     fields |= family.fixed
     if family.features.get("global_every"):
         fields["layer_types"] = layer_types(vars(model))
     fields |= _rope_fields(rope, family, max_position)
-    _refuse_features(model, family, names.values())
+    _refuse_features(model, family, {"activation", *names.values()})
     return fields
 
 
@@ -276,6 +312,8 @@ def _rope_fields(rope: RopeConfig, family: Family, max_position: int) -> dict[st
     if rope.local_theta and not family.local_theta:
         raise WeightsError(f"{family.model_type} has one RoPE base for all layers; rope.local_theta must be 0")
     if family.local_theta:
+        if not rope.local_theta and rope.scaling != "none":
+            raise WeightsError(f"{family.model_type} does not scale layers with a window; rope.local_theta must be set")
         fields["rope_local_base_freq"] = rope.local_theta or rope.theta
     if rope.scaling != "none":
         names = ROPE_FIELDS[rope.scaling]
@@ -286,7 +324,7 @@ def _rope_fields(rope: RopeConfig, family: Family, max_position: int) -> dict[st
         fields["rope_scaling"] = {"rope_type": rope.scaling, **values}
     if rope.scaling == "dynamic":
         # transformers takes the length that it was trained on from here; what is longer is found as it comes.
-        fields["max_position_embeddings"] = fields["rope_scaling"].pop("original_max_position_embeddings")
+        fields["max_position_embeddings"] = rope.original_length
     return fields
 
 

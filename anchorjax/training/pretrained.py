@@ -78,7 +78,10 @@ class Pretrained:
             return hf_checkpoint.load(params, shape.model, Weights.open(self.directory))
         leaves = named_leaves(params)
         base = {name: leaf for name, leaf in leaves.items() if "_adapter." not in name}
-        restored = Checkpoints(self.directory, keep=1, read_only=True).restore_latest_weights(base)
+        like = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in base.items()}
+        for leaf in base.values():
+            leaf.delete()  # else the devices would hold all weights twice
+        restored = Checkpoints(self.directory, keep=1, read_only=True).restore_latest_weights(like)
         if restored is None:
             raise CheckpointError(f"there is no checkpoint in {self.directory}")
         return jax.tree.unflatten(jax.tree.structure(params), (leaves | restored).values())

@@ -21,7 +21,6 @@ FAMILY = Family(
     fields={
         "sliding_window": "window",
         "query_pre_attn_scalar": "query_scale",
-        "attn_logit_softcapping": "attention_soft_cap",
         "final_logit_softcapping": "final_soft_cap",
     },
     defaults={
@@ -32,7 +31,8 @@ FAMILY = Family(
         "query_pre_attn_scalar": 256,
         "tie_word_embeddings": True,
     },
-    fixed={"attention_bias": False, "use_bidirectional_attention": False},
+    # transformers leaves the cap of their attention out, whatever it is.
+    fixed={"attention_bias": False, "use_bidirectional_attention": False, "attn_logit_softcapping": None},
     local_theta=1e4,
     block=LLAMA_BLOCK | QK_NORM | GEMMA_NORMS,
     sizes=table(f"{SIZES} query_scale window", _SIZES),

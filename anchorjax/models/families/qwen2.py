@@ -15,6 +15,7 @@ FAMILY = Family(
     model_type="qwen2",
     architecture="Qwen2ForCausalLM",
     features={"qkv_bias": True},
+    defaults={"num_key_value_heads": 32},
     # A window in the upper layers alone exists in their code and in none of the published models.
     fixed={"use_sliding_window": False},
     block=LLAMA_BLOCK | QKV_BIAS,
