@@ -15,6 +15,7 @@ from anchorjax.config import Config
 from anchorjax.data import Tokenizer, load_tokenizer, num_anchors
 from anchorjax.errors import ConfigError
 from anchorjax.models import families
+from anchorjax.training import trainable
 from anchorjax.training.optimizer import make_optimizer, make_schedule
 from anchorjax.training.pretrained import Pretrained
 from anchorjax.training.pretrained import find as find_pretrained
@@ -68,10 +69,16 @@ class Setup:
         Raises:
           WeightsError, CheckpointError: the checkpoint's weights cannot be read, or are of another model.
         """
-        state = jax.jit(self.make_state)()
         if self.pretrained is None:
-            return state
-        return dataclasses.replace(state, params=self.pretrained.load(state.params, self.steps.shape))
+            return jax.jit(self.make_state)()
+
+        def without_base():
+            state = self.make_state()
+            return dataclasses.replace(state, params=trainable.adapters(state.params))
+
+        state = jax.jit(without_base)()  # what the checkpoint brings is not drawn
+        params = trainable.put_back(state.params, sharding.zeros(lambda: self.make_state().params))
+        return dataclasses.replace(state, params=self.pretrained.load(params, self.steps.shape))
 
     def abstract_state(self) -> TrainState:
         with jax.set_mesh(self.mesh):
