@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="end with one JSON line")
     arguments = parser.parse_args()
     config = quickstart.get_config()
+    config.data.tokenizer = "bytes"
     config.data.row_length = arguments.length
     config = resolve(config.to_dict())
     calls = {tiles: prepare(config, *tiles) for tiles in TILES}
