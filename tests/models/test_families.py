@@ -61,9 +61,9 @@ def test_no_published_model_was_lost():
 
 
 def test_unknown_names_are_refused_with_those_that_exist():
-    with pytest.raises(ValueError, match="unknown model family 'mamba'; allowed: .*gemma2, .*llama, .*qwen3"):
+    with pytest.raises(ValueError, match=r"unknown model family 'mamba'; allowed: .*gemma2, .*llama, .*qwen3"):
         families.load("mamba")
-    with pytest.raises(ValueError, match="unknown model 'llama9_1b'; allowed: .*gemma2_2b, .*llama3_8b, .*qwen3_32b"):
+    with pytest.raises(ValueError, match=r"unknown model 'llama9_1b'; allowed: .*gemma2_2b, .*llama3_8b, .*qwen3_32b"):
         families.published("llama9_1b")
 
 
