@@ -18,22 +18,34 @@ def digests(leaves: dict[str, jax.Array]) -> dict[str, int]:
     An odd factor can be inverted, so a change of any one word always changes the digest; others pass unseen
     with odds of about one in 2^32.
     """
-    return {name: int(value) for name, value in jax.device_get(_digests(leaves)).items()}
+    return {name: int(_digest(leaf)) for name, leaf in leaves.items()}  # one by one: see below what each takes
 
 
 @jax.jit
-def _digests(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return {name: _digest(leaf) for name, leaf in leaves.items()}
-
-
 def _digest(leaf: jax.Array) -> jax.Array:
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
-    words = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
-    factors = jnp.uint32(1)
+    words = jax.lax.bitcast_convert_type(leaf, unsigned)
+    if words.ndim < 2 or jax.typeof(words).sharding.spec[0] is not None:
+        return _weighted_sum(words, jnp.uint32(1), 0)
+
+    # Layer by layer: on a CPU the product is not fused into the sum, and takes twice the memory of bfloat16 words.
+    def add_layer(total: jax.Array, numbered: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        number, layer = numbered
+        return total + _weighted_sum(layer, 1 + number * _step(0), 1), None
+
+    return jax.lax.scan(add_layer, jnp.uint32(0), (jnp.arange(len(words), dtype=jnp.uint32), words))[0]
+
+
+def _weighted_sum(words: jax.Array, factors: jax.Array, first_axis: int) -> jax.Array:
+    """The sum of the words times their factors, which grow along each axis; the words' first is `first_axis`."""
     for axis, size in enumerate(words.shape):
         # One-dimensional along its axis, so that it takes the sharding of the words it meets.
         place = np.arange(size, dtype=np.uint32).reshape([-1 if a == axis else 1 for a in range(words.ndim)])
-        factors = factors + place * np.uint32(2 * pow(_ODD, axis + 1, 2**31))
-    return jnp.sum(words * factors, dtype=jnp.uint32)
+        factors = factors + place * _step(first_axis + axis)
+    return jnp.sum(words.astype(jnp.uint32) * factors, dtype=jnp.uint32)
+
+
+def _step(axis: int) -> np.uint32:
+    return np.uint32(2 * pow(_ODD, axis + 1, 2**31))
