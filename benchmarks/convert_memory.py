@@ -4,9 +4,9 @@
 
 A Llama checkpoint of random bfloat16 weights is made in a temporary directory, in shards of 0.5 GB, and converted
 there and back. Each conversion is a process of its own, whose anonymous memory is read every 5 ms. On a CPU the
-weights' own bytes are the devices' shards; subtracted too is what an interpreter holds that has imported the same
-modules and used its devices. The rest should be no more than the largest tensor and one shard: the largest file that
-is read or written.
+weights' own bytes are the devices' shards; subtracted too is what the same conversion of a tiny model takes, which is
+the interpreter. The rest should be no more than the largest tensor and one shard: the largest array of ours, as
+whole ones are written, or the largest file of theirs.
 
 Arrays below 32 MB, as the simulated devices' parts are, are kept by the C library when they are freed. Here it is
 told to give back all above 1 MB, so that what is measured is what is held.
@@ -35,7 +35,6 @@ from anchorjax.huggingface.weights import TensorInfo, Weights, write_files
 ROOT = Path(__file__).resolve().parents[1]
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 SHARD_BYTES = 5 * 10**8  # of the checkpoint that is read
-IDLE = "import jax, anchorjax.convert; jax.block_until_ready(jax.numpy.ones(8) + 1)"
 CONFIG = {
     "model_type": "llama",
     "vocab_size": 32000,
@@ -45,6 +44,7 @@ CONFIG = {
     "num_key_value_heads": 8,
     "torch_dtype": "bfloat16",
 }
+TINY = CONFIG | {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 8}
 
 
 def main() -> None:
@@ -60,17 +60,19 @@ def main() -> None:
         + "".join(f"{name:>9}" for name in ("devices", "peak", "idle", "weights", "rest", "tensor", "shard"))
     )
     with tempfile.TemporaryDirectory(dir=arguments.directory) as home:
-        source = Path(home) / "source"
-        layers = make_checkpoint(source, arguments.gigabytes)
+        source, tiny = Path(home) / "source", Path(home) / "tiny"
+        layers = make_checkpoint(source, CONFIG, arguments.gigabytes)
+        make_checkpoint(tiny, TINY, gigabytes=0)
         for devices in map(int, arguments.devices.split(",")):
-            results += measure(source, layers, devices, Path(home) / str(devices))
+            idle = convert(tiny, devices)[0]
+            results += summary(layers, devices, idle, *convert(source, devices))
     if arguments.json:
         print(json.dumps(results))
 
 
-def tensors(layers: int) -> dict[str, TensorInfo]:
-    D, F, V = CONFIG["hidden_size"], CONFIG["intermediate_size"], CONFIG["vocab_size"]
-    KH = CONFIG["num_key_value_heads"] * D // CONFIG["num_attention_heads"]
+def tensors(config: dict[str, object], layers: int) -> dict[str, TensorInfo]:
+    D, F, V = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    KH = config["num_key_value_heads"] * D // config["num_attention_heads"]
     block = {
         "self_attn.q_proj": (D, D),
         "self_attn.k_proj": (KH, D),
@@ -87,14 +89,16 @@ def tensors(layers: int) -> dict[str, TensorInfo]:
     return {f"{name}.weight": TensorInfo(shape, BFLOAT16, Path()) for name, shape in shapes.items()}
 
 
-def num_bytes(layers: int) -> int:
-    return sum(2 * math.prod(info.shape) for info in tensors(layers).values())
+def num_bytes(config: dict[str, object], layers: int) -> list[int]:
+    """Of each tensor."""
+    return [2 * math.prod(info.shape) for info in tensors(config, layers).values()]
 
 
-def make_checkpoint(directory: Path, gigabytes: float) -> int:
+def make_checkpoint(directory: Path, config: dict[str, object], gigabytes: float) -> int:
     """Returns its number of layers."""
-    layers = max(1, math.ceil((gigabytes * 1e9 - num_bytes(0)) / (num_bytes(1) - num_bytes(0))))
-    infos, generator = tensors(layers), np.random.default_rng(0)
+    none, one = (sum(num_bytes(config, layers)) for layers in (0, 1))
+    layers = max(1, math.ceil((gigabytes * 1e9 - none) / (one - none)))
+    infos, generator = tensors(config, layers), np.random.default_rng(0)
 
     def draw(name: str) -> np.ndarray:
         bits = generator.integers(0, 2**16, infos[name].shape, np.uint16)
@@ -102,25 +106,29 @@ def make_checkpoint(directory: Path, gigabytes: float) -> int:
 
     directory.mkdir()
     write_files(directory, infos, draw, shard_bytes=SHARD_BYTES)
-    (directory / hf_config.FILE).write_text(json.dumps(CONFIG | {"num_hidden_layers": layers}))
+    (directory / hf_config.FILE).write_text(json.dumps(config | {"num_hidden_layers": layers}))
     return layers
 
 
-def measure(source: Path, layers: int, devices: int, home: Path) -> list[dict[str, object]]:
-    """Figures, in bytes, of both conversions; their files are removed."""
-    ours, theirs = home / "ours", home / "theirs"
-    convert = [sys.executable, "-m", "anchorjax.convert"]
-    idle = peak([sys.executable, "-c", IDLE], devices)
-    from_hf = peak([*convert, "from-hf", str(source), str(ours)], devices)
-    to_hf = peak([*convert, "to-hf", str(ours), str(theirs)], devices)
+def convert(source: Path, devices: int) -> tuple[list[int], int]:
+    """Peaks of from-hf and to-hf, and the largest file that the latter writes; all files are removed."""
+    ours, theirs = source.with_name("ours"), source.with_name("theirs")
+    steps = (("from-hf", source, ours), ("to-hf", ours, theirs))
+    peaks = [peak([sys.executable, "-m", "anchorjax.convert", *map(str, step)], devices) for step in steps]
     check(source, theirs)
-    sizes = {name: 2 * math.prod(info.shape) for name, info in tensors(layers).items()}
-    shards = [max(file.stat().st_size for file in place.glob("*.safetensors")) for place in (source, theirs)]
-    shutil.rmtree(home)
-    rows = []
-    for command, used, shard in zip(("from-hf", "to-hf"), (from_hf, to_hf), shards, strict=True):
-        row = {"devices": devices, "peak": used, "idle": idle, "weights": sum(sizes.values())}
-        row |= {"rest": used - idle - row["weights"], "largest_tensor": max(sizes.values()), "shard": shard}
+    file = max(file.stat().st_size for file in theirs.glob("*.safetensors"))
+    shutil.rmtree(ours)
+    shutil.rmtree(theirs)
+    return peaks, file
+
+
+def summary(layers: int, devices: int, idle: list[int], peaks: list[int], file: int) -> list[dict[str, object]]:
+    """Figures in bytes."""
+    sizes, rows = num_bytes(CONFIG, layers), []
+    array = max(max(sizes), layers * 2 * CONFIG["hidden_size"] * CONFIG["intermediate_size"])
+    for command, idle_peak, most, shard in zip(("from-hf", "to-hf"), idle, peaks, (array, file), strict=True):
+        row = {"devices": devices, "peak": most, "idle": idle_peak, "weights": sum(sizes)}
+        row |= {"rest": most - idle_peak - sum(sizes), "largest_tensor": max(sizes), "shard": shard}
         shown = [devices, *(value // 10**6 for value in list(row.values())[1:])]
         print(f"{command:<8}" + "".join(f"{value:>9}" for value in shown), flush=True)
         rows.append({"command": command, **row, "within": row["rest"] <= row["largest_tensor"] + shard})

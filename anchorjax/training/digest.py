@@ -4,9 +4,13 @@ Computed on the devices, shard by shard, so that no host ever holds the state; t
 sums of integers do not depend on their order.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+PIECES = 256  # of a leaf at most: there are fewer layers than that
 
 _ODD = 2_654_435_761  # Knuth's multiplicative hash: makes neighbouring places count very differently
 
@@ -25,25 +29,34 @@ def digests(leaves: dict[str, jax.Array]) -> dict[str, int]:
 def _digest(leaf: jax.Array) -> jax.Array:
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
-    unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
-    words = jax.lax.bitcast_convert_type(leaf, unsigned)
-    if words.ndim < 2 or jax.typeof(words).sharding.spec[0] is not None:
-        return _weighted_sum(words, jnp.uint32(1), 0)
+    words = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
+    if words.ndim < 2 or _is_cut(words, axis=0):
+        return _weighted_sum(words, jnp.uint32(1))
 
-    # Layer by layer: on a CPU the product is not fused into the sum, and takes twice the memory of bfloat16 words.
-    def add_layer(total: jax.Array, numbered: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        number, layer = numbered
-        return total + _weighted_sum(layer, 1 + number * _step(0), 1), None
+    # Piece by piece: on a CPU the product is not fused into the sum, and takes twice the memory of bfloat16 words.
+    size = len(words)
+    length = 1 if size <= PIECES else size // math.gcd(size, PIECES)
 
-    return jax.lax.scan(add_layer, jnp.uint32(0), (jnp.arange(len(words), dtype=jnp.uint32), words))[0]
+    def add_piece(number: jax.Array, total: jax.Array) -> jax.Array:
+        piece = jax.lax.dynamic_slice_in_dim(words, number * length, length)
+        piece = jax.lax.optimization_barrier(piece)  # else XLA widens the words of all pieces at once
+        return total + _weighted_sum(piece, 1 + number.astype(jnp.uint32) * length * _step(0))
+
+    return jax.lax.fori_loop(0, size // length, add_piece, jnp.uint32(0))
 
 
-def _weighted_sum(words: jax.Array, factors: jax.Array, first_axis: int) -> jax.Array:
-    """The sum of the words times their factors, which grow along each axis; the words' first is `first_axis`."""
+def _is_cut(x: jax.Array, axis: int) -> bool:
+    sharding = jax.typeof(x).sharding
+    names = sharding.spec[axis] or ()
+    return any(sharding.mesh.shape[name] > 1 for name in ((names,) if isinstance(names, str) else names))
+
+
+def _weighted_sum(words: jax.Array, factors: jax.Array) -> jax.Array:
+    """The sum of the words times their factors, which grow along each axis."""
     for axis, size in enumerate(words.shape):
         # One-dimensional along its axis, so that it takes the sharding of the words it meets.
         place = np.arange(size, dtype=np.uint32).reshape([-1 if a == axis else 1 for a in range(words.ndim)])
-        factors = factors + place * _step(first_axis + axis)
+        factors = factors + place * _step(axis)
     return jnp.sum(words.astype(jnp.uint32) * factors, dtype=jnp.uint32)
 
 
