@@ -28,7 +28,7 @@ from anchorjax.huggingface.directory import TOKENIZER, copy_files, new_directory
 from anchorjax.huggingface.weights import Weights
 from anchorjax.models.decoder import Decoder
 from anchorjax.models.layers import Shape, named_leaves
-from anchorjax.training.checkpoint import Checkpoints
+from anchorjax.training.checkpoint import Checkpoints, bytes_of_largest
 from anchorjax.training.pretrained import SOURCE, Pretrained
 from anchorjax.training.workdir import load_config
 
@@ -76,7 +76,7 @@ def from_hf(directory: Path, out: Path) -> None:
         params = pretrained.load(sharding.zeros(lambda: Decoder(jax.random.key(0), shape)), shape)
         (part / hf_config.FILE).write_text(json.dumps(sections, indent=2) + "\n")
         pretrained.keep_source(part)
-        checkpoints = Checkpoints(part, keep=1)
+        checkpoints = Checkpoints(part, keep=1, host_bytes=bytes_of_largest(params))
         checkpoints.save(0, {"params": params}, sections, data=None)
         checkpoints.close()
     print(f"{sum(x.size for x in jax.tree.leaves(params)):,} parameters written to {out}, {dtype}")
@@ -101,7 +101,8 @@ def to_hf(checkpoint: Path, directory: Path, dtype: str | None) -> None:
     written = hf_config.write(shape.model, shape.rope, max_position=max_position, dtype=dtype, source=fields)
     with new_directory(directory) as part, jax.set_mesh(_mesh(shape.model)):
         like = sharding.abstract(lambda: Decoder(jax.random.key(0), shape))
-        weights = Checkpoints(checkpoint, keep=1, read_only=True).restore_latest_weights(named_leaves(like))
+        checkpoints = Checkpoints(checkpoint, keep=1, read_only=True, host_bytes=bytes_of_largest(like))
+        weights = checkpoints.restore_latest_weights(named_leaves(like))
         if weights is None:
             raise CheckpointError(f"there is no checkpoint in {checkpoint}")
         params = jax.tree.unflatten(jax.tree.structure(like), weights.values())

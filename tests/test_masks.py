@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from anchorjax.masks import Mask, allowed, count_live_pairs
@@ -61,6 +61,11 @@ def test_mask_equals_its_drawing(segments, num_anchors, expected):
     np.testing.assert_array_equal(mask.materialize()[0], drawing(expected))
 
 
+def test_a_window_hides_what_lies_further_back_but_no_anchor():
+    mask = Mask.from_segments(jnp.array([[0, 1, 1, 1, 2, 2]], jnp.int32), 1, window=2)
+    np.testing.assert_array_equal(mask.materialize()[0], drawing("x..... xx.... xxx... x.xx.. x...x. x...xx"))
+
+
 def test_interleaved_documents_see_their_own_pieces():
     mask = Mask.from_segments(jnp.array([[0, 1, 2, 1, 2]], jnp.int32), 1)
     expected = drawing("x.... xx... x.x.. xx.x. x.x.x")
@@ -85,12 +90,19 @@ def test_pad_segment_sees_no_anchor_and_no_other_pad():
     assert not allowed(5, 4, -1, -1, 0)
 
 
-jitted_count = jax.jit(count_live_pairs, static_argnums=1)
+jitted_count = jax.jit(count_live_pairs, static_argnames=("num_anchors", "window"))
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(-1, 100), min_size=40, max_size=40), st.integers(0, 2))
-def test_live_pairs_are_those_of_the_dense_mask(segments, num_anchors):
+@settings(max_examples=200, deadline=None)
+@given(
+    segments=st.integers(0, 40).flatmap(lambda most: st.lists(st.integers(-1, most), min_size=40, max_size=40)),
+    num_anchors=st.integers(0, 3),
+    window=st.sampled_from([None, 1, 2, 7, 39, 40, 100]),
+)
+@example(segments=[0] * 40, num_anchors=3, window=2)
+@example(segments=[1, 2] * 20, num_anchors=2, window=3)
+def test_live_pairs_are_those_of_the_dense_mask(segments, num_anchors, window):
+    """Few documents in many pieces or many in few, pads between them; anchors that are documents of others too."""
     segments_T = jnp.array(segments, jnp.int32)
-    dense = Mask.from_segments(segments_T[None], num_anchors).materialize()
-    assert int(jitted_count(segments_T, num_anchors)) == int(dense.sum())
+    dense = Mask.from_segments(segments_T[None], num_anchors, window).materialize()
+    assert int(jitted_count(segments_T, num_anchors=num_anchors, window=window)) == int(dense.sum())

@@ -5,6 +5,7 @@ The host holds one tensor at a time on its way to the devices, and one on its wa
 
 import dataclasses
 import functools
+import hashlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,8 +92,8 @@ def _compare(wanted: Mapping[str, Place], weights: Weights, model: ModelConfig) 
     for name in [name for name in found if name.endswith("rotary_emb.inv_freq")]:
         del found[name]  # old Llama checkpoints have them; they follow from the configuration
     if model.tie_embeddings and "lm_head.weight" in found:
-        head, embedding = (weights.read(name) for name in ("lm_head.weight", "model.embed_tokens.weight"))
-        if not np.array_equal(head.view(np.uint8), embedding.view(np.uint8)):
+        head, embedding = (_digest(weights, name) for name in ("lm_head.weight", "model.embed_tokens.weight"))
+        if head != embedding:
             raise WeightsError(
                 f"{weights.directory}: lm_head.weight is not the embedding to which it is said to be tied"
             )
@@ -106,6 +107,12 @@ def _compare(wanted: Mapping[str, Place], weights: Weights, model: ModelConfig) 
             raise WeightsError(
                 f"{found[name].file}: {name} has shape {found[name].shape}; config.json makes it {place.shape}"
             )
+
+
+def _digest(weights: Weights, name: str) -> tuple:
+    """What two tensors have in common if they are the same; they need not be in memory together."""
+    x = weights.read(name)
+    return x.shape, x.dtype, hashlib.sha256(x.view(np.uint8)).digest()
 
 
 def _some(names) -> str:
@@ -137,16 +144,16 @@ def save(params: Decoder, model: ModelConfig, lora: LoraConfig, directory: Path,
     def read(name: str) -> np.ndarray:
         place = found[name]
         x = np.asarray(_take(leaves, place.leaf, place.layer, lora.alpha / max(1, lora.rank)))
-        return np.ascontiguousarray(place.to_checkpoint(x).astype(DTYPES[dtype]))
+        return np.ascontiguousarray(place.to_checkpoint(x), DTYPES[dtype])
 
     tensors = {name: jax.ShapeDtypeStruct(place.shape, DTYPES[dtype]) for name, place in found.items()}
     write_files(directory, tensors, read)
 
 
 def _take(leaves: Mapping[str, jax.Array], name: str, layer: int | None, scale: float) -> jax.Array:
-    """A leaf's layer, with its adapter's product added."""
+    """A leaf's layer, with its adapter's product added; never the leaf itself, which would keep what the host reads."""
     stem = name.rsplit("_", 1)[0] + "_adapter"
     if f"{stem}.down" not in leaves:
-        return leaves[name] if layer is None else leaves[name][layer]
+        return jax.numpy.copy(leaves[name]) if layer is None else leaves[name][layer]
     down, up = leaves[f"{stem}.down"][layer], leaves[f"{stem}.up"][layer]
     return leaves[name][layer].astype("float32") + scale * jax.numpy.tensordot(down, up, 1)

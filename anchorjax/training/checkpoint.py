@@ -40,10 +40,23 @@ class DataPosition:
     held_out_fingerprint: str
 
 
+def bytes_of_largest(tree: Any) -> int:
+    """Of the largest leaf, as float32 if it is narrower: a checkpoint may hold it so."""
+    return max(x.size * max(4, x.dtype.itemsize) for x in jax.tree.leaves(tree))
+
+
 class Checkpoints:
     """The checkpoints of one working directory."""
 
-    def __init__(self, workdir: Path, *, keep: int, read_only: bool = False):
+    def __init__(self, workdir: Path, *, keep: int, read_only: bool = False, host_bytes: int | None = None):
+        """
+        Args:
+          keep: how many of them stay.
+          read_only: nothing is saved, moved or removed.
+          host_bytes: how much of a state may be between disk and devices at once, at least `bytes_of_largest`. What is
+            saved must then stay as it is until `wait`, and is not compressed: the C library keeps half as much memory
+            again for that. None copies all of it first, and reads all at once.
+        """
         options = ocp.CheckpointManagerOptions(
             # The loop decides when to save; policies here would count the forced saves as their own.
             save_decision_policy=_policies.FixedIntervalPolicy(1),
@@ -56,7 +69,14 @@ class Checkpoints:
         )
         self._read_only = read_only
         self.directory = (workdir / "checkpoints").absolute()
-        handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+        limit = None if host_bytes is None else (host_bytes + 1) / 10**9  # Orbax wants room to spare
+        tree = ocp.PyTreeCheckpointHandler(
+            save_concurrent_gb=limit,
+            save_device_host_concurrent_gb=limit,
+            restore_concurrent_gb=limit,
+            use_compression=limit is None,
+        )
+        handlers = {"state": tree, "meta": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
     def save(self, step: int, state: Any, config: dict[str, Any], data: DataPosition | None) -> None:

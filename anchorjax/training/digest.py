@@ -4,9 +4,13 @@ Computed on the devices, shard by shard, so that no host ever holds the state; t
 sums of integers do not depend on their order.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+PIECES = 256  # of a leaf at most: there are fewer layers than that
 
 _ODD = 2_654_435_761  # Knuth's multiplicative hash: makes neighbouring places count very differently
 
@@ -18,22 +22,43 @@ def digests(leaves: dict[str, jax.Array]) -> dict[str, int]:
     An odd factor can be inverted, so a change of any one word always changes the digest; others pass unseen
     with odds of about one in 2^32.
     """
-    return {name: int(value) for name, value in jax.device_get(_digests(leaves)).items()}
+    return {name: int(_digest(leaf)) for name, leaf in leaves.items()}  # one by one: see below what each takes
 
 
 @jax.jit
-def _digests(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return {name: _digest(leaf) for name, leaf in leaves.items()}
-
-
 def _digest(leaf: jax.Array) -> jax.Array:
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
-    unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
-    words = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
-    factors = jnp.uint32(1)
+    words = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
+    if words.ndim < 2 or _is_cut(words, axis=0):
+        return _weighted_sum(words, jnp.uint32(1))
+
+    # Piece by piece: on a CPU the product is not fused into the sum, and takes twice the memory of bfloat16 words.
+    size = len(words)
+    length = 1 if size <= PIECES else size // math.gcd(size, PIECES)
+
+    def add_piece(number: jax.Array, total: jax.Array) -> jax.Array:
+        piece = jax.lax.dynamic_slice_in_dim(words, number * length, length)
+        piece = jax.lax.optimization_barrier(piece)  # else XLA widens the words of all pieces at once
+        return total + _weighted_sum(piece, 1 + number.astype(jnp.uint32) * length * _step(0))
+
+    return jax.lax.fori_loop(0, size // length, add_piece, jnp.uint32(0))
+
+
+def _is_cut(x: jax.Array, axis: int) -> bool:
+    sharding = jax.typeof(x).sharding
+    names = sharding.spec[axis] or ()
+    return any(sharding.mesh.shape[name] > 1 for name in ((names,) if isinstance(names, str) else names))
+
+
+def _weighted_sum(words: jax.Array, factors: jax.Array) -> jax.Array:
+    """The sum of the words times their factors, which grow along each axis."""
     for axis, size in enumerate(words.shape):
         # One-dimensional along its axis, so that it takes the sharding of the words it meets.
         place = np.arange(size, dtype=np.uint32).reshape([-1 if a == axis else 1 for a in range(words.ndim)])
-        factors = factors + place * np.uint32(2 * pow(_ODD, axis + 1, 2**31))
-    return jnp.sum(words * factors, dtype=jnp.uint32)
+        factors = factors + place * _step(axis)
+    return jnp.sum(words.astype(jnp.uint32) * factors, dtype=jnp.uint32)
+
+
+def _step(axis: int) -> np.uint32:
+    return np.uint32(2 * pow(_ODD, axis + 1, 2**31))

@@ -19,7 +19,7 @@ from anchorjax.huggingface.directory import TOKENIZER, copy_files
 from anchorjax.huggingface.weights import Weights
 from anchorjax.models.decoder import Decoder
 from anchorjax.models.layers import Shape, named_leaves
-from anchorjax.training.checkpoint import Checkpoints
+from anchorjax.training.checkpoint import Checkpoints, bytes_of_largest
 
 SOURCE = "source"
 
@@ -81,7 +81,8 @@ class Pretrained:
         like = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in base.items()}
         for leaf in base.values():
             leaf.delete()  # else the devices would hold all weights twice
-        restored = Checkpoints(self.directory, keep=1, read_only=True).restore_latest_weights(like)
+        checkpoints = Checkpoints(self.directory, keep=1, read_only=True, host_bytes=bytes_of_largest(like))
+        restored = checkpoints.restore_latest_weights(like)
         if restored is None:
             raise CheckpointError(f"there is no checkpoint in {self.directory}")
         return jax.tree.unflatten(jax.tree.structure(params), (leaves | restored).values())

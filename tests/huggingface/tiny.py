@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -112,10 +113,11 @@ def make(name: str, directory: Path, dtype: torch.dtype = torch.float32) -> tran
     return model
 
 
-def read(directory: Path, **changes) -> Shape:
+def read(directory: Path, lora: dict[str, Any] | None = None, **changes) -> Shape:
     """The shape of what lies there, in float32 unless changed."""
     model, rope = hf_config.read(hf_config.load(directory))
-    return shape_of({**model, "compute_dtype": "float32", "remat": "none"} | changes, rope=rope, max_position=T)
+    model |= {"compute_dtype": "float32", "remat": "none", **changes}
+    return shape_of(model, rope=rope, lora=lora, max_position=T)
 
 
 def load(directory: Path, shape: Shape) -> Decoder:
