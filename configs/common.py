@@ -13,6 +13,8 @@ What each value may be is checked in anchorjax/config.py before anything is comp
 
 from ml_collections import ConfigDict
 
+from anchorjax.models import families
+
 
 def base() -> ConfigDict:
     return ConfigDict(
@@ -122,3 +124,34 @@ def base() -> ConfigDict:
             },
         }
     ).lock()
+
+
+def paper(size: str, init_from: str, *, row_length: int, theta: float) -> ConfigDict:
+    """Continued pretraining as in "When Precision Meets Position" (arXiv 2411.13476, Table 1 and the authors' code).
+
+    2000 steps of 8 rows, AdamW with a constant 2e-5, and a RoPE base for the row's length. The paper's text is
+    SlimPajama, which must be given: `--config.data.source=tfds:NAME`, with a `text` feature.
+
+    Args:
+      size: a published model of anchorjax/models/families.
+      init_from: its Hugging Face directory.
+    """
+    config = base()
+    model, _ = families.published(size)
+    config.model.update(model)
+    config.init_from = init_from
+    config.rope.theta = theta
+    config.data.source = ""
+    config.data.row_length = row_length
+    config.data.batch_rows = 8
+    config.data.mask = "anchor"
+    config.optimizer.learning_rate = 2e-5
+    config.optimizer.schedule = "constant"
+    config.optimizer.warmup_steps = 0
+    config.train.steps = 2000
+    config.eval.every = 200
+    config.checkpoint.every = 100
+    config.checkpoint.keep = 5  # the paper averages RULER over the last five checkpoints
+    config.mesh.fsdp = 8  # one row each
+    config.mesh.context = -1  # all other devices share a row's tokens
+    return config

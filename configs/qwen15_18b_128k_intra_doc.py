@@ -1,0 +1,9 @@
+"""The baseline of qwen15_18b_128k_anchor.py with intra-document attention: the same in all else."""
+
+from configs import qwen15_18b_128k_anchor
+
+
+def get_config():
+    config = qwen15_18b_128k_anchor.get_config()
+    config.data.mask = "intra_doc"
+    return config
