@@ -17,6 +17,7 @@ from anchorjax.types import Batch
 
 AXES = ("data", "fsdp", "context", "tensor")
 ROWS = ("data", "fsdp")  # the axes over which the rows of a batch are split
+TOKENS = (*ROWS, "context")  # the axes over which tokens are split
 BATCH = PartitionSpec(ROWS, "context")  # [B, T]
 ACTIVATIONS = PartitionSpec(ROWS, "context", None)  # [B, T, D]
 HEADS = PartitionSpec(ROWS, "context", "tensor", None)  # [B, T, N, H]

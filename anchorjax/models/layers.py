@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jax.sharding import reshard
 
 from anchorjax.config import AttentionConfig, LoraConfig, ModelConfig, RopeConfig
-from anchorjax.sharding import ACTIVATIONS
+from anchorjax.sharding import ACTIVATIONS, TOKENS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,14 +74,29 @@ def project(x: jax.Array, weight: nnx.Param, adapter: Adapter | None, axes: str,
     """
     inputs, outputs = axes.split("->")
     dtype = shape.model.compute_dtype
-    y = jnp.einsum(f"bt{inputs},{inputs}{outputs}->bt{outputs}", x, gathered(weight, spec, dtype), out_sharding=out)
+    y = _matmul(x, gathered(weight, spec, dtype), inputs, outputs, out)
     if adapter is None:
         return y
     down_spec, up_spec = _adapter_specs(spec, len(inputs))
     down, up = gathered(adapter.down, down_spec, dtype), gathered(adapter.up, up_spec, dtype)
-    x_BTr = jnp.einsum(f"bt{inputs},{inputs}r->btr", x, down, out_sharding=ACTIVATIONS)
-    share = jnp.einsum(f"btr,r{outputs}->bt{outputs}", x_BTr, up, out_sharding=out)
+    share = _matmul(_matmul(x, down, inputs, "r", ACTIVATIONS), up, "r", outputs, out)
     return y + share * (shape.lora.alpha / shape.lora.rank)
+
+
+def _matmul(x: jax.Array, weight: jax.Array, inputs: str, outputs: str, out: P) -> jax.Array:
+    """x [B, T, inputs...] times weight [inputs..., outputs...].
+
+    Where no device holds but a part of the tokens, rows and tokens are made one axis: the weight's gradient sums over
+    both, and for a sum over two axes XLA on CPUs first makes transposed copies, a third of a feed-forward layer's time.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if any(mesh.shape[axis] > 1 for axis in TOKENS):
+        return jnp.einsum(f"bt{inputs},{inputs}{outputs}->bt{outputs}", x, weight, out_sharding=out)
+    B, T = x.shape[:2]
+    whole = P(None, None, *jax.typeof(x).sharding.spec[2:])
+    x_X = reshard(x, whole).reshape(B * T, *x.shape[2:])
+    y_X = jnp.einsum(f"x{inputs},{inputs}{outputs}->x{outputs}", x_X, weight, out_sharding=P(None, *out[2:]))
+    return reshard(y_X.reshape(B, T, *y_X.shape[1:]), out)
 
 
 def norm_scale(size: int, shape: Shape) -> nnx.Param:

@@ -1,21 +1,29 @@
-"""Next-token cross-entropy in fp32, chunk by chunk along the row.
+"""Next-token cross-entropy in fp32, chunk by chunk along the row, its gradient made along with it.
 
-A row of 1M tokens and a vocabulary of 128K would need 512 GB of logits; here only `chunk` tokens' logits
-exist at once on a device, in the forward pass and, recomputed, in the backward pass.
+A row of 1M tokens and a vocabulary of 128K would need 512 GB of logits; here only `chunk` tokens' logits exist at
+once on a device. The gradient of a sum of weighted losses is known but for a factor as soon as the logits are, so
+`weighted_nats` takes it then: logits are neither kept nor computed twice (as in Liger Kernel, arXiv 2410.10989).
+
+Each device goes over its own tokens; sums over devices are taken once, behind the last chunk, but for those over
+`tensor`, along which the vocabulary is cut. Letters: n chunks of c tokens.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import CustomVJPPrimal
 from jax.sharding import PartitionSpec as P
 
-from anchorjax.models.decoder import logits
-from anchorjax.sharding import BATCH, ROWS
+from anchorjax.sharding import ACTIVATIONS, BATCH, TOKENS
+
+UNEMBEDDING = P(None, "tensor")
 
 
 def token_nats(
     hidden_BTD: jax.Array, unembedding_DV: jax.Array, targets_BT: jax.Array, chunk: int, soft_cap: float = 0.0
 ) -> jax.Array:
-    """-log p(target) of every token, in nats: fp32 [B, T].
+    """-log p(target) of every token, in nats: fp32 [B, T]. For evaluation; it has no gradient.
 
     Args:
       hidden_BTD: final hidden states, rows and tokens sharded as usual.
@@ -24,39 +32,92 @@ def token_nats(
       chunk: tokens per chunk on each device; it need not divide the row.
       soft_cap: of the logits; 0 leaves them.
     """
-    # Summed over chunks in fp32 by being fp32 outside of the scan: a bf16 sum would lose small chunks' share.
-    wide_DV = unembedding_DV.astype(jnp.float32)
-
-    @jax.checkpoint
-    def one_chunk(_, x):
-        hidden_BXCD, targets_BXC = x
-        logits_BXCV = logits(hidden_BXCD, wide_DV.astype(unembedding_DV.dtype), soft_cap)
-        is_target_BXCV = jnp.arange(wide_DV.shape[1]) == targets_BXC[..., None]
-        target_logit_BXC = jnp.sum(jnp.where(is_target_BXCV, logits_BXCV, 0.0), -1)
-        return None, jax.nn.logsumexp(logits_BXCV, -1) - target_logit_BXC
-
-    chunks = (_split(hidden_BTD, chunk), _split(targets_BT, chunk))
-    _, nats_nBXC = jax.lax.scan(one_chunk, None, chunks)
-    return _join(nats_nBXC, hidden_BTD.shape[1])
+    return _by_chunks(hidden_BTD, unembedding_DV, targets_BT, None, chunk, soft_cap, (False, False))[0]
 
 
-def _shards() -> int:
-    return jax.sharding.get_abstract_mesh().shape["context"]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def weighted_nats(
+    hidden_BTD: jax.Array,
+    unembedding_DV: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+    chunk: int,
+    soft_cap: float = 0.0,
+) -> jax.Array:
+    """sum(token_nats * weights_BT), an fp32 scalar, differentiable in hidden states, output matrix and weights."""
+    return jnp.sum(token_nats(hidden_BTD, unembedding_DV, targets_BT, chunk, soft_cap) * weights_BT)
 
 
-def _split(x_BT: jax.Array, chunk: int) -> jax.Array:
-    """[B, T, ...] -> [chunks, B, X, C, ...], where X are the context shards: no token changes its device."""
-    B, T, *rest = x_BT.shape
-    local = T // _shards()
-    chunk = min(chunk, local)
-    none = (None,) * len(rest)
-    x_BXt = jnp.reshape(x_BT, (B, _shards(), local, *rest), out_sharding=P(ROWS, "context", None, *none))
-    x_BXt = jnp.pad(x_BXt, [(0, 0), (0, 0), (0, -local % chunk)] + [(0, 0)] * len(rest))
-    return jnp.moveaxis(x_BXt.reshape(B, _shards(), -1, chunk, *rest), 2, 0)
+def _forward(hidden: CustomVJPPrimal, unembedding, targets, weights, chunk: int, soft_cap: float):
+    wanted = hidden.perturbed, unembedding.perturbed  # a frozen matrix (LoRA) costs neither work nor memory
+    arrays = (x.value for x in (hidden, unembedding, targets, weights))
+    nats_BT, *gradients = _by_chunks(*arrays, chunk, soft_cap, wanted)
+    return jnp.sum(nats_BT * weights.value), (nats_BT, *gradients)
 
 
-def _join(x_nBXC: jax.Array, T: int) -> jax.Array:
-    x_BXnC = jnp.moveaxis(x_nBXC, 0, 2)
-    B, X = x_BXnC.shape[:2]
-    x_BXt = x_BXnC.reshape(B, X, -1)[:, :, : T // X]
-    return jnp.reshape(x_BXt, (B, T), out_sharding=BATCH)
+def _backward(chunk: int, soft_cap: float, residuals, factor: jax.Array):
+    nats_BT, dhidden_BTD, dunembedding_DV = residuals
+    dhidden_BTD, dunembedding_DV = jax.tree.map(lambda x: (x * factor).astype(x.dtype), (dhidden_BTD, dunembedding_DV))
+    return dhidden_BTD, dunembedding_DV, None, nats_BT * factor
+
+
+weighted_nats.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _by_chunks(hidden_BTD, unembedding_DV, targets_BT, weights_BT, chunk: int, soft_cap: float, wanted):
+    """Nats of every token, and the gradients of their weighted sum in hidden states and output matrix, if wanted."""
+    local = functools.partial(_local, chunk=chunk, soft_cap=soft_cap, wanted=wanted)
+    out_specs = BATCH, ACTIVATIONS if wanted[0] else None, UNEMBEDDING if wanted[1] else None
+    in_specs = ACTIVATIONS, UNEMBEDDING, BATCH, BATCH if any(wanted) else None
+    on_mesh = jax.shard_map(local, in_specs=in_specs, out_specs=out_specs)
+    return on_mesh(hidden_BTD, unembedding_DV, targets_BT, weights_BT)
+
+
+def _local(hidden_BTD, unembedding_DV, targets_BT, weights_BT, *, chunk: int, soft_cap: float, wanted):
+    B, T, D = hidden_BTD.shape
+    V, dtype = unembedding_DV.shape[1], hidden_BTD.dtype
+    unembedding_VD = unembedding_DV.T  # as an embedding that is tied to it rests: no copy is made of that
+    ids_V = jnp.arange(V) + V * jax.lax.axis_index("tensor")
+    matmul = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+    def one_chunk(dunembedding_VD, x):
+        hidden_cD, targets_c, weights_c = x
+        logits_cV = matmul("cd,vd->cv", hidden_cD, unembedding_VD)
+        if soft_cap:
+            logits_cV = soft_cap * jnp.tanh(logits_cV / soft_cap)
+        top_c1 = jax.lax.pmax(jnp.max(logits_cV, -1, keepdims=True), "tensor")
+        p_cV = jnp.exp(logits_cV - top_c1)
+        total_c1 = jax.lax.psum(jnp.sum(p_cV, -1, keepdims=True), "tensor")
+        is_target_cV = ids_V == targets_c[:, None]
+        target_logit_c = jax.lax.psum(jnp.sum(jnp.where(is_target_cV, logits_cV, 0.0), -1), "tensor")
+        nats_c = (jnp.log(total_c1) + top_c1)[:, 0] - target_logit_c
+        if not any(wanted):
+            return None, (nats_c, None)
+        weights_c1 = weights_c[:, None]
+        dlogits_cV = p_cV * (weights_c1 / total_c1) - jnp.where(is_target_cV, weights_c1, 0.0)
+        if soft_cap:
+            dlogits_cV *= 1.0 - (logits_cV / soft_cap) ** 2
+        dlogits_cV = dlogits_cV.astype(dtype)
+        dhidden_cD = None
+        if wanted[0]:
+            dhidden_cD = jax.lax.psum(matmul("cv,vd->cd", dlogits_cV, unembedding_VD), "tensor").astype(dtype)
+        if wanted[1]:
+            dunembedding_VD += matmul("cv,cd->vd", dlogits_cV, hidden_cD)
+        return dunembedding_VD, (nats_c, dhidden_cD)
+
+    # In fp32: a bf16 sum would lose small chunks' share.
+    zeros_VD = jnp.zeros((V, D), jnp.float32)
+    sums_VD = jax.lax.pcast(zeros_VD, (*TOKENS, "tensor"), to="varying") if wanted[1] else None
+    size = min(chunk, B * T)
+    arrays = hidden_BTD, targets_BT, weights_BT
+    chunks = jax.tree.map(lambda x: _split(x.reshape(B * T, *x.shape[2:]), size), arrays)
+    sums_VD, (nats_nc, dhidden_ncD) = jax.lax.scan(one_chunk, sums_VD, chunks)
+    sums_DV = jax.lax.psum(sums_VD, TOKENS).astype(unembedding_DV.dtype).T if wanted[1] else None
+    join = lambda x_nc: x_nc.reshape(-1, *x_nc.shape[2:])[: B * T].reshape(B, T, *x_nc.shape[2:])  # noqa: E731
+    return join(nats_nc), join(dhidden_ncD) if wanted[0] else None, sums_DV
+
+
+def _split(x_t: jax.Array, chunk: int) -> jax.Array:
+    """[tokens, ...] -> [chunks, chunk, ...], zeros at the end: of weight 0."""
+    x_t = jnp.pad(x_t, [(0, -x_t.shape[0] % chunk)] + [(0, 0)] * (x_t.ndim - 1))
+    return x_t.reshape(-1, chunk, *x_t.shape[1:])

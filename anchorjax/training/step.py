@@ -18,7 +18,7 @@ from anchorjax.models.decoder import Decoder, kinds_of_layers
 from anchorjax.models.layers import Shape
 from anchorjax.sharding import ROWS
 from anchorjax.training import trainable
-from anchorjax.training.loss import token_nats
+from anchorjax.training.loss import token_nats, weighted_nats
 from anchorjax.training.state import TrainState
 from anchorjax.types import PAD_SEGMENT, Batch
 
@@ -38,8 +38,12 @@ class Steps:
         config, row_length = self.config, self.config.data.row_length
         return Shape(config.model, config.rope, config.lora, choose(config.attention, row_length), row_length)
 
-    def nats(self, params: Decoder, batch: Batch, dropout_key: jax.Array | None = None) -> jax.Array:
-        """-log p(target) of every token, fp32 [B, T]."""
+    def nats(self, params: Decoder, batch: Batch) -> jax.Array:
+        """-log p(target) of every token, fp32 [B, T]; for evaluation."""
+        return token_nats(*self._outputs(params, batch, None), batch.targets_BT, *self._chunks)
+
+    def _outputs(self, params: Decoder, batch: Batch, dropout_key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        """Final hidden states [B, T, D] and the output matrix [D, V]."""
         hidden_BTD = params.hidden(
             batch.tokens_BT,
             batch.positions_BT,
@@ -48,8 +52,11 @@ class Steps:
             self.shape,
             dropout_key,
         )
-        unembedding_DV, soft_cap = params.unembedding_DV(self.shape), self.config.model.final_soft_cap
-        return token_nats(hidden_BTD, unembedding_DV, batch.targets_BT, self.config.train.loss_chunk, soft_cap)
+        return hidden_BTD, params.unembedding_DV(self.shape)
+
+    @property
+    def _chunks(self) -> tuple[int, float]:
+        return self.config.train.loss_chunk, self.config.model.final_soft_cap
 
     def train(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         """Returns the next state and fp32 scalars: loss (nats per target), grad_norm, targets, tokens, ..."""
@@ -76,7 +83,8 @@ class Steps:
         def part_loss(trained, part, key):
             params = trainable.put_back(trained, frozen)
             dropout_key = key if self.config.model.dropout else None
-            return jnp.sum(self.nats(params, part, dropout_key) * part.weights_BT) / total
+            outputs = self._outputs(params, part, dropout_key)
+            return weighted_nats(*outputs, part.targets_BT, part.weights_BT / total, *self._chunks)
 
         trained, frozen = trainable.of(params, self.config.lora), params
         loss_and_grads = jax.value_and_grad(part_loss)

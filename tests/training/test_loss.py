@@ -8,10 +8,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from anchorjax.sharding import ACTIVATIONS, BATCH
-from anchorjax.training.loss import token_nats
+from anchorjax.training.loss import token_nats, weighted_nats
 from tests.training.making import make_mesh
 
 B, T, D, V = 2, 48, 16, 96
+LONG, WORDS, CHUNK = 16384, 4096, 256
 
 
 def arrays(mesh, dtype="float32", scale=1.0):
@@ -25,30 +26,40 @@ def arrays(mesh, dtype="float32", scale=1.0):
     return [jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in zip(values, specs, strict=True)]
 
 
-def nats_and_gradients(mesh, chunk, **kwargs):
+def nats_and_gradients(mesh, chunk, soft_cap=0.0, **kwargs):
+    """Nats of each token; of their weighted sum the value, and the gradients times 3, all in float64."""
     with jax.set_mesh(mesh):
-        hidden_BTD, weight_DV, targets_BT, cotangent_BT = arrays(mesh, **kwargs)
+        hidden_BTD, weight_DV, targets_BT, weights_BT = arrays(mesh, **kwargs)
 
         @jax.jit
-        def run(hidden_BTD, weight_DV):
-            nats_BT, transpose = jax.vjp(lambda h, w: token_nats(h, w, targets_BT, chunk), hidden_BTD, weight_DV)
-            return nats_BT, *transpose(cotangent_BT)
+        def run(hidden_BTD, weight_DV, weights_BT):
+            nats_BT = token_nats(hidden_BTD, weight_DV, targets_BT, chunk, soft_cap)
+            total, transpose = jax.vjp(
+                lambda h, w, r: weighted_nats(h, w, targets_BT, r, chunk, soft_cap), hidden_BTD, weight_DV, weights_BT
+            )
+            return nats_BT, total, *transpose(jnp.float32(3.0))
 
-        return [np.asarray(x, np.float64) for x in run(hidden_BTD, weight_DV)]
+        nats_BT, total, *gradients = run(hidden_BTD, weight_DV, weights_BT)
+        alone = jax.jit(lambda *a: weighted_nats(*a, chunk, soft_cap))(hidden_BTD, weight_DV, targets_BT, weights_BT)
+        np.testing.assert_allclose(alone, total, rtol=1e-6)
+        return [np.asarray(x, np.float64) for x in (nats_BT, total, *gradients)]
 
 
-def by_definition(**kwargs):
-    """In float64 numpy: nats, and gradients p - onehot times its neighbours."""
-    h, w, targets, cotangent = (np.asarray(x, np.float64) for x in arrays(make_mesh(), **kwargs))
+def by_definition(soft_cap=0.0, **kwargs):
+    """The same in float64 numpy; the gradients are p - onehot times its neighbours, and the nats themselves."""
+    h, w, targets, weights = (np.asarray(x, np.float64) for x in arrays(make_mesh(), **kwargs))
     targets = targets.astype(int)
-    logits = h @ w
+    logits, slope = h @ w, 1.0
+    if soft_cap:
+        logits = soft_cap * np.tanh(logits / soft_cap)
+        slope = 1 - (logits / soft_cap) ** 2
     top = logits.max(-1, keepdims=True)
     p = np.exp(logits - top)
     total = p.sum(-1, keepdims=True)
     onehot = np.eye(V)[targets]
     nats = (np.log(total) + top)[..., 0] - (logits * onehot).sum(-1)
-    dlogits = (p / total - onehot) * cotangent[..., None]
-    return nats, dlogits @ w.T, np.einsum("btd,btv->dv", h, dlogits)
+    dlogits = (p / total - onehot) * weights[..., None] * slope
+    return nats, (nats * weights).sum(), 3 * dlogits @ w.T, 3 * np.einsum("btd,btv->dv", h, dlogits), 3 * nats
 
 
 @pytest.mark.parametrize("chunk", [1, 16, 20, 48, 1000])
@@ -64,8 +75,8 @@ def test_eight_devices_give_the_plain_loss(sizes, chunk):
 
 
 def test_large_logits_stay_finite():
-    nats, *gradients = nats_and_gradients(make_mesh(), 16, scale=1e4)
-    assert nats.max() > 1e4 and all(np.isfinite(x).all() for x in (nats, *gradients))
+    nats, *rest = nats_and_gradients(make_mesh(), 16, scale=1e4)
+    assert nats.max() > 1e4 and all(np.isfinite(x).all() for x in (nats, *rest))
     np.testing.assert_allclose(nats, by_definition(scale=1e4)[0], rtol=1e-4, atol=0.1)
 
 
@@ -73,17 +84,42 @@ def test_bfloat16_inputs_are_summed_in_fp32():
     """The weight's gradient over 48 chunks: summed in bf16 it would be off by whole percents."""
     got, wanted = nats_and_gradients(make_mesh(), 1, dtype="bfloat16"), by_definition(dtype="bfloat16")
     np.testing.assert_allclose(got[0], wanted[0], rtol=1e-5, atol=1e-5)
-    error = np.linalg.norm(got[2] - wanted[2]) / np.linalg.norm(wanted[2])
-    assert error < 4e-3
+    for place in (2, 3):
+        assert np.linalg.norm(got[place] - wanted[place]) < 4e-3 * np.linalg.norm(wanted[place])
+
+
+def test_soft_cap():
+    for got, wanted in zip(nats_and_gradients(make_mesh(), 20, soft_cap=3.0), by_definition(3.0), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+def compiled(differentiate):
+    """The program of the gradient in some of (hidden states, output matrix) of 16384 tokens and 4096 words."""
+    mesh = make_mesh()
+
+    def abstract(shape, dtype, spec):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
+    with jax.set_mesh(mesh):
+        arrays = (
+            abstract((1, LONG, 8), jnp.float32, ACTIVATIONS),
+            abstract((8, WORDS), jnp.float32, P(None, "tensor")),
+            abstract((1, LONG), jnp.int32, BATCH),
+            abstract((1, LONG), jnp.float32, BATCH),
+        )
+        gradient = jax.value_and_grad(lambda *arrays: weighted_nats(*arrays, CHUNK), argnums=differentiate)
+        return jax.jit(gradient).lower(*arrays).compile()
 
 
 def test_logits_of_a_whole_row_never_exist():
-    long, vocabulary, chunk = 16384, 4096, 256
-    whole_row = 4 * long * vocabulary  # bytes: 256 MB
-    with jax.set_mesh(make_mesh()):
-        hidden = jax.ShapeDtypeStruct((1, long, 8), jnp.float32)
-        weight = jax.ShapeDtypeStruct((8, vocabulary), jnp.float32)
-        targets = jax.ShapeDtypeStruct((1, long), jnp.int32)
-        loss = jax.value_and_grad(lambda h, w, t: jnp.sum(token_nats(h, w, t, chunk)), argnums=(0, 1))
-        temporary = jax.jit(loss).lower(hidden, weight, targets).compile().memory_analysis().temp_size_in_bytes
-    assert temporary < whole_row / 8, f"{temporary:,} bytes for logits of {4 * chunk * vocabulary:,} a chunk"
+    temporary = compiled((0, 1)).memory_analysis().temp_size_in_bytes
+    whole_row = 4 * LONG * WORDS  # bytes: 256 MB
+    assert temporary < whole_row / 8, f"{temporary:,} bytes for logits of {4 * CHUNK * WORDS:,} a chunk"
+
+
+@pytest.mark.parametrize(("differentiate", "matmuls"), [((0,), 2), ((1,), 2), ((0, 1), 3)])
+def test_logits_are_computed_once_and_nothing_for_a_frozen_matrix(differentiate, matmuls):
+    flops = compiled(differentiate).cost_analysis()["flops"]
+    one_matmul = 2 * 8 * CHUNK * WORDS  # XLA counts the loop over chunks once
+    elementwise = flops - matmuls * one_matmul
+    assert 0 < elementwise < one_matmul
