@@ -8,7 +8,7 @@ import pathlib
 
 import pytest
 
-from anchorjax.config import SECTIONS, Config, differences, resolve
+from anchorjax.config import NEUTRAL_ROPE, OPEN, SECTIONS, Config, differences, resolve
 from anchorjax.errors import ConfigError
 from configs import common
 from tests import tiny
@@ -173,7 +173,9 @@ def test_rope_scaling_with_what_it_needs_is_taken(scaling):
     config = tiny.config(**rope(scaling))
     assert config.rope.scaling == scaling
     assert resolve(json.loads(json.dumps(config.to_dict()))) == config
-    tiny.config(**rope(scaling, attention_factor=1.2, local_theta=1e4))
+    tiny.config(**rope(scaling, local_theta=1e4))
+    if scaling in ("yarn", "longrope"):
+        tiny.config(**rope(scaling, attention_factor=1.2))
 
 
 @pytest.mark.parametrize(
@@ -253,3 +255,22 @@ def test_differences_lists_leaves_by_key():
     new = {"a": 1, "b": {"c": 3, "d": "x"}, "f": 0.5}
     assert differences(old, new) == ["b.c: 2 -> 3", "f: None -> 0.5"]
     assert differences(old, old) == []
+
+
+def test_defaults_leave_open_what_a_checkpoint_decides():
+    base = common.base().to_dict()
+    assert {key: base["model"][key] for key in OPEN} == OPEN
+    assert {key: base["rope"][key] for key in NEUTRAL_ROPE} == NEUTRAL_ROPE
+
+
+@pytest.mark.parametrize("key", NEUTRAL_ROPE)
+def test_a_scaling_left_to_the_checkpoint_takes_no_values(key):
+    value = (1.0,) * 8 if "factors" in key else NEUTRAL_ROPE[key] + 3
+    error = refusal(**{"rope__scaling": "auto", f"rope__{key}": value})
+    assert error.key == f"rope.{key}" and "the checkpoint says it" in error.allowed
+
+
+@pytest.mark.parametrize("scaling", ["none", "linear", "dynamic", "llama3"])
+def test_scalings_without_a_factor_of_attention_refuse_one(scaling):
+    given = {"rope__scaling": scaling, "rope__original_length": 64, "rope__attention_factor": 1.3}
+    assert refusal(**given).key == "rope.attention_factor"

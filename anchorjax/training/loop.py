@@ -46,7 +46,7 @@ def run(config: Config, workdir: str | Path) -> int:
         raise UsageError(f"training runs in one process so far, not in {jax.process_count()}")
     setup = Setup.make(config, Path(workdir).expanduser())
     stores = {split: data.load_store(setup.config.data, split)[0] for split in ("train", "validation")}
-    with Workdir(workdir).open(setup.config) as directory, jax.set_mesh(setup.mesh):
+    with Workdir(workdir).open(setup.saved) as directory, jax.set_mesh(setup.mesh):
         return Job(setup, stores, directory, stop).run()
 
 
@@ -82,8 +82,7 @@ class Job:
         restored = self.checkpoints.restore_latest(self.setup.abstract_state())
         if restored is None:
             state = self.setup.first_state()
-            if self.setup.pretrained:  # last, so that what is resumed has begun
-                self.setup.pretrained.keep_source(self.directory.path)
+            self.setup.keep_source(self.directory.path)  # last, so that what is resumed has begun
             return state, 0
         state, meta = restored
         position = DataPosition(**meta["data"])
