@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from anchorjax.errors import ConfigError
-from anchorjax.types import IMPLEMENTATIONS, MASKS, POSITIONS
+from anchorjax.types import IMPLEMENTATIONS, MASKS, PACKINGS, POSITIONS
 
 MAX_INT = 2**31 - 1  # steps, positions and sizes are int32 on the device
 
@@ -200,8 +200,18 @@ class DataConfig(Section):
     mask: str = choice(*MASKS)
     positions: str = choice(*POSITIONS)
     boundary_targets: bool
+    packing: str = choice(*PACKINGS)
+    tags: bool
+    interleave: int = number(0, 1024)
+    upsample_long: bool
     prefetch: int = number(0, 1024)
     workers: int = number(0, 256)
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.require(self.interleave != 1, "interleave", "it must be 0, or 2 or more pieces of a document")
+        clash = self.interleave and self.boundary_targets  # a document's end has the middle of another behind it
+        self.require(not clash, "boundary_targets", f"it must be False with data.interleave={self.interleave}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -381,15 +391,3 @@ def unknown_key(key: str, value: Any, known: list[str]) -> ConfigError:
     hint = f"did you mean config.{close[0]}? " if close else ""
     there_are = f"there are {', '.join(known)}" if known else "what it is said to be part of is a value"
     return ConfigError(key, value, f"there is no such key; {hint}{there_are}")
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Lines `key: old -> new` for every leaf that differs, in key order."""
-    lines = []
-    for key in sorted(set(old) | set(new)):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            lines += differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            lines.append(f"{prefix}{key}: {before!r} -> {after!r}")
-    return lines
