@@ -37,12 +37,12 @@ def num_anchors(mask: str) -> int:
     return 1 if mask == "anchor" else 0
 
 
-def sources_of(store: TokenStore, only: str) -> tuple[np.ndarray, Sequence[str]]:
-    """The source of each document, and the names of sources. A store that names none is of the one source `only`."""
-    names = getattr(store, "source_names", ())
-    if not names:
-        return np.zeros(store.num_documents, np.int16), (only,)
-    return store.sources, names
+def sources_of(store: TokenStore, only: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The source of each document, and the names of sources. One without a name is called `only`."""
+    sources = getattr(store, "sources", None)
+    if sources is None:
+        sources = np.zeros(store.num_documents, np.int16)
+    return sources, tuple(name or only for name in getattr(store, "source_names", ("",)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -292,7 +292,8 @@ def test_tags_are_the_names_of_the_sources():
 def _untold(**changes):
     """A store that names no sources is of one: that of the configuration."""
     store = data.TokenStore(NAMED.tokens, NAMED.offsets, "test")
-    assert sources_of(store, only="x")[1] == ("x",)
+    sources, names = sources_of(store, only="x")
+    assert names == ("x",) and sources.tolist() == [0] * len(LENGTHS)
     return data.eval_rows(store, TOKENIZER, config_of(row_length=32, **changes), max_rows=0)
 
 
