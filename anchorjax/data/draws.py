@@ -9,7 +9,7 @@ import enum
 import numpy as np
 
 SHORT = 4096  # tokens; below it a document is short (Long-Context-Data-Engineering, arXiv 2402.10171, and the paper)
-KEPT = 0.1  # share of the short documents of each source that an epoch of `upsample_long` keeps
+ONE_IN = 10  # short documents of each source is kept by an epoch of `upsample_long`
 
 
 class Stream(enum.IntEnum):
@@ -45,17 +45,22 @@ def long_documents(lengths: np.ndarray, sources: np.ndarray, seed: int, epoch: i
       lengths: tokens of each document.
       sources: the source of each document.
     """
+    short = (lengths < SHORT).astype(np.int64)
     by_draw = permutation(Stream.SHORT_DOCUMENTS, seed, epoch, len(lengths))
-    by_other_draw = permutation(Stream.LEFT_OUT, seed, epoch, len(lengths))
-    kept = lengths >= SHORT
-    groups = np.unique(sources)
-    for source in groups:
-        short = by_draw[((sources == source) & ~kept)[by_draw]]
-        kept[short[: int(np.ceil(KEPT * len(short)))]] = True
-    tokens = np.array([lengths[sources == source].sum() for source in groups])
-    scale = min(np.array([lengths[kept & (sources == source)].sum() for source in groups]) / tokens)
-    for source, budget in zip(groups, scale * tokens, strict=True):
-        candidates = by_other_draw[(kept & (sources == source))[by_other_draw]]
-        before = np.cumsum(lengths[candidates]) - lengths[candidates]
-        kept[candidates[before >= budget]] = False
-    return kept
+    most_S = -(-np.bincount(sources, weights=short) // ONE_IN)
+    kept = (short == 0) | (_before_in_source(by_draw, sources, short) < most_S[sources])
+    tokens_S = np.bincount(sources, weights=lengths)
+    kept_S = np.bincount(sources, weights=lengths * kept)
+    scale = np.min(kept_S[tokens_S > 0] / tokens_S[tokens_S > 0])
+    by_draw = permutation(Stream.LEFT_OUT, seed, epoch, len(lengths))
+    return kept & (_before_in_source(by_draw, sources, lengths * kept) < (scale * tokens_S)[sources])
+
+
+def _before_in_source(order: np.ndarray, sources: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """For each document the sum of `values` over those of its source that come before it in `order`."""
+    by_source = order[np.argsort(sources[order], kind="stable")]
+    before = np.cumsum(values[by_source]) - values[by_source]
+    first = np.searchsorted(sources[by_source], sources[by_source])
+    result = np.empty_like(before)
+    result[by_source] = before - before[first]
+    return result

@@ -145,7 +145,7 @@ class RowPacker:
     @property
     def rows_per_epoch(self) -> int:
         """Rows of epoch 0. With first_fit or upsample_long other epochs may have more or fewer."""
-        return self._plan(0).num_rows
+        return self._num_rows(0)
 
     def row(self, index: int) -> Row:
         """Row `index` of the endless sequence of epochs, int32 [T] arrays and float32 weights."""
@@ -186,14 +186,11 @@ class RowPacker:
         return value
 
     def _plan(self, epoch: int) -> RowPlan:
-        plans = self._remember("plans", dict)
-        plan = plans.get(epoch)
-        if plan is None:
-            plan = self._make_plan(epoch)
-            if len(plans) >= 2:  # two, because prefetching crosses the border of epochs
-                plans.clear()
-            plans[epoch] = plan
-        return plan
+        plans = self._memory.get("plans", {})  # replaced and never changed: another thread may read it
+        if epoch not in plans:
+            newest = dict(list(plans.items())[-1:])  # two are kept, because prefetching crosses the border of epochs
+            plans = self._memory["plans"] = newest | {epoch: self._make_plan(epoch)}
+        return plans[epoch]
 
     def _make_plan(self, epoch: int) -> RowPlan:
         documents = np.arange(self.store.num_documents)

@@ -282,6 +282,18 @@ def test_a_row_does_not_depend_on_the_rows_read_before(variant):
         assert rows_equal(pickle.loads(pickle.dumps(shared)).row(index), make().row(index))
 
 
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_an_epoch_is_planned_once(packing, monkeypatch):
+    planned = []
+    make = RowPacker._make_plan
+    monkeypatch.setattr(RowPacker, "_make_plan", lambda self, epoch: planned.append(epoch) or make(self, epoch))
+    packer = packer_of([3, 1, 7, 2, 9], 6, seed=3, packing=packing)
+    for index in range(5 * packer.rows_per_epoch):
+        packer.row(index + 1)  # as a prefetching thread, one ahead
+        packer.row(index)
+    assert planned == sorted(set(planned)), "an epoch was planned again"
+
+
 def test_tags_are_the_names_of_the_sources():
     batch = joined(train(20, tags=True, packing="best_fit"))
     text = TOKENIZER.decode(batch.tokens_BT.ravel())
