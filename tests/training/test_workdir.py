@@ -30,25 +30,6 @@ def test_other_configuration_is_refused_with_all_differences(tmp_path):
     assert (tmp_path / "config.json").read_bytes() == before
 
 
-OTHER_ROWS = {
-    "row_length": 128,
-    "mask": "full",
-    "positions": "reset",
-    "boundary_targets": True,
-    "packing": "best_fit",
-    "tags": True,
-    "interleave": 3,
-    "upsample_long": True,
-}
-
-
-@pytest.mark.parametrize("key", OTHER_ROWS)
-def test_what_changes_the_rows_of_a_run_is_refused(tmp_path, key):
-    Workdir(tmp_path).open(tiny.config()).close()
-    with pytest.raises(WorkdirError, match=f"data.{key}: .* -> {OTHER_ROWS[key]!r}"):
-        Workdir(tmp_path).open(tiny.config(**{f"data__{key}": OTHER_ROWS[key]}))
-
-
 CHANGES = {"str": "elsewhere", "bool": True, "int": 3, "float": 3.5}
 
 
@@ -84,6 +65,25 @@ def test_free_key_may_change(tmp_path, key):
     assert changed != tiny.config()
     Workdir(tmp_path).open(changed).close()
     assert load_config(tmp_path) == changed.to_dict()
+
+
+OTHER_ROWS = {
+    "row_length": 128,
+    "mask": "full",
+    "positions": "reset",
+    "boundary_targets": True,
+    "packing": "best_fit",
+    "tags": True,
+    "interleave": 3,
+    "upsample_long": True,
+}
+
+
+@pytest.mark.parametrize("key", OTHER_ROWS)
+def test_what_changes_the_rows_of_a_run_is_refused(tmp_path, key):
+    Workdir(tmp_path).open(tiny.config()).close()
+    with pytest.raises(WorkdirError, match=f"data.{key}: .* -> {OTHER_ROWS[key]!r}"):
+        Workdir(tmp_path).open(tiny.config(**{f"data__{key}": OTHER_ROWS[key]}))
 
 
 def test_lock_refuses_another_process_and_is_free_after_close(tmp_path):
