@@ -84,6 +84,12 @@ def base() -> ConfigDict:
                 "mask": "anchor",  # anchor | intra_doc | full: who may attend to whom (anchorjax/masks.py)
                 "positions": "continue",  # continue | reset at each document
                 "boundary_targets": False,  # train a document's last token on the next document's first
+                "packing": "concat_split",  # fills every row and cuts what its end cuts; first_fit, best_fit: keep
+                # documents whole, if they are not longer than a row (anchorjax/data/row_plan.py)
+                "tags": False,  # put a document's source in front of it, as text that is not trained on
+                "interleave": 0,  # cut documents into so many pieces and mix them in the row: links at long range;
+                # 0 is off (the paper measured it to harm; its published code mixed copies of one document)
+                "upsample_long": False,  # keep a tenth of documents below 4096 tokens, and each source's share
                 "prefetch": 4,  # steps of data prepared ahead
                 "workers": 0,  # data processes; 0 packs in a thread (the order is the same for any number)
             },

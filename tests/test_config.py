@@ -8,7 +8,7 @@ import pathlib
 
 import pytest
 
-from anchorjax.config import NEUTRAL_ROPE, OPEN, SECTIONS, Config, differences, resolve
+from anchorjax.config import NEUTRAL_ROPE, OPEN, SECTIONS, Config, resolve
 from anchorjax.errors import ConfigError
 from configs import common
 from tests import tiny
@@ -129,7 +129,14 @@ def test_seed_outside_of_its_range_is_refused(seed):
 
 @pytest.mark.parametrize(
     "key",
-    ["model.remat", "model.compute_dtype", "attention.implementation", "data.mask", "optimizer.schedule"],
+    [
+        "model.remat",
+        "model.compute_dtype",
+        "attention.implementation",
+        "data.mask",
+        "data.packing",
+        "optimizer.schedule",
+    ],
 )
 def test_unknown_choice_is_refused_with_the_choices(key):
     error = refusal(**{key.replace(".", "__"): "other"})
@@ -144,6 +151,8 @@ def test_unknown_choice_is_refused_with_the_choices(key):
         ({"model__num_heads": 4, "model__num_kv_heads": 3}, "model.num_kv_heads"),
         ({"model__head_width": 15}, "model.head_width"),
         ({"data__batch_rows": 4, "train__accumulation": 3}, "train.accumulation"),
+        ({"data__interleave": 1}, "data.interleave"),
+        ({"data__interleave": 2, "data__boundary_targets": True}, "data.boundary_targets"),
         ({"mesh__fsdp": 0}, "mesh.fsdp"),
         ({"mesh__context": -2}, "mesh.context"),
         ({"mesh__context": -1}, "mesh.context"),  # fsdp is -1 already
@@ -248,13 +257,6 @@ def test_shapes_that_do_not_divide_are_refused(overrides, key):
 def test_free_mesh_axis_takes_what_is_left():
     shape = tiny.config(mesh__tensor=2, data__batch_rows=4).check_devices(8)
     assert shape == {"data": 1, "fsdp": 4, "context": 1, "tensor": 2}
-
-
-def test_differences_lists_leaves_by_key():
-    old = {"a": 1, "b": {"c": 2, "d": "x"}, "e": None}
-    new = {"a": 1, "b": {"c": 3, "d": "x"}, "f": 0.5}
-    assert differences(old, new) == ["b.c: 2 -> 3", "f: None -> 0.5"]
-    assert differences(old, old) == []
 
 
 def test_defaults_leave_open_what_a_checkpoint_decides():

@@ -15,7 +15,7 @@ from typing import Any
 from anchorjax.config.model import NEUTRAL_ROPE, OPEN, PLAIN, SIZES, LoraConfig, ModelConfig, RopeConfig
 from anchorjax.config.section import MAX_INT, Section, choice, number
 from anchorjax.errors import ConfigError
-from anchorjax.types import IMPLEMENTATIONS, MASKS, POSITIONS
+from anchorjax.types import IMPLEMENTATIONS, MASKS, PACKINGS, POSITIONS
 
 __all__ = [
     "MAX_INT",
@@ -36,7 +36,6 @@ __all__ = [
     "RopeConfig",
     "Section",
     "TrainConfig",
-    "differences",
     "resolve",
     "unknown_key",
 ]
@@ -61,8 +60,18 @@ class DataConfig(Section):
     mask: str = choice(*MASKS)
     positions: str = choice(*POSITIONS)
     boundary_targets: bool
+    packing: str = choice(*PACKINGS)
+    tags: bool
+    interleave: int = number(0, 1024)
+    upsample_long: bool
     prefetch: int = number(0, 1024)
     workers: int = number(0, 256)
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.require(self.interleave != 1, "interleave", "it must be 0, or 2 or more pieces of a document")
+        clash = self.interleave and self.boundary_targets  # a document's end has the middle of another behind it
+        self.require(not clash, "boundary_targets", f"it must be False with data.interleave={self.interleave}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,15 +251,3 @@ def unknown_key(key: str, value: Any, known: list[str]) -> ConfigError:
     hint = f"did you mean config.{close[0]}? " if close else ""
     there_are = f"there are {', '.join(known)}" if known else "what it is said to be part of is a value"
     return ConfigError(key, value, f"there is no such key; {hint}{there_are}")
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Lines `key: old -> new` for every leaf that differs, in key order."""
-    lines = []
-    for key in sorted(set(old) | set(new)):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            lines += differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            lines.append(f"{prefix}{key}: {before!r} -> {after!r}")
-    return lines

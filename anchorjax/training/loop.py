@@ -129,6 +129,9 @@ class Job:
             f"mask {self.config.data.mask} on {jax.device_count()} {jax.devices()[0].device_kind} ({mesh})\n"
             f"{self.store.num_tokens:,} tokens in {self.store.num_documents:,} documents"
         )
+        data_config, seed = self.config.data, self.config.seed
+        packed = data.packing_report(self.store, self.tokenizer, data_config, seed)
+        self.progress.say(f"{data_config.packing} of rows of {data_config.row_length:,}: {packed}")
         if self.first_step:
             self.progress.say(f"resuming after step {self.first_step}")
 

@@ -34,6 +34,10 @@ def config_of(**changes):
         mask="anchor",
         positions="continue",
         boundary_targets=False,
+        packing="concat_split",
+        tags=False,
+        interleave=0,
+        upsample_long=False,
         prefetch=2,
         workers=0,
     )

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from anchorjax.errors import WorkdirError
-from anchorjax.training.workdir import FREE, Workdir, load_config
+from anchorjax.training.workdir import FREE, Workdir, differences, load_config
 from tests import tiny
 
 
@@ -67,6 +67,25 @@ def test_free_key_may_change(tmp_path, key):
     assert load_config(tmp_path) == changed.to_dict()
 
 
+OTHER_ROWS = {
+    "row_length": 128,
+    "mask": "full",
+    "positions": "reset",
+    "boundary_targets": True,
+    "packing": "best_fit",
+    "tags": True,
+    "interleave": 3,
+    "upsample_long": True,
+}
+
+
+@pytest.mark.parametrize("key", OTHER_ROWS)
+def test_what_changes_the_rows_of_a_run_is_refused(tmp_path, key):
+    Workdir(tmp_path).open(tiny.config()).close()
+    with pytest.raises(WorkdirError, match=f"data.{key}: .* -> {OTHER_ROWS[key]!r}"):
+        Workdir(tmp_path).open(tiny.config(**{f"data__{key}": OTHER_ROWS[key]}))
+
+
 def test_lock_refuses_another_process_and_is_free_after_close(tmp_path):
     code = "import sys; from tests import tiny; from anchorjax.training.workdir import Workdir\n"
     code += "try: Workdir(sys.argv[1]).open(tiny.config())\nexcept Exception as error: sys.exit(str(error))"
@@ -111,3 +130,10 @@ def test_lock_that_cannot_be_opened_is_an_error_of_the_directory(tmp_path):
     (tmp_path / "run.lock").mkdir()
     with pytest.raises(WorkdirError, match="cannot be used"):
         Workdir(tmp_path).open(tiny.config())
+
+
+def test_differences_lists_leaves_by_key():
+    old = {"a": 1, "b": {"c": 2, "d": "x"}, "e": None}
+    new = {"a": 1, "b": {"c": 3, "d": "x"}, "f": 0.5}
+    assert differences(old, new) == ["b.c: 2 -> 3", "f: None -> 0.5"]
+    assert differences(old, old) == []
