@@ -26,6 +26,7 @@ ALLOWED = {
     "attention": FOUNDATION,
     "models": FOUNDATION | {"attention"},
     "data": {"types", "errors", "config", "sharding"},
+    "prepare": {"errors", "config", "command_line", "data", "training"},
     "convert": FOUNDATION | {"models", "huggingface", "training"},
     "training": FOUNDATION | {"attention", "models", "data", "huggingface"},
 }
