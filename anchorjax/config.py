@@ -388,15 +388,3 @@ def unknown_key(key: str, value: Any, known: list[str]) -> ConfigError:
     hint = f"did you mean config.{close[0]}? " if close else ""
     there_are = f"there are {', '.join(known)}" if known else "what it is said to be part of is a value"
     return ConfigError(key, value, f"there is no such key; {hint}{there_are}")
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Lines `key: old -> new` for every leaf that differs, in key order."""
-    lines = []
-    for key in sorted(set(old) | set(new)):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            lines += differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            lines.append(f"{prefix}{key}: {before!r} -> {after!r}")
-    return lines

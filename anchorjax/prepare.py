@@ -79,10 +79,9 @@ def summary(store: str, indices: dict[str, Index]) -> str:
         ):
             lines.append(f"            {name}: {tokens:,} in {documents:,}")
     index = indices["train"]
-    bad = sum(index.bad_rows.values())
-    lines.append(
-        f"bad rows    {bad:,} of {index.rows:,} {preparing.describe(index.bad_rows, index.bad_places)}".rstrip()
-    )
+    reasons = preparing.describe(index.bad_rows, index.bad_places)
+    bad = f"{sum(index.bad_rows.values()):,} of {index.rows:,}"
+    lines.append(f"bad rows    {bad}; {reasons}" if reasons else f"bad rows    {bad}")
     if index.weighted_out:
         lines.append(f"weights     left out {index.weighted_out:,} documents")
     return "\n".join([*lines, f"store       {store}/: {', '.join(f'{split}/' for split in indices)}"])

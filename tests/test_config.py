@@ -8,7 +8,7 @@ import pathlib
 
 import pytest
 
-from anchorjax.config import SECTIONS, Config, differences, resolve
+from anchorjax.config import SECTIONS, Config, resolve
 from anchorjax.errors import ConfigError
 from configs import common
 from tests import tiny
@@ -246,10 +246,3 @@ def test_shapes_that_do_not_divide_are_refused(overrides, key):
 def test_free_mesh_axis_takes_what_is_left():
     shape = tiny.config(mesh__tensor=2, data__batch_rows=4).check_devices(8)
     assert shape == {"data": 1, "fsdp": 4, "context": 1, "tensor": 2}
-
-
-def test_differences_lists_leaves_by_key():
-    old = {"a": 1, "b": {"c": 2, "d": "x"}, "e": None}
-    new = {"a": 1, "b": {"c": 3, "d": "x"}, "f": 0.5}
-    assert differences(old, new) == ["b.c: 2 -> 3", "f: None -> 0.5"]
-    assert differences(old, old) == []

@@ -60,10 +60,7 @@ def prepare(config: DataConfig, show: Callable[[State], None] = lambda state: No
     except ValueError as error:
         raise ConfigError("data.tokenizer", config.tokenizer, str(error)) from error
     try:
-        shards = sources.shards(config)
-    except ValueError as error:
-        raise ConfigError("data.source", config.source, str(error)) from error
-    try:
+        shards = _shards(config)
         with _locked(part):
             _check_request(part / "request.json", _request(config, tokenizer.name, shards))
             directory, whole = part / "pieces", part / "whole"
@@ -76,12 +73,20 @@ def prepare(config: DataConfig, show: Callable[[State], None] = lambda state: No
             for split in pieces.SPLITS:
                 (whole / split).mkdir(parents=True)
                 indices[split] = joining.join(directory, whole / split, split, tokenizer, config.source)
+                _sync(whole / split)
             os.rename(whole, store)
             _sync(store.parent)
             shutil.rmtree(part)
     except OSError as error:
         raise DataError(f"{config.store} cannot be prepared: {error}") from error
     return indices
+
+
+def _shards(config: DataConfig) -> list[Weighted]:
+    try:
+        return sources.shards(config)
+    except ValueError as error:
+        raise ConfigError("data.source", config.source, str(error)) from error
 
 
 @contextlib.contextmanager
@@ -180,7 +185,7 @@ def _check_bad_share(directory: Path, total: int, config: DataConfig) -> None:
 def describe(bad: dict[str, int], places: dict[str, list[str]]) -> str:
     """One line about bad rows, the most frequent reasons first."""
     reasons = sorted(bad, key=lambda reason: (-bad[reason], reason))
-    return "; ".join(f"{bad[reason]} {reason} ({', '.join(places.get(reason, []))})" for reason in reasons)
+    return "; ".join(f"{reason}: {bad[reason]:,} ({', '.join(places[reason])})" for reason in reasons)
 
 
 @contextlib.contextmanager
@@ -209,7 +214,7 @@ def _shown(directory: Path, total: int, dtype: str, show: Callable[[State], None
 
 
 def _sync(directory: Path) -> None:
-    """Makes a renaming outlive a power cut."""
+    """Makes the names in a directory outlive a power cut."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

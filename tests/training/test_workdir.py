@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from anchorjax.errors import WorkdirError
-from anchorjax.training.workdir import FREE, Workdir, load_config
+from anchorjax.training.workdir import FREE, Workdir, differences, load_config
 from tests import tiny
 
 
@@ -111,3 +111,10 @@ def test_lock_that_cannot_be_opened_is_an_error_of_the_directory(tmp_path):
     (tmp_path / "run.lock").mkdir()
     with pytest.raises(WorkdirError, match="cannot be used"):
         Workdir(tmp_path).open(tiny.config())
+
+
+def test_differences_lists_leaves_by_key():
+    old = {"a": 1, "b": {"c": 2, "d": "x"}, "e": None}
+    new = {"a": 1, "b": {"c": 3, "d": "x"}, "f": 0.5}
+    assert differences(old, new) == ["b.c: 2 -> 3", "f: None -> 0.5"]
+    assert differences(old, old) == []

@@ -1,5 +1,6 @@
 """ArrayRecord files whose records are UTF-8 texts, or JSON objects with one (a record that begins with "{")."""
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,16 +35,11 @@ class Records:
         return f"{self.file}@{self.begin}"
 
     def rows(self) -> Iterator[tuple[int, Document | BadRow]]:
-        reader = _open(self.file)
-        try:
+        with _opened(self.file) as reader:
             for first in range(self.begin, self.end, _AT_ONCE):
                 records = reader.read(first, min(first + _AT_ONCE, self.end))
                 for number, record in enumerate(records, first):
                     yield number, self.fields.document(self._parse(record))
-        except (RuntimeError, ValueError, IndexError) as error:
-            raise DataError(f"{self.file} cannot be read: {error}") from error
-        finally:
-            reader.close()
 
     def _parse(self, record: bytes):
         try:
@@ -65,10 +61,12 @@ class Records:
         return f"{self.file}:{number}"
 
 
-def _open(file: Path) -> ArrayRecordReader:
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[ArrayRecordReader]:
     try:
-        return ArrayRecordReader(str(file), "readahead_buffer_size:0")
-    except (OSError, RuntimeError, ValueError) as error:
+        with contextlib.closing(ArrayRecordReader(str(file), "readahead_buffer_size:0")) as reader:
+            yield reader
+    except (OSError, RuntimeError, ValueError, IndexError) as error:
         raise DataError(f"{file} cannot be read: {error}") from error
 
 
@@ -76,9 +74,8 @@ def shards(files: list[Path], fields: Fields) -> list[Records]:
     """Raises DataError for a file that cannot be read."""
     found = []
     for file in files:
-        reader = _open(file)
-        count = reader.num_records()
-        reader.close()
+        with _opened(file) as reader:
+            count = reader.num_records()
         ranges = range(0, count, PART_RECORDS)
         found += [Records(file, begin, min(begin + PART_RECORDS, count), fields) for begin in ranges]
     return found

@@ -153,6 +153,8 @@ def parts(file: Path) -> list[Lines]:
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror}") from error
     if file.suffix in (".gz", ".zst"):
+        if not size:  # not even the compressed form of nothing
+            raise DataError(f"{file} cannot be read: it is empty")
         return [Lines(file, 0, None)]
     return [Lines(file, begin, min(begin + PART_BYTES, size)) for begin in range(0, size, PART_BYTES)]
 
