@@ -68,8 +68,8 @@ def join(directory: Path, out: Path, split: str, tokenizer: Tokenizer, source: s
             names.setdefault(name, len(names))
     if len(names) > index_lib.MAX_SOURCES:
         raise DataError(
-            f"{source!r} has {len(names)} sources, such as {next(reversed(names))!r}; allowed: up to "
-            f"{index_lib.MAX_SOURCES}. Let data.source_key lead to a name that many documents share"
+            f"there are {len(names)} sources, more than {index_lib.MAX_SOURCES}, such as {next(reversed(names))!r}; "
+            "let data.source_key lead to a name that many documents share"
         )
     dtype, mark = pieces.dtype_name(tokenizer), hashlib.sha256(tokenizer.name.encode())
     files = [_Hashed(out / name) for name in (index_lib.TOKENS, index_lib.OFFSETS, index_lib.SOURCES)]

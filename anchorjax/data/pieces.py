@@ -17,7 +17,7 @@ import numpy as np
 
 from anchorjax.config import DataConfig
 from anchorjax.data.documents import BadRow, Document
-from anchorjax.data.index import DTYPES
+from anchorjax.data.index import DTYPES, MAX_SOURCES
 from anchorjax.data.sources import Weighted
 from anchorjax.data.store import check_range
 from anchorjax.data.tokenizer import Tokenizer
@@ -168,6 +168,11 @@ class _Split:
         tokens.write(self._eos)
         lengths.write((len(ids) + 1).to_bytes(8, "little"))
         sources.write(self._names.setdefault(source, len(self._names)).to_bytes(4, "little"))
+        if len(self._names) > MAX_SOURCES:
+            raise DataError(
+                f"there are more than {MAX_SOURCES} sources, such as {source!r}; let data.source_key lead to a name "
+                "that many documents share"
+            )
         self._documents += 1
         self._tokens += len(ids) + 1
 

@@ -12,16 +12,20 @@ import functools
 import hashlib
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+
 from anchorjax.config import DataConfig
 from anchorjax.data import joining, pieces, sources
 from anchorjax.data import tokenizer as tokenizer_lib
-from anchorjax.data.index import Index
+from anchorjax.data.index import DTYPES, Index
 from anchorjax.data.pieces import Report
 from anchorjax.data.sources import Weighted
 from anchorjax.errors import ConfigError, DataError
@@ -54,7 +58,8 @@ def prepare(config: DataConfig, show: Callable[[State], None] = lambda state: No
     store = Path(config.store).expanduser().resolve()
     part = store.with_name(f"{store.name}.part")
     if not config.store or store.exists():
-        raise ConfigError("data.store", config.store, "it must be a path where nothing is yet")
+        left_over = f"; {part} is left over and can be removed" if config.store and part.exists() else ""
+        raise ConfigError("data.store", config.store, f"it must be a path where nothing is yet{left_over}")
     try:
         tokenizer = tokenizer_lib.load(config.tokenizer)
     except ValueError as error:
@@ -67,7 +72,7 @@ def prepare(config: DataConfig, show: Callable[[State], None] = lambda state: No
             directory.mkdir(exist_ok=True)
             with _shown(directory, len(shards), pieces.dtype_name(tokenizer), show):
                 _write_pieces(directory, shards, config)
-            _check_bad_share(directory, len(shards), config)
+            _check_bad_rows(directory, len(shards), config)
             shutil.rmtree(whole, ignore_errors=True)
             indices = {}
             for split in pieces.SPLITS:
@@ -114,13 +119,16 @@ def _request(config: DataConfig, tokenizer_name: str, shards: list[Weighted]) ->
 def _check_request(file: Path, request: dict[str, object]) -> None:
     """Keeps the request; refuses if pieces of another one are here."""
     try:
-        before = json.loads(file.read_text())
-    except (FileNotFoundError, ValueError):  # half a file is of a start that made no piece
+        before = dict(json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{file} is damaged: {error}; remove {file.parent} to begin again") from error
+    except FileNotFoundError:
         part = file.with_suffix(".part")
         part.write_text(json.dumps(request, indent=2) + "\n")
         os.replace(part, file)
         return
-    changed = [f"{name}: {before.get(name)!r} -> {value!r}" for name, value in request.items() if before[name] != value]
+    differing = [name for name in request if before.get(name) != request[name]]
+    changed = [f"{name}: {before.get(name)!r} -> {request[name]!r}" for name in differing]
     if changed:
         raise DataError(
             f"{file.parent} is an unfinished preparation of something else ({'; '.join(changed)}); "
@@ -135,22 +143,26 @@ def _write_pieces(directory: Path, shards: list[Weighted], config: DataConfig) -
             _write_piece(directory, number, shards[number], config)
         return
     threads = max(1, (os.cpu_count() or 1) // config.workers)
+    spawn = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
+    # Its end tells workers to end, whether this process closes it or is killed. (An Event may wait for ever for a
+    # killed worker.)
+    lifeline, end = spawn.Pipe(duplex=False)
     executor = concurrent.futures.ProcessPoolExecutor(
         min(config.workers, len(missing)),
-        # A fork of a process with threads may hang.
-        mp_context=multiprocessing.get_context("spawn"),
+        mp_context=spawn,
         initializer=_start_worker,
-        initargs=(threads,),
+        initargs=(threads, lifeline),
     )
-    with executor:
+    with executor, lifeline, end:
         futures = [executor.submit(_write_piece, directory, number, shards[number], config) for number in missing]
         try:
             for future in concurrent.futures.as_completed(futures):
                 future.result()
-        except concurrent.futures.process.BrokenProcessPool as error:
+        except BaseException as error:
+            end.close()  # at once: finished pieces are kept
+            if not isinstance(error, concurrent.futures.process.BrokenProcessPool):
+                raise
             raise DataError("a process was killed (was the memory full?); run again to go on") from error
-        finally:
-            executor.shutdown(cancel_futures=True)
 
 
 def _write_piece(directory: Path, number: int, weighted: Weighted, config: DataConfig) -> None:
@@ -162,19 +174,21 @@ def _tokenizer(name: str) -> tokenizer_lib.Tokenizer:
     return tokenizer_lib.load(name)
 
 
-def _start_worker(threads: int) -> None:
+def _start_worker(threads: int, lifeline: multiprocessing.connection.Connection) -> None:
+    """Runs first in a worker."""
     os.environ["RAYON_NUM_THREADS"] = str(threads)  # of the tokenizers library, which else takes all cores
-    # A killed parent cannot end its workers; they would go on.
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C goes to all; the parent answers it
+    threading.Thread(target=lambda: (lifeline.poll(None), os._exit(1)), daemon=True).start()
 
 
-def _check_bad_share(directory: Path, total: int, config: DataConfig) -> None:
+def _check_bad_rows(directory: Path, total: int, config: DataConfig) -> None:
     report = Report()
     for number in range(total):
         head = pieces.done(directory, number)
         report.add(Report(head["rows"], head["bad"], head["places"], head["weighted_out"]))
     bad = sum(report.bad.values())
+    if bad and config.bad_rows == "raise":  # an earlier start had skipped them
+        raise DataError(f"{bad} of {report.rows} rows are bad: {describe(report.bad, report.places)}")
     if bad > config.max_bad_share * report.rows:
         raise DataError(
             f"{bad} of {report.rows} rows are bad, more than data.max_bad_share={config.max_bad_share}: "
@@ -192,7 +206,7 @@ def describe(bad: dict[str, int], places: dict[str, list[str]]) -> str:
 def _shown(directory: Path, total: int, dtype: str, show: Callable[[State], None]) -> Iterator[None]:
     """Calls `show` every second: the files' sizes tell how far all processes are."""
     ended = threading.Event()
-    width = {"uint16": 2, "uint32": 4}[dtype]
+    width = np.dtype(DTYPES[dtype]).itemsize
 
     def state() -> State:
         entries = list(os.scandir(directory))

@@ -15,6 +15,7 @@ import time
 import pytest
 
 from anchorjax import prepare as prepare_cli
+from anchorjax.data import index as index_lib
 from anchorjax.data import load_store, pieces
 from anchorjax.data import preparing as preparing_lib
 from anchorjax.data import store as store_lib
@@ -97,6 +98,36 @@ def test_too_many_bad_rows_are_refused_until_more_are_allowed(tmp_path, folder, 
     assert not (tmp_path / "store").exists()
     monkeypatch.setattr(pieces, "write", None)  # nothing is read again
     preparing_lib.prepare(options(folder, tmp_path / "store", max_bad_share=share))
+
+
+def test_rows_that_an_earlier_start_skipped_are_not_forgotten(tmp_path, folder):
+    with pytest.raises(DataError, match=r"more than data.max_bad_share"):
+        preparing_lib.prepare(options(folder, tmp_path / "store", max_bad_share=0.0))
+    with pytest.raises(DataError, match=r"2 of 242 rows are bad: text is missing or null: 2 \(.*/1.jsonl:41, "):
+        preparing_lib.prepare(options(folder, tmp_path / "store", bad_rows="raise", max_bad_share=1.0))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_source_of_its_own_for_each_document_is_refused(tmp_path, monkeypatch, workers):
+    monkeypatch.setattr(pieces, "MAX_SOURCES", 30)
+    monkeypatch.setattr(index_lib, "MAX_SOURCES", 30)
+    for name, count in (("one", 40), ("two", 20), ("three", 20)):
+        rows = [{"text": "x" * (i + 1), "source": f"{name} {i}"} for i in range(count)]
+        preparing.write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    with pytest.raises(DataError, match=r"more than 30 sources, such as 'one 30'; let data.source_key lead to a name"):
+        preparing_lib.prepare(options(tmp_path / "one.jsonl", tmp_path / "store1", held_out_share=0.0))
+    source = f"jsonl:{tmp_path}/two.jsonl;jsonl:{tmp_path}/three.jsonl"
+    with pytest.raises(DataError, match="there are 40 sources, more than 30, such as 'three 19'"):
+        preparing_lib.prepare(
+            data_config(source=source, store=str(tmp_path / "s"), workers=workers, held_out_share=0.0)
+        )
+
+
+def test_damaged_request_is_refused(tmp_path, folder):
+    (tmp_path / "store.part").mkdir()
+    (tmp_path / "store.part" / "request.json").write_text("{")
+    with pytest.raises(DataError, match=r"request.json is damaged: .*; remove .*/store.part to begin again"):
+        preparing_lib.prepare(options(folder, tmp_path / "store"))
 
 
 def test_no_held_out_document_is_an_error(tmp_path, folder):
@@ -217,6 +248,23 @@ def test_a_killed_worker_is_an_error_and_not_a_wait(tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2
     assert err == "anchorjax.prepare: a process was killed (was the memory full?); run again to go on\n"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ctrl_c_ends_all_processes(tmp_path, workers):
+    inputs, store = many_files(tmp_path), tmp_path / "store"
+    arguments = [f"--config.data.source=jsonl:{inputs}", f"--config.data.store={store}"]
+    arguments.append(f"--config.data.workers={workers}")
+    process = subprocess.Popen(
+        command(tmp_path, *arguments), cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while process.poll() is None and not list((tmp_path / "store.part" / "pieces").glob("*.json")):
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, err = process.communicate(timeout=60)
+    # A worker that is just being imported says so, too.
+    assert (process.returncode, err.splitlines()[-1]) == (1, "anchorjax.prepare: stopped; run again to go on")
+    wait_for_the_end_of_the_group(process.pid)
 
 
 def children(pid: int) -> list[int]:
