@@ -53,8 +53,15 @@ class AttentionConfig(Section):
 class DataConfig(Section):
     NAME = "data"
     source: str
+    store: str
     tokenizer: str
     data_dir: str
+    text_key: str
+    source_key: str
+    held_out_share: float = number(0, 0.5)
+    bad_rows: str = choice("raise", "skip")
+    max_bad_share: float = number(0, 1)
+    max_row_bytes: int = number(1, 2**30)
     row_length: int = number(2, 2**24)
     batch_rows: int = number(1)
     mask: str = choice(*MASKS)

@@ -10,11 +10,13 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 from anchorjax.config import DataConfig
 from anchorjax.data import sources
 from anchorjax.data import store as store_lib
 from anchorjax.data import tokenizer as tokenizer_lib
+from anchorjax.data.index import Index
 from anchorjax.data.packing import PackedRows, RowPacker, num_anchors, sources_of, stack
 from anchorjax.data.row_plan import PackingReport
 from anchorjax.data.store import TokenStore
@@ -43,12 +45,15 @@ def load_tokenizer(config: DataConfig) -> Tokenizer:
 
 
 def load_store(config: DataConfig, split: str) -> tuple[TokenStore, Tokenizer]:
-    """Tokenizes one split of `config.source`.
+    """One split of the store in `config.store`; without one, `config.source` tokenized.
 
     Raises:
-      ConfigError: no such tokenizer, source or split, or data_dir cannot be used.
+      ConfigError: no such tokenizer, source or split, a store of another tokenizer, or data_dir cannot be used.
+      DataError: the store is damaged, or none.
     """
     tokenizer = load_tokenizer(config)
+    if config.store:
+        return _open_store(config, split, tokenizer), tokenizer
     try:
         documents = sources.load(config.source, split, config.data_dir)
         return store_lib.build(documents, tokenizer), tokenizer
@@ -56,6 +61,18 @@ def load_store(config: DataConfig, split: str) -> tuple[TokenStore, Tokenizer]:
         raise ConfigError("data.source", config.source, str(error)) from error
     except OSError as error:
         raise ConfigError("data.data_dir", config.data_dir, f"it cannot be used: {error.strerror or error}") from error
+
+
+def _open_store(config: DataConfig, split: str, tokenizer: Tokenizer) -> TokenStore:
+    path = Path(config.store).expanduser() / split
+    made_by = Index.read(path).tokenizer
+    if made_by != tokenizer.name:
+        raise ConfigError(
+            "data.store",
+            config.store,
+            f"its tokens are of the tokenizer {made_by}, and data.tokenizer={config.tokenizer!r} is {tokenizer.name}",
+        )
+    return TokenStore.open(path)
 
 
 def train_batches(

@@ -36,6 +36,7 @@ def run(config: Config, workdir: str | Path) -> int:
       UsageError: more than one process: rows would be repeated, as each would pack all of them.
       ConfigError: the configuration does not fit the devices, the tokenizer or the checkpoint in init_from.
       WeightsError: that checkpoint cannot be read, or is not supported.
+      DataError: the token store in data.store is damaged, or none.
       WorkdirError: the directory holds another run, other data, or a running job.
       CheckpointError: its checkpoints cannot be read.
       LeakageError: attention does not keep the mask of the first batch, forward or backward.
@@ -94,10 +95,12 @@ class Job:
             "train": (self.store.fingerprint, position.fingerprint),
             "validation": (self.held_out.fingerprint, position.held_out_fingerprint),
         }
+        config = self.config.data
+        name = f"data.store={config.store!r}" if config.store else f"data.source={config.source!r}"
         for split, (now, then) in splits.items():
             if now != then:
                 raise WorkdirError(
-                    f"data.source={self.config.data.source!r} no longer holds the {split} text of "
+                    f"{name} no longer holds the {split} text of "
                     f"{self.directory.path} (fingerprint {now[:12]}, then {then[:12]})"
                 )
 

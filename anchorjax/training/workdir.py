@@ -18,8 +18,9 @@ from anchorjax.errors import WorkdirError
 # Keys that may differ when a run is continued: they change where and how it runs, not what is computed.
 # (The mesh and attention's tiles do change the order of floating-point sums: losses then agree closely, not bitwise.)
 FREE = ("mesh.", "attention.", "eval.", "checkpoint.", "train.log_every", "train.tensorboard", "train.peak_tflops")
-# A store's fingerprint tells the tokenizer's content, wherever it lies.
-FREE += ("data.prefetch", "data.workers", "data.data_dir", "data.tokenizer")
+# A store's fingerprint tells the tokenizer's content and the text's, wherever they lie.
+FREE += ("data.prefetch", "data.workers", "data.data_dir", "data.tokenizer", "data.store", "data.max_row_bytes")
+FREE += ("data.text_key", "data.source_key", "data.held_out_share", "data.bad_rows", "data.max_bad_share")
 
 
 class Workdir:

@@ -27,8 +27,15 @@ SEED = 11
 def config_of(**changes):
     config = DataConfig(
         source="public_domain",
+        store="",
         tokenizer="bytes",
         data_dir="/nonexistent",
+        text_key="text",
+        source_key="source",
+        held_out_share=0.01,
+        bad_rows="raise",
+        max_bad_share=0.0,
+        max_row_bytes=2**24,
         row_length=16,
         batch_rows=4,
         mask="anchor",

@@ -30,7 +30,8 @@ def test_other_configuration_is_refused_with_all_differences(tmp_path):
     assert (tmp_path / "config.json").read_bytes() == before
 
 
-CHANGES = {"str": "elsewhere", "bool": True, "int": 3, "float": 3.5}
+CHANGES = {"str": "elsewhere", "bool": True, "int": 3, "float": 0.25}
+CHOICES = {"implementation": "reference", "bad_rows": "skip"}
 
 
 def free_keys() -> list[str]:
@@ -50,7 +51,8 @@ def test_free_keys_are_those_of_where_and_how():
             "eval.final_rows",
         ),
         *("checkpoint.every", "checkpoint.keep", "train.log_every", "train.tensorboard", "train.peak_tflops"),
-        *("data.prefetch", "data.workers", "data.data_dir"),
+        *("data.prefetch", "data.workers", "data.data_dir", "data.tokenizer", "data.store", "data.text_key"),
+        *("data.source_key", "data.held_out_share", "data.bad_rows", "data.max_bad_share", "data.max_row_bytes"),
         *("attention.implementation", "attention.q_tile", "attention.kv_tile"),
     }
 
@@ -60,7 +62,7 @@ def test_free_key_may_change(tmp_path, key):
     Workdir(tmp_path).open(tiny.config()).close()
     section, name = key.split(".")
     old = tiny.mapping()[section][name]
-    new = "reference" if name == "implementation" else CHANGES[type(old).__name__]
+    new = CHOICES.get(name, CHANGES[type(old).__name__])
     changed = tiny.config(**{f"{section}__{name}": new})
     assert changed != tiny.config()
     Workdir(tmp_path).open(changed).close()
