@@ -89,7 +89,7 @@ def base() -> ConfigDict:
                 "held_out_share": 0.01,  # of the documents, by a hash of each, for validation
                 "bad_rows": "raise",  # raise | skip: rows without a document; what is skipped is counted by reason
                 "max_bad_share": 0.01,  # of all rows; with more, nothing is written
-                "max_row_bytes": 2**24,  # a longer row is a bad one; bounds the memory
+                "max_row_bytes": 2**24,  # a longer row is a bad one. Tokenizing takes up to 130 times a text's size
                 "row_length": 4096,  # T, with the anchor
                 "batch_rows": 1,  # B: rows in one optimizer step, over all devices
                 "mask": "anchor",  # anchor | intra_doc | full: who may attend to whom (anchorjax/masks.py)

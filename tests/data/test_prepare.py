@@ -16,7 +16,7 @@ import pytest
 
 from anchorjax import prepare as prepare_cli
 from anchorjax.data import index as index_lib
-from anchorjax.data import load_store, pieces
+from anchorjax.data import joining, load_store, pieces
 from anchorjax.data import preparing as preparing_lib
 from anchorjax.data import store as store_lib
 from anchorjax.data.index import Index
@@ -67,6 +67,7 @@ def test_the_store_is_the_same_for_any_number_of_processes(tmp_path, folder):
 def test_how_files_are_cut_does_not_change_the_store(tmp_path, folder, monkeypatch):
     preparing_lib.prepare(options(folder, tmp_path / "whole"))
     monkeypatch.setattr(jsonl, "PART_BYTES", 100)
+    monkeypatch.setattr(joining, "_VALUES_AT_ONCE", 7)
     preparing_lib.prepare(options(folder, tmp_path / "cut"))
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
     store_lib.verify(tmp_path / "cut" / "train")
