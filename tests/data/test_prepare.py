@@ -1,6 +1,7 @@
 """anchorjax.prepare: the same store for any number of processes, after any interruption, and whole or not at all."""
 
 import fcntl
+import functools
 import gzip
 import io
 import json
@@ -256,9 +257,10 @@ def test_ctrl_c_ends_all_processes(tmp_path, workers):
     inputs, store = many_files(tmp_path), tmp_path / "store"
     arguments = [f"--config.data.source=jsonl:{inputs}", f"--config.data.store={store}"]
     arguments.append(f"--config.data.workers={workers}")
-    process = subprocess.Popen(
-        command(tmp_path, *arguments), cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    # In a background job of a script, programs are started deaf to Ctrl-C.
+    listens = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = {"stderr": subprocess.PIPE, "text": True, "start_new_session": True, "preexec_fn": listens}
+    process = subprocess.Popen(command(tmp_path, *arguments), cwd=ROOT, **pipes)
     while process.poll() is None and not list((tmp_path / "store.part" / "pieces").glob("*.json")):
         time.sleep(0.002)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
