@@ -153,7 +153,7 @@ def _write_pieces(directory: Path, shards: list[Weighted], config: DataConfig) -
         initializer=_start_worker,
         initargs=(threads, lifeline),
     )
-    with executor, lifeline, end:
+    with lifeline, end, executor:
         futures = [executor.submit(_write_piece, directory, number, shards[number], config) for number in missing]
         try:
             for future in concurrent.futures.as_completed(futures):
