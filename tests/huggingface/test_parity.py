@@ -94,7 +94,7 @@ def their_masks(shape):
 def packed(pair, mesh):
     """Our gradients and logits of documents behind an anchor, and theirs, which are left in the model."""
     # The attention that compiles fastest; tests/attention holds the others to it.
-    shape = dataclasses.replace(pair.shape, attention=AttentionConfig("reference", 1, 1))
+    shape = dataclasses.replace(pair.shape, attention=AttentionConfig("reference", 8, 8))
     ours = packed_gradients(pair.ours, *on(mesh, TOKENS, POSITIONS, SEGMENTS), TARGETS, shape)
     pair.theirs.zero_grad()
     tokens = torch.tensor(TOKENS).long()
