@@ -11,13 +11,14 @@ clip and AdamW, and no side recomputes activations. The three take turns on the 
                    fused or foreach, whichever is faster here
 
 Without `--weights` each side draws its own; with it both load the checkpoint, and the losses of the first step of
-`full` and of `transformers` are equal: the same work. Needs torch and transformers.
+`full` and of `transformers` are equal: the same work (to rounding). Needs torch and transformers.
 
 Speed-ups are ratios of the medians of seconds; `cpu_speedup_*` are those of CPU seconds of the process, which other
 work on the machine disturbs less.
 """
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -31,6 +32,7 @@ import jax
 import numpy as np
 import torch
 import transformers
+from ml_collections import ConfigDict
 
 from anchorjax import data
 from anchorjax.config import resolve
@@ -44,6 +46,7 @@ from benchmarks.cpu_attention import document_lengths
 from configs import common
 
 LENGTHS = (2048, 4096)
+MASKS = ("full", "anchor")
 SIZE = "smollm2_135m"
 LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 1e-5, 0.1, 1.0
 NO_TARGET = -100  # as torch's cross-entropy has it
@@ -70,15 +73,16 @@ def main() -> None:
 
 
 def measure(length: int, repeats: int, weights: str) -> dict[str, float | str]:
-    runs = {mask: Ours(mask, length, weights) for mask in ("full", "anchor")}
-    theirs = runs["transformers"] = Theirs(runs["full"].packed, weights)
-    losses = {name: run.step() for name, run in runs.items()}  # compiles
+    ours = Ours(length, weights)
+    theirs = Theirs(ours.packed["full"], weights)
+    steps = {mask: functools.partial(ours.step, mask) for mask in MASKS} | {"transformers": theirs.step}
+    losses = {name: step() for name, step in steps.items()}  # compiles
     clocks = {"": time.perf_counter, "cpu_": time.process_time}
-    seconds = {(clock, name): [] for clock in clocks for name in runs}
+    seconds = {(clock, name): [] for clock in clocks for name in steps}
     for _ in range(repeats):
-        for name, run in runs.items():
+        for name, step in steps.items():
             started = {clock: now() for clock, now in clocks.items()}
-            run.step()
+            step()
             for clock, now in clocks.items():
                 seconds[clock, name].append(now() - started[clock])
     medians = {key: statistics.median(times) for key, times in seconds.items()}
@@ -87,7 +91,7 @@ def measure(length: int, repeats: int, weights: str) -> dict[str, float | str]:
         **{
             f"{clock}speedup_{mask}": medians[clock, "transformers"] / medians[clock, mask]
             for clock in clocks
-            for mask in ("full", "anchor")
+            for mask in MASKS
         },
         **{f"{name}_first_loss": value for name, value in losses.items()},
         "torch_optimizer": theirs.optimizer_kind,
@@ -95,31 +99,38 @@ def measure(length: int, repeats: int, weights: str) -> dict[str, float | str]:
 
 
 class Ours:
-    """The training step under one mask, and its batch."""
+    """One model's training steps under both masks, and their batches."""
 
-    def __init__(self, mask: str, length: int, weights: str):
-        config = common.base()
-        config.init_from = weights
-        model, rope = families.published(SIZE)
-        config.model.update(model)
-        config.rope.update(rope)
-        config.model.compute_dtype, config.model.remat = "float32", "none"
-        config.data.update({"row_length": length, "mask": mask, "tokenizer": "bytes"})
-        config.optimizer.update({"learning_rate": LEARNING_RATE, "schedule": "constant", "warmup_steps": 0})
-        config.optimizer.update({"weight_decay": WEIGHT_DECAY, "clip_norm": CLIP_NORM})
-        self.setup = Setup.make(resolve(config.to_dict()))
-        self.packed = next(data.eval_rows(documents(length), ByteTokenizer(), self.setup.config.data, 1))
-        with jax.set_mesh(self.setup.mesh):
-            self.batch = shard_batch(self.packed, self.setup.mesh)
-            self.state = self.setup.first_state()
-            self.train_step = jax.jit(self.setup.steps.train, donate_argnums=0)
+    def __init__(self, length: int, weights: str):
+        self.packed, self.train_steps = {}, {}
+        for mask in MASKS:
+            setup = Setup.make(resolve(config_of(mask, length, weights).to_dict()))
+            self.packed[mask] = next(data.eval_rows(documents(length), ByteTokenizer(), setup.config.data, 1))
+            self.train_steps[mask] = jax.jit(setup.steps.train, donate_argnums=0)
+        self.mesh = setup.mesh
+        with jax.set_mesh(self.mesh):
+            self.state = setup.first_state()
+            self.batches = {mask: shard_batch(packed, self.mesh) for mask, packed in self.packed.items()}
 
-    def step(self) -> float:
+    def step(self, mask: str) -> float:
         """One step; returns the loss before it."""
-        with jax.set_mesh(self.setup.mesh):
-            self.state, metrics = self.train_step(self.state, self.batch)
+        with jax.set_mesh(self.mesh):
+            self.state, metrics = self.train_steps[mask](self.state, self.batches[mask])
             jax.block_until_ready(self.state)
         return float(metrics["loss"])
+
+
+def config_of(mask: str, length: int, weights: str) -> ConfigDict:
+    config = common.base()
+    model, rope = families.published(SIZE)
+    config.model.update(model)
+    config.rope.update(rope)
+    config.init_from = weights
+    config.model.compute_dtype, config.model.remat = "float32", "none"
+    config.data.update({"row_length": length, "mask": mask, "tokenizer": "bytes"})
+    config.optimizer.update({"learning_rate": LEARNING_RATE, "schedule": "constant", "warmup_steps": 0})
+    config.optimizer.update({"weight_decay": WEIGHT_DECAY, "clip_norm": CLIP_NORM})
+    return config
 
 
 class Theirs:
