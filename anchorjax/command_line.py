@@ -17,7 +17,15 @@ from anchorjax.errors import ConfigError, UsageError
 
 
 def parse(argv: Sequence[str]) -> tuple[Config, str]:
-    """Returns the configuration and the working directory.
+    """Returns the configuration and the working directory. Arguments and errors are those of `parse_config`."""
+    config, workdir = _parse(argv, usage(argv[0]))
+    if not workdir:
+        raise UsageError(f"--workdir is missing. {usage(argv[0])}")
+    return config, workdir
+
+
+def parse_config(argv: Sequence[str]) -> Config:
+    """The configuration alone, for programs without a working directory.
 
     Args:
       argv: as `sys.argv`, with the program's name first. Must be `sys.argv` itself: config flags read the
@@ -27,9 +35,17 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
       ConfigError: an unknown key, a wrong type or an impossible value; names key, value and what is allowed.
       UsageError: anything else, such as an argument without dashes or a missing file.
     """
+    help_text = "Usage: --config=configs/quickstart.py [--config.a.b=value ...]"
+    config, workdir = _parse(argv, help_text)
+    if workdir:
+        raise UsageError(f"--workdir={workdir} is not understood. {help_text}")
+    return config
+
+
+def _parse(argv: Sequence[str], help_text: str) -> tuple[Config, str | None]:
     for argument in argv[1:]:
         if argument in ("-h", "--help"):
-            raise UsageError(usage(argv[0]))
+            raise UsageError(help_text)
         if not argument.startswith("--") or argument == "--":
             raise UsageError(f"argument {argument!r} is not understood; write --name=value (two dashes, no space)")
         if argument.startswith(("--flagfile", "--undefok")):  # absl's own, which would read or hide arguments
@@ -44,9 +60,7 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
     except (flags.Error, ValueError) as error:
         raise _translate(error, defaults, overrides) from error
     if not values.config:
-        raise UsageError(f"--config is missing. {usage(argv[0])}")
-    if not values.workdir:
-        raise UsageError(f"--workdir is missing. {usage(argv[0])}")
+        raise UsageError(f"--config is missing. {help_text}")
     return resolve(values.config.to_dict()), values.workdir
 
 

@@ -29,7 +29,7 @@ from anchorjax.huggingface.weights import Weights
 from anchorjax.models.decoder import Decoder
 from anchorjax.models.layers import Shape, named_leaves
 from anchorjax.training.checkpoint import Checkpoints, bytes_of_largest
-from anchorjax.training.pretrained import SOURCE, Pretrained
+from anchorjax.training.pretrained import SOURCE, Pretrained, keep_source
 from anchorjax.training.workdir import load_config
 
 
@@ -75,7 +75,7 @@ def from_hf(directory: Path, out: Path) -> None:
     with new_directory(out) as part, jax.set_mesh(_mesh(shape.model)):
         params = pretrained.load(sharding.zeros(lambda: Decoder(jax.random.key(0), shape)), shape)
         (part / hf_config.FILE).write_text(json.dumps(sections, indent=2) + "\n")
-        pretrained.keep_source(part)
+        keep_source(part, pretrained)
         checkpoints = Checkpoints(part, keep=1, host_bytes=bytes_of_largest(params))
         checkpoints.save(0, {"params": params}, sections, data=None)
         checkpoints.close()
@@ -93,7 +93,7 @@ def to_hf(checkpoint: Path, directory: Path, dtype: str | None) -> None:
     if not {"model", "rope", "lora"} <= sections.keys():
         raise WorkdirError(f"{checkpoint} is no run, and was not made by from-hf")
     shape, source = _shape(sections), checkpoint / SOURCE
-    fields = hf_config.load(source) if source.is_dir() else {}
+    fields = hf_config.load(source) if (source / hf_config.FILE).exists() else {}
     dtype = dtype or fields.get("torch_dtype") or fields.get("dtype") or "float32"
     if dtype not in hf_checkpoint.DTYPES:
         raise WeightsError(f"{source}/{hf_config.FILE}: weights are {dtype}; choose --dtype")
@@ -111,6 +111,10 @@ def to_hf(checkpoint: Path, directory: Path, dtype: str | None) -> None:
         if source.is_dir():
             copy_files(source, part, TOKENIZER)
     print(f"{shape.model.family}, {max_position:,} positions, written to {directory}, {dtype}")
+    if shape.rope.scaling in ("dynamic", "longrope"):
+        print(f"note: {shape.rope.scaling} RoPE goes by the row's length here and by the prompt's in transformers")
+    if shape.model.window:
+        print("note: here the anchor stays in sight of layers with a window; other tools lose it there")
 
 
 def _shape(sections: Mapping[str, Any]) -> Shape:

@@ -25,6 +25,12 @@ class ConfigError(UserError):
         self.key, self.value, self.allowed = key, value, allowed
 
 
+class DataError(UserError):
+    """Documents that cannot be read, or a token store that cannot be used."""
+
+    exit_code = 2
+
+
 class WorkdirError(UserError):
     """A working directory that belongs to another run, to other data, or to a job that is still running."""
 

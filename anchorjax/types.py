@@ -17,6 +17,7 @@ import jax
 IMPLEMENTATIONS = ("reference", "xla", "pallas_tpu", "pallas_gpu")  # of attention: modules in anchorjax/attention
 MASKS = ("anchor", "intra_doc", "full")  # who may attend to whom
 POSITIONS = ("continue", "reset")  # of RoPE, at each document
+PACKINGS = ("concat_split", "first_fit", "best_fit")  # which documents share a row
 
 PAD_SEGMENT = -1
 

@@ -76,16 +76,33 @@ def base() -> ConfigDict:
                 "kv_tile": 0,  # 0 takes the table in anchorjax/attention/tiles.py
             },
             "data": {
-                "source": "public_domain",  # a module in anchorjax/data/sources, or tfds:NAME
+                # public_domain, tfds:NAME, or files for anchorjax.prepare: jsonl:PATH, parquet:PATH, array_record:PATH,
+                # text_folder:PATH, anchor_context:PATH, joined by ";". "jsonl:/books,2;parquet:/web,0.25" takes every
+                # book twice and one in four web pages
+                "source": "public_domain",
+                "store": "",  # where anchorjax.prepare puts the tokens of source, for runs to open; empty: in memory
                 "tokenizer": "auto",  # the checkpoint's, or bytes; or a directory with tokenizer.json
                 "data_dir": "~/.cache/anchorjax",  # where prepared data sets are kept
+                # How anchorjax.prepare reads files.
+                "text_key": "text",  # where a row has its text; dots lead into objects
+                "source_key": "source",  # and the name of its source (SlimPajama: meta.redpajama_set_name)
+                "held_out_share": 0.01,  # of the documents, by a hash of each, for validation
+                "bad_rows": "raise",  # raise | skip: rows without a document; what is skipped is counted by reason
+                "max_bad_share": 0.01,  # of all rows; with more, nothing is written
+                "max_row_bytes": 2**24,  # a longer row is a bad one. Tokenizing takes up to 130 times a text's size
                 "row_length": 4096,  # T, with the anchor
                 "batch_rows": 1,  # B: rows in one optimizer step, over all devices
                 "mask": "anchor",  # anchor | intra_doc | full: who may attend to whom (anchorjax/masks.py)
                 "positions": "continue",  # continue | reset at each document
                 "boundary_targets": False,  # train a document's last token on the next document's first
+                "packing": "concat_split",  # fills every row and cuts what its end cuts; first_fit, best_fit: keep
+                # documents whole, if they are not longer than a row (anchorjax/data/row_plan.py)
+                "tags": False,  # put a document's source in front of it, as text that is not trained on
+                "interleave": 0,  # cut documents into so many pieces and mix them in the row: links at long range;
+                # 0 is off (the paper measured it to harm; its published code mixed copies of one document)
+                "upsample_long": False,  # keep a tenth of documents below 4096 tokens, and each source's share
                 "prefetch": 4,  # steps of data prepared ahead
-                "workers": 0,  # data processes; 0 packs in a thread (the order is the same for any number)
+                "workers": 0,  # processes of training and of anchorjax.prepare; the data is the same for any number
             },
             "optimizer": {
                 "learning_rate": 1e-3,

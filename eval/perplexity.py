@@ -22,7 +22,7 @@ from absl import logging
 
 from anchorjax import data
 from anchorjax.config import AttentionConfig, Config, MeshConfig, resolve
-from anchorjax.errors import CheckpointError, ConfigError, UserError
+from anchorjax.errors import CheckpointError, ConfigError, UserError, WorkdirError
 from anchorjax.training.checkpoint import Checkpoints
 from anchorjax.training.evaluate import Evaluator
 from anchorjax.training.setup import Setup, check_attention
@@ -56,6 +56,8 @@ def evaluate(workdir: Path, max_rows: int) -> dict:
         raise CheckpointError(f"there is no checkpoint in {workdir} yet")
     state, meta = restored
     store, tokenizer = data.load_store(setup.config.data, "validation")
+    if store.fingerprint != meta["data"]["held_out_fingerprint"]:
+        raise WorkdirError(f"the validation text or tokenizer is no longer that of {workdir}")
     rows = list(data.eval_rows(store, tokenizer, setup.config.data, max_rows))
     with jax.set_mesh(setup.mesh):
         scored = Evaluator(setup.steps, tokenizer.token_bytes_V, setup.mesh)(

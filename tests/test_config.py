@@ -8,7 +8,7 @@ import pathlib
 
 import pytest
 
-from anchorjax.config import SECTIONS, Config, differences, resolve
+from anchorjax.config import NEUTRAL_ROPE, OPEN, SECTIONS, Config, resolve
 from anchorjax.errors import ConfigError
 from configs import common
 from tests import tiny
@@ -129,7 +129,14 @@ def test_seed_outside_of_its_range_is_refused(seed):
 
 @pytest.mark.parametrize(
     "key",
-    ["model.remat", "model.compute_dtype", "attention.implementation", "data.mask", "optimizer.schedule"],
+    [
+        "model.remat",
+        "model.compute_dtype",
+        "attention.implementation",
+        "data.mask",
+        "data.packing",
+        "optimizer.schedule",
+    ],
 )
 def test_unknown_choice_is_refused_with_the_choices(key):
     error = refusal(**{key.replace(".", "__"): "other"})
@@ -144,6 +151,8 @@ def test_unknown_choice_is_refused_with_the_choices(key):
         ({"model__num_heads": 4, "model__num_kv_heads": 3}, "model.num_kv_heads"),
         ({"model__head_width": 15}, "model.head_width"),
         ({"data__batch_rows": 4, "train__accumulation": 3}, "train.accumulation"),
+        ({"data__interleave": 1}, "data.interleave"),
+        ({"data__interleave": 2, "data__boundary_targets": True}, "data.boundary_targets"),
         ({"mesh__fsdp": 0}, "mesh.fsdp"),
         ({"mesh__context": -2}, "mesh.context"),
         ({"mesh__context": -1}, "mesh.context"),  # fsdp is -1 already
@@ -173,7 +182,9 @@ def test_rope_scaling_with_what_it_needs_is_taken(scaling):
     config = tiny.config(**rope(scaling))
     assert config.rope.scaling == scaling
     assert resolve(json.loads(json.dumps(config.to_dict()))) == config
-    tiny.config(**rope(scaling, attention_factor=1.2, local_theta=1e4))
+    tiny.config(**rope(scaling, local_theta=1e4))
+    if scaling in ("yarn", "longrope"):
+        tiny.config(**rope(scaling, attention_factor=1.2))
 
 
 @pytest.mark.parametrize(
@@ -248,8 +259,20 @@ def test_free_mesh_axis_takes_what_is_left():
     assert shape == {"data": 1, "fsdp": 4, "context": 1, "tensor": 2}
 
 
-def test_differences_lists_leaves_by_key():
-    old = {"a": 1, "b": {"c": 2, "d": "x"}, "e": None}
-    new = {"a": 1, "b": {"c": 3, "d": "x"}, "f": 0.5}
-    assert differences(old, new) == ["b.c: 2 -> 3", "f: None -> 0.5"]
-    assert differences(old, old) == []
+def test_defaults_leave_open_what_a_checkpoint_decides():
+    base = common.base().to_dict()
+    assert {key: base["model"][key] for key in OPEN} == OPEN
+    assert {key: base["rope"][key] for key in NEUTRAL_ROPE} == NEUTRAL_ROPE
+
+
+@pytest.mark.parametrize("key", NEUTRAL_ROPE)
+def test_a_scaling_left_to_the_checkpoint_takes_no_values(key):
+    value = (1.0,) * 8 if "factors" in key else NEUTRAL_ROPE[key] + 3
+    error = refusal(**{"rope__scaling": "auto", f"rope__{key}": value})
+    assert error.key == f"rope.{key}" and "the checkpoint says it" in error.allowed
+
+
+@pytest.mark.parametrize("scaling", ["none", "linear", "dynamic", "llama3"])
+def test_scalings_without_a_factor_of_attention_refuse_one(scaling):
+    given = {"rope__scaling": scaling, "rope__original_length": 64, "rope__attention_factor": 1.3}
+    assert refusal(**given).key == "rope.attention_factor"

@@ -4,23 +4,36 @@ The order of training data is a pure function of (seed, step), so its state is o
 on the number of processes or workers.
 """
 
+import dataclasses
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 from anchorjax.config import DataConfig
 from anchorjax.data import sources
 from anchorjax.data import store as store_lib
 from anchorjax.data import tokenizer as tokenizer_lib
-from anchorjax.data.packing import PackedRows, RowPacker, num_anchors, stack
+from anchorjax.data.index import Index
+from anchorjax.data.packing import PackedRows, RowPacker, num_anchors, sources_of, stack
+from anchorjax.data.row_plan import PackingReport
 from anchorjax.data.store import TokenStore
 from anchorjax.data.tokenizer import Tokenizer
 from anchorjax.errors import ConfigError
 from anchorjax.types import Batch
 
-__all__ = ["TokenStore", "Tokenizer", "eval_rows", "load_store", "load_tokenizer", "num_anchors", "train_batches"]
+__all__ = [
+    "TokenStore",
+    "Tokenizer",
+    "eval_rows",
+    "load_store",
+    "load_tokenizer",
+    "num_anchors",
+    "packing_report",
+    "train_batches",
+]
 
 
 def load_tokenizer(config: DataConfig) -> Tokenizer:
@@ -32,12 +45,15 @@ def load_tokenizer(config: DataConfig) -> Tokenizer:
 
 
 def load_store(config: DataConfig, split: str) -> tuple[TokenStore, Tokenizer]:
-    """Tokenizes one split of `config.source`.
+    """One split of the store in `config.store`; without one, `config.source` tokenized.
 
     Raises:
-      ConfigError: no such tokenizer, source or split, or data_dir cannot be used.
+      ConfigError: no such tokenizer, source or split, a store of another tokenizer, or data_dir cannot be used.
+      DataError: the store is damaged, or none.
     """
     tokenizer = load_tokenizer(config)
+    if config.store:
+        return _open_store(config, split, tokenizer), tokenizer
     try:
         documents = sources.load(config.source, split, config.data_dir)
         return store_lib.build(documents, tokenizer), tokenizer
@@ -45,6 +61,18 @@ def load_store(config: DataConfig, split: str) -> tuple[TokenStore, Tokenizer]:
         raise ConfigError("data.source", config.source, str(error)) from error
     except OSError as error:
         raise ConfigError("data.data_dir", config.data_dir, f"it cannot be used: {error.strerror or error}") from error
+
+
+def _open_store(config: DataConfig, split: str, tokenizer: Tokenizer) -> TokenStore:
+    path = Path(config.store).expanduser() / split
+    made_by = Index.read(path).tokenizer
+    if made_by != tokenizer.name:
+        raise ConfigError(
+            "data.store",
+            config.store,
+            f"its tokens are of the tokenizer {made_by}, and data.tokenizer={config.tokenizer!r} is {tokenizer.name}",
+        )
+    return TokenStore.open(path)
 
 
 def train_batches(
@@ -89,8 +117,11 @@ def train_batches(
 def eval_rows(store: TokenStore, tokenizer: Tokenizer, config: DataConfig, max_rows: int) -> Iterator[Batch]:
     """Batches [batch_rows, T] of one pass in document order, of at most `max_rows` rows (0: all).
 
-    The last batch is filled up with rows of weight 0, an anchor and pads, so that all shapes are equal.
+    Rows are those of concat_split, without interleaving or upsampling, so that runs that differ in these can be
+    compared; tags are as in training. The last batch is filled up with rows of weight 0, an anchor and pads, so
+    that all shapes are equal.
     """
+    config = dataclasses.replace(config, packing="concat_split", interleave=0, upsample_long=False)
     packer = _packer(store, tokenizer, config, seed=None)
     count = min(max_rows, packer.rows_per_epoch) if max_rows else packer.rows_per_epoch
     for first in range(0, count, config.batch_rows):
@@ -98,7 +129,13 @@ def eval_rows(store: TokenStore, tokenizer: Tokenizer, config: DataConfig, max_r
         yield stack([packer.row(i) if i < count else packer.empty_row() for i in indices])
 
 
+def packing_report(store: TokenStore, tokenizer: Tokenizer, config: DataConfig, seed: int) -> PackingReport:
+    """What `config.packing` makes of the first epoch. Takes seconds for a million documents."""
+    return _packer(store, tokenizer, config, seed).report()
+
+
 def _packer(store: TokenStore, tokenizer: Tokenizer, config: DataConfig, seed: int | None) -> RowPacker:
+    sources, names = sources_of(store, only=config.source)
     return RowPacker(
         store=store,
         row_length=config.row_length,
@@ -108,6 +145,11 @@ def _packer(store: TokenStore, tokenizer: Tokenizer, config: DataConfig, seed: i
         boundary_targets=config.boundary_targets,
         anchor_id=tokenizer.bos_id,
         pad_id=tokenizer.pad_id,
+        packing=config.packing,
+        interleave=config.interleave,
+        upsample_long=config.upsample_long,
+        tags=tokenizer.encode_batch(names) if config.tags else None,
+        sources=sources,
     )
 
 

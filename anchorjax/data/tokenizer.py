@@ -132,7 +132,10 @@ class HuggingFaceTokenizer:
         rules.add_special_tokens([rules.id_to_token(index) for index in specials])  # should they not be marked as such
         token_bytes_V[list(specials)] = 0
         digest = hashlib.sha256(content + repr(specials).encode()).hexdigest()
-        return cls(f"hf:{digest[:16]}", len(token_bytes_V), *specials, token_bytes_V, rules)
+        # Other specials never come out of a text: Gemma 3's lie behind the model's vocabulary.
+        others = {token["id"] for token in spec.get("added_tokens", []) if token["special"]} - set(specials)
+        top = max(set(rules.get_vocab(with_added_tokens=True).values()) - others)
+        return cls(f"hf:{digest[:16]}", top + 1, *specials, token_bytes_V[: top + 1], rules)
 
     def encode(self, text: str) -> np.ndarray:
         return self.encode_batch([text])[0]

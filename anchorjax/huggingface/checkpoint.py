@@ -144,7 +144,11 @@ def save(params: Decoder, model: ModelConfig, lora: LoraConfig, directory: Path,
     def read(name: str) -> np.ndarray:
         place = found[name]
         x = np.asarray(_take(leaves, place.leaf, place.layer, lora.alpha / max(1, lora.rank)))
-        return np.ascontiguousarray(place.to_checkpoint(x), DTYPES[dtype])
+        with np.errstate(over="ignore"):
+            narrow = np.ascontiguousarray(place.to_checkpoint(x), DTYPES[dtype])
+        if not np.isfinite(narrow).all():
+            raise WeightsError(f"{name} holds numbers that are not finite in {dtype}; choose another --dtype")
+        return narrow
 
     tensors = {name: jax.ShapeDtypeStruct(place.shape, DTYPES[dtype]) for name, place in found.items()}
     write_files(directory, tensors, read)
@@ -156,4 +160,6 @@ def _take(leaves: Mapping[str, jax.Array], name: str, layer: int | None, scale: 
     if f"{stem}.down" not in leaves:
         return jax.numpy.copy(leaves[name]) if layer is None else leaves[name][layer]
     down, up = leaves[f"{stem}.down"][layer], leaves[f"{stem}.up"][layer]
-    return leaves[name][layer].astype("float32") + scale * jax.numpy.tensordot(down, up, 1)
+    return leaves[name][layer].astype("float32") + scale * jax.numpy.tensordot(
+        down, up, 1, precision=jax.lax.Precision.HIGHEST
+    )

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from anchorjax.config import MAX_INT, PLAIN, ModelConfig, RopeConfig
+from anchorjax.config import MAX_INT, NEUTRAL_ROPE, PLAIN, ModelConfig, RopeConfig
 from anchorjax.errors import WeightsError
 from anchorjax.huggingface.directory import member
 from anchorjax.models import families
@@ -37,7 +37,7 @@ FIXED = {"attention_dropout": 0.0, "quantization_config": None, "partial_rotary_
 HARMLESS = (
     *("_name_or_path", "_attn_implementation", "architectures", "bos_token_id", "cache_implementation", "dtype"),
     *("eos_token_id", "initializer_range", "max_window_layers", "model_type", "pad_token_id", "torch_dtype"),
-    *("transformers_version", "use_cache"),
+    *("transformers_version", "transformers.js_config", "use_cache", "is_llama_config"),
 )
 READ_APART = (  # by name, below
     *("hidden_act", "hidden_activation", "layer_types", "max_position_embeddings", "original_max_position_embeddings"),
@@ -72,18 +72,6 @@ ROPE_FIELDS = {  # of rope_scaling, by kind; by RopeConfig's names
 }
 ORIGINAL = "original_max_position_embeddings"
 OPTIONAL = (ORIGINAL, "attention_factor", "beta_fast", "beta_slow")
-
-NEUTRAL_ROPE = {  # what transformers takes, or what says nothing
-    "factor": 1.0,
-    "original_length": 0,
-    "attention_factor": 0.0,
-    "beta_fast": 32.0,
-    "beta_slow": 1.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "short_factors": (),
-    "long_factors": (),
-}
 
 
 def load(directory: Path) -> dict[str, Any]:

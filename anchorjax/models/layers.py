@@ -29,7 +29,7 @@ class Shape:
 
     @property
     def weight_dtype(self) -> str:
-        """Weights rest in param_dtype; beside adapters they are frozen, and no step needs more than compute_dtype."""
+        """Matrices rest in param_dtype; beside adapters they are frozen, and no step needs more than compute_dtype."""
         return self.model.compute_dtype if self.lora.rank else self.model.param_dtype
 
 
@@ -102,7 +102,7 @@ def _matmul(x: jax.Array, weight: jax.Array, inputs: str, outputs: str, out: P) 
 def norm_scale(size: int, shape: Shape) -> nnx.Param:
     """The scale of a norm that changes nothing at first."""
     fill = jnp.zeros if shape.model.norm_offset else jnp.ones
-    return nnx.Param(fill(size, shape.weight_dtype))
+    return nnx.Param(fill(size, shape.model.param_dtype))
 
 
 def rms_norm(x: jax.Array, scale: nnx.Param, config: ModelConfig) -> jax.Array:

@@ -52,7 +52,7 @@ def frequencies(config: RopeConfig, head_width: int, length: int, local: bool = 
     if local and config.local_theta:
         return _unscaled(config.local_theta, head_width), 1.0
     frequency_h, factor = SCALINGS[config.scaling](_unscaled(config.theta, head_width), config, length)
-    return frequency_h, config.attention_factor or factor
+    return frequency_h, config.attention_factor or factor  # RopeConfig lets only yarn and longrope have one
 
 
 def _unscaled(theta: float, head_width: int) -> np.ndarray:

@@ -36,6 +36,7 @@ def run(config: Config, workdir: str | Path) -> int:
       UsageError: more than one process: rows would be repeated, as each would pack all of them.
       ConfigError: the configuration does not fit the devices, the tokenizer or the checkpoint in init_from.
       WeightsError: that checkpoint cannot be read, or is not supported.
+      DataError: the token store in data.store is damaged, or none.
       WorkdirError: the directory holds another run, other data, or a running job.
       CheckpointError: its checkpoints cannot be read.
       LeakageError: attention does not keep the mask of the first batch, forward or backward.
@@ -46,7 +47,7 @@ def run(config: Config, workdir: str | Path) -> int:
         raise UsageError(f"training runs in one process so far, not in {jax.process_count()}")
     setup = Setup.make(config, Path(workdir).expanduser())
     stores = {split: data.load_store(setup.config.data, split)[0] for split in ("train", "validation")}
-    with Workdir(workdir).open(setup.config) as directory, jax.set_mesh(setup.mesh):
+    with Workdir(workdir).open(setup.saved) as directory, jax.set_mesh(setup.mesh):
         return Job(setup, stores, directory, stop).run()
 
 
@@ -82,8 +83,7 @@ class Job:
         restored = self.checkpoints.restore_latest(self.setup.abstract_state())
         if restored is None:
             state = self.setup.first_state()
-            if self.setup.pretrained:  # last, so that what is resumed has begun
-                self.setup.pretrained.keep_source(self.directory.path)
+            self.setup.keep_source(self.directory.path)  # last, so that what is resumed has begun
             return state, 0
         state, meta = restored
         position = DataPosition(**meta["data"])
@@ -95,10 +95,12 @@ class Job:
             "train": (self.store.fingerprint, position.fingerprint),
             "validation": (self.held_out.fingerprint, position.held_out_fingerprint),
         }
+        config = self.config.data
+        name = f"data.store={config.store!r}" if config.store else f"data.source={config.source!r}"
         for split, (now, then) in splits.items():
             if now != then:
                 raise WorkdirError(
-                    f"data.source={self.config.data.source!r} no longer holds the {split} text of "
+                    f"{name} no longer holds the {split} text of "
                     f"{self.directory.path} (fingerprint {now[:12]}, then {then[:12]})"
                 )
 
@@ -130,6 +132,9 @@ class Job:
             f"mask {self.config.data.mask} on {jax.device_count()} {jax.devices()[0].device_kind} ({mesh})\n"
             f"{self.store.num_tokens:,} tokens in {self.store.num_documents:,} documents"
         )
+        data_config, seed = self.config.data, self.config.seed
+        packed = data.packing_report(self.store, self.tokenizer, data_config, seed)
+        self.progress.say(f"{data_config.packing} of rows of {data_config.row_length:,}: {packed}")
         if self.first_step:
             self.progress.say(f"resuming after step {self.first_step}")
 

@@ -5,6 +5,7 @@ Ours hold `config.json`, `checkpoints/` and, if they began with a Hugging Face c
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from typing import Any
 import jax
 
 from anchorjax.config import OPEN, Config
+from anchorjax.data import Tokenizer
 from anchorjax.errors import CheckpointError, ConfigError, WeightsError
 from anchorjax.huggingface import checkpoint as hf_checkpoint
 from anchorjax.huggingface import config as hf_config
-from anchorjax.huggingface.directory import TOKENIZER, copy_files
+from anchorjax.huggingface.directory import TOKENIZER, copy_files, new_directory
 from anchorjax.huggingface.weights import Weights
 from anchorjax.models.decoder import Decoder
 from anchorjax.models.layers import Shape, named_leaves
@@ -37,6 +39,7 @@ class Pretrained:
     model: Mapping[str, Any]
     rope: Mapping[str, Any]
     source: Path | None
+    has_adapters: bool = False
 
     @classmethod
     def open(cls, directory: str | Path) -> "Pretrained":
@@ -52,7 +55,8 @@ class Pretrained:
         model = {key: value for key, value in fields["model"].items() if key in OPEN}
         rope = {key: value for key, value in fields["rope"].items() if key != "dtype"}
         source = directory / SOURCE
-        return cls(directory, model, rope, source if source.is_dir() else None)
+        has_adapters = bool(fields.get("lora", {}).get("rank"))
+        return cls(directory, model, rope, source if (source / hf_config.FILE).exists() else None, has_adapters)
 
     def complete(self, config: Config) -> Config:
         """The run's configuration, with what it leaves to the checkpoint filled in.
@@ -63,7 +67,8 @@ class Pretrained:
         tokenizer = config.data.tokenizer
         if tokenizer == "auto":
             if self.source is None or not (self.source / "tokenizer.json").exists():
-                raise ConfigError("data.tokenizer", "auto", f"{self.directory} has no tokenizer.json; name a directory")
+                where = self.source or self.directory
+                raise ConfigError("data.tokenizer", "auto", f"{where} has no tokenizer.json; name a directory")
             tokenizer = str(self.source)
         data = dataclasses.replace(config.data, tokenizer=tokenizer)
         return dataclasses.replace(config, data=data).completed(self.model, self.rope)
@@ -87,13 +92,6 @@ class Pretrained:
             raise CheckpointError(f"there is no checkpoint in {self.directory}")
         return jax.tree.unflatten(jax.tree.structure(params), (leaves | restored).values())
 
-    def keep_source(self, workdir: Path) -> None:
-        """Copies the Hugging Face files that are no weights into a run's directory."""
-        if self.source is None:
-            return
-        (workdir / SOURCE).mkdir(exist_ok=True)
-        copy_files(self.source, workdir / SOURCE, (hf_config.FILE, *TOKENIZER))
-
 
 def find(config: Config, workdir: Path | None = None) -> Pretrained | None:
     """What `config.init_from` names, or None. A run that has begun needs no more than its own directory.
@@ -103,8 +101,42 @@ def find(config: Config, workdir: Path | None = None) -> Pretrained | None:
     """
     if not config.init_from:
         return None
+    # `source/` comes with the first state, so that a run that has one has begun.
     if workdir is not None and (workdir / SOURCE).is_dir() and (workdir / hf_config.FILE).exists():
         return dataclasses.replace(Pretrained.open(workdir), directory=Path(config.init_from).expanduser())
     if not Path(config.init_from).expanduser().is_dir():
         raise ConfigError("init_from", config.init_from, "there is no such directory")
-    return Pretrained.open(config.init_from)
+    pretrained = Pretrained.open(config.init_from)
+    if pretrained.has_adapters:
+        raise ConfigError("init_from", config.init_from, "it holds adapters; merge them with anchorjax.convert to-hf")
+    return pretrained
+
+
+def _dtype_of(weights: Weights) -> str:
+    """The one dtype of all tensors, or float32, which holds them all."""
+    dtypes = {str(info.dtype) for info in weights.tensors.values()}
+    return dtypes.pop() if len(dtypes) == 1 else "float32"
+
+
+def keep_source(
+    workdir: Path, pretrained: Pretrained | None, tokenizer: Tokenizer | None = None, tokenizer_dir: Path | None = None
+) -> None:
+    """Copies what a run needs of its checkpoint, beside the weights, into `workdir/source`: whole, or not at all.
+
+    Args:
+      pretrained: the checkpoint, if there is one.
+      tokenizer, tokenizer_dir: the run's own and where it lies; without them, the checkpoint's.
+    """
+    source = pretrained.source if pretrained else None
+    if (workdir / SOURCE).exists() or not (pretrained or tokenizer_dir):
+        return
+    with new_directory(workdir / SOURCE) as part:
+        fields = hf_config.load(source) if source else {}
+        if source and source == pretrained.directory:  # the tensors'; the field may be what they were trained in
+            fields["torch_dtype"] = fields["dtype"] = _dtype_of(Weights.open(source))
+        if fields and tokenizer_dir not in (None, source):
+            fields |= {f"{name}_token_id": getattr(tokenizer, f"{name}_id") for name in ("bos", "eos", "pad")}
+        if fields:
+            (part / hf_config.FILE).write_text(json.dumps(fields, indent=2) + "\n")
+        if tokenizer_dir or source:
+            copy_files(tokenizer_dir or source, part, TOKENIZER)

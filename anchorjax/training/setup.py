@@ -17,7 +17,7 @@ from anchorjax.errors import ConfigError
 from anchorjax.models import families
 from anchorjax.training import trainable
 from anchorjax.training.optimizer import make_optimizer, make_schedule
-from anchorjax.training.pretrained import Pretrained
+from anchorjax.training.pretrained import Pretrained, keep_source
 from anchorjax.training.pretrained import find as find_pretrained
 from anchorjax.training.state import TrainState, init_state
 from anchorjax.training.step import Steps
@@ -30,6 +30,7 @@ class Setup:
     """A run that fits this machine; `config` has its final vocabulary size."""
 
     config: Config
+    saved: Config  # the same for config.json: a tokenizer that was left to the checkpoint is left to it
     tokenizer: Tokenizer
     mesh: Mesh
     steps: Steps
@@ -47,7 +48,9 @@ class Setup:
           WeightsError: a checkpoint's configuration that is not supported.
         """
         pretrained = find_pretrained(config, workdir)
-        config = complete(config, pretrained)
+        if config.lora.rank and not pretrained:
+            raise ConfigError("lora.rank", config.lora.rank, "adapters need a checkpoint in init_from to stand beside")
+        given, config = config.data.tokenizer, complete(config, pretrained)
         tokenizer = load_tokenizer(config.data)
         config = with_vocabulary(config, tokenizer.vocab_size)
         mesh_shape = config.check_devices(jax.device_count())
@@ -56,7 +59,8 @@ class Setup:
         optimizer = make_optimizer(config.optimizer, config.train.steps)
         schedule = make_schedule(config.optimizer, config.train.steps)
         steps = Steps(config, num_anchors(config.data.mask), optimizer, schedule)
-        return cls(config, tokenizer, mesh, steps, pretrained)
+        saved = dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=given))
+        return cls(config, saved, tokenizer, mesh, steps, pretrained)
 
     @functools.cached_property
     def make_state(self):
@@ -79,6 +83,12 @@ class Setup:
         state = jax.jit(without_base)()  # what the checkpoint brings is not drawn
         params = trainable.put_back(state.params, sharding.zeros(lambda: self.make_state().params))
         return dataclasses.replace(state, params=self.pretrained.load(params, self.steps.shape))
+
+    def keep_source(self, workdir: Path) -> None:
+        """Makes the run's directory hold all that it needs of its checkpoint."""
+        directory = Path(self.config.data.tokenizer).expanduser()
+        own = directory if directory.is_dir() else None
+        keep_source(workdir, self.pretrained, self.tokenizer, own)
 
     def abstract_state(self) -> TrainState:
         with jax.set_mesh(self.mesh):

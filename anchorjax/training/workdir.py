@@ -8,17 +8,19 @@ summary.json    written at the end                 run.lock        held while a 
 import fcntl
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from anchorjax.config import Config, differences
+from anchorjax.config import Config
 from anchorjax.errors import WorkdirError
 
 # Keys that may differ when a run is continued: they change where and how it runs, not what is computed.
 # (The mesh and attention's tiles do change the order of floating-point sums: losses then agree closely, not bitwise.)
 FREE = ("mesh.", "attention.", "eval.", "checkpoint.", "train.log_every", "train.tensorboard", "train.peak_tflops")
-# A store's fingerprint tells the tokenizer's content, wherever it lies.
-FREE += ("data.prefetch", "data.workers", "data.data_dir", "data.tokenizer")
+# A store's fingerprint tells the tokenizer's content and the text's, wherever they lie.
+FREE += ("data.prefetch", "data.workers", "data.data_dir", "data.tokenizer", "data.store", "data.max_row_bytes")
+FREE += ("data.text_key", "data.source_key", "data.held_out_share", "data.bad_rows", "data.max_bad_share")
 
 
 class Workdir:
@@ -110,3 +112,15 @@ def _read_json(file: Path) -> dict[str, Any] | None:
     if not isinstance(content, dict):
         raise WorkdirError(f"{file} cannot be read: it holds no JSON object")
     return content
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Lines `key: old -> new` for every leaf that differs, in key order."""
+    lines = []
+    for key in sorted(set(old) | set(new)):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {before!r} -> {after!r}")
+    return lines

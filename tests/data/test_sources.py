@@ -100,6 +100,12 @@ def test_a_killed_preparation_is_done_again(tmp_path):
         ("nothing", "train", "'nothing'; allowed: public_domain, tfds:NAME"),
         ("tfds", "train", "'tfds'; allowed: public_domain, tfds:NAME"),
         ("public_domain", "test", "'test' of public_domain; allowed: train, validation"),
+        (
+            "jsonl:x.jsonl",
+            "train",
+            "files become a token store first: python -m anchorjax.prepare",
+        ),
+        ("public_domain;tfds:x", "train", "files become a token store first"),
         ("tfds:nothing", "train", "no prepared TFDS data set 'nothing' in "),
     ],
 )

@@ -200,11 +200,8 @@ def test_dynamic_of_a_single_pair():
 
 
 @pytest.mark.parametrize("name", ["linear", "dynamic", "llama3, Llama 3.1"])
-def test_attention_factor_is_one_unless_given(name, one_device):
-    scaled = SCALED[name]
-    assert rope.frequencies(scaled, H, MILLION)[1] == 1
-    given_one = dataclasses.replace(scaled, attention_factor=1.5)
-    np.testing.assert_allclose(tables(np.arange(99), given_one), 1.5 * np.array(tables(np.arange(99), scaled)), 1e-5)
+def test_only_yarn_and_longrope_have_an_attention_factor(name):
+    assert rope.frequencies(SCALED[name], H, MILLION)[1] == 1
 
 
 @CASES

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from anchorjax.errors import CheckpointError
+from anchorjax.models.layers import named_leaves
 from anchorjax.sharding import abstract
-from anchorjax.training import checkpoint
 from anchorjax.training.checkpoint import Checkpoints, DataPosition
 from anchorjax.training.state import TrainState, init_state
 from tests import tiny
@@ -48,7 +48,7 @@ def state_on(sizes: tuple[int, ...], step: int = 0) -> TrainState:
 def raw(state: TrainState) -> dict[str, np.ndarray]:
     """Host copies of the leaves by name, keys as their numbers."""
     is_key = lambda leaf: jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # noqa: E731
-    leaves = checkpoint._flatten(state)
+    leaves = named_leaves(state)
     return {name: np.array(jax.random.key_data(x) if is_key(x) else x) for name, x in leaves.items()}
 
 
@@ -91,7 +91,7 @@ def test_nothing_saved_is_none(tmp_path):
 
 
 def test_names_have_no_trace_of_their_wrappers():
-    names = checkpoint._flatten(layout(MESHES[0]))
+    names = named_leaves(layout(MESHES[0]))
     assert {"step", "key", "params.embed_VD", "params.blocks.attention.q_DNH", "params.unembed_DV"} <= set(names)
     assert not [name for name in names if "value" in name or name[0] == "_" or "[" in name]
     assert len(names) == len(jax.tree.leaves(layout(MESHES[0])))

@@ -81,7 +81,7 @@ def test_large_logits_stay_finite():
 
 
 def test_bfloat16_inputs_are_summed_in_fp32():
-    """The weight's gradient over 48 chunks: summed in bf16 it would be off by whole percents."""
+    """The weight's gradient over 96 chunks: summed in bf16 it would be off by whole percents."""
     got, wanted = nats_and_gradients(make_mesh(), 1, dtype="bfloat16"), by_definition(dtype="bfloat16")
     np.testing.assert_allclose(got[0], wanted[0], rtol=1e-5, atol=1e-5)
     for place in (2, 3):

@@ -2,11 +2,16 @@
 
 import dataclasses
 import json
+import pathlib
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+import tokenizers
 
 from anchorjax import convert
 from anchorjax.config import SIZES
@@ -19,6 +24,7 @@ from anchorjax.training.setup import Setup
 from tests import tiny
 from tests.training.making import make_mesh, make_state, make_steps
 
+ROOT = pathlib.Path(__file__).parents[2]
 LLAMA31 = {"theta": 5e5, "scaling": "llama3", "factor": 8.0, "original_length": 32}
 OPEN_SIZES = {f"model__{name}": 0 for name in (*SIZES, "vocab_size", "norm_eps")} | {"model__family": ""}
 OPEN_ROPE = {"rope__theta": 0.0, "rope__scaling": "auto"}
@@ -35,6 +41,28 @@ def llama(tmp_path_factory):
     fields = hf_config.write(steps.shape.model, steps.shape.rope, max_position=256, dtype="float32", source={})
     (directory / "config.json").write_text(json.dumps(fields))
     return directory
+
+
+@pytest.fixture(scope="module")
+def llama_with_tokenizer(llama, tmp_path_factory):
+    """The same with a byte-level tokenizer of 258 tokens."""
+    directory = tmp_path_factory.mktemp("with_tokenizer") / "llama"
+    shutil.copytree(llama, directory)
+    save_byte_tokenizer(directory, "<s>")
+    return directory
+
+
+def save_byte_tokenizer(directory, bos: str) -> None:
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    built = tokenizers.Tokenizer(tokenizers.models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    built.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    built.decoder = tokenizers.decoders.ByteLevel()
+    built.add_special_tokens(
+        [bos, "</s>", *(f"<unused{i}>" for i in range(100))]
+    )  # the last lie behind the model's 320
+    built.save(str(directory / "tokenizer.json"))
+    specials = {"bos_token": bos, "eos_token": "</s>"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(specials))
 
 
 def setup_of(directory, **overrides) -> Setup:
@@ -142,21 +170,79 @@ def test_convert_refuses_in_one_line_and_writes_nothing(llama, tmp_path, capsys,
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_needs_its_checkpoint_only_once_and_is_exported(llama, jobs, tmp_path):
-    """Stopped at once, the source removed, resumed, exported; the weights are those of the last step."""
-    source, workdir = tmp_path / "source", tmp_path / "run"
-    shutil.copytree(llama, source)
-    flags = [f"--config.init_from={source}", "--config.model.dropout=0.0"]
+def test_a_run_needs_its_checkpoint_only_once_and_is_exported(llama_with_tokenizer, jobs, tmp_path):
+    """Stopped at once, the source moved away, resumed, evaluated, exported: with the source's tokenizer."""
+    source, workdir, out = tmp_path / "source", tmp_path / "run", tmp_path / "out"
+    shutil.copytree(llama_with_tokenizer, source)
+    flags = [f"--config.init_from={source}", "--config.data.tokenizer=auto", "--config.model.dropout=0.0"]
     jobs.run(workdir, *flags, signal_at=("SIGTERM", "train", 4), expect=75)
     shutil.rmtree(source)
     jobs.run(workdir, *flags)
-    assert convert.main(["to-hf", str(workdir), str(tmp_path / "out")]) == 0
-    trained = setup_of(workdir)
-    params = first_params(trained)
-    assert_holds(params, tmp_path / "out")
-    embedding = Weights.open(llama).read("model.embed_tokens.weight")
-    change = np.abs(Weights.open(tmp_path / "out").read("model.embed_tokens.weight") - embedding).max()
-    assert 0 < change < 0.1
+    assert json.loads((workdir / "config.json").read_text())["data"]["tokenizer"] == "auto"
+    evaluation = [sys.executable, "eval/perplexity.py", f"--workdir={workdir}", "--rows=2"]
+    evaluated = subprocess.run(evaluation, cwd=ROOT, env=jobs.env, capture_output=True, text=True, check=True)
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert json.loads(evaluated.stdout.splitlines()[-1])["loss"] == pytest.approx(summary["validation_loss"], abs=1e-6)
+    assert convert.main(["to-hf", str(workdir), str(out)]) == 0
+    assert (out / "tokenizer.json").read_bytes() == (llama_with_tokenizer / "tokenizer.json").read_bytes()
+    exported, model = Weights.open(out), setup_of(llama_with_tokenizer).config.model
+    saved = ocp.PyTreeCheckpointer().restore(workdir / "checkpoints" / "00000024" / "state")
+    leaves = {name.removeprefix("params."): np.asarray(x) for name, x in saved.items() if name.startswith("params.")}
+    params = setup_of(llama_with_tokenizer).abstract_state().params
+    for name, place in hf_checkpoint.places(params, model).items():
+        leaf = leaves[place.leaf] if place.layer is None else leaves[place.leaf][place.layer]
+        np.testing.assert_array_equal(place.to_checkpoint(leaf), exported.read(name), err_msg=name)
+    embedding = Weights.open(llama_with_tokenizer).read("model.embed_tokens.weight")
+    assert np.abs(exported.read("model.embed_tokens.weight") - embedding).max() > 0
+
+
+def test_the_run_s_own_tokenizer_is_kept_and_exported(llama_with_tokenizer, tmp_path):
+    """With its ids of specials, whatever those of the checkpoint are."""
+    (tmp_path / "other").mkdir()
+    save_byte_tokenizer(tmp_path / "other", "<start>")
+    setup = setup_of(llama_with_tokenizer, data__tokenizer=str(tmp_path / "other"))
+    setup.keep_source(tmp_path)
+    source = tmp_path / "source"
+    assert (source / "tokenizer.json").read_bytes() == (tmp_path / "other" / "tokenizer.json").read_bytes()
+    fields = hf_config.load(source)
+    assert (fields["bos_token_id"], fields["eos_token_id"]) == (256, 257)
+    assert fields["torch_dtype"] == "float32"
+
+
+def test_specials_that_no_text_has_need_no_place_in_the_model(llama_with_tokenizer):
+    assert setup_of(llama_with_tokenizer, data__tokenizer="auto").tokenizer.vocab_size == 258
+
+
+def test_a_run_may_start_from_a_run_and_lose_it(llama, converted, tmp_path):
+    """Also where there is no tokenizer to keep."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    shutil.copytree(converted, first)
+    shutil.rmtree(first / "source")
+    second.mkdir()
+    setup = setup_of(first)
+    setup.keep_source(second)
+    (second / "config.json").write_text(json.dumps(setup.saved.to_dict()))
+    shutil.rmtree(first)
+    again = Setup.make(tiny.config(init_from=str(first), data__batch_rows=8), second)
+    assert again.config.model == setup.config.model
+
+
+def test_adapters_need_a_checkpoint_and_are_none(converted, tmp_path):
+    with pytest.raises(ConfigError, match=r"lora.rank=4 is not allowed: adapters need a checkpoint"):
+        Setup.make(tiny.config(lora__rank=4, data__batch_rows=8))
+    shutil.copytree(converted, tmp_path / "adapted")
+    fields = json.loads((converted / "config.json").read_text())
+    fields["lora"]["rank"] = 4
+    (tmp_path / "adapted" / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(ConfigError, match=r"it holds adapters; merge them with anchorjax.convert to-hf"):
+        setup_of(tmp_path / "adapted")
+
+
+def test_numbers_that_a_dtype_cannot_hold_are_not_written(llama, tmp_path):
+    params, config = first_params(setup_of(llama)), setup_of(llama).config
+    params.final_norm_D.set_value(params.final_norm_D.get_value() * 1e5)
+    with pytest.raises(WeightsError, match=r"model.norm.weight holds numbers that are not finite in float16"):
+        hf_checkpoint.save(params, config.model, config.lora, tmp_path, "float16")
 
 
 def test_a_run_without_checkpoint_is_no_start(tmp_path):

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from anchorjax import data
 from anchorjax.attention import anchors, sharded
+from anchorjax.data.tokenizer import ByteTokenizer
 from anchorjax.errors import LeakageError
 from anchorjax.sharding import BATCH, shard_batch
 from anchorjax.training import loop
@@ -26,6 +28,17 @@ def started(tiny_config):
 
 def test_a_sound_attention_passes(started):
     assert probe_attention(*started) > 5
+
+
+def test_interleaved_documents_with_tags_pass(tiny_config):
+    config = tiny_config(data__packing="best_fit", data__interleave=3, data__tags=True)
+    store = data.TokenStore(np.arange(4000) % 250, np.arange(0, 4001, 10), "test")
+    batches = data.train_batches(store, ByteTokenizer(), config.data, seed=1, start_step=0)
+    batch, steps, mesh = next(batches), make_steps(config), make_mesh(2, 1, 2, 2)
+    batches.close()
+    assert np.any(np.diff(batch.segment_ids_BT[batch.segment_ids_BT > 0]) < 0), "no document is in pieces"
+    with jax.set_mesh(mesh):
+        assert probe_attention(shard_batch(batch, mesh), steps.num_anchors, steps.shape) > 5
 
 
 def test_the_probe_of_a_run_sees_one_micro_batch(tiny_config, monkeypatch):

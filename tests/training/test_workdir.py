@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from anchorjax.errors import WorkdirError
-from anchorjax.training.workdir import FREE, Workdir, load_config
+from anchorjax.training.workdir import FREE, Workdir, differences, load_config
 from tests import tiny
 
 
@@ -30,7 +30,8 @@ def test_other_configuration_is_refused_with_all_differences(tmp_path):
     assert (tmp_path / "config.json").read_bytes() == before
 
 
-CHANGES = {"str": "elsewhere", "bool": True, "int": 3, "float": 3.5}
+CHANGES = {"str": "elsewhere", "bool": True, "int": 3, "float": 0.25}
+CHOICES = {"implementation": "reference", "bad_rows": "skip"}
 
 
 def free_keys() -> list[str]:
@@ -50,7 +51,8 @@ def test_free_keys_are_those_of_where_and_how():
             "eval.final_rows",
         ),
         *("checkpoint.every", "checkpoint.keep", "train.log_every", "train.tensorboard", "train.peak_tflops"),
-        *("data.prefetch", "data.workers", "data.data_dir"),
+        *("data.prefetch", "data.workers", "data.data_dir", "data.tokenizer", "data.store", "data.text_key"),
+        *("data.source_key", "data.held_out_share", "data.bad_rows", "data.max_bad_share", "data.max_row_bytes"),
         *("attention.implementation", "attention.q_tile", "attention.kv_tile"),
     }
 
@@ -60,11 +62,30 @@ def test_free_key_may_change(tmp_path, key):
     Workdir(tmp_path).open(tiny.config()).close()
     section, name = key.split(".")
     old = tiny.mapping()[section][name]
-    new = "reference" if name == "implementation" else CHANGES[type(old).__name__]
+    new = CHOICES.get(name, CHANGES[type(old).__name__])
     changed = tiny.config(**{f"{section}__{name}": new})
     assert changed != tiny.config()
     Workdir(tmp_path).open(changed).close()
     assert load_config(tmp_path) == changed.to_dict()
+
+
+OTHER_ROWS = {
+    "row_length": 128,
+    "mask": "full",
+    "positions": "reset",
+    "boundary_targets": True,
+    "packing": "best_fit",
+    "tags": True,
+    "interleave": 3,
+    "upsample_long": True,
+}
+
+
+@pytest.mark.parametrize("key", OTHER_ROWS)
+def test_what_changes_the_rows_of_a_run_is_refused(tmp_path, key):
+    Workdir(tmp_path).open(tiny.config()).close()
+    with pytest.raises(WorkdirError, match=f"data.{key}: .* -> {OTHER_ROWS[key]!r}"):
+        Workdir(tmp_path).open(tiny.config(**{f"data__{key}": OTHER_ROWS[key]}))
 
 
 def test_lock_refuses_another_process_and_is_free_after_close(tmp_path):
@@ -111,3 +132,10 @@ def test_lock_that_cannot_be_opened_is_an_error_of_the_directory(tmp_path):
     (tmp_path / "run.lock").mkdir()
     with pytest.raises(WorkdirError, match="cannot be used"):
         Workdir(tmp_path).open(tiny.config())
+
+
+def test_differences_lists_leaves_by_key():
+    old = {"a": 1, "b": {"c": 2, "d": "x"}, "e": None}
+    new = {"a": 1, "b": {"c": 3, "d": "x"}, "f": 0.5}
+    assert differences(old, new) == ["b.c: 2 -> 3", "f: None -> 0.5"]
+    assert differences(old, old) == []

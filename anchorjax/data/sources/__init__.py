@@ -1,34 +1,119 @@
-"""Document sources: one module per data set, found by its name.
+"""Document sources, found by their names.
 
-A module has `make(split, data_dir)` and returns a sized, indexable sequence of documents: mappings with the
-key "text" (str) and, where known, "source" and "title". To add a data set, add a file here. The name
-"tfds:NAME" reads any data set that TensorFlow Datasets has already prepared on disk.
+Sized sources can be trained on directly: a module here with `make(split, data_dir)`, which returns a sized, indexable
+sequence of documents, mappings with the key "text" (str) and, where known, "source" and "title"; and "tfds:NAME", any
+data set that TensorFlow Datasets has already prepared on disk.
+
+Sources of files are read once, by `anchorjax.prepare`, into a token store: "KIND:PATH", where PATH is a file, a folder
+or a pattern with * and **. A kind is a module here with `SUFFIXES`, the names that count in a folder, and
+`shards(files, fields)`, which returns `documents.Shard`s. To add one, add a file here and its name to KINDS.
+
+Several sources are joined by ";". Each may have a weight behind a comma, which says how often its documents lie in the
+store: "jsonl:/books,2;parquet:/web,0.25" takes every book twice and one in four web pages.
 """
 
+import collections
+import dataclasses
+import glob
 import importlib
 import os
 import pkgutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+from anchorjax.config import DataConfig
+from anchorjax.data.documents import Fields, Shard
+
+KINDS = ("anchor_context", "array_record", "jsonl", "parquet", "text_folder")
 _TFDS_PREFIX = "tfds:"
+_NO_SOURCES = ("sequence", "tables", "tfds")  # modules that others here are made of
+MAX_WEIGHT = 100
 
 
 def load(name: str, split: str, data_dir: str) -> Sequence[Mapping[str, str]]:
-    """Documents of one split, prepared in `data_dir` first if need be.
+    """Documents of one split of a sized source, prepared in `data_dir` first if need be.
 
     Raises:
-      ValueError: no source of that name, or no such split.
+      ValueError: no source of that name, no such split, or a source of files.
     """
     data_dir = os.path.expanduser(data_dir)
     # Modules are imported by need: tensorflow_datasets takes half a second.
     if name.startswith(_TFDS_PREFIX):
         module = importlib.import_module(f"{__name__}.tfds")
         return module.make(split, data_dir, name.removeprefix(_TFDS_PREFIX))
+    if ";" in name or name.partition(":")[0] in KINDS:
+        raise ValueError("files become a token store first: python -m anchorjax.prepare, then give data.store")
     if name not in available():
-        raise ValueError(f"unknown source {name!r}; allowed: {', '.join(available())}, {_TFDS_PREFIX}NAME")
+        raise ValueError(f"unknown source {name!r}; allowed: {', '.join([*available(), *_with_paths()])}")
     return importlib.import_module(f"{__name__}.{name}").make(split, data_dir)
 
 
 def available() -> list[str]:
-    """Names of the modules in this folder, without the generic one behind "tfds:NAME"."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "tfds")
+    """Names of the sized sources in this folder, without the generic one behind "tfds:NAME"."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in KINDS + _NO_SOURCES)
+
+
+def _with_paths() -> list[str]:
+    return [f"{_TFDS_PREFIX}NAME", *(f"{kind}:PATH" for kind in KINDS)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Weighted:
+    """A shard, and how often each of its documents is taken."""
+
+    shard: Shard
+    weight: float
+
+
+def shards(config: DataConfig) -> list[Weighted]:
+    """The shards of `config.source`, in the order of the text that names it and of the files' names.
+
+    Raises:
+      ValueError: a source that does not exist, a path without files, or a weight that is none.
+      DataError: a file that cannot be read.
+    """
+    found = []
+    for text in config.source.split(";"):
+        name, weight = _split_weight(text.strip())
+        found += [Weighted(shard, weight) for shard in _of_one(name, config)]
+    names = collections.Counter(weighted.shard.name for weighted in found)
+    for name, times in names.items():
+        if times > 1:
+            raise ValueError(f"{name} is named {times} times; give it a weight instead")
+    return found
+
+
+def _split_weight(text: str) -> tuple[str, float]:
+    name, comma, tail = text.rpartition(",")
+    if not comma:
+        return text, 1.0
+    try:
+        weight = float(tail)
+    except ValueError as error:
+        raise ValueError(f"the weight {tail!r} is no number, in {text!r}") from error
+    if not 0 < weight <= MAX_WEIGHT:
+        raise ValueError(f"the weight {tail} must be above 0 and at most {MAX_WEIGHT}, in {text!r}")
+    return name, weight
+
+
+def _of_one(name: str, config: DataConfig) -> list[Shard]:
+    kind, _, path = name.partition(":")
+    fields = Fields(config.text_key, config.source_key, path or name, config.max_row_bytes)
+    if kind not in KINDS:
+        module = importlib.import_module(f"{__name__}.sequence")
+        return module.shards(name, config.data_dir, fields)
+    module = importlib.import_module(f"{__name__}.{kind}")
+    return module.shards(_files(path, module.SUFFIXES), fields)
+
+
+def _files(path: str, suffixes: tuple[str, ...]) -> list[Path]:
+    """Raises ValueError if there are none."""
+    place = os.path.expanduser(path)
+    if os.path.isdir(place):
+        found = [name for name in glob.glob(f"{glob.escape(place)}/**", recursive=True) if name.endswith(suffixes)]
+    else:
+        found = [place] if os.path.exists(place) else glob.glob(place, recursive=True)
+    files = [Path(name) for name in sorted(found) if os.path.isfile(name)]
+    if not path or not files:
+        raise ValueError(f"there is no file {path!r} (in a folder, those count that end in {', '.join(suffixes)})")
+    return files

@@ -14,7 +14,7 @@ _LLAMA31 = {
 FAMILY = Family(
     model_type="llama",
     architecture="LlamaForCausalLM",
-    fixed={"attention_bias": False, "mlp_bias": False, "pretraining_tp": 1},
+    fixed={"attention_bias": False, "mlp_bias": False, "pretraining_tp": 1, "rope_interleaved": False},
     block=LLAMA_BLOCK,
     sizes=table(
         SIZES,

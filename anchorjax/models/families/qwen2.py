@@ -17,7 +17,7 @@ FAMILY = Family(
     features={"qkv_bias": True},
     defaults={"num_key_value_heads": 32},
     # A window in the upper layers alone exists in their code and in none of the published models.
-    fixed={"use_sliding_window": False},
+    fixed={"use_sliding_window": False, "use_mrope": False},
     block=LLAMA_BLOCK | QKV_BIAS,
     sizes=table(SIZES, _SIZES),
     ropes={size: {"theta": 1e6} for size in _SIZES},

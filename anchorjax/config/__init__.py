@@ -12,173 +12,33 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from anchorjax.config.model import NEUTRAL_ROPE, OPEN, PLAIN, SIZES, LoraConfig, ModelConfig, RopeConfig
+from anchorjax.config.section import MAX_INT, Section, choice, number
 from anchorjax.errors import ConfigError
-from anchorjax.types import IMPLEMENTATIONS, MASKS, POSITIONS
+from anchorjax.types import IMPLEMENTATIONS, MASKS, PACKINGS, POSITIONS
 
-MAX_INT = 2**31 - 1  # steps, positions and sizes are int32 on the device
-
-
-def number(low: float, high: float = math.inf, *, open_low: bool = False) -> Any:
-    """A field whose value must lie in [low, high] (or (low, high])."""
-    return dataclasses.field(metadata={"low": low, "high": high, "open_low": open_low})
-
-
-def choice(*names: str) -> Any:
-    """A field whose value must be one of the names."""
-    return dataclasses.field(metadata={"choices": names})
-
-
-class Section:
-    """Checks types and ranges of a dataclass's fields; subclasses add checks between fields."""
-
-    NAME = ""
-
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            self._check(field, getattr(self, field.name))
-
-    def _check(self, field: dataclasses.Field, value: Any) -> None:
-        key, rule = self.key(field.name), field.metadata
-        if type(value) is int and abs(value) > MAX_INT:
-            raise ConfigError(key, value, f"it must be at most {MAX_INT} in size")
-        if (field.type is float and type(value) is int) or (field.type is tuple and type(value) is list):
-            value = field.type(value)  # a whole number; a list from JSON
-            object.__setattr__(self, field.name, value)
-        if type(value) is not field.type:
-            raise ConfigError(key, value, f"it must be {field.type.__name__}")
-        if "choices" in rule and value not in rule["choices"]:
-            raise ConfigError(key, value, f"it must be one of {', '.join(rule['choices'])}")
-        if "low" in rule:
-            above = value > rule["low"] if rule["open_low"] else value >= rule["low"]
-            if not (math.isfinite(value) and above and value <= rule["high"]):
-                low = f"above {rule['low']:g}" if rule["open_low"] else f"at least {rule['low']:g}"
-                high = f" and at most {rule['high']:g}" if rule["high"] < math.inf else ""
-                raise ConfigError(key, value, f"it must be finite, {low}{high}")
-
-    def key(self, name: str) -> str:
-        return f"{self.NAME}.{name}" if self.NAME else name
-
-    def require(self, holds: bool, name: str, allowed: str) -> None:
-        if not holds:
-            raise ConfigError(self.key(name), getattr(self, name), allowed)
-
-
-LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
-SIZES = ("num_layers", "model_width", "ffn_width", "num_heads", "num_kv_heads", "head_width")
-PLAIN = {  # a Llama's; families say what differs
-    "activation": "silu",
-    "qkv_bias": False,
-    "qk_norm": False,
-    "post_norms": False,
-    "norm_offset": False,
-    "scale_embeddings": False,
-    "query_scale": 0.0,
-    "attention_soft_cap": 0.0,
-    "final_soft_cap": 0.0,
-    "window": 0,
-    "global_every": 0,
-}
-# Values of the model that leave it to the checkpoint in init_from.
-OPEN = {**dict.fromkeys(SIZES, 0), "vocab_size": 0, "norm_eps": 0.0, "family": "", "tie_embeddings": True, **PLAIN}
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig(Section):
-    NAME = "model"
-    family: str
-    num_layers: int = number(0)
-    model_width: int = number(0)
-    ffn_width: int = number(0)
-    num_heads: int = number(0)
-    num_kv_heads: int = number(0)
-    head_width: int = number(0)
-    vocab_size: int = number(0)
-    norm_eps: float = number(0, 1)
-    tie_embeddings: bool
-    activation: str = choice("silu", "gelu_tanh")
-    qkv_bias: bool
-    qk_norm: bool
-    post_norms: bool
-    norm_offset: bool
-    scale_embeddings: bool
-    query_scale: float = number(0)
-    attention_soft_cap: float = number(0)
-    final_soft_cap: float = number(0)
-    window: int = number(0)
-    global_every: int = number(0)
-    compute_dtype: str = choice("float32", "bfloat16")
-    param_dtype: str = choice("float32", "bfloat16")
-    remat: str = choice("none", "attention", "full")
-    dropout: float = number(0, 0.99)
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.require(
-            self.num_heads % max(1, self.num_kv_heads) == 0,
-            "num_kv_heads",
-            f"it must divide model.num_heads={self.num_heads}",
-        )
-        self.require(self.head_width % 2 == 0, "head_width", "it must be even: RoPE turns pairs")
-        self.require(self.window or not self.global_every, "global_every", "without model.window it must be 0")
-
-
-@dataclasses.dataclass(frozen=True)
-class RopeConfig(Section):
-    NAME = "rope"
-    theta: float = number(0)
-    local_theta: float = number(0)
-    dtype: str = choice("float32", "bfloat16")
-    scaling: str = choice("auto", "none", "linear", "dynamic", "yarn", "llama3", "longrope")
-    factor: float = number(1)
-    original_length: int = number(0)
-    attention_factor: float = number(0)
-    beta_fast: float = number(0)
-    beta_slow: float = number(0)
-    low_freq_factor: float = number(0)
-    high_freq_factor: float = number(0)
-    short_factors: tuple
-    long_factors: tuple
-
-    def __post_init__(self):
-        super().__post_init__()
-        scaling, given = self.scaling, f"with rope.scaling={self.scaling!r} it must "
-        if scaling in ("auto", "none"):
-            self.require(self.factor == 1, "factor", given + "be 1")
-        if scaling in ("dynamic", "yarn", "llama3", "longrope"):
-            self.require(self.original_length > 1, "original_length", given + "be at least 2")
-        if scaling == "yarn":
-            self.require(
-                self.theta == 0 or self.theta > 1, "theta", given + "be above 1: its ramp divides by log(theta)"
-            )
-            self.require(self.beta_slow > 0, "beta_slow", given + "be above 0")
-            above = f"be above rope.beta_slow={self.beta_slow:g}"
-            self.require(self.beta_fast > self.beta_slow, "beta_fast", given + above)
-        if scaling == "llama3":
-            self.require(self.low_freq_factor > 0, "low_freq_factor", given + "be above 0")
-            above = f"be above rope.low_freq_factor={self.low_freq_factor:g}"
-            self.require(self.high_freq_factor > self.low_freq_factor, "high_freq_factor", given + above)
-        for name in ("short_factors", "long_factors"):
-            factors = getattr(self, name)
-            if scaling == "longrope":
-                positive = all(type(x) in (int, float) and 0 < x <= MAX_INT for x in factors)
-                self.require(len(factors) > 0 and positive, name, given + f"hold numbers above 0 and at most {MAX_INT}")
-            else:
-                self.require(not factors, name, given + "be empty")
-
-
-@dataclasses.dataclass(frozen=True)
-class LoraConfig(Section):
-    NAME = "lora"
-    rank: int = number(0)
-    alpha: float = number(0)
-    targets: tuple
-
-    def __post_init__(self):
-        super().__post_init__()
-        known = all(name in LORA_TARGETS for name in self.targets) and len(set(self.targets)) == len(self.targets)
-        self.require(known, "targets", f"each must be one of {', '.join(LORA_TARGETS)}, and only once")
-        self.require(bool(self.targets) or not self.rank, "targets", "with lora.rank it must name at least one")
-        self.require(self.alpha > 0 or not self.rank, "alpha", "with lora.rank it must be above 0")
+__all__ = [
+    "MAX_INT",
+    "NEUTRAL_ROPE",
+    "OPEN",
+    "PLAIN",
+    "SECTIONS",
+    "SIZES",
+    "AttentionConfig",
+    "CheckpointConfig",
+    "Config",
+    "DataConfig",
+    "EvalConfig",
+    "LoraConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "RopeConfig",
+    "Section",
+    "TrainConfig",
+    "resolve",
+    "unknown_key",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,15 +53,32 @@ class AttentionConfig(Section):
 class DataConfig(Section):
     NAME = "data"
     source: str
+    store: str
     tokenizer: str
     data_dir: str
+    text_key: str
+    source_key: str
+    held_out_share: float = number(0, 0.5)
+    bad_rows: str = choice("raise", "skip")
+    max_bad_share: float = number(0, 1)
+    max_row_bytes: int = number(1, 2**30)
     row_length: int = number(2, 2**24)
     batch_rows: int = number(1)
     mask: str = choice(*MASKS)
     positions: str = choice(*POSITIONS)
     boundary_targets: bool
+    packing: str = choice(*PACKINGS)
+    tags: bool
+    interleave: int = number(0, 1024)
+    upsample_long: bool
     prefetch: int = number(0, 1024)
     workers: int = number(0, 256)
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.require(self.interleave != 1, "interleave", "it must be 0, or 2 or more pieces of a document")
+        clash = self.interleave and self.boundary_targets  # a document's end has the middle of another behind it
+        self.require(not clash, "boundary_targets", f"it must be False with data.interleave={self.interleave}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,7 +178,7 @@ class Config(Section):
         pairs = self.model.head_width // 2
         for name in ("short_factors", "long_factors") if self.rope.scaling == "longrope" else ():
             factors = getattr(self.rope, name)
-            if len(factors) != pairs:
+            if pairs and len(factors) != pairs:
                 raise ConfigError(
                     f"rope.{name}", factors, f"it must hold model.head_width/2={pairs} numbers, not {len(factors)}"
                 )
@@ -381,15 +258,3 @@ def unknown_key(key: str, value: Any, known: list[str]) -> ConfigError:
     hint = f"did you mean config.{close[0]}? " if close else ""
     there_are = f"there are {', '.join(known)}" if known else "what it is said to be part of is a value"
     return ConfigError(key, value, f"there is no such key; {hint}{there_are}")
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Lines `key: old -> new` for every leaf that differs, in key order."""
-    lines = []
-    for key in sorted(set(old) | set(new)):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            lines += differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            lines.append(f"{prefix}{key}: {before!r} -> {after!r}")
-    return lines

@@ -1,0 +1,93 @@
+"""index.json of a token store on disk: what its arrays are, where they came from, and what tells damage.
+
+tokens.bin     num_tokens ids end to end, little-endian uint16 or uint32, no header
+offsets.npy    int64 [num_documents + 1]
+sources.npy    int16 [num_documents], indices of `source_names`
+index.json     this file
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from anchorjax.errors import DataError
+
+FORMAT = 1  # goes up when an older reader would misread a store
+FILE, TOKENS, OFFSETS, SOURCES = "index.json", "tokens.bin", "offsets.npy", "sources.npy"
+DTYPES = {"uint16": "<u2", "uint32": "<u4"}
+MAX_SOURCES = 2**15 - 1  # int16
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """The fields of index.json.
+
+    Attributes:
+      tokenizer: its name, which identifies what it does to a text.
+      dtype: of tokens.bin, a key of DTYPES.
+      source_documents, source_tokens: counts, one per name of `source_names`.
+      sha256: file name -> hex digest.
+      fingerprint: see `TokenStore`.
+      made_from: the configuration's data.source.
+      rows: how many rows of the inputs were read.
+      bad_rows: how many of them were left out, by reason; `bad_places`: where the first of each lie.
+      weighted_out: documents left out by a weight below 1. Rows are counted over both splits.
+    """
+
+    tokenizer: str
+    vocab_size: int
+    bos_id: int
+    eos_id: int
+    pad_id: int
+    dtype: str
+    num_tokens: int
+    num_documents: int
+    source_names: list
+    source_documents: list
+    source_tokens: list
+    sha256: dict
+    fingerprint: str
+    made_from: str
+    rows: int
+    bad_rows: dict
+    bad_places: dict
+    weighted_out: int
+    format: int = FORMAT
+
+    def write(self, directory: Path) -> None:
+        (directory / FILE).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def read(cls, directory: Path) -> "Index":
+        """Raises DataError: no index.json, one of another format, or one with impossible values."""
+        file = directory / FILE
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise DataError(f"{directory} is no token store: {file} does not exist") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise DataError(f"{file} cannot be read: {error}") from error
+        if not isinstance(content, dict):
+            raise DataError(f"{file} cannot be read: it holds no JSON object")
+        if content.get("format") != FORMAT:
+            raise DataError(f"{file} has format {content.get('format')!r}; this version reads format {FORMAT}")
+        _check(file, content)
+        return cls(**content)
+
+
+def _check(file: Path, content: dict[str, Any]) -> None:
+    kinds = {field.name: field.type for field in dataclasses.fields(Index)}
+    if content.keys() != kinds.keys():
+        raise DataError(f"{file} is damaged: its keys differ in {', '.join(sorted(content.keys() ^ kinds.keys()))}")
+    for name, kind in kinds.items():
+        value = content[name]
+        if type(value) is not kind or (kind is int and value < 0):
+            raise DataError(f"{file} is damaged: {name} is {value!r}, not a {kind.__name__}")
+    if content["dtype"] not in DTYPES:
+        raise DataError(f"{file} is damaged: dtype is {content['dtype']!r}; allowed: {', '.join(DTYPES)}")
+    for name in ("source_names", "source_documents", "source_tokens"):
+        if len(content[name]) != len(content["source_names"]):
+            raise DataError(f"{file} is damaged: {name} has {len(content[name])} values")
+    if content["sha256"].keys() != {TOKENS, OFFSETS, SOURCES}:
+        raise DataError(f"{file} is damaged: sha256 names {', '.join(content['sha256'])}")

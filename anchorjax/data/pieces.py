@@ -1,0 +1,184 @@
+"""One shard of a source, tokenized into a piece of each split: what one process of `anchorjax.prepare` does.
+
+Piece 3 is `00003.json`, which is written last and so says that the piece is whole, and for each split three arrays
+without headers: `00003.train.tokens`, `.lengths` (int64) and `.sources` (int32, indices of the piece's own names).
+Nothing of a shard is held in memory but a few documents.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anchorjax.config import DataConfig
+from anchorjax.data.documents import BadRow, Document
+from anchorjax.data.index import DTYPES, MAX_SOURCES
+from anchorjax.data.sources import Weighted
+from anchorjax.data.store import check_range
+from anchorjax.data.tokenizer import Tokenizer
+from anchorjax.errors import DataError
+
+SPLITS = ("train", "validation")
+ARRAYS = ("tokens", "lengths", "sources")
+_AT_ONCE, _CHARACTERS_AT_ONCE = 64, 2**20  # documents that a tokenizer shares its cores among
+_EXAMPLES = 3  # places kept of each reason
+
+
+@dataclasses.dataclass
+class Report:
+    """What became of a shard's rows."""
+
+    rows: int = 0
+    bad: dict[str, int] = dataclasses.field(default_factory=dict)  # by reason
+    places: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # of the first bad rows, by reason
+    weighted_out: int = 0  # documents that a weight below 1 left out
+
+    def add_bad(self, reason: str, place: str | None) -> None:
+        self.bad[reason] = self.bad.get(reason, 0) + 1
+        if place:
+            self.places.setdefault(reason, []).append(place)
+
+    def wants_place(self, reason: str) -> bool:
+        return self.bad.get(reason, 0) < _EXAMPLES
+
+    def add(self, other: "Report") -> None:
+        self.rows += other.rows
+        self.weighted_out += other.weighted_out
+        for reason, count in other.bad.items():
+            self.bad[reason] = self.bad.get(reason, 0) + count
+            self.places[reason] = (self.places.get(reason, []) + other.places.get(reason, []))[:_EXAMPLES]
+
+
+def dtype_name(tokenizer: Tokenizer) -> str:
+    """The smallest type that holds the vocabulary."""
+    return "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
+
+
+def done(directory: Path, number: int) -> dict[str, Any] | None:
+    """What `write` left in a piece's JSON file, or None if the piece is not whole."""
+    try:
+        return json.loads((directory / f"{number:05d}.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def write(directory: Path, number: int, weighted: Weighted, config: DataConfig, tokenizer: Tokenizer) -> None:
+    """Reads a shard and writes its piece.
+
+    Raises:
+      DataError: a bad row with `data.bad_rows="raise"`, an id outside the vocabulary, or a file that cannot be read.
+    """
+    report = Report()
+    with contextlib.ExitStack() as stack:
+        splits = {split: stack.enter_context(_Split(directory, number, split, tokenizer)) for split in SPLITS}
+        for row, document, ids in _tokenized(weighted, config, tokenizer, report):
+            if not ids.size:
+                _bad(weighted, row, BadRow("no token in the text"), config, report)
+                continue
+            try:
+                check_range(f"row {row}", ids, tokenizer)
+            except ValueError as error:
+                raise DataError(f"{weighted.shard.place(row)}: {error}") from error
+            held_out = document.draw("held out") < config.held_out_share
+            split = weighted.shard.split or ("validation" if held_out else "train")
+            copies = _copies(document, weighted.weight)
+            report.weighted_out += not copies
+            for _ in range(copies if split == "train" else min(copies, 1)):
+                splits[split].add(ids, document.source)
+    content = dataclasses.asdict(report) | {name: split.counts() for name, split in splits.items()}
+    part = directory / f"{number:05d}.json.part"
+    part.write_text(json.dumps(content))
+    os.replace(part, directory / f"{number:05d}.json")
+
+
+def _tokenized(
+    weighted: Weighted, config: DataConfig, tokenizer: Tokenizer, report: Report
+) -> Iterator[tuple[int, Document, np.ndarray]]:
+    """(row, document, ids) in order; bad rows go into the report."""
+    waiting: list[tuple[int, Document]] = []
+    size = 0
+    for row, document in weighted.shard.rows():
+        report.rows += 1
+        if isinstance(document, BadRow):
+            _bad(weighted, row, document, config, report)
+            continue
+        waiting.append((row, document))
+        size += len(document.content)
+        if len(waiting) == _AT_ONCE or size >= _CHARACTERS_AT_ONCE:
+            yield from _encode(waiting, tokenizer)
+            waiting, size = [], 0
+    yield from _encode(waiting, tokenizer)
+
+
+def _encode(waiting: list[tuple[int, Document]], tokenizer: Tokenizer) -> Iterator[tuple[int, Document, np.ndarray]]:
+    texts = [document.content for _, document in waiting if isinstance(document.content, str)]
+    encoded = iter(tokenizer.encode_batch(texts) if texts else [])
+    for row, document in waiting:
+        yield row, document, next(encoded) if isinstance(document.content, str) else _inner(document.content, tokenizer)
+
+
+def _inner(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
+    """Without the specials at the ends: a row has one anchor, and a store ends each document itself."""
+    begin = int(len(ids) > 0 and ids[0] == tokenizer.bos_id)
+    end = len(ids) - int(len(ids) > begin and ids[-1] == tokenizer.eos_id)
+    return ids[begin:end]
+
+
+def _bad(weighted: Weighted, row: int, error: BadRow, config: DataConfig, report: Report) -> None:
+    reason = str(error)
+    if config.bad_rows == "raise":
+        place = weighted.shard.place(row)
+        raise DataError(f"{place}: {reason}; data.bad_rows='skip' leaves such rows out and counts them")
+    report.add_bad(reason, weighted.shard.place(row) if report.wants_place(reason) else None)
+
+
+def _copies(document: Document, weight: float) -> int:
+    whole = int(weight)
+    return whole + (weight > whole and document.draw("weight") < weight - whole)
+
+
+class _Split:
+    """Appends documents to one split's arrays of a piece."""
+
+    def __init__(self, directory: Path, number: int, split: str, tokenizer: Tokenizer):
+        self._paths = [file_of(directory, number, split, array) for array in ARRAYS]
+        self._dtype = DTYPES[dtype_name(tokenizer)]
+        self._eos = np.asarray([tokenizer.eos_id], self._dtype).tobytes()
+        self._names: dict[str, int] = {}
+        self._documents = self._tokens = 0
+
+    def __enter__(self) -> "_Split":
+        self._files = [open(path, "wb") for path in self._paths]  # noqa: SIM115 - until __exit__
+        return self
+
+    def __exit__(self, *_) -> None:
+        for file in self._files:
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+
+    def add(self, ids: np.ndarray, source: str) -> None:
+        tokens, lengths, sources = self._files
+        tokens.write(ids.astype(self._dtype).tobytes())
+        tokens.write(self._eos)
+        lengths.write((len(ids) + 1).to_bytes(8, "little"))
+        sources.write(self._names.setdefault(source, len(self._names)).to_bytes(4, "little"))
+        if len(self._names) > MAX_SOURCES:
+            raise DataError(
+                f"there are more than {MAX_SOURCES} sources, such as {source!r}; let data.source_key lead to a name "
+                "that many documents share"
+            )
+        self._documents += 1
+        self._tokens += len(ids) + 1
+
+    def counts(self) -> dict[str, Any]:
+        return {"documents": self._documents, "tokens": self._tokens, "source_names": list(self._names)}
+
+
+def file_of(directory: Path, number: int, split: str, array: str) -> Path:
+    return directory / f"{number:05d}.{split}.{array}"

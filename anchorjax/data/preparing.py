@@ -1,0 +1,236 @@
+"""A store on disk from sources: shards -> pieces -> whole, restartable, the same for any number of processes.
+
+Beside the store STORE, the directory STORE.part holds what is not yet whole: `request.json`, which says for what it is,
+`pieces/`, of which finished ones are not made again, and `whole/`, which is renamed to STORE at the very end.
+"""
+
+import concurrent.futures.process
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import hashlib
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from anchorjax.config import DataConfig
+from anchorjax.data import joining, pieces, sources
+from anchorjax.data import tokenizer as tokenizer_lib
+from anchorjax.data.index import DTYPES, Index
+from anchorjax.data.pieces import Report
+from anchorjax.data.sources import Weighted
+from anchorjax.errors import ConfigError, DataError
+
+# What must be the same for finished pieces to be used.
+_REQUESTED = ("source", "text_key", "source_key", "held_out_share", "max_row_bytes")
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """How far a preparation is."""
+
+    done: int  # pieces
+    total: int
+    tokens: int
+
+
+def prepare(config: DataConfig, show: Callable[[State], None] = lambda state: None) -> dict[str, Index]:
+    """Writes `config.store` and returns the index of each split; see `configs/common.py` for the keys it follows.
+
+    Args:
+      show: is called about once a second, from another thread.
+
+    Raises:
+      ConfigError: no such source or tokenizer; a store that exists already.
+      DataError: a file that cannot be read or written, a bad row that is not to be skipped, too many of those that
+        are, no document in a split, another process that prepares the same store, or an unfinished preparation of
+        something else.
+    """
+    store = Path(config.store).expanduser().resolve()
+    part = store.with_name(f"{store.name}.part")
+    if not config.store or store.exists():
+        left_over = f"; {part} is left over and can be removed" if config.store and part.exists() else ""
+        raise ConfigError("data.store", config.store, f"it must be a path where nothing is yet{left_over}")
+    try:
+        tokenizer = tokenizer_lib.load(config.tokenizer)
+    except ValueError as error:
+        raise ConfigError("data.tokenizer", config.tokenizer, str(error)) from error
+    try:
+        shards = _shards(config)
+        with _locked(part):
+            _check_request(part / "request.json", _request(config, tokenizer.name, shards))
+            directory, whole = part / "pieces", part / "whole"
+            directory.mkdir(exist_ok=True)
+            with _shown(directory, len(shards), pieces.dtype_name(tokenizer), show):
+                _write_pieces(directory, shards, config)
+            _check_bad_rows(directory, len(shards), config)
+            shutil.rmtree(whole, ignore_errors=True)
+            indices = {}
+            for split in pieces.SPLITS:
+                (whole / split).mkdir(parents=True)
+                indices[split] = joining.join(directory, whole / split, split, tokenizer, config.source)
+                _sync(whole / split)
+            os.rename(whole, store)
+            _sync(store.parent)
+            shutil.rmtree(part)
+    except OSError as error:
+        raise DataError(f"{config.store} cannot be prepared: {error}") from error
+    return indices
+
+
+def _shards(config: DataConfig) -> list[Weighted]:
+    try:
+        return sources.shards(config)
+    except ValueError as error:
+        raise ConfigError("data.source", config.source, str(error)) from error
+
+
+@contextlib.contextmanager
+def _locked(part: Path) -> Iterator[None]:
+    part.mkdir(parents=True, exist_ok=True)
+    with open(part / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(f"another process is preparing {part.with_suffix('')}") from error
+        yield
+
+
+def _request(config: DataConfig, tokenizer_name: str, shards: list[Weighted]) -> dict[str, object]:
+    inputs = hashlib.sha256()
+    for weighted in shards:
+        inputs.update(f"{weighted.shard.name} {weighted.weight}\n".encode())
+        for file in weighted.shard.files:
+            stat = file.stat()
+            inputs.update(f"{file} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    request = {name: getattr(config, name) for name in _REQUESTED}
+    return request | {"tokenizer": tokenizer_name, "inputs": inputs.hexdigest()}
+
+
+def _check_request(file: Path, request: dict[str, object]) -> None:
+    """Keeps the request; refuses if pieces of another one are here."""
+    try:
+        before = dict(json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{file} is damaged: {error}; remove {file.parent} to begin again") from error
+    except FileNotFoundError:
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps(request, indent=2) + "\n")
+        os.replace(part, file)
+        return
+    differing = [name for name in request if before.get(name) != request[name]]
+    changed = [f"{name}: {before.get(name)!r} -> {request[name]!r}" for name in differing]
+    if changed:
+        raise DataError(
+            f"{file.parent} is an unfinished preparation of something else ({'; '.join(changed)}); "
+            "remove it or give another data.store"
+        )
+
+
+def _write_pieces(directory: Path, shards: list[Weighted], config: DataConfig) -> None:
+    missing = [number for number in range(len(shards)) if pieces.done(directory, number) is None]
+    if config.workers < 2 or len(missing) < 2:
+        for number in missing:
+            _write_piece(directory, number, shards[number], config)
+        return
+    threads = max(1, (os.cpu_count() or 1) // config.workers)
+    spawn = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
+    # Its end tells workers to end, whether this process closes it or is killed. (An Event may wait for ever for a
+    # killed worker.)
+    lifeline, end = spawn.Pipe(duplex=False)
+    executor = concurrent.futures.ProcessPoolExecutor(
+        min(config.workers, len(missing)),
+        mp_context=spawn,
+        initializer=_start_worker,
+        initargs=(threads, lifeline),
+    )
+    with executor, lifeline, end:
+        futures = [executor.submit(_write_piece, directory, number, shards[number], config) for number in missing]
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                future.result()
+        except BaseException as error:
+            end.close()  # at once: finished pieces are kept
+            if not isinstance(error, concurrent.futures.process.BrokenProcessPool):
+                raise
+            raise DataError("a process was killed (was the memory full?); run again to go on") from error
+
+
+def _write_piece(directory: Path, number: int, weighted: Weighted, config: DataConfig) -> None:
+    pieces.write(directory, number, weighted, config, _tokenizer(config.tokenizer))
+
+
+@functools.cache
+def _tokenizer(name: str) -> tokenizer_lib.Tokenizer:
+    return tokenizer_lib.load(name)
+
+
+def _start_worker(threads: int, lifeline: multiprocessing.connection.Connection) -> None:
+    """Runs first in a worker."""
+    os.environ["RAYON_NUM_THREADS"] = str(threads)  # of the tokenizers library, which else takes all cores
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C goes to all; the parent answers it
+    threading.Thread(target=lambda: (lifeline.poll(None), os._exit(1)), daemon=True).start()
+
+
+def _check_bad_rows(directory: Path, total: int, config: DataConfig) -> None:
+    report = Report()
+    for number in range(total):
+        head = pieces.done(directory, number)
+        report.add(Report(head["rows"], head["bad"], head["places"], head["weighted_out"]))
+    bad = sum(report.bad.values())
+    if bad and config.bad_rows == "raise":  # an earlier start had skipped them
+        raise DataError(f"{bad} of {report.rows} rows are bad: {describe(report.bad, report.places)}")
+    if bad > config.max_bad_share * report.rows:
+        raise DataError(
+            f"{bad} of {report.rows} rows are bad, more than data.max_bad_share={config.max_bad_share}: "
+            f"{describe(report.bad, report.places)}"
+        )
+
+
+def describe(bad: dict[str, int], places: dict[str, list[str]]) -> str:
+    """One line about bad rows, the most frequent reasons first."""
+    reasons = sorted(bad, key=lambda reason: (-bad[reason], reason))
+    return "; ".join(f"{reason}: {bad[reason]:,} ({', '.join(places[reason])})" for reason in reasons)
+
+
+@contextlib.contextmanager
+def _shown(directory: Path, total: int, dtype: str, show: Callable[[State], None]) -> Iterator[None]:
+    """Calls `show` every second: the files' sizes tell how far all processes are."""
+    ended = threading.Event()
+    width = np.dtype(DTYPES[dtype]).itemsize
+
+    def state() -> State:
+        entries = list(os.scandir(directory))
+        size = sum(entry.stat().st_size for entry in entries if entry.name.endswith(".tokens"))
+        return State(sum(entry.name.endswith(".json") for entry in entries), total, size // width)
+
+    def loop() -> None:
+        while not ended.wait(1):
+            show(state())
+
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        show(state())
+
+
+def _sync(directory: Path) -> None:
+    """Makes the names in a directory outlive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,109 @@
+"""Packed and tokenized rows as AnchorContext and Long-Context-Data-Engineering have them, taken apart again.
+
+A row holds `input_ids` of several documents and their spans, `source`: [{"source": "Books", "start": 0, "end": 731},
+...], or the same as three lists. The ids must be of `data.tokenizer`. The beginning of sequence in front of a document
+and the end of sequence behind it are left out: a store has its own. A document that was cut at a row's end stays cut.
+Files: `.parquet`, `.arrow` (Hugging Face `datasets`), `.jsonl`, `.jsonl.gz`, `.jsonl.zst`.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anchorjax.data.documents import BadRow, Document, Fields
+from anchorjax.data.sources import jsonl, tables
+
+SUFFIXES = (*tables.SUFFIXES, *jsonl.SUFFIXES)
+_IDS, _SPANS = "input_ids", "source"
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedDocuments:
+    """A shard: some rows of a file."""
+
+    part: tables.TableRows | jsonl.Lines
+    fields: Fields
+    split: str | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.part.file,)
+
+    @property
+    def name(self) -> str:
+        return f"{self.part.file}@{self.part.begin}"
+
+    def rows(self) -> Iterator[tuple[int, Document | BadRow]]:
+        """All documents of a row have its number; a row with any fault is one bad row."""
+        for number, value in self._values():
+            try:
+                yield from ((number, document) for document in _documents(value))
+            except BadRow as error:
+                yield number, error
+
+    def _values(self) -> Iterator[tuple[int, Any]]:
+        if isinstance(self.part, jsonl.Lines):
+            yield from jsonl.values(self.part, self.fields.max_bytes)
+            return
+        for number, batch, row in self.part.read((_IDS, _SPANS)):
+            ids, spans = (batch.column(name)[row] for name in (_IDS, _SPANS))
+            ids = ids.values.to_numpy(zero_copy_only=False) if ids.is_valid else None
+            yield number, {_IDS: ids, _SPANS: spans.as_py()}
+
+    def place(self, number: int) -> str:
+        return self.part.place(number)
+
+
+def _documents(row: Any) -> list[Document]:
+    if isinstance(row, BadRow):
+        raise row
+    if not isinstance(row, Mapping):
+        raise BadRow("not an object")
+    ids, spans = _ids(row.get(_IDS)), _spans(row.get(_SPANS))
+    at = 0
+    for _, start, end in spans:
+        if type(start) is not int or type(end) is not int or start != at or end <= start:
+            raise BadRow(f"the spans in {_SPANS} do not lie end to end")
+        at = end
+    if at != len(ids):
+        raise BadRow(f"the spans in {_SPANS} do not cover {_IDS}")
+    return [Document(ids[start:end], name) for name, start, end in spans]
+
+
+def _ids(value: Any) -> np.ndarray:
+    if not isinstance(value, list | np.ndarray) or len(value) == 0:
+        raise BadRow(f"{_IDS} is missing or empty")
+    try:
+        ids = np.asarray(value)
+    except (ValueError, OverflowError) as error:
+        raise BadRow(f"{_IDS} is not a list of integers") from error
+    if ids.dtype.kind not in "iu" or ids.ndim != 1 or ids.min() < 0 or ids.max() >= 2**31:
+        raise BadRow(f"{_IDS} is not a list of ids")
+    return ids.astype(np.int32)
+
+
+def _spans(value: Any) -> list[tuple[str, int, int]]:
+    keys = ("source", "start", "end")
+    if isinstance(value, Mapping):  # three lists
+        columns = [value.get(key) for key in keys]
+        if not all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns):
+            raise BadRow(f"{_SPANS} is not a list of spans")
+        value = [dict(zip(keys, span, strict=True)) for span in zip(*columns, strict=True)]
+    if not isinstance(value, list) or not all(isinstance(span, Mapping) for span in value):
+        raise BadRow(f"{_SPANS} is not a list of spans")
+    spans = [tuple(span.get(key) for key in keys) for span in value]
+    if not all(isinstance(name, str) for name, *_ in spans):
+        raise BadRow(f"a span in {_SPANS} has no source")
+    return spans
+
+
+def shards(files: list[Path], fields: Fields) -> list[PackedDocuments]:
+    """Raises DataError for a file that cannot be read, or without the two columns."""
+    found = []
+    for file in files:
+        cut = tables.parts(file, (_IDS, _SPANS)) if file.suffix in tables.SUFFIXES else jsonl.parts(file)
+        found += [PackedDocuments(part, fields) for part in cut]
+    return found

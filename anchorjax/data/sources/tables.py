@@ -1,0 +1,107 @@
+"""Rows of Arrow tables in files: `.parquet`, and `.arrow` as Hugging Face `datasets` saves them.
+
+A file is cut between its row groups (of Parquet) or record batches (of Arrow) into parts that processes read side by
+side.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+
+from anchorjax.errors import DataError
+
+SUFFIXES = (".parquet", ".arrow")
+PART_ROWS = 2**16  # at least so many: the same for any number of processes
+_AT_ONCE = 64  # rows; a row may be a whole book
+
+
+@dataclasses.dataclass(frozen=True)
+class TableRows:
+    """Groups of rows of a file; `begin` is the number of the first row in it."""
+
+    file: Path
+    groups: tuple[int, ...]
+    begin: int
+
+    def read(self, columns: Sequence[str]) -> Iterator[tuple[int, pyarrow.RecordBatch, int]]:
+        """(number, batch, row in the batch) of every row, with those of the columns that exist.
+
+        Raises:
+          DataError: the file cannot be read.
+        """
+        with _opened(self.file) as table:
+            number = self.begin
+            for batch in table.batches(self.groups, columns):
+                for row in range(batch.num_rows):
+                    yield number + row, batch, row
+                number += batch.num_rows
+
+    def place(self, number: int) -> str:
+        return f"{self.file}:{number}"
+
+
+class _Parquet:
+    def __init__(self, file: Path):
+        self._table = pyarrow.parquet.ParquetFile(file)
+        self.names = self._table.schema_arrow.names
+        groups = range(self._table.num_row_groups)
+        self.group_rows = [self._table.metadata.row_group(group).num_rows for group in groups]
+
+    def batches(self, groups: Sequence[int], columns: Sequence[str]) -> Iterator[pyarrow.RecordBatch]:
+        known = [name for name in columns if name in self.names]
+        # Without threads: more than one process reads.
+        return self._table.iter_batches(_AT_ONCE, row_groups=list(groups), columns=known, use_threads=False)
+
+    def close(self) -> None:
+        self._table.close()
+
+
+class _Arrow:
+    def __init__(self, file: Path):
+        self._stream = pyarrow.memory_map(str(file))
+        try:  # `datasets` writes the streaming format; others call a file with an index .arrow, too
+            reader = pyarrow.ipc.open_stream(self._stream)
+            self._batches = list(reader)
+        except pyarrow.ArrowInvalid:
+            self._stream.seek(0)
+            reader = pyarrow.ipc.open_file(self._stream)
+            self._batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
+        self.names = reader.schema.names
+        self.group_rows = [batch.num_rows for batch in self._batches]
+
+    def batches(self, groups: Sequence[int], columns: Sequence[str]) -> Iterator[pyarrow.RecordBatch]:
+        for group in groups:
+            yield self._batches[group].select([name for name in columns if name in self.names])
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[_Parquet | _Arrow]:
+    try:
+        with contextlib.closing(_Arrow(file) if file.suffix == ".arrow" else _Parquet(file)) as table:
+            yield table
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def parts(file: Path, columns: Sequence[str]) -> list[TableRows]:
+    """The parts of a file. Raises DataError if it cannot be read or lacks one of the columns."""
+    with _opened(file) as table:
+        names, group_rows = table.names, table.group_rows
+    for column in columns:
+        if column not in names:
+            raise DataError(f"{file} has no column {column!r}, only {', '.join(names)}")
+    found, groups, begin, at = [], [], 0, 0
+    for group, rows in enumerate(group_rows):
+        groups.append(group)
+        at += rows
+        if at - begin >= PART_ROWS or group == len(group_rows) - 1:
+            found.append(TableRows(file, tuple(groups), begin))
+            groups, begin = [], at
+    return found
