@@ -47,10 +47,17 @@ print(json.dumps({"temporaries": compiled.memory_analysis().temp_size_in_bytes, 
 GEMMA = {"model__window": 4096, "model__global_every": 2, "model__attention_soft_cap": 50.0, "model__qk_norm": True}
 
 
-@pytest.mark.parametrize(("mesh", "features"), [("1,2,2,1", {}), ("2,1,1,2", GEMMA)])
+TPU, GPU = ("v5p", "pallas_tpu", ["backward", "forward"]), ("h100", "pallas_gpu", ["dkv", "dq", "forward"])
+
+
 @pytest.mark.parametrize(
-    ("target", "implementation", "kernels"),
-    [("v5p", "pallas_tpu", ["backward", "forward"]), ("h100", "pallas_gpu", ["dkv", "dq", "forward"])],
+    ("target", "implementation", "kernels", "mesh", "features"),
+    [
+        (*TPU, "1,2,2,1", {}),
+        (*TPU, "2,1,1,2", GEMMA),
+        (*GPU, "1,2,2,1", {}),
+        pytest.param(*GPU, "2,1,1,2", GEMMA, marks=pytest.mark.slow),  # more than three minutes on two cores
+    ],
 )
 def test_training_step_with_the_target_s_kernels(target, implementation, kernels, mesh, features):
     require_compiler(target)
