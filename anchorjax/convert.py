@@ -21,7 +21,7 @@ from absl import logging
 
 from anchorjax import sharding
 from anchorjax.config import AttentionConfig, LoraConfig, ModelConfig, RopeConfig
-from anchorjax.errors import CheckpointError, UserError, WeightsError, WorkdirError
+from anchorjax.errors import UserError, WeightsError, WorkdirError
 from anchorjax.huggingface import checkpoint as hf_checkpoint
 from anchorjax.huggingface import config as hf_config
 from anchorjax.huggingface.directory import TOKENIZER, copy_files, new_directory
@@ -63,8 +63,7 @@ def from_hf(directory: Path, out: Path) -> None:
       WeightsError: the checkpoint cannot be read or is not supported, or `out` exists and is not empty.
     """
     pretrained = Pretrained.open(directory)
-    dtypes = {info.dtype for info in Weights.open(directory).tensors.values()}
-    dtype = "bfloat16" if dtypes == {hf_checkpoint.DTYPES["bfloat16"]} else "float32"
+    dtype = "bfloat16" if Weights.open(directory).dtype == "bfloat16" else "float32"
     sections = {
         "model": dict(pretrained.model)
         | {"compute_dtype": dtype, "param_dtype": dtype, "remat": "none", "dropout": 0.0},
@@ -103,8 +102,6 @@ def to_hf(checkpoint: Path, directory: Path, dtype: str | None) -> None:
         like = sharding.abstract(lambda: Decoder(jax.random.key(0), shape))
         checkpoints = Checkpoints(checkpoint, keep=1, read_only=True, host_bytes=bytes_of_largest(like))
         weights = checkpoints.restore_latest_weights(named_leaves(like))
-        if weights is None:
-            raise CheckpointError(f"there is no checkpoint in {checkpoint}")
         params = jax.tree.unflatten(jax.tree.structure(like), weights.values())
         hf_checkpoint.save(params, shape.model, shape.lora, part, dtype)
         (part / hf_config.FILE).write_text(json.dumps(written, indent=2) + "\n")

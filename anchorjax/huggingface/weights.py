@@ -70,6 +70,12 @@ class Weights:
             _compare(directory / INDEX, weight_map, tensors)
         return cls(directory, tensors)
 
+    @property
+    def dtype(self) -> str:
+        """The one dtype of all tensors, or float32, which holds them all."""
+        dtypes = {str(info.dtype) for info in self.tensors.values()}
+        return dtypes.pop() if len(dtypes) == 1 else "float32"
+
     def read(self, name: str) -> np.ndarray:
         """The tensor `name`, in memory of its own. Raises WeightsError if there is none, or its file changed."""
         if name not in self.tensors:

@@ -113,19 +113,19 @@ class Checkpoints:
             raise CheckpointError(f"none of the checkpoints {sorted(steps)} in {self.directory} can be read")
         return None
 
-    def restore_latest_weights(self, like: Mapping[str, jax.Array]) -> dict[str, jax.Array] | None:
-        """The weights alone of the newest checkpoint, by name; None if there is no checkpoint.
+    def restore_latest_weights(self, like: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """The weights alone of the newest checkpoint, by name.
 
         Args:
           like: (abstract or real) arrays by name; results take their shapes, shardings and dtypes.
 
         Raises:
-          CheckpointError: it lacks one of these weights or has others, or cannot be read. Older checkpoints are not
-            looked at: the caller asked for this run's result.
+          CheckpointError: there is none, it lacks one of these weights or has others, or cannot be read. Older
+            checkpoints are not looked at: the caller asked for this run's result.
         """
         step = self._manager.latest_step()
         if step is None:
-            return None
+            raise CheckpointError(f"there is no checkpoint in {self.directory.parent}")
         prefixed = {_WEIGHTS + name: leaf for name, leaf in like.items()}
         try:
             meta, saved = self._meta(step), self._manager.item_metadata(step).state

@@ -14,7 +14,7 @@ import jax
 
 from anchorjax.config import OPEN, Config
 from anchorjax.data import Tokenizer
-from anchorjax.errors import CheckpointError, ConfigError, WeightsError
+from anchorjax.errors import ConfigError, WeightsError
 from anchorjax.huggingface import checkpoint as hf_checkpoint
 from anchorjax.huggingface import config as hf_config
 from anchorjax.huggingface.directory import TOKENIZER, copy_files, new_directory
@@ -88,8 +88,6 @@ class Pretrained:
             leaf.delete()  # else the devices would hold all weights twice
         checkpoints = Checkpoints(self.directory, keep=1, read_only=True, host_bytes=bytes_of_largest(like))
         restored = checkpoints.restore_latest_weights(like)
-        if restored is None:
-            raise CheckpointError(f"there is no checkpoint in {self.directory}")
         return jax.tree.unflatten(jax.tree.structure(params), (leaves | restored).values())
 
 
@@ -112,12 +110,6 @@ def find(config: Config, workdir: Path | None = None) -> Pretrained | None:
     return pretrained
 
 
-def _dtype_of(weights: Weights) -> str:
-    """The one dtype of all tensors, or float32, which holds them all."""
-    dtypes = {str(info.dtype) for info in weights.tensors.values()}
-    return dtypes.pop() if len(dtypes) == 1 else "float32"
-
-
 def keep_source(
     workdir: Path, pretrained: Pretrained | None, tokenizer: Tokenizer | None = None, tokenizer_dir: Path | None = None
 ) -> None:
@@ -133,7 +125,7 @@ def keep_source(
     with new_directory(workdir / SOURCE) as part:
         fields = hf_config.load(source) if source else {}
         if source and source == pretrained.directory:  # the tensors'; the field may be what they were trained in
-            fields["torch_dtype"] = fields["dtype"] = _dtype_of(Weights.open(source))
+            fields["torch_dtype"] = fields["dtype"] = Weights.open(source).dtype
         if fields and tokenizer_dir not in (None, source):
             fields |= {f"{name}_token_id": getattr(tokenizer, f"{name}_id") for name in ("bos", "eos", "pad")}
         if fields:
