@@ -13,7 +13,7 @@ from typing import Any
 
 from anchorjax.errors import DataError
 
-FORMAT = 1  # goes up when an older reader would misread a store
+FORMAT = 2  # goes up when an older reader would misread a store
 FILE, TOKENS, OFFSETS, SOURCES = "index.json", "tokens.bin", "offsets.npy", "sources.npy"
 DTYPES = {"uint16": "<u2", "uint32": "<u4"}
 MAX_SOURCES = 2**15 - 1  # int16

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,8 +100,10 @@ def join(directory: Path, out: Path, split: str, tokenizer: Tokenizer, source: s
             for block, length in zip(blocks, lengths, strict=True):
                 ids = here[block]
                 file.write(ids.data)
+                mark.update(ids.data)
                 by_source[0] += np.bincount(ids, minlength=len(names))
                 by_source[1] += np.bincount(ids, length, len(names)).astype(np.int64)
+    mark.update(json.dumps(list(names)).encode())
     index = Index(
         tokenizer=tokenizer.name,
         vocab_size=tokenizer.vocab_size,

@@ -7,6 +7,7 @@ once (`anchorjax.prepare`) and opened by memory map.
 
 import dataclasses
 import hashlib
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,8 +32,9 @@ class TokenStore:
     Attributes:
       tokens: [num_tokens] uint16 or int32; each document ends with the end-of-sequence token.
       offsets: [num_documents + 1] int64; document i is tokens[offsets[i]:offsets[i + 1]].
-      fingerprint: sha256 (hex) of the tokenizer's name, the tokens and the offsets. A run that resumes on a
-        store with another fingerprint would read other text without any error.
+      fingerprint: sha256 (hex) of the tokenizer's name and of all that follows from the documents: tokens, offsets,
+        sources and their names. A run that resumes on a store with another fingerprint would read other rows
+        without any error.
       sources: [num_documents] int16; document i is from source_names[sources[i]]. Default: all from one.
       path: the directory that it was opened from. Another process gets the path and opens it again, not a copy.
     """
@@ -138,7 +140,8 @@ def verify(path: str | Path) -> TokenStore:
             raise DataError(
                 f"{store.path} is damaged: it has tokens outside the vocabulary, 0 to {index.vocab_size - 1}"
             )
-    if fingerprint(index.tokenizer, store.tokens, store.offsets) != store.fingerprint:
+    found = fingerprint(index.tokenizer, store.tokens, store.offsets, store.sources, store.source_names)
+    if found != store.fingerprint:
         raise DataError(f"{store.path / index_lib.FILE} is damaged: its fingerprint is not that of the tokens")
     return store
 
@@ -168,8 +171,9 @@ def build(documents: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> Token
     tokens = np.concatenate(pieces)
     lengths = [len(piece) + 1 for piece in pieces[::2]]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    mark = fingerprint(tokenizer.name, tokens, offsets)
-    return TokenStore(tokens, offsets, mark, np.asarray(sources, np.int16), tuple(names))
+    sources = np.asarray(sources, np.int16)
+    mark = fingerprint(tokenizer.name, tokens, offsets, sources, tuple(names))
+    return TokenStore(tokens, offsets, mark, sources, tuple(names))
 
 
 def _encode(documents: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> Iterator[tuple[str, np.ndarray]]:
@@ -194,8 +198,12 @@ def check_range(name: str, ids: np.ndarray, tokenizer: Tokenizer) -> None:
         )
 
 
-def fingerprint(tokenizer_name: str, tokens: np.ndarray, offsets: np.ndarray) -> str:
+def fingerprint(
+    tokenizer_name: str, tokens: np.ndarray, offsets: np.ndarray, sources: np.ndarray, source_names: Sequence[str]
+) -> str:
+    """See `TokenStore`. `joining.join` makes the same from pieces."""
     digest = hashlib.sha256(tokenizer_name.encode())
-    digest.update(tokens.data)
-    digest.update(offsets.data)
+    for array in (tokens, offsets, sources):
+        digest.update(array.data)
+    digest.update(json.dumps(list(source_names)).encode())
     return digest.hexdigest()

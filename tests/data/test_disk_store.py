@@ -37,9 +37,9 @@ def store(prepared, tmp_path):
     return shutil.copytree(prepared, tmp_path / "store") / "train"
 
 
-def in_memory(texts_of: TokenStore) -> TokenStore:
+def in_memory(texts_of: TokenStore, tokenizer=BYTES) -> TokenStore:
     kept = dict(zip(preparing.texts(texts_of), preparing.sources(texts_of), strict=True))
-    return store_lib.build([{"text": text, "source": source} for text, source in kept.items()], BYTES)
+    return store_lib.build([{"text": text, "source": source} for text, source in kept.items()], tokenizer)
 
 
 def test_a_store_on_disk_is_the_one_in_memory(prepared):
@@ -61,8 +61,7 @@ def test_a_large_vocabulary_takes_four_bytes_and_has_the_same_fingerprint(tmp_pa
     monkeypatch.setattr("anchorjax.data.preparing.tokenizer_lib.load", lambda name: large)
     monkeypatch.setattr("anchorjax.data.preparing._tokenizer", lambda name: large)
     train, _ = preparing.prepare(tmp_path, f"jsonl:{preparing.write_jsonl(tmp_path / 'x.jsonl', ROWS)}")
-    documents = [{"text": text} for text in preparing.texts(train)]
-    built = store_lib.build(documents, large)
+    built = in_memory(train, large)
     assert (train.tokens.dtype, built.tokens.dtype) == (np.int32, np.int32)
     assert Index.read(train.path).dtype == "uint32"
     assert train.fingerprint == built.fingerprint == store_lib.verify(train.path).fingerprint
@@ -146,7 +145,7 @@ AT_OPENING = {
     "index cut": (cut("index.json"), "index.json cannot be read"),
     "index no object": (lambda store: (store / "index.json").write_text("[]"), "it holds no JSON object"),
     "index missing": (lambda store: (store / "index.json").unlink(), "is no token store"),
-    "index of the future": (lambda store: edit(store, format=2), "has format 2; this version reads format 1"),
+    "index of the future": (lambda store: edit(store, format=3), "has format 3; this version reads format 2"),
     "index with more": (lambda store: edit(store, more=1), "index.json is damaged: its keys differ in more"),
     "index of another count": (lambda store: edit(store, num_documents=5), "offsets.npy is damaged"),
     "index with text": (lambda store: edit(store, num_tokens="7"), "num_tokens is '7', not a int"),

@@ -117,3 +117,18 @@ def test_names_that_do_not_exist_are_refused_with_those_that_do(splits, data_dir
 def test_importing_the_package_loads_no_heavy_library():
     code = "import sys, anchorjax.data; print(sorted({'grain', 'tensorflow_datasets'} & set(sys.modules)))"
     assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True) == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    {
+        "/data/books/*.jsonl": "books",
+        "/data/books/": "books",
+        "~/books.jsonl.gz": "books",
+        "**/*.txt": "documents",
+        "../*": "documents",
+        "/data/[ab]/x.jsonl": "data",
+    }.items(),
+)
+def test_documents_without_a_source_are_named_after_the_place_and_not_its_path(path, name):
+    assert sources._default_source(path) == name

@@ -83,15 +83,20 @@ def test_an_id_outside_the_vocabulary_is_refused_with_its_document(bad):
         store_lib.build(documents("a"), FixedTokenizer([3, bad], 10))
 
 
-def test_the_fingerprint_knows_tokens_offsets_and_tokenizer():
+def named(names):
+    return [{"text": text, "source": name} for text, name in zip(("ab", "c"), names, strict=True)]
+
+
+def test_the_fingerprint_knows_tokens_offsets_sources_and_tokenizer():
     stores = [
         store_lib.build(documents("ab", "c"), FixedTokenizer([1, 2], 10)),
         store_lib.build(documents("ab", "c"), FixedTokenizer([1, 3], 10)),
         store_lib.build(documents("ab", "c"), FixedTokenizer([1, 2], 10, name="other")),
         store_lib.build(documents("abc"), FixedTokenizer([1, 2, 0, 1, 2], 10)),  # same tokens, one document
+        *(store_lib.build(named(names), FixedTokenizer([1, 2], 10)) for names in ("xx", "yy", "xy", "yx")),
     ]
     assert np.array_equal(stores[0].tokens, stores[3].tokens)
-    assert len({store.fingerprint for store in stores}) == 4
+    assert len({store.fingerprint for store in stores}) == 8
     again = store_lib.build(documents("ab", "c"), FixedTokenizer([1, 2], 10))
     assert again.fingerprint == stores[0].fingerprint
     assert len(again.fingerprint) == 64

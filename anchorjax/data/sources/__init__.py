@@ -16,6 +16,7 @@ import collections
 import dataclasses
 import glob
 import importlib
+import itertools
 import os
 import pkgutil
 from collections.abc import Mapping, Sequence
@@ -98,12 +99,23 @@ def _split_weight(text: str) -> tuple[str, float]:
 
 def _of_one(name: str, config: DataConfig) -> list[Shard]:
     kind, _, path = name.partition(":")
-    fields = Fields(config.text_key, config.source_key, path or name, config.max_row_bytes)
+    fields = Fields(config.text_key, config.source_key, _default_source(path or name), config.max_row_bytes)
     if kind not in KINDS:
         module = importlib.import_module(f"{__name__}.sequence")
         return module.shards(name, config.data_dir, fields)
     module = importlib.import_module(f"{__name__}.{kind}")
     return module.shards(_files(path, module.SUFFIXES), fields)
+
+
+def _default_source(path: str) -> str:
+    """What documents without a source are said to be from: "books" of /data/books/*.jsonl and of books.jsonl.gz.
+
+    A name and not the path: it may stand in front of every document (`data.tags`), and a store must not depend on
+    where its sources lay.
+    """
+    named = itertools.takewhile(lambda part: not glob.has_magic(part), Path(path).parts)
+    *_, last = ["documents", *(part for part in named if part not in ("/", "~", ".", ".."))]
+    return last.split(".")[0] or last
 
 
 def _files(path: str, suffixes: tuple[str, ...]) -> list[Path]:
