@@ -5,6 +5,7 @@ without headers: `00003.train.tokens`, `.lengths` (int64) and `.sources` (int32,
 Nothing of a shard is held in memory but a few documents.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import json
@@ -100,6 +101,19 @@ def _tokenized(
     weighted: Weighted, config: DataConfig, tokenizer: Tokenizer, report: Report
 ) -> Iterator[tuple[int, Document, np.ndarray]]:
     """(row, document, ids) in order; bad rows go into the report."""
+    # A tokenizer lets go of Python's lock: while it works on a batch, the one before is written and the next read.
+    with concurrent.futures.ThreadPoolExecutor(1) as executor:
+        before = None
+        for batch in _batches(weighted, config, report):
+            now = executor.submit(_encode, batch, tokenizer)
+            if before:
+                yield from before.result()
+            before = now
+        if before:
+            yield from before.result()
+
+
+def _batches(weighted: Weighted, config: DataConfig, report: Report) -> Iterator[list[tuple[int, Document]]]:
     waiting: list[tuple[int, Document]] = []
     size = 0
     for row, document in weighted.shard.rows():
@@ -110,16 +124,19 @@ def _tokenized(
         waiting.append((row, document))
         size += len(document.content)
         if len(waiting) == _AT_ONCE or size >= _CHARACTERS_AT_ONCE:
-            yield from _encode(waiting, tokenizer)
+            yield waiting
             waiting, size = [], 0
-    yield from _encode(waiting, tokenizer)
+    if waiting:
+        yield waiting
 
 
-def _encode(waiting: list[tuple[int, Document]], tokenizer: Tokenizer) -> Iterator[tuple[int, Document, np.ndarray]]:
-    texts = [document.content for _, document in waiting if isinstance(document.content, str)]
+def _encode(batch: list[tuple[int, Document]], tokenizer: Tokenizer) -> list[tuple[int, Document, np.ndarray]]:
+    texts = [document.content for _, document in batch if isinstance(document.content, str)]
     encoded = iter(tokenizer.encode_batch(texts) if texts else [])
-    for row, document in waiting:
-        yield row, document, next(encoded) if isinstance(document.content, str) else _inner(document.content, tokenizer)
+    return [
+        (row, document, next(encoded) if isinstance(document.content, str) else _inner(document.content, tokenizer))
+        for row, document in batch
+    ]
 
 
 def _inner(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
