@@ -2,9 +2,9 @@
 
     python benchmarks/tokenizing.py --tokenizer=checkpoints/SmolLM2-135M-Instruct [--json]
 
-The shipped text, twelve times over, as plain JSON lines is prepared into a store: read, checked, tokenized, written, joined and hashed. The
-library is given the same texts from memory, in batches of 1000, and its ids are thrown away: it does less. Both take all
-cores; they alternate, and the ratio is taken pair by pair. A first round is not counted.
+The shipped text, twelve times over, as plain JSON lines is prepared into a store: read, checked, tokenized, written,
+joined and hashed. The library is given the same texts from memory, in batches of 1000, and its ids are thrown away: it
+does less. Both take all cores; they alternate, and the ratio is taken pair by pair. A first round is not counted.
 """
 
 import argparse

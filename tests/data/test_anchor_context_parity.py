@@ -14,6 +14,8 @@ What it does beside that and we do not, each on purpose:
 - Its FlashAttention engine gives every document an anchor of its own, which takes up a position: another layout.
 """
 
+import itertools
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -52,7 +54,7 @@ def test_first_row(tmp_path_factory, documents, begins_with_anchor, draw):
     whole = [[*begin, *inner, BYTES.eos_id] for inner in documents]
     ends = np.cumsum([len(document) for document in whole]).tolist()
     spans = [{"source": "C4", "start": start, "end": end} for start, end in zip([0, *ends], ends, strict=False)]
-    packed = {"input_ids": sum(whole, []), "source": spans, "labels": [0]}
+    packed = {"input_ids": list(itertools.chain(*whole)), "source": spans, "labels": [0]}
     length = draw.draw(st.integers(2, 1 + sum(len(inner) + 1 for inner in documents)), label="row length")
     expected = reference_row(packed, length, BYTES.bos_id)
 
