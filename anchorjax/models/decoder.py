@@ -11,15 +11,20 @@ Letters: types.py.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jax.sharding import reshard
+from jax.typing import ArrayLike
 
 from anchorjax.attention import gradient, sharded
 from anchorjax.attention.plan import Plan
+from anchorjax.config import ModelConfig
 from anchorjax.masks import Mask
 from anchorjax.models import rope
 from anchorjax.models.layers import Adapter, Shape, draw, dropout, gathered, norm_scale, project, rms_norm
@@ -41,6 +46,18 @@ class View:
     plan: Plan
     cos_BTh: jax.Array
     sin_BTh: jax.Array
+
+    @classmethod
+    def of(cls, mask: Mask, positions_BT: jax.Array, shape: Shape) -> "View":
+        """With the tiles of `shape.attention`, and RoPE tables of the queries' positions."""
+        plan = sharded.plan(mask, shape.attention.q_tile, shape.attention.kv_tile)
+        local = mask.window is not None
+        tables = rope.tables(positions_BT, shape.max_position, shape.model.head_width, shape.rope, local=local)
+        return cls(mask, plan, *tables)
+
+
+# (q_BTNH, k_BTKH, v_BTKH) before RoPE -> (out_BTNH, what is kept of it): who sees whom is not the block's concern.
+Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 
 def _weight(key: jax.Array, size: tuple[int, ...], spec: P, fan_in: float, shape: Shape) -> nnx.Param:
@@ -90,22 +107,16 @@ class Attention(nnx.Module):
         specs = dict.fromkeys("qkv", INTO_HEADS) | {"o": OUT_OF_HEADS}
         _add_adapters(self, adapters, sizes, specs, shape)
 
-    def __call__(self, x_BTD: jax.Array, views: tuple[View, ...], is_global: jax.Array, shape: Shape) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, attend: Attend, shape: Shape) -> tuple[jax.Array, Any]:
+        """Returns the output [B, T, D] and what `attend` keeps."""
         q_BTNH = self._heads(x_BTD, "q", "NH", shape)
         k_BTKH, v_BTKH = self._heads(x_BTD, "k", "KH", shape), self._heads(x_BTD, "v", "KH", shape)
         if shape.model.qk_norm:
             q_BTNH = rms_norm(q_BTNH, self.q_norm_H, shape.model)
             k_BTKH = rms_norm(k_BTKH, self.k_norm_H, shape.model)
-
-        def attend(view):
-            return lambda *qkv: _attend(*qkv, view, shape)
-
-        if len(views) == 1:
-            out_BTNH = attend(views[0])(q_BTNH, k_BTKH, v_BTKH)
-        else:
-            out_BTNH = jax.lax.cond(is_global, *map(attend, views), q_BTNH, k_BTKH, v_BTKH)
+        out_BTNH, kept = attend(q_BTNH, k_BTKH, v_BTKH)
         adapter = getattr(self, "o_adapter", None)
-        return project(out_BTNH, self.o_NHD, adapter, "nh->d", _used(OUT_OF_HEADS), ACTIVATIONS, shape)
+        return project(out_BTNH, self.o_NHD, adapter, "nh->d", _used(OUT_OF_HEADS), ACTIVATIONS, shape), kept
 
     def _heads(self, x_BTD: jax.Array, name: str, axes: str, shape: Shape) -> jax.Array:
         weight, adapter = getattr(self, f"{name}_D{axes}"), getattr(self, f"{name}_adapter", None)
@@ -115,13 +126,28 @@ class Attention(nnx.Module):
         return y_BTNH
 
 
-def _attend(q_BTNH, k_BTKH, v_BTKH, view: View, shape: Shape) -> jax.Array:
+def rotated(q_BTNH, k_BTKH, view: View, shape: Shape) -> tuple[jax.Array, jax.Array]:
+    """Queries and keys at their positions."""
     config, cos_BTh, sin_BTh = shape.model, view.cos_BTh, view.sin_BTh
     # Attention divides by sqrt(H). Another scale goes into the queries' tables: no rounding of its own.
     correction = (config.head_width / (config.query_scale or config.head_width)) ** 0.5
     q_BTNH = rope.rotate(q_BTNH, cos_BTh * correction, sin_BTh * correction, shape.rope.dtype)
-    k_BTKH = rope.rotate(k_BTKH, cos_BTh, sin_BTh, shape.rope.dtype)
-    return sharded.apply(q_BTNH, k_BTKH, v_BTKH, view.mask, view.plan, shape.attention.implementation)
+    return q_BTNH, rope.rotate(k_BTKH, cos_BTh, sin_BTh, shape.rope.dtype)
+
+
+def _attend_in_rows(q_BTNH, k_BTKH, v_BTKH, *, views: tuple[View, ...], is_global: jax.Array, shape: Shape):
+    """Queries to the keys of the same rows, by the layer's own view. Keeps nothing."""
+
+    def by(view):
+        def attend(q_BTNH, k_BTKH, v_BTKH):
+            q_BTNH, k_BTKH = rotated(q_BTNH, k_BTKH, view, shape)
+            return sharded.apply(q_BTNH, k_BTKH, v_BTKH, view.mask, view.plan, shape.attention.implementation)
+
+        return attend
+
+    if len(views) == 1:
+        return by(views[0])(q_BTNH, k_BTKH, v_BTKH), None
+    return jax.lax.cond(is_global, *map(by, views), q_BTNH, k_BTKH, v_BTKH), None
 
 
 class FeedForward(nnx.Module):
@@ -168,16 +194,17 @@ class Block(nnx.Module):
         for name in norms:
             setattr(self, name, norm_scale(shape.model.model_width, shape))
 
-    def __call__(self, x_BTD, views: tuple[View, ...], is_global: jax.Array, shape: Shape, dropout_key) -> jax.Array:
+    def __call__(self, x_BTD, attend: Attend, shape: Shape, dropout_key=None) -> tuple[jax.Array, Any]:
+        """Returns the residual stream [B, T, D] behind the block, and what `attend` keeps."""
         config = shape.model
-        branch_BTD = self.attention(rms_norm(x_BTD, self.attention_norm_D, config), views, is_global, shape)
+        branch_BTD, kept = self.attention(rms_norm(x_BTD, self.attention_norm_D, config), attend, shape)
         if config.post_norms:
             branch_BTD = rms_norm(branch_BTD, self.post_attention_norm_D, config)
         x_BTD += dropout(branch_BTD, dropout_key, 0, config.dropout)
         branch_BTD = self.ffn(rms_norm(x_BTD, self.ffn_norm_D, config), shape)
         if config.post_norms:
             branch_BTD = rms_norm(branch_BTD, self.post_ffn_norm_D, config)
-        return x_BTD + dropout(branch_BTD, dropout_key, 1, config.dropout)
+        return x_BTD + dropout(branch_BTD, dropout_key, 1, config.dropout), kept
 
 
 class Decoder(nnx.Module):
@@ -220,15 +247,13 @@ class Decoder(nnx.Module):
         # Rounded after the look-up: the gradient of a frequent token is a sum over the whole row, and in
         # bfloat16 it stalls (64K equal terms gave 1/20 of their sum).
         embed_VD = gathered(self.embed_VD, P(None, None), "float32")
-        x_BTD = embed_VD.at[tokens_BT].get(out_sharding=ACTIVATIONS).astype(config.compute_dtype)
-        if config.scale_embeddings:
-            x_BTD *= jnp.asarray(config.model_width**0.5, x_BTD.dtype)  # rounded, as Gemma was trained
+        x_BTD = embedded(tokens_BT, embed_VD, config)
 
         def one_block(x_BTD, layer):
             block, number = layer
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, number)
-            is_global = (number + 1) % max(1, config.global_every) == 0
-            return block(x_BTD, views, is_global, shape, key), None
+            attend = functools.partial(_attend_in_rows, views=views, is_global=is_global(number, config), shape=shape)
+            return block(x_BTD, attend, shape, key)
 
         layers = (self.blocks, jnp.arange(config.num_layers))
         x_BTD, _ = jax.lax.scan(_remat(one_block, config.remat), x_BTD, layers)
@@ -241,7 +266,20 @@ class Decoder(nnx.Module):
         return gathered(self.unembed_DV, P(None, "tensor"), shape.model.compute_dtype)
 
 
-def kinds_of_layers(config) -> list[int | None]:
+def embedded(tokens_BT: jax.Array, embed_VD: jax.Array, config: ModelConfig) -> jax.Array:
+    """Rows of the embedding [B, T, D] in compute_dtype."""
+    x_BTD = embed_VD.at[tokens_BT].get(out_sharding=ACTIVATIONS).astype(config.compute_dtype)
+    if config.scale_embeddings:
+        x_BTD *= jnp.asarray(config.model_width**0.5, x_BTD.dtype)  # rounded, as Gemma was trained
+    return x_BTD
+
+
+def is_global(layer: ArrayLike, config: ModelConfig) -> ArrayLike:
+    """Whether a layer, numbered from 0, has no window where others have one."""
+    return (layer + 1) % max(1, config.global_every) == 0
+
+
+def kinds_of_layers(config: ModelConfig) -> list[int | None]:
     """The window of each kind of layer, None for all: those without first, if there are two."""
     if not config.window:
         return [None]
@@ -249,10 +287,9 @@ def kinds_of_layers(config) -> list[int | None]:
 
 
 def _view(window: int | None, positions_BT, segment_ids_BT, num_anchors: int, shape: Shape) -> View:
+    """Of whole rows, each query seeing keys of its own row."""
     mask = Mask.from_segments(segment_ids_BT, num_anchors, window, shape.model.attention_soft_cap or None)
-    plan = sharded.plan(mask, shape.attention.q_tile, shape.attention.kv_tile)
-    tables = rope.tables(positions_BT, shape.max_position, shape.model.head_width, shape.rope, local=window is not None)
-    return View(mask, plan, *tables)
+    return View.of(mask, positions_BT, shape)
 
 
 def logits(hidden_BTD: jax.Array, unembedding_DV: jax.Array, soft_cap: float = 0.0) -> jax.Array:
