@@ -101,7 +101,7 @@ def to_hf(checkpoint: Path, directory: Path, dtype: str | None) -> None:
     with new_directory(directory) as part, jax.set_mesh(_mesh(shape.model)):
         like = sharding.abstract(lambda: Decoder(jax.random.key(0), shape))
         checkpoints = Checkpoints(checkpoint, keep=1, read_only=True, host_bytes=bytes_of_largest(like))
-        weights = checkpoints.restore_latest_weights(named_leaves(like))
+        weights = checkpoints.restore_weights(named_leaves(like))
         params = jax.tree.unflatten(jax.tree.structure(like), weights.values())
         hf_checkpoint.save(params, shape.model, shape.lora, part, dtype)
         (part / hf_config.FILE).write_text(json.dumps(written, indent=2) + "\n")

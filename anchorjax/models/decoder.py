@@ -266,9 +266,9 @@ class Decoder(nnx.Module):
         return gathered(self.unembed_DV, P(None, "tensor"), shape.model.compute_dtype)
 
 
-def embedded(tokens_BT: jax.Array, embed_VD: jax.Array, config: ModelConfig) -> jax.Array:
-    """Rows of the embedding [B, T, D] in compute_dtype."""
-    x_BTD = embed_VD.at[tokens_BT].get(out_sharding=ACTIVATIONS).astype(config.compute_dtype)
+def embedded(tokens_BT: jax.Array, embed_VD: jax.Array, config: ModelConfig, spec: P = ACTIVATIONS) -> jax.Array:
+    """Rows of the embedding [B, T, D] in compute_dtype; `spec` is how they are cut."""
+    x_BTD = embed_VD.at[tokens_BT].get(out_sharding=spec).astype(config.compute_dtype)
     if config.scale_embeddings:
         x_BTD *= jnp.asarray(config.model_width**0.5, x_BTD.dtype)  # rounded, as Gemma was trained
     return x_BTD

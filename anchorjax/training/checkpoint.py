@@ -113,19 +113,28 @@ class Checkpoints:
             raise CheckpointError(f"none of the checkpoints {sorted(steps)} in {self.directory} can be read")
         return None
 
-    def restore_latest_weights(self, like: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """The weights alone of the newest checkpoint, by name.
+    def steps(self) -> list[int]:
+        """Of the checkpoints there are, in order. Raises CheckpointError if there is none."""
+        steps = sorted(self._manager.all_steps())
+        if not steps:
+            raise CheckpointError(f"there is no checkpoint in {self.directory.parent}")
+        return steps
+
+    def restore_weights(self, like: Mapping[str, jax.Array], step: int | None = None) -> dict[str, jax.Array]:
+        """The weights alone of one checkpoint, by name.
 
         Args:
           like: (abstract or real) arrays by name; results take their shapes, shardings and dtypes.
+          step: None takes the newest.
 
         Raises:
-          CheckpointError: there is none, it lacks one of these weights or has others, or cannot be read. Older
-            checkpoints are not looked at: the caller asked for this run's result.
+          CheckpointError: there is none, it lacks one of these weights or has others, or cannot be read. Others
+            are not looked at: the caller asked for this one.
         """
-        step = self._manager.latest_step()
-        if step is None:
-            raise CheckpointError(f"there is no checkpoint in {self.directory.parent}")
+        steps = self.steps()
+        step = steps[-1] if step is None else step
+        if step not in steps:
+            raise CheckpointError(f"there is no checkpoint of step {step} in {self.directory.parent}; allowed: {steps}")
         prefixed = {_WEIGHTS + name: leaf for name, leaf in like.items()}
         try:
             meta, saved = self._meta(step), self._manager.item_metadata(step).state

@@ -87,7 +87,7 @@ class Pretrained:
         for leaf in base.values():
             leaf.delete()  # else the devices would hold all weights twice
         checkpoints = Checkpoints(self.directory, keep=1, read_only=True, host_bytes=bytes_of_largest(like))
-        restored = checkpoints.restore_latest_weights(like)
+        restored = checkpoints.restore_weights(like)
         return jax.tree.unflatten(jax.tree.structure(params), (leaves | restored).values())
 
 

@@ -1,0 +1,1 @@
+"""What the scripts in eval/ are made of: a loaded model, generation, scoring, tasks and their results."""

@@ -1,0 +1,194 @@
+"""A model to evaluate: a run's newest checkpoint or a Hugging Face directory, on whatever devices there are."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from anchorjax import attention, sharding
+from anchorjax.config import AttentionConfig, LoraConfig, ModelConfig, RopeConfig
+from anchorjax.data import Tokenizer, num_anchors
+from anchorjax.data import tokenizer as tokenizer_lib
+from anchorjax.errors import UsageError, WeightsError
+from anchorjax.huggingface import config as hf_config
+from anchorjax.models.decoder import Decoder
+from anchorjax.models.layers import Shape, named_leaves
+from anchorjax.training.checkpoint import Checkpoints, bytes_of_largest
+from anchorjax.training.pretrained import SOURCE, Pretrained
+
+GENERATION_CONFIG = "generation_config.json"  # beside a config.json: which tokens end an answer
+DTYPES = ("auto", "float32", "bfloat16")
+_CONTEXT = 2048  # what transformers takes where config.json names no max_position_embeddings
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What is known of a model before its weights are loaded: enough to refuse what it cannot do.
+
+    Attributes:
+      pretrained: the directory, and what weights are in it.
+      fields: config.json as it lies there; a run's has the section "data".
+      context: tokens that the model takes: a run's row length, max_position_embeddings, or what the caller asked for.
+      num_anchors: leading tokens that layers with a window see from everywhere; 0 for models trained elsewhere.
+      eos_ids: tokens that end a text.
+      files: where tokenizer.json lies; None for bytes.
+    """
+
+    pretrained: Pretrained
+    fields: dict[str, Any]
+    model: ModelConfig
+    rope: RopeConfig
+    lora: LoraConfig
+    tokenizer: Tokenizer
+    context: int
+    num_anchors: int
+    eos_ids: tuple[int, ...]
+    files: Path | None
+
+    @property
+    def directory(self) -> Path:
+        return self.pretrained.directory
+
+    @property
+    def is_run(self) -> bool:
+        return "data" in self.fields
+
+    def shape(self, row_length: int) -> Shape:
+        """For rows of that many tokens, with this machine's attention."""
+        chosen = attention.choose(AttentionConfig("auto", 0, 0), row_length)
+        return Shape(self.model, self.rope, self.lora, chosen, row_length)
+
+
+def describe(
+    *,
+    workdir: str | Path | None = None,
+    hf: str | Path | None = None,
+    dtype: str = "auto",
+    context: int = 0,
+    rope_theta: float = 0.0,
+) -> Description:
+    """Reads configuration and tokenizer, and no weights.
+
+    Args:
+      workdir, hf: exactly one of them: a directory of ours (a run's, or one of anchorjax.convert), or Hugging Face's.
+      dtype: of weights and activations. "auto" is a run's own compute_dtype; elsewhere bfloat16, and on CPUs
+        float32, as bfloat16 is slower and less exact there.
+      context: tokens to allow beyond what the model says, 0 for that.
+      rope_theta: another RoPE base, 0 for the model's own.
+
+    Raises:
+      UsageError: both directories or none; another dtype.
+      WeightsError: a directory that cannot be used.
+    """
+    if (workdir is None) == (hf is None):
+        raise UsageError("give one of --workdir (a training run) and --hf (a Hugging Face directory)")
+    if dtype not in DTYPES:
+        raise UsageError(f"--dtype={dtype} is not allowed: it must be one of {', '.join(DTYPES)}")
+    pretrained = Pretrained.open(hf if workdir is None else workdir)
+    fields = hf_config.load(pretrained.directory)
+    if (workdir is None) != ("model_type" in fields):
+        one, other = ("--hf", "--workdir") if workdir is None else ("--workdir", "--hf")
+        raise UsageError(f"{one}={pretrained.directory} is for {other}: its config.json is of the other kind")
+    data = fields.get("data", {})
+    if dtype == "auto":
+        on_device = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        dtype = fields["model"]["compute_dtype"] if data else on_device
+    tokenizer, files = _tokenizer(pretrained, data.get("tokenizer", "auto"))
+    theta = {"theta": rope_theta} if rope_theta else {}
+    sections = fields if workdir is not None else {}
+    stays = {"compute_dtype": dtype, "param_dtype": dtype, "remat": "none", "dropout": 0.0}
+    return Description(
+        pretrained,
+        fields,
+        ModelConfig(**pretrained.model, **stays),
+        RopeConfig(**{"dtype": sections.get("rope", {}).get("dtype", "float32"), **pretrained.rope, **theta}),
+        LoraConfig(**sections.get("lora", {"rank": 0, "alpha": 0.0, "targets": ()})),
+        tokenizer,
+        context or data.get("row_length") or _positions(pretrained),
+        num_anchors(data["mask"]) if data else 0,
+        _eos_ids(tokenizer, files),
+        files,
+    )
+
+
+def _positions(pretrained: Pretrained) -> int:
+    fields = hf_config.load(pretrained.source) if pretrained.source else {}
+    return fields.get("max_position_embeddings") or _CONTEXT
+
+
+def _tokenizer(pretrained: Pretrained, name: str) -> tuple[Tokenizer, Path | None]:
+    """A run's own, which lies in its directory if it began with a checkpoint; else the checkpoint's."""
+    own = pretrained.directory / SOURCE if name != "auto" else pretrained.source
+    candidates = [own, pretrained.source, Path(name).expanduser()]
+    if name != "bytes":
+        files = next((path for path in candidates if path and (path / "tokenizer.json").exists()), None)
+        if files is None:
+            raise WeightsError(f"{pretrained.directory} has no tokenizer.json")
+        name = str(files)
+    try:
+        return tokenizer_lib.load(name), None if name == "bytes" else Path(name)
+    except ValueError as error:
+        raise WeightsError(str(error)) from error
+
+
+def _eos_ids(tokenizer: Tokenizer, files: Path | None) -> tuple[int, ...]:
+    """The tokenizer's, and those of generation_config.json: chat models end a turn by another token than a text."""
+    try:
+        found = json.loads((files / GENERATION_CONFIG).read_text()).get("eos_token_id", []) if files else []
+    except FileNotFoundError:
+        found = []
+    except (OSError, ValueError, AttributeError) as error:
+        raise WeightsError(f"{files / GENERATION_CONFIG} cannot be read: {error}") from error
+    found = found if isinstance(found, list) else [found]
+    if not all(type(index) is int and 0 <= index for index in found):
+        raise WeightsError(f"{files / GENERATION_CONFIG}: eos_token_id is {found}; allowed: token ids")
+    return tuple(dict.fromkeys([tokenizer.eos_id, *found]))
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+    """A described model with its weights on a mesh."""
+
+    description: Description
+    params: Decoder
+    mesh: Mesh
+    step: int | None  # of a run's checkpoint
+
+
+def make_mesh(model: ModelConfig, devices: int | None = None) -> Mesh:
+    """All devices: as many along `tensor` as divide heads, feed-forward and vocabulary; the others along `fsdp`.
+
+    Rows of a batch lie along `fsdp`, and so do the weights, which may be more than a device holds. `context` is 1: one
+    token at a time cannot be cut.
+    """
+    count = devices or jax.device_count()
+    tensor = math.gcd(count, model.num_kv_heads, model.ffn_width, model.vocab_size)
+    fsdp = math.gcd(count // tensor, model.model_width)
+    shape = {"data": count // tensor // fsdp, "fsdp": fsdp, "context": 1, "tensor": tensor}
+    return sharding.make_mesh(shape, jax.devices()[:count])
+
+
+def load(description: Description, mesh: Mesh | None = None, step: int | None = None) -> LanguageModel:
+    """Reads the weights onto the mesh.
+
+    Args:
+      step: of a run's checkpoints; None takes the newest.
+
+    Raises:
+      WeightsError, CheckpointError: they cannot be read, or are of another model.
+    """
+    mesh = mesh or make_mesh(description.model)
+    shape = description.shape(description.context)
+    with jax.set_mesh(mesh):
+        like = sharding.abstract(lambda: Decoder(jax.random.key(0), shape))
+        if "model_type" in description.fields:
+            params = description.pretrained.load(sharding.zeros(lambda: Decoder(jax.random.key(0), shape)), shape)
+            return LanguageModel(description, params, mesh, None)
+        checkpoints = Checkpoints(description.directory, keep=1, read_only=True, host_bytes=bytes_of_largest(like))
+        step = checkpoints.steps()[-1] if step is None else step
+        weights = checkpoints.restore_weights(named_leaves(like), step)
+        return LanguageModel(description, jax.tree.unflatten(jax.tree.structure(like), weights.values()), mesh, step)
