@@ -28,8 +28,8 @@ def parse_config(argv: Sequence[str]) -> Config:
     """The configuration alone, for programs without a working directory.
 
     Args:
-      argv: as `sys.argv`, with the program's name first. Must be `sys.argv` itself: config flags read the
-        overrides from there.
+      argv: as `sys.argv`, with the program's name first. Must be `sys.argv` but for what `split_runner` took out:
+        config flags read the overrides from there.
 
     Raises:
       ConfigError: an unknown key, a wrong type or an impossible value; names key, value and what is allowed.
@@ -40,6 +40,25 @@ def parse_config(argv: Sequence[str]) -> Config:
     if workdir:
         raise UsageError(f"--workdir={workdir} is not understood. {help_text}")
     return config
+
+
+def split_runner(argv: Sequence[str]) -> tuple[list[str], str | None, list[str]]:
+    """Takes `--runner=NAME` and `--beam.OPTION=VALUE` out of a command line.
+
+    Returns:
+      The other arguments; NAME, or None if it is not given; and `--OPTION=VALUE` as Beam understands them.
+
+    Raises:
+      UsageError: NAME is missing, given twice, or given as an option of Beam.
+    """
+    names = [argument.removeprefix("--runner=") for argument in argv if argument.startswith("--runner=")]
+    options = [f"--{argument.removeprefix('--beam.')}" for argument in argv if argument.startswith("--beam.")]
+    if "--runner" in argv or "" in names:
+        raise UsageError("--runner has no name; write --runner=NAME")
+    if len(names) > 1 or any(option.partition("=")[0] == "--runner" for option in options):
+        raise UsageError("there must be one runner, written --runner=NAME")
+    rest = [argument for argument in argv if not argument.startswith(("--runner=", "--beam."))]
+    return rest, names[0] if names else None, options
 
 
 def _parse(argv: Sequence[str], help_text: str) -> tuple[Config, str | None]:

@@ -4,8 +4,8 @@
     python train.py --config=configs/x.py --workdir=runs/books --config.data.store=stores/books
 
 The tokenizer is the run's. `data.workers` processes share the work; the result is the same for any number. Killed, the
-same command goes on with what is missing. It needs twice the space of the store. Exit codes: 0 done, 1 failed, 2 bad
-input.
+same command goes on with what is missing. It needs twice the space of the store. `--runner=NAME` is a runner of Apache
+Beam instead, for many machines, and `--beam.OPTION=VALUE` an option of it. Exit codes: 0 done, 1 failed, 2 bad input.
 """
 
 import sys
@@ -16,13 +16,15 @@ from anchorjax.config import Config
 from anchorjax.data import preparing
 from anchorjax.data.index import Index
 from anchorjax.data.preparing import State
+from anchorjax.data.runner import PROCESSES, Runner
 from anchorjax.errors import UserError
 
 
 def main() -> int:
     try:
-        config = command_line.parse_config(sys.argv)
-        run(config)
+        arguments, name, options = command_line.split_runner(sys.argv)
+        runner = Runner(name or PROCESSES.name, tuple(options))
+        run(command_line.parse_config(arguments), runner)
         return 0
     except UserError as error:
         print(f"anchorjax.prepare: {error}", file=sys.stderr)
@@ -32,14 +34,14 @@ def main() -> int:
         return 1
 
 
-def run(config: Config) -> None:
-    """Raises ConfigError, WeightsError or DataError; see `preparing.prepare`."""
+def run(config: Config, runner: Runner = PROCESSES) -> None:
+    """Raises UsageError, ConfigError, WeightsError or DataError; see `preparing.prepare`."""
     from anchorjax.training import setup  # not in the worker processes, which import this module
 
     completed = setup.complete(config, setup.find_pretrained(config))
     line = ProgressLine()
     try:
-        indices = preparing.prepare(completed.data, line.show)
+        indices = preparing.prepare(completed.data, line.show, runner)
     finally:
         line.close()
     print(summary(config.data.store, indices), flush=True)

@@ -2,14 +2,18 @@
 
 Piece 3 is `00003.json`, which is written last and so says that the piece is whole, and for each split three arrays
 without headers: `00003.train.tokens`, `.lengths` (int64) and `.sources` (int32, indices of the piece's own names).
-Nothing of a shard is held in memory but a few documents.
+Each attempt at a piece writes into a directory of its own, from which whole files are renamed: runners may try a piece
+twice at once, and every attempt has the same bytes. Nothing of a shard is held in memory but a few documents.
 """
 
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from anchorjax.config import DataConfig
+from anchorjax.data import tokenizer as tokenizer_lib
 from anchorjax.data.documents import BadRow, Document
 from anchorjax.data.index import DTYPES, MAX_SOURCES
 from anchorjax.data.sources import Weighted
@@ -26,6 +31,7 @@ from anchorjax.errors import DataError
 
 SPLITS = ("train", "validation")
 ARRAYS = ("tokens", "lengths", "sources")
+_ATTEMPT = "attempt-"  # how directories of unfinished pieces begin
 _AT_ONCE, _CHARACTERS_AT_ONCE = 64, 2**20  # documents that a tokenizer shares its cores among
 _EXAMPLES = 3  # places kept of each reason
 
@@ -68,12 +74,50 @@ def done(directory: Path, number: int) -> dict[str, Any] | None:
         return None
 
 
+def progress(directory: Path) -> tuple[int, int]:
+    """(finished pieces, bytes of tokens), those of unfinished pieces among them."""
+    entries = list(os.scandir(directory))
+    finished = sum(entry.name.endswith(".json") for entry in entries)
+    for attempt in [entry for entry in entries if entry.name.startswith(_ATTEMPT)]:
+        with contextlib.suppress(FileNotFoundError):  # it has just been finished
+            entries += os.scandir(attempt)
+    size = 0
+    for entry in entries:
+        if entry.name.endswith(".tokens"):
+            with contextlib.suppress(FileNotFoundError):
+                size += entry.stat().st_size
+    return finished, size
+
+
+def clear(directory: Path) -> None:
+    """Removes what killed attempts left."""
+    for attempt in directory.glob(f"{_ATTEMPT}*"):
+        shutil.rmtree(attempt, ignore_errors=True)  # a worker that was not told of the end may still write into it
+
+
+def make(directory: Path, number: int, weighted: Weighted, config: DataConfig) -> None:
+    """`write` with the tokenizer of `config`, which is kept for the process's next piece."""
+    write(directory, number, weighted, config, _tokenizer(config.tokenizer))
+
+
+@functools.cache
+def _tokenizer(name: str) -> Tokenizer:
+    return tokenizer_lib.load(name)
+
+
 def write(directory: Path, number: int, weighted: Weighted, config: DataConfig, tokenizer: Tokenizer) -> None:
     """Reads a shard and writes its piece.
 
     Raises:
       DataError: a bad row with `data.bad_rows="raise"`, an id outside the vocabulary, or a file that cannot be read.
     """
+    with tempfile.TemporaryDirectory(prefix=_ATTEMPT, dir=directory) as attempt:
+        _write(Path(attempt), number, weighted, config, tokenizer)
+        for path in sorted(Path(attempt).iterdir(), key=lambda path: path.suffix == ".json"):  # it comes last
+            os.replace(path, directory / path.name)
+
+
+def _write(directory: Path, number: int, weighted: Weighted, config: DataConfig, tokenizer: Tokenizer) -> None:
     report = Report()
     with contextlib.ExitStack() as stack:
         splits = {split: stack.enter_context(_Split(directory, number, split, tokenizer)) for split in SPLITS}
@@ -92,9 +136,7 @@ def write(directory: Path, number: int, weighted: Weighted, config: DataConfig, 
             for _ in range(copies if split == "train" else min(copies, 1)):
                 splits[split].add(ids, document.source)
     content = dataclasses.asdict(report) | {name: split.counts() for name, split in splits.items()}
-    part = directory / f"{number:05d}.json.part"
-    part.write_text(json.dumps(content))
-    os.replace(part, directory / f"{number:05d}.json")
+    (directory / f"{number:05d}.json").write_text(json.dumps(content))
 
 
 def _tokenized(

@@ -1,21 +1,17 @@
-"""A store on disk from sources: shards -> pieces -> whole, restartable, the same for any number of processes.
+"""A store on disk from sources: shards -> pieces -> whole, restartable, the same for any runner and number of workers.
 
 Beside the store STORE, the directory STORE.part holds what is not yet whole: `request.json`, which says for what it is,
 `pieces/`, of which finished ones are not made again, and `whole/`, which is renamed to STORE at the very end.
 """
 
-import concurrent.futures.process
 import contextlib
 import dataclasses
 import fcntl
 import functools
 import hashlib
 import json
-import multiprocessing
-import multiprocessing.connection
 import os
 import shutil
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,10 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from anchorjax.config import DataConfig
-from anchorjax.data import joining, pieces, sources
+from anchorjax.data import beam, joining, pieces, processes, sources
 from anchorjax.data import tokenizer as tokenizer_lib
 from anchorjax.data.index import DTYPES, Index
 from anchorjax.data.pieces import Report
+from anchorjax.data.runner import PROCESSES, Runner
 from anchorjax.data.sources import Weighted
 from anchorjax.errors import ConfigError, DataError
 
@@ -43,18 +40,24 @@ class State:
     tokens: int
 
 
-def prepare(config: DataConfig, show: Callable[[State], None] = lambda state: None) -> dict[str, Index]:
+def prepare(
+    config: DataConfig, show: Callable[[State], None] = lambda state: None, runner: Runner = PROCESSES
+) -> dict[str, Index]:
     """Writes `config.store` and returns the index of each split; see `configs/common.py` for the keys it follows.
 
     Args:
       show: is called about once a second, from another thread.
+      runner: what tokenizes the shards. It does not change the store, and may change between two starts.
 
     Raises:
+      UsageError: a runner or a Beam option that is not known, or Beam is not installed.
       ConfigError: no such source or tokenizer; a store that exists already.
       DataError: a file that cannot be read or written, a bad row that is not to be skipped, too many of those that
         are, no document in a split, another process that prepares the same store, or an unfinished preparation of
         something else.
     """
+    if runner != PROCESSES:
+        beam.check(runner, config)
     store = Path(config.store).expanduser().resolve()
     part = store.with_name(f"{store.name}.part")
     if not config.store or store.exists():
@@ -71,7 +74,7 @@ def prepare(config: DataConfig, show: Callable[[State], None] = lambda state: No
             directory, whole = part / "pieces", part / "whole"
             directory.mkdir(exist_ok=True)
             with _shown(directory, len(shards), pieces.dtype_name(tokenizer), show):
-                _write_pieces(directory, shards, config)
+                _write_pieces(directory, shards, config, runner)
             _check_bad_rows(directory, len(shards), config)
             shutil.rmtree(whole, ignore_errors=True)
             indices = {}
@@ -136,49 +139,12 @@ def _check_request(file: Path, request: dict[str, object]) -> None:
         )
 
 
-def _write_pieces(directory: Path, shards: list[Weighted], config: DataConfig) -> None:
-    missing = [number for number in range(len(shards)) if pieces.done(directory, number) is None]
-    if config.workers < 2 or len(missing) < 2:
-        for number in missing:
-            _write_piece(directory, number, shards[number], config)
-        return
-    threads = max(1, (os.cpu_count() or 1) // config.workers)
-    spawn = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
-    # Its end tells workers to end, whether this process closes it or is killed. (An Event may wait for ever for a
-    # killed worker.)
-    lifeline, end = spawn.Pipe(duplex=False)
-    executor = concurrent.futures.ProcessPoolExecutor(
-        min(config.workers, len(missing)),
-        mp_context=spawn,
-        initializer=_start_worker,
-        initargs=(threads, lifeline),
-    )
-    with lifeline, end, executor:
-        futures = [executor.submit(_write_piece, directory, number, shards[number], config) for number in missing]
-        try:
-            for future in concurrent.futures.as_completed(futures):
-                future.result()
-        except BaseException as error:
-            end.close()  # at once: finished pieces are kept
-            if not isinstance(error, concurrent.futures.process.BrokenProcessPool):
-                raise
-            raise DataError("a process was killed (was the memory full?); run again to go on") from error
-
-
-def _write_piece(directory: Path, number: int, weighted: Weighted, config: DataConfig) -> None:
-    pieces.write(directory, number, weighted, config, _tokenizer(config.tokenizer))
-
-
-@functools.cache
-def _tokenizer(name: str) -> tokenizer_lib.Tokenizer:
-    return tokenizer_lib.load(name)
-
-
-def _start_worker(threads: int, lifeline: multiprocessing.connection.Connection) -> None:
-    """Runs first in a worker."""
-    os.environ["RAYON_NUM_THREADS"] = str(threads)  # of the tokenizers library, which else takes all cores
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C goes to all; the parent answers it
-    threading.Thread(target=lambda: (lifeline.poll(None), os._exit(1)), daemon=True).start()
+def _write_pieces(directory: Path, shards: list[Weighted], config: DataConfig, runner: Runner) -> None:
+    pieces.clear(directory)
+    missing = {number: shard for number, shard in enumerate(shards) if pieces.done(directory, number) is None}
+    if missing:
+        write = processes.write if runner == PROCESSES else functools.partial(beam.write, runner=runner)
+        write(directory, missing, config)
 
 
 def _check_bad_rows(directory: Path, total: int, config: DataConfig) -> None:
@@ -209,9 +175,8 @@ def _shown(directory: Path, total: int, dtype: str, show: Callable[[State], None
     width = np.dtype(DTYPES[dtype]).itemsize
 
     def state() -> State:
-        entries = list(os.scandir(directory))
-        size = sum(entry.stat().st_size for entry in entries if entry.name.endswith(".tokens"))
-        return State(sum(entry.name.endswith(".json") for entry in entries), total, size // width)
+        finished, size = pieces.progress(directory)
+        return State(finished, total, size // width)
 
     def loop() -> None:
         while not ended.wait(1):
