@@ -84,7 +84,7 @@ def _pipeline(runner: Runner, config: DataConfig) -> Any:
     flags = [f"--direct_num_workers={max(1, config.workers)}", *runner.options]
     workers = PipelineOptions(flags).view_as(DirectOptions).direct_num_workers
     mode = "in_memory" if workers == 1 else "multi_processing"  # threads would share Python's lock
-    # Since 2.65 what Beam calls DirectRunner first tries Prism, a program that it downloads.
+    # What Beam (2.77) calls DirectRunner first tries Prism, a program that it downloads.
     options = PipelineOptions([f"--direct_running_mode={mode}", *flags])
     return apache_beam.Pipeline(runner="FnApiRunner", options=options)
 

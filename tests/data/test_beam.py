@@ -136,14 +136,15 @@ def test_runners_that_fail_say_so(tmp_path, folder, monkeypatch):
 
 
 def test_attempts_at_a_piece_do_not_meet(tmp_path, folder, monkeypatch):
-    """One attempt is held before its last file while another one is made and used."""
+    """One attempt is held before its first file is in place, while another one is made and used."""
     config, directory = options(folder, tmp_path / "store"), tmp_path / "pieces"
     directory.mkdir()
     shard = preparing_lib._shards(config)[0]
-    held, go_on, replace = threading.Event(), threading.Event(), os.replace
+    held, go_on, replace, order = threading.Event(), threading.Event(), os.replace, []
 
     def slow(source, target):
         if threading.current_thread() is not threading.main_thread():
+            order.append(pathlib.Path(target).name)
             held.set()
             assert go_on.wait(10)
         replace(source, target)
@@ -158,6 +159,7 @@ def test_attempts_at_a_piece_do_not_meet(tmp_path, folder, monkeypatch):
     go_on.set()
     thread.join()
     assert {file.name: file.read_bytes() for file in directory.iterdir()} == before and len(before) == 7
+    assert order[-1] == "00000.json" and len(order) == 7  # what says that the piece is whole
 
 
 # --- As a program ---
