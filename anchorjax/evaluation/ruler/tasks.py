@@ -132,6 +132,11 @@ class Samples(Sequence):
             raise IndexError(f"{self.task} has {len(self)} samples, and no sample {index}")
         return self._sample(index % len(self))
 
+    def references(self) -> list[tuple[str, ...]]:
+        """Those of all samples, which takes no sizing: for scoring answers that were made before."""
+        recipes = map(self._recipe, range(len(self)))
+        return [recipe.draft(recipe.smallest).references for recipe in recipes]
+
     def _sample(self, index: int) -> Sample:
         length, recipe = self.setting.length, self._recipe(index)
         try:

@@ -41,12 +41,16 @@ class Chain:
         links = zip(self.names[1:], self.names, strict=False)
         return [f"VAR {self.names[0]} = {self.value}", *(f"VAR {new} = VAR {old} " for new, old in links)]
 
+    def places(self, count: int) -> list[int]:
+        """Before which of `count` sentences the assignments stand, in order."""
+        return sorted(random.Random(self.places_seed).sample(range(count), HOPS + 1))
+
     def hide(self, lines: int) -> tuple[str, str, tuple[float, ...]]:
         """The question over so many lines of noise, its answer prefix, and the depths of the assignments in percent."""
         sentences = [NOISE + "\n"] * lines
         if lines <= HOPS + 1:  # too few places: between sentences, then
             sentences = [part + "." if part.strip() else part for line in sentences for part in line.split(".")]
-        places = sorted(random.Random(self.places_seed).sample(range(len(sentences)), HOPS + 1))
+        places = self.places(len(sentences))
         depths = tuple(100 * place / len(sentences) for place in places)
         for place, assignment in reversed(list(zip(places, self.assignments, strict=True))):
             sentences.insert(place, assignment)
