@@ -42,9 +42,17 @@ class ChatTemplate:
         texts = {name: text.get("content") if isinstance(text, dict) else text for name, text in named.items()}
         specials = {name: text for name, text in texts.items() if name.endswith("_token") and isinstance(text, str)}
         try:
+            return cls.of(source, specials)
+        except ValueError as error:
+            raise ValueError(f"{directory}: {error}") from error
+
+    @classmethod
+    def of(cls, source: str, specials: Mapping[str, str]) -> "ChatTemplate":
+        """Raises ValueError: no valid template."""
+        try:
             return cls(_environment().from_string(source), specials)
         except jinja2.TemplateError as error:
-            raise ValueError(f"{directory}: the chat template is not valid: {error}") from error
+            raise ValueError(f"the chat template is not valid: {error}") from error
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The messages ({"role": ..., "content": ...}) and the header of the assistant's next turn.

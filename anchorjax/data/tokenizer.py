@@ -150,7 +150,7 @@ class HuggingFaceTokenizer:
 
         None is added. An id can lie at or above `vocab_size`, which ends where plain text ends.
         """
-        encoding = self._rules_with_specials.encode(text, add_special_tokens=False)
+        encoding = self._rules_with_specials.encode_batch_fast([text], add_special_tokens=False)[0]
         return np.asarray(encoding.ids, np.int32)
 
     @functools.cached_property

@@ -1,7 +1,7 @@
 """One needle at chosen depths of haystacks of chosen lengths: what a heat map of retrieval is drawn from.
 
-A cell asks for the one value that RULER's niah_single_2 asks for (with `haystack="noise"`, niah_single_1), but its depth
-is given instead of drawn.
+A cell asks for the one value that RULER's niah_single_2 asks for (with `haystack="noise"`, niah_single_1), but its
+depth is given instead of drawn.
 """
 
 import random
@@ -41,8 +41,8 @@ class Grid(Sequence):
         """
         Args:
           lengths: tokens of prompt, answer prefix and answer together, as in `ruler.make`.
-          depths: percent of the haystack before the needle, from 0 to 100: of the sentences of essays, or of the lines
-            of noise.
+          depths: percent of the haystack before the needle, from 0 to 100: of the words of essays, to the nearest end
+            of a sentence, or of the lines of noise.
           repeats: samples of a cell, each with another key and value.
           essays, chat: as in `ruler.make`.
 
@@ -51,7 +51,9 @@ class Grid(Sequence):
             without room for a needle.
         """
         if not lengths or not depths or repeats < 1:
-            raise EvaluationError(f"a grid of {len(lengths)} lengths, {len(depths)} depths and {repeats} repeats is empty")
+            raise EvaluationError(
+                f"a grid of {len(lengths)} lengths, {len(depths)} depths and {repeats} repeats is empty"
+            )
         outside = [depth for depth in depths if not 0 <= depth <= 100]
         if outside:
             raise EvaluationError(f"depths={outside[0]} is not allowed: a depth is a percentage from 0 to 100")

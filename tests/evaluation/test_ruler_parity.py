@@ -30,6 +30,7 @@ def test_needles(theirs):
     # Percent of the sentences, or places among the lines; a little more, so that none is lost to rounding.
     depths = theirs["where"] if essays else [100 * (place + 0.01) / size for place in theirs["where"]]
     recipe = NeedleRecipe(kind, random.Random(0), essays, tuple(depths))
+    recipe._by_words = False
     recipe.needles = [NEEDLE.format(kind=kind.value, key=key, value=value) for key, value in theirs["in_text"]]
     recipe.values = [value for _, value in theirs["in_text"]]
     recipe.asked, recipe.references = theirs["asked"], tuple(theirs["references"])
@@ -99,13 +100,15 @@ def test_questions():
     ours = questions.QuestionRecipe(random.Random(0), asked, tuple(theirs["documents"])).draft(3)
     head, tail = (theirs["prompt"].split(cut)[i] for cut, i in (("Document 1:", 0), ("\n\nAnswer the question", 1)))
     assert ours.prompt.startswith(head) and ours.prompt.endswith(tail)
-    documents = [re.search(r"Document 1:\n.*(?=\n\nAnswer)", text, re.DOTALL)[0] for text in (ours.prompt, theirs["prompt"])]
+    documents = [
+        re.search(r"Document 1:\n.*(?=\n\nAnswer)", text, re.DOTALL)[0] for text in (ours.prompt, theirs["prompt"])
+    ]
     cut = [sorted(re.split(r"(?:\n\n)?Document \d:\n", text)) for text in documents]
     assert cut[0] == cut[1] and len(cut[0]) == 4
     assert ours.answer_prefix == " " + theirs["config"]["answer_prefix"]
 
 
 def test_answers_have_as_many_tokens():
-    kinds = {"qa_1": "qa", "qa_2": "qa"} | {name: "niah" for name in needles.KINDS}
+    kinds = {"qa_1": "qa", "qa_2": "qa"} | dict.fromkeys(needles.KINDS, "niah")
     for name, task in TASKS.items():
         assert task.max_new_tokens == THEIRS["max_new_tokens"][kinds.get(name, name)]

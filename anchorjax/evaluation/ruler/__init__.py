@@ -21,6 +21,7 @@ Prompts, answer prefixes, numbers of generated tokens, depths and metrics are th
   that to chance.
 - Below 2048 tokens the worked example of vt is shorter; a HotpotQA question that does not fit with its ten documents
   keeps those that hold the answer.
+- cwe has RULER's lists of below 4096 tokens where those of above have no room, which happens with bytes.
 - cwe past the 8,166 words of its vocabulary goes on with pairs of them (RULER: a file of English words).
 - With a chat template, worked examples stand in the user's turn.
 """

@@ -45,16 +45,21 @@ class Essays:
             ends.append(len(words))  # a repetition begins a new sentence
         return cls(material, words, np.asarray(ends, np.int64))
 
-    def insert(self, size: int, needles: Sequence[str], depths: Sequence[float]) -> str:
-        """The first `size` words, with needle i where `depths[i]` percent of their sentences are over.
+    def insert(self, size: int, needles: Sequence[str], depths: Sequence[float], by_words: bool = False) -> str:
+        """The first `size` words, with needle i behind the sentence with which `depths[i]` percent are over.
 
-        `depths` ascend. As in RULER a space stands before a needle at the very beginning and behind one at the end.
+        It is a percentage of sentences, as in RULER; `by_words` goes by words, to the nearest end of a sentence: tokens
+        in the mean, whatever the sentences are like. `depths` ascend. As in RULER a space stands before a needle at the
+        very beginning and behind one at the end.
         """
         repeats = -(-size // len(self.words))
         words = self.words * repeats if repeats > 1 else self.words
         ends = np.concatenate([self.ends_S + i * len(self.words) for i in range(repeats)])
-        ends = np.append(ends[: np.searchsorted(ends, size)], size)  # the last sentence may be cut
-        starts = [int(np.append(0, ends)[int(len(ends) * (depth / 100))]) for depth in depths]
+        cuts = np.concatenate([[0], ends[: np.searchsorted(ends, size)], [size]])  # the last sentence may be cut
+        if by_words:
+            starts = [int(cuts[np.argmin(np.abs(cuts - size * depth / 100))]) for depth in depths]
+        else:
+            starts = [int(cuts[int((len(cuts) - 1) * (depth / 100))]) for depth in depths]
         parts = []
         for needle, first, last in zip(needles, [0, *starts], starts, strict=False):
             parts += [" ".join(words[first:last]), needle]
@@ -90,7 +95,7 @@ def _read(file: Path) -> str:
             return content
         text = json.loads(content)["text"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EvaluationError(f"essays={file} is no text, nor JSON with a text under \"text\": {error!r}") from error
+        raise EvaluationError(f'essays={file} is no text, nor JSON with a text under "text": {error!r}') from error
     if not isinstance(text, str):
         raise EvaluationError(f'essays={file}: "text" is a {type(text).__name__}; it must be a string')
     return text

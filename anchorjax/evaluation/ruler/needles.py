@@ -51,8 +51,9 @@ class NeedleRecipe:
     """A unit of filler is a word of the essays, a line of noise, or another needle."""
 
     def __init__(self, kind: Kind, rng: random.Random, essays: Essays | None, depths: tuple[float, ...] | None = None):
-        """`depths` in percent, one for each needle; without them drawn as in RULER."""
+        """`depths` in percent, one for each needle, and of the essays' words; without them drawn as in RULER."""
         self.kind = kind
+        self._by_words = depths is not None
         self.essays = essays
         self.smallest = 1
         self.largest = UNLIMITED
@@ -91,7 +92,7 @@ class NeedleRecipe:
     def _hide(self, size: int) -> tuple[str, list[float]]:
         """The haystack with its needles, and at which depths they are."""
         if self.essays:
-            return self.essays.insert(size, self.needles, self.depths), self.depths
+            return self.essays.insert(size, self.needles, self.depths, self._by_words), self.depths
         lines = [NOISE] * size if self.kind.haystack == "noise" else self._other_needles(size)
         places = [int(size * (depth / 100)) for depth in self.depths]
         for needle, place in reversed(list(zip(self.needles, places, strict=True))):

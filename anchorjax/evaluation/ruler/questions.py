@@ -51,7 +51,8 @@ def recipes(option: str, setting: Setting) -> Callable[[random.Random, int], Rec
 
     def recipe(rng: random.Random, index: int) -> Recipe:
         if index >= len(questions.questions):
-            raise EvaluationError(f"{option}={path} has {len(questions.questions)} questions, and no sample {index}")
+            count = len(questions.questions)
+            raise EvaluationError(f"{option}={path} has {count} questions, which is too few for {index + 1} samples")
         return QuestionRecipe(rng, questions.questions[index], questions.documents)
 
     return recipe

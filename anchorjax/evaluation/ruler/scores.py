@@ -42,7 +42,7 @@ def score(samples: Iterable[Sample], predictions: Iterable[str]) -> dict[str, fl
 
 
 def averages(scores: Mapping[str, float]) -> dict[str, float]:
-    """Percent: "ruler", the mean of all 13 tasks, and "paper", that of 11; either only if all of its tasks are there."""
+    """Percent: "ruler", the mean of all 13 tasks, and "paper", of 11; each only if all of its tasks are there."""
     sets = {"ruler": list(TASKS), "paper": [task for task in TASKS if task not in NOT_IN_PAPER]}
     return {
         name: sum(scores[task] for task in tasks) / len(tasks)

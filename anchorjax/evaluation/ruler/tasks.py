@@ -120,6 +120,7 @@ class Samples(Sequence):
         self._num_samples = num_samples
         self._max_new_tokens = max_new_tokens
         self._chat = chat
+        self._recipe(num_samples - 1)  # there may not be so many questions
         self._check_room()
 
     def __len__(self) -> int:

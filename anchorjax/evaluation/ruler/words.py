@@ -16,6 +16,8 @@ _CWE_ASK = (
     "Memorize the ones that appear most often.\n{context}\n"
     "Question: What are the 10 most common words in the above list?"
 )
+_SHORT = 4096  # tokens; below, RULER has shorter lists
+_ROOM = 1.1  # lists differ in tokens, and those of the answer and of a chat template are to be added
 _CWE_PREFIX = " Answer: The top 10 words that appear most often in the list are:"
 
 ALPHA = 2.0  # of the zeta distribution of ranks
@@ -29,7 +31,12 @@ _FWE_PREFIX = " Answer: According to the coded text above, the three most freque
 
 
 def common_recipes(setting: Setting) -> Callable[[random.Random, int], Recipe]:
-    return lambda rng, index: CommonRecipe(rng, short=setting.length < 4096)
+    """Lists are shorter below 4096 tokens, as in RULER, and where its 493 entries at least have no room."""
+    trial = CommonRecipe(random.Random(f"{setting.seed}/cwe/trial"), short=False)
+    tokens = len(setting.tokenizer.encode(trial.draft(trial.smallest).prompt))
+    crowded = setting.length < _ROOM * tokens
+    material = "shorter lists than RULER's" if crowded and setting.length >= _SHORT else ""
+    return lambda rng, index: CommonRecipe(rng, short=crowded or setting.length < _SHORT, material=material)
 
 
 def frequent_recipes(setting: Setting) -> Callable[[random.Random, int], Recipe]:
@@ -39,9 +46,10 @@ def frequent_recipes(setting: Setting) -> Callable[[random.Random, int], Recipe]
 class CommonRecipe:
     """A unit of filler is an uncommon word, which stands three times in the list, or once if it is short."""
 
-    def __init__(self, rng: random.Random, short: bool):
+    def __init__(self, rng: random.Random, short: bool, material: str = ""):
         self.smallest = COMMON + 1
         self.largest = UNLIMITED
+        self.material = material
         self.repeats = (6, 1) if short else (30, 3)
         example = rng.sample(vocabulary.all_words(), 20 if short else 40)
         listed = _numbered(_repeated(example, (3, 1) if short else (10, 3), rng.getrandbits(64)))
@@ -61,7 +69,7 @@ class CommonRecipe:
             prompt=self._example_text + _CWE_ASK.format(context=listed),
             answer_prefix=_CWE_PREFIX,
             references=self.common,
-            material="words and pairs of words, not RULER's list" if beyond else "",
+            material="words and pairs of words, not RULER's list" if beyond else self.material,
         )
 
     def _extend(self, size: int) -> None:
