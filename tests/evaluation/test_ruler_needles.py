@@ -139,7 +139,11 @@ def test_haystacks():
 def test_essays_that_are_too_short_repeat_themselves(tmp_path):
     file = tmp_path / "short.txt"
     file.write_text("One two three.  Four five.\nSix")
-    sample = ruler.make("niah_single_2", BYTES, 2048, 1, essays=file)[0]
+    for sample in ruler.make("niah_single_2", BYTES, 2048, 20, essays=file):
+        before = context_of(sample.prompt).split("One of the")[0].split()
+        total = len(FOUND.sub(" ", context_of(sample.prompt)).split())
+        assert abs(100 * len(before) / total - sample.depths[0]) < 2
+        assert not before or before[-1] in ("three.", "five.", "Six") or sample.depths == (100,)
     words = FOUND.sub(" ", context_of(sample.prompt)).split()
     assert words == (["One", "two", "three.", "Four", "five.", "Six"] * len(words))[: len(words)] and len(words) > 200
     assert sample.material == "essays of short.txt"

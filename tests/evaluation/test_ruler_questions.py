@@ -112,4 +112,4 @@ def test_files_that_are_not_there_or_are_others(tmp_path, task, options, message
 
 def test_more_samples_than_questions(tmp_path):
     with pytest.raises(EvaluationError, match=r"dev-v2\.0\.json has 30 questions, which is too few for 31 samples"):
-        ruler.make("qa_1", BYTES, 4096, 31, squad=squad(tmp_path))
+        ruler.make("qa_1", BYTES, 65_536, 31, squad=squad(tmp_path))

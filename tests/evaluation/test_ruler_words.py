@@ -1,6 +1,7 @@
 """vt by executing the assignments, cwe and fwe by counting."""
 
 import collections
+import random
 import re
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from anchorjax.data import tokenizer as tokenizer_lib
 from anchorjax.evaluation import ruler
 from anchorjax.evaluation.ruler import vocabulary
+from anchorjax.evaluation.ruler.variables import Chain, VariableRecipe
 from tests.evaluation import bpe
 
 BYTES = tokenizer_lib.load("bytes")
@@ -40,6 +42,11 @@ def test_chains_hold_the_value(tokenizer, length):
         assert all(re.fullmatch("[A-Z]{3}", name) for name in answer.split())
         assert sorted(sample.depths) == list(sample.depths) and len(sample.depths) == 5
         assert 0 <= sample.depths[0] and sample.depths[-1] < 100
+
+
+def test_a_question_has_another_value_than_its_example():
+    example = Chain.draw(random.Random(0), letters=5)
+    assert VariableRecipe(random.Random(0), example, 1).chain.value != example.value
 
 
 def test_example_is_that_of_ruler_from_2048_tokens_on():

@@ -55,10 +55,17 @@ def test_few_attempts_at_a_million_tokens(steps):
     assert sum(costs) < 3.2 * budget  # the sample itself is one of the three
 
 
-def test_the_worst_of_steps_is_halved():
-    """A jump in the middle, on which secants creep."""
-    lengths = Lengths(1, [0] * 50_000 + [10_000] + [1] * 50_000)
-    assert lengths.fit(30_000, 1) == 30_000
+def test_every_budget():
+    steps = [3, 1, 4, 1, 5, 9, 2, 6] * 20
+    for budget in range(20, 640):
+        lengths = Lengths(10, steps)
+        assert lengths.fit(budget, 1) == lengths.sums[bisect.bisect_right(lengths.sums, budget) - 1]
+
+
+def test_where_secants_creep_halving_goes_on():
+    """A jump over the budget, in front of which and behind which nothing rises."""
+    lengths = Lengths(1, [0] * 50_000 + [1_000_000] + [0] * 50_000)
+    assert lengths.fit(30_000, 1) == 1
     assert len(lengths.asked) < 40
 
 
