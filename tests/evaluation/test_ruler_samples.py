@@ -126,6 +126,8 @@ def test_the_named_length_is_enough_and_one_less_is_not(task):
 def test_what_else_is_refused(tmp_path):
     with pytest.raises(EvaluationError, match=r"no task 'niah' in RULER; allowed: niah_single_1, .*, qa_2$"):
         ruler.make("niah", BYTES, 4096)
+    with pytest.raises(EvaluationError, match="vt: a chat template needs the tokenizer of its directory; bytes has no"):
+        ruler.make("vt", BYTES, 4096, 1, chat=ChatTemplate.of("", {}))
     with pytest.raises(EvaluationError, match="num_samples=0 is not allowed"):
         ruler.make("vt", BYTES, 4096, 0)
     for name, content, message in [

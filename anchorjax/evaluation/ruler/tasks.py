@@ -113,7 +113,11 @@ class Samples(Sequence):
         max_new_tokens: int,
         chat: ChatTemplate | None,
     ):
-        """Raises EvaluationError if a sample has no room even with the least of filler."""
+        """Raises EvaluationError: a sample has no room even with the least of filler, or bytes with a chat template."""
+        if chat and not hasattr(setting.tokenizer, "encode_with_specials"):
+            raise EvaluationError(
+                f"{task}: a chat template needs the tokenizer of its directory; {setting.tokenizer.name} has no turns"
+            )
         self.task = task
         self.setting = setting
         self._recipes = recipes
