@@ -47,6 +47,12 @@ class WeightsError(UserError):
     exit_code = 2
 
 
+class EvaluationError(UserError):
+    """An evaluation that cannot be set up: a file is missing, or a length has no room for its task."""
+
+    exit_code = 2
+
+
 class TrainingError(UserError):
     """Training cannot go on; the last checkpoint is still good."""
 

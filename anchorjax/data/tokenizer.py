@@ -118,7 +118,7 @@ class HuggingFaceTokenizer:
         file = directory / "tokenizer.json"
         if not file.exists():
             raise ValueError(f"there is no {file}; it must be {ByteTokenizer.name}, or a directory with tokenizer.json")
-        spec = _read_json(file)
+        spec = read_json(file)
         try:
             content = file.read_bytes()
             rules = tokenizers.Tokenizer.from_buffer(content)
@@ -145,6 +145,20 @@ class HuggingFaceTokenizer:
         encodings = self.rules.encode_batch_fast(texts, add_special_tokens=False)
         return [np.asarray(encoding.ids, np.int32) for encoding in encodings]
 
+    def encode_with_specials(self, text: str) -> np.ndarray:
+        """int32 ids of a text in which special tokens are spelled to be themselves, as a chat template does.
+
+        None is added. An id can lie at or above `vocab_size`, which ends where plain text ends.
+        """
+        encoding = self._rules_with_specials.encode_batch_fast([text], add_special_tokens=False)[0]
+        return np.asarray(encoding.ids, np.int32)
+
+    @functools.cached_property
+    def _rules_with_specials(self):
+        rules = type(self.rules).from_str(self.rules.to_str())
+        rules.encode_special_tokens = False
+        return rules
+
     def decode(self, ids) -> str:
         ids = np.asarray(ids, np.int64)
         kept = ids[(ids >= 0) & (ids < self.vocab_size)]
@@ -153,8 +167,8 @@ class HuggingFaceTokenizer:
 
 def _specials(directory: Path, vocabulary: dict[str, int]) -> tuple[int, int, int]:
     """Ids of the beginning of sequence, the end of sequence and the pad."""
-    tokens = _read_json(directory / "tokenizer_config.json")
-    ids = _read_json(directory / "config.json")
+    tokens = read_json(directory / "tokenizer_config.json")
+    ids = read_json(directory / "config.json")
 
     def find(name: str) -> int | None:
         token = tokens.get(f"{name}_token")
@@ -212,7 +226,7 @@ def _part_types(part: dict[str, Any] | None) -> set[str]:
     return {part["type"]}.union(*map(_part_types, inner))
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file; an empty one if the file does not exist."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))

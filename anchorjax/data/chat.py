@@ -1,0 +1,114 @@
+"""Chat templates of Hugging Face directories: messages as the text that a tuned model expects.
+
+A template is a program in jinja2's language that came with a checkpoint. It runs in jinja2's sandbox, where it sees
+the messages and the names of special tokens and can only write text.
+"""
+
+import dataclasses
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2 import ext, nodes, sandbox
+
+from anchorjax.data.tokenizer import read_json
+
+# For templates that write today's date: the same prompt on any day. Llama 3's use it where they are told no date.
+_TODAY = datetime.date(2024, 7, 26)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ChatTemplate:
+    """A compiled template and the special tokens that it may write, by names such as "bos_token"."""
+
+    template: jinja2.Template = dataclasses.field(repr=False)
+    specials: Mapping[str, str]
+
+    @classmethod
+    def open(cls, directory: Path) -> "ChatTemplate":
+        """That of chat_template.jinja, or else of tokenizer_config.json.
+
+        Raises ValueError: there is none, or it is no valid template.
+        """
+        directory = Path(directory).expanduser()
+        config = read_json(directory / "tokenizer_config.json")
+        source = _source(directory, config)
+        if source is None:
+            raise ValueError(f"{directory} has no chat template: neither chat_template.jinja nor tokenizer_config.json")
+        named = read_json(directory / "special_tokens_map.json") | config
+        texts = {name: text.get("content") if isinstance(text, dict) else text for name, text in named.items()}
+        specials = {name: text for name, text in texts.items() if name.endswith("_token") and isinstance(text, str)}
+        try:
+            return cls.of(source, specials)
+        except ValueError as error:
+            raise ValueError(f"{directory}: {error}") from error
+
+    @classmethod
+    def of(cls, source: str, specials: Mapping[str, str]) -> "ChatTemplate":
+        """Raises ValueError: no valid template."""
+        try:
+            return cls(_environment().from_string(source), specials)
+        except jinja2.TemplateError as error:
+            raise ValueError(f"the chat template is not valid: {error}") from error
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The messages ({"role": ..., "content": ...}) and the header of the assistant's next turn.
+
+        Raises ValueError: the template does not take these messages, or goes beyond its sandbox.
+        """
+        try:
+            return self.template.render(
+                **self.specials, messages=[dict(message) for message in messages], add_generation_prompt=True
+            )
+        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise ValueError(f"the chat template does not take these messages: {error}") from error
+
+
+def _source(directory: Path, config: Mapping[str, Any]) -> str | None:
+    file = directory / "chat_template.jinja"
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+    source = config.get("chat_template")
+    if isinstance(source, list):  # several, for chats with tools and without
+        by_name = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
+        source = by_name.get("default")
+    if source is not None and not isinstance(source, str):
+        raise ValueError(f"{directory / 'tokenizer_config.json'}: chat_template is a {type(source).__name__}")
+    return source
+
+
+def _environment() -> sandbox.ImmutableSandboxedEnvironment:
+    """As transformers sets it up, which templates are written for."""
+    environment = sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = _TODAY.strftime
+    return environment
+
+
+class _Generation(ext.Extension):
+    """{% generation %}...{% endgeneration %} marks what a model was trained on; here it is what it encloses."""
+
+    tags = frozenset({"generation"})
+
+    def parse(self, parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
+    """jinja2's own writes HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _refuse(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)

@@ -1,0 +1,60 @@
+"""The metrics by hand."""
+
+import types
+
+import pytest
+
+from anchorjax.errors import EvaluationError
+from anchorjax.evaluation import ruler
+from anchorjax.evaluation.ruler.scores import clean, match
+
+
+@pytest.mark.parametrize(
+    ("metric", "prediction", "references", "expected"),
+    [
+        ("all", "1234567.", ["1234567"], 1.0),
+        ("all", "1, 2 and 4", ["1", "2", "3", "4"], 0.75),
+        ("all", "", ["x"], 0.0),
+        ("all", "the ABCDE", ["abcde", "Fghij"], 0.5),
+        ("all", "catalog", ["cat"], 1.0),  # anywhere in the text, as RULER has it
+        ("part", "It was PARIS, I think", ["London", "paris", "Rome"], 1.0),
+        ("part", "Berlin", ["London", "Paris"], 0.0),
+        ("part", "London and Paris", ["London", "Paris"], 1.0),
+        ("all", "New\x00York", ["New\nYork"], 1.0),
+    ],
+)
+def test_matches(metric, prediction, references, expected):
+    assert match(metric, prediction, references) == expected
+
+
+def test_cleaning():
+    assert clean("  \n a\tb\x00\x1fc d\x7f\n\x00 ") == "a\nb\n\nc d\x7f"
+
+
+def sample(task, *references, length=4096):
+    return types.SimpleNamespace(task=task, references=references, length=length)
+
+
+def test_percent_of_each_task():
+    samples = [sample("vt", "A", "B"), sample("qa_1", "x", "y"), sample("vt", "C", "D"), sample("vt", "E")]
+    assert ruler.score(samples, ["a", "says y", "c d", "nil"]) == {"vt": 50.0, "qa_1": 100.0}
+
+
+def test_scores_that_cannot_be():
+    with pytest.raises(EvaluationError, match="1 predictions for 2 samples"):
+        ruler.score([sample("vt", "A"), sample("vt", "B")], ["a"])
+    with pytest.raises(EvaluationError, match=r"lengths \[4096, 8192\]"):
+        ruler.score([sample("vt", "A"), sample("vt", "B", length=8192)], ["a", "b"])
+
+
+def test_averages():
+    scores = {task: float(i) for i, task in enumerate(ruler.TASKS)}
+    assert len(scores) == 13
+    without = [value for task, value in scores.items() if task not in ("niah_multikey_3", "cwe")]
+    assert ruler.averages(scores) == {"ruler": 6.0, "paper": sum(without) / 11} and len(without) == 11
+    del scores["cwe"]
+    assert ruler.averages(scores) == {"paper": sum(without) / 11}
+    del scores["vt"]
+    assert ruler.averages(scores) == {}
+    metrics = {task: entry.metric for task, entry in ruler.TASKS.items()}
+    assert [task for task, metric in metrics.items() if metric == "part"] == ["qa_1", "qa_2"]
