@@ -4,10 +4,15 @@
     python train.py --config=configs/x.py --workdir=runs/books --config.data.store=stores/books
 
 The tokenizer is the run's. `data.workers` processes share the work; the result is the same for any number. Killed, the
-same command goes on with what is missing. It needs twice the space of the store. Exit codes: 0 done, 1 failed, 2 bad
-input.
+same command goes on with what is missing. It needs twice the space of the store.
+
+    python -m anchorjax.prepare --report --config=configs/x.py --config.data.store=stores/books
+
+writes a page about a store that is there already: its documents, and what packing makes of them. Exit codes: 0 done, 1
+failed, 2 bad input.
 """
 
+import shlex
 import sys
 import time
 
@@ -16,13 +21,20 @@ from anchorjax.config import Config
 from anchorjax.data import preparing
 from anchorjax.data.index import Index
 from anchorjax.data.preparing import State
-from anchorjax.errors import UserError
+from anchorjax.errors import UsageError, UserError
+
+HELP = "Usage: --config=configs/quickstart.py [--config.a.b=value ...] [--report [--out=page.html]]"
 
 
 def main() -> int:
     try:
-        config = command_line.parse_config(sys.argv)
-        run(config)
+        config, options = command_line.parse_with(sys.argv, {"report": False, "out": ""}, HELP)
+        if options["out"] and not options["report"]:
+            raise UsageError(f"--out={options['out']} says where a report goes; add --report. {HELP}")
+        if options["report"]:
+            run_report(config, options["out"])
+        else:
+            run(config)
         return 0
     except UserError as error:
         print(f"anchorjax.prepare: {error}", file=sys.stderr)
@@ -43,6 +55,16 @@ def run(config: Config) -> None:
     finally:
         line.close()
     print(summary(config.data.store, indices), flush=True)
+
+
+def run_report(config: Config, out: str) -> None:
+    """Raises ConfigError, WeightsError, UsageError or DataError; see `report.make`."""
+    from anchorjax import report
+    from anchorjax.training import setup
+
+    completed = setup.complete(config, setup.find_pretrained(config))
+    command = shlex.join(["python", "-m", "anchorjax.prepare", *sys.argv[1:]])
+    print(f"report      {report.make(completed, command, out)}", flush=True)
 
 
 class ProgressLine:
