@@ -47,8 +47,16 @@ def lines(
     name_tick: Callable[[float], str] = str,
     log_y: bool = False,
     y_range: tuple[float | None, float | None] = (None, None),
+    name_value: Callable[[float], str] | None = None,
 ) -> "Figure":
-    """One line for each series. With `x_ticks` the x axis is logarithmic and has those ticks, named by `name_tick`."""
+    """One line for each series.
+
+    Args:
+      x_ticks: makes the x axis logarithmic, with these ticks and no others, named by `name_tick`.
+      name_value: writes its value above each point.
+    """
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     figure, axes = _figure(1, 3.6)
     for number, one in enumerate(series):
         color = COLORS[number % MOST]
@@ -56,12 +64,19 @@ def lines(
         axes[0].plot(one.x, one.y, label=label(one.label), linewidth=1.8, markersize=5, **style)
         if one.low is not None:
             axes[0].fill_between(one.x, one.low, one.high, color=color, alpha=0.18, linewidth=0)
+        for x, y in zip(one.x, one.y, strict=True) if name_value else ():
+            place = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center", "fontsize": 8, "color": _INK}
+            axes[0].annotate(label(name_value(y)), (x, y), **place)
     if x_ticks is not None:
         axes[0].set_xscale("log")
         axes[0].set_xticks(x_ticks, [name_tick(x) for x in x_ticks])
         axes[0].set_xticks([], minor=True)
     if log_y:
         axes[0].set_yscale("log")
+        axes[0].yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+        axes[0].yaxis.set_major_formatter(_plain)
+        axes[0].yaxis.set_minor_formatter(NullFormatter())
+    axes[0].margins(y=0.12)
     axes[0].set_ylim(*y_range)
     _label(axes[0], x_label, y_label)
     _legend(axes[0], len(series))
@@ -95,7 +110,7 @@ def histogram(
         axes[0].stairs(percent, edges, color=style["color"], alpha=0.12, fill=True)
     if log_x:
         axes[0].set_xscale("log")
-        axes[0].xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes[0].xaxis.set_major_formatter(_plain)
     _label(axes[0], x_label, y_label)
     _legend(axes[0], len(values))
     return figure
@@ -188,6 +203,11 @@ def _figure(columns: int, height: float) -> "tuple[Figure, list[Axes]]":
             spine.set_visible(side in ("left", "bottom"))
             spine.set_color(_INK)
     return figure, axes
+
+
+def _plain(value: float, _) -> str:
+    """1000 -> 1,000, where matplotlib writes a power of ten."""
+    return f"{value:,g}" if value < 1 else f"{value:,.0f}"
 
 
 def _label(axes: "Axes", x_label: str, y_label: str) -> None:

@@ -37,10 +37,9 @@ def source_shares(counts: Sequence[SourceCounts]) -> "figures.Figure":
 
 
 def document_lengths(lengths: Sequence[tuple[str, np.ndarray]]) -> "figures.Figure":
-    longest = max(int(values.max()) for _, values in lengths)
+    shortest, longest = min(int(x.min()) for _, x in lengths), max(int(x.max()) for _, x in lengths)
     # Whole numbers, so that no bin of short lengths is empty for lying between two of them.
-    edges = np.unique(np.round(np.geomspace(1, longest + 1, _BINS)))
-    edges = edges if len(edges) > 1 else np.array([1, longest + 1])
+    edges = np.unique(np.round(np.geomspace(shortest, longest + 1, _BINS)))
     return figures.histogram(
         lengths,
         edges=edges,
@@ -94,7 +93,8 @@ def live_share(live: Sequence[LiveTiles]) -> "figures.Figure":
         y_label="live tiles (% of full attention's)",
         x_ticks=x,
         name_tick=name_length,
-        y_range=(0, None),
+        y_range=(0, 108),
+        name_value=lambda share: f"{share:.3g}",
     )
 
 
@@ -106,7 +106,8 @@ def speed_up(live: Sequence[LiveTiles]) -> "figures.Figure":
         y_label="modelled speed-up (times)",
         x_ticks=x,
         name_tick=name_length,
-        y_range=(0, None),
+        log_y=True,
+        name_value=lambda times: f"{times:.3g}",
     )
 
 

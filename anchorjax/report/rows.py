@@ -70,7 +70,7 @@ def count_live_tiles(packer: RowPacker, q_tile: int, kv_tile: int, seed: int) ->
 
 def _count(segment_ids_T: np.ndarray, num_anchors: int, q_tile: int, kv_tile: int) -> int:
     segment_ids_T = jnp.asarray(segment_ids_T, jnp.int32)
-    return int(np.sum(_count_by_query(segment_ids_T, num_anchors, q_tile, kv_tile), dtype=np.int64))
+    return int(np.asarray(_count_by_query(segment_ids_T, num_anchors, q_tile, kv_tile)).sum(dtype=np.int64))
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))

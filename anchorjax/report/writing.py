@@ -104,7 +104,7 @@ def _documents(findings: Findings) -> Section:
         Figure(
             "document_lengths",
             figures.png(drawing.document_lengths(findings.lengths)),
-            f"Histogram of document lengths by source, on a logarithmic axis from 1 to {longest:,} tokens.",
+            f"Histogram of document lengths by source, on a logarithmic axis up to {longest:,} tokens.",
             f"How long documents of the training split are, their end-of-sequence token included.{others}",
         )
     )
