@@ -7,7 +7,7 @@ they would ignore, into `ConfigError`s. The only file that knows ml_collections 
 import functools
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -17,29 +17,48 @@ from anchorjax.errors import ConfigError, UsageError
 
 
 def parse(argv: Sequence[str]) -> tuple[Config, str]:
-    """Returns the configuration and the working directory. Arguments and errors are those of `parse_config`."""
-    config, workdir = _parse(argv, usage(argv[0]))
-    if not workdir:
+    """Returns the configuration and the working directory. Arguments and errors are those of `parse_with`."""
+    config, options = parse_with(argv, {"workdir": ""}, usage(argv[0]))
+    if not options["workdir"]:
         raise UsageError(f"--workdir is missing. {usage(argv[0])}")
-    return config, workdir
+    return config, options["workdir"]
 
 
-def parse_config(argv: Sequence[str]) -> Config:
-    """The configuration alone, for programs without a working directory.
+def parse_with(
+    argv: Sequence[str], options: Mapping[str, bool | str], help_text: str
+) -> tuple[Config, dict[str, bool | str]]:
+    """The configuration, and `options` with what the command line says of each.
 
     Args:
       argv: as `sys.argv`, with the program's name first. Must be `sys.argv` but for what `split_runner` took out:
         config flags read the overrides from there.
+      options: defaults by name, without dashes. A bool is set by `--name`, a text by `--name=value`.
 
     Raises:
       ConfigError: an unknown key, a wrong type or an impossible value; names key, value and what is allowed.
       UsageError: anything else, such as an argument without dashes or a missing file.
     """
-    help_text = "Usage: --config=configs/quickstart.py [--config.a.b=value ...]"
-    config, workdir = _parse(argv, help_text)
-    if workdir:
-        raise UsageError(f"--workdir={workdir} is not understood. {help_text}")
-    return config
+    for argument in argv[1:]:
+        if argument in ("-h", "--help"):
+            raise UsageError(help_text)
+        if not argument.startswith("--") or argument == "--":
+            raise UsageError(f"argument {argument!r} is not understood; write --name=value (two dashes, no space)")
+        if argument.startswith(("--flagfile", "--undefok")):  # absl's own, which would read or hide arguments
+            raise UsageError(f"argument {argument!r} is not allowed; write the values on the command line")
+        if argument.startswith("--workdir") and "workdir" not in options:
+            raise UsageError(f"{argument} is not understood. {help_text}")
+    overrides = [argument for argument in argv[1:] if argument.lstrip("-").removeprefix("no").startswith("config.")]
+    plain = [argv[0], *(argument for argument in argv[1:] if argument not in overrides)]
+    defaults = _load(plain, options)
+    _check_overrides(defaults, overrides)
+    values = _define_flags(options)
+    try:
+        values(argv)
+    except (flags.Error, ValueError) as error:
+        raise _translate(error, defaults, overrides) from error
+    if not values.config:
+        raise UsageError(f"--config is missing. {help_text}")
+    return resolve(values.config.to_dict()), {name: getattr(values, name) for name in options}
 
 
 def split_runner(argv: Sequence[str]) -> tuple[list[str], str | None, list[str]]:
@@ -61,42 +80,22 @@ def split_runner(argv: Sequence[str]) -> tuple[list[str], str | None, list[str]]
     return rest, names[0] if names else None, options
 
 
-def _parse(argv: Sequence[str], help_text: str) -> tuple[Config, str | None]:
-    for argument in argv[1:]:
-        if argument in ("-h", "--help"):
-            raise UsageError(help_text)
-        if not argument.startswith("--") or argument == "--":
-            raise UsageError(f"argument {argument!r} is not understood; write --name=value (two dashes, no space)")
-        if argument.startswith(("--flagfile", "--undefok")):  # absl's own, which would read or hide arguments
-            raise UsageError(f"argument {argument!r} is not allowed; write the values on the command line")
-    overrides = [argument for argument in argv[1:] if argument.lstrip("-").removeprefix("no").startswith("config.")]
-    plain = [argv[0], *(argument for argument in argv[1:] if argument not in overrides)]
-    defaults = _load(plain)
-    _check_overrides(defaults, overrides)
-    values = _define_flags()
-    try:
-        values(argv)
-    except (flags.Error, ValueError) as error:
-        raise _translate(error, defaults, overrides) from error
-    if not values.config:
-        raise UsageError(f"--config is missing. {help_text}")
-    return resolve(values.config.to_dict()), values.workdir
-
-
 def usage(program: str) -> str:
     return f"Usage: python {program} --config=configs/quickstart.py --workdir=runs/quickstart [--config.a.b=value ...]"
 
 
-def _define_flags() -> flags.FlagValues:
+def _define_flags(options: Mapping[str, bool | str]) -> flags.FlagValues:
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values)
-    flags.DEFINE_string("workdir", None, "Directory of the run's outputs.", flag_values=values)
+    for name, default in options.items():
+        define = flags.DEFINE_boolean if isinstance(default, bool) else flags.DEFINE_string
+        define(name, default, "", flag_values=values)
     return values
 
 
-def _load(argv: Sequence[str]) -> ConfigDict:
+def _load(argv: Sequence[str], options: Mapping[str, bool | str]) -> ConfigDict:
     """The config file without overrides, so that a bad override can be told from a bad file."""
-    values = _define_flags()
+    values = _define_flags(options)
     whole, sys.argv = sys.argv, list(argv)
     logging.disable(logging.WARNING)  # absl's word about a None is said below in the one line
     try:

@@ -5,9 +5,15 @@
 
 The tokenizer is the run's. `data.workers` processes share the work; the result is the same for any number. Killed, the
 same command goes on with what is missing. It needs twice the space of the store. `--runner=NAME` is a runner of Apache
-Beam instead, for many machines, and `--beam.OPTION=VALUE` an option of it. Exit codes: 0 done, 1 failed, 2 bad input.
+Beam instead, for many machines, and `--beam.OPTION=VALUE` an option of it.
+
+    python -m anchorjax.prepare --report --config=configs/x.py --config.data.store=stores/books
+
+writes a page about a store that is there already: its documents, and what packing makes of them. Exit codes: 0 done, 1
+failed, 2 bad input.
 """
 
+import shlex
 import sys
 import time
 
@@ -17,14 +23,24 @@ from anchorjax.data import preparing
 from anchorjax.data.index import Index
 from anchorjax.data.preparing import State
 from anchorjax.data.runner import PROCESSES, Runner
-from anchorjax.errors import UserError
+from anchorjax.errors import UsageError, UserError
+
+HELP = (
+    "Usage: --config=configs/quickstart.py [--config.a.b=value ...] [--report [--out=page.html]] "
+    "[--runner=NAME [--beam.OPTION=VALUE ...]]"
+)
 
 
 def main() -> int:
     try:
-        arguments, name, options = command_line.split_runner(sys.argv)
-        runner = Runner(name or PROCESSES.name, tuple(options))
-        run(command_line.parse_config(arguments), runner)
+        arguments, runner, beam_options = command_line.split_runner(sys.argv)
+        config, options = command_line.parse_with(arguments, {"report": False, "out": ""}, HELP)
+        if options["out"] and not options["report"]:
+            raise UsageError(f"--out={options['out']} says where a report goes; add --report. {HELP}")
+        if options["report"]:
+            run_report(config, options["out"])
+        else:
+            run(config, Runner(runner or PROCESSES.name, tuple(beam_options)))
         return 0
     except UserError as error:
         print(f"anchorjax.prepare: {error}", file=sys.stderr)
@@ -45,6 +61,16 @@ def run(config: Config, runner: Runner = PROCESSES) -> None:
     finally:
         line.close()
     print(summary(config.data.store, indices), flush=True)
+
+
+def run_report(config: Config, out: str) -> None:
+    """Raises ConfigError, WeightsError, UsageError or DataError; see `report.make`."""
+    from anchorjax import report
+    from anchorjax.training import setup
+
+    completed = setup.complete(config, setup.find_pretrained(config))
+    command = shlex.join(["python", "-m", "anchorjax.prepare", *sys.argv[1:]])
+    print(f"report      {report.make(completed, command, out)}", flush=True)
 
 
 class ProgressLine:

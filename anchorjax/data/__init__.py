@@ -32,6 +32,7 @@ __all__ = [
     "load_tokenizer",
     "num_anchors",
     "packing_report",
+    "row_packer",
     "train_batches",
 ]
 
@@ -99,7 +100,7 @@ def train_batches(
 
     if start_step < 0:
         raise ValueError(f"start_step is {start_step}; allowed: 0 or more")
-    packer = _packer(store, tokenizer, config, seed)
+    packer = row_packer(store, tokenizer, config, seed)
     rows = PackedRows(packer, config.batch_rows, process_index, process_count)
     batches = grain.MapDataset.source(rows).batch(rows.share_rows, drop_remainder=True, batch_fn=stack)
     # One thread keeps ahead of the accelerator; more would only take turns at Python's lock.
@@ -122,7 +123,7 @@ def eval_rows(store: TokenStore, tokenizer: Tokenizer, config: DataConfig, max_r
     that all shapes are equal.
     """
     config = dataclasses.replace(config, packing="concat_split", interleave=0, upsample_long=False)
-    packer = _packer(store, tokenizer, config, seed=None)
+    packer = row_packer(store, tokenizer, config, seed=None)
     count = min(max_rows, packer.rows_per_epoch) if max_rows else packer.rows_per_epoch
     for first in range(0, count, config.batch_rows):
         indices = range(first, first + config.batch_rows)
@@ -131,10 +132,11 @@ def eval_rows(store: TokenStore, tokenizer: Tokenizer, config: DataConfig, max_r
 
 def packing_report(store: TokenStore, tokenizer: Tokenizer, config: DataConfig, seed: int) -> PackingReport:
     """What `config.packing` makes of the first epoch. Takes seconds for a million documents."""
-    return _packer(store, tokenizer, config, seed).report()
+    return row_packer(store, tokenizer, config, seed).report()
 
 
-def _packer(store: TokenStore, tokenizer: Tokenizer, config: DataConfig, seed: int | None) -> RowPacker:
+def row_packer(store: TokenStore, tokenizer: Tokenizer, config: DataConfig, seed: int | None) -> RowPacker:
+    """What lays `store` into rows as the configuration says; see `RowPacker` for `seed`."""
     sources, names = sources_of(store, only=config.source)
     return RowPacker(
         store=store,

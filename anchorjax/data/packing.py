@@ -152,7 +152,7 @@ class RowPacker:
         if index < 0:
             raise IndexError(f"row {index}")
         epoch, row = self._locate(index)
-        pieces = self._plan(epoch).row(row)
+        pieces = self.plan(epoch).row(row)
         return self._pack(interleave(pieces, self.interleave, self.seed, index) if self.interleave else pieces)
 
     def empty_row(self) -> Row:
@@ -161,7 +161,7 @@ class RowPacker:
         return self._pack(Pieces(nothing, nothing, nothing))
 
     def report(self, epoch: int = 0) -> PackingReport:
-        return report(self._plan(epoch), self.row_length, self.store.num_documents)
+        return report(self.plan(epoch), self.row_length, self.store.num_documents)
 
     def _locate(self, index: int) -> tuple[int, int]:
         """Epoch, and row in it. Where epochs differ in length, those before are planned: once, for their length."""
@@ -176,7 +176,7 @@ class RowPacker:
         return epoch, index - first
 
     def _num_rows(self, epoch: int) -> int:
-        return self._remember(("num_rows", epoch), lambda: self._plan(epoch).num_rows)
+        return self._remember(("num_rows", epoch), lambda: self.plan(epoch).num_rows)
 
     def _remember(self, key, make):
         # Threads may both make one: same result.
@@ -185,7 +185,8 @@ class RowPacker:
             value = self._memory[key] = make()
         return value
 
-    def _plan(self, epoch: int) -> RowPlan:
+    def plan(self, epoch: int) -> RowPlan:
+        """Which pieces lie in which row, before `interleave` cuts them further."""
         plans = self._memory.get("plans", {})  # replaced and never changed: another thread may read it
         if epoch not in plans:
             newest = dict(list(plans.items())[-1:])  # two are kept, because prefetching crosses the border of epochs

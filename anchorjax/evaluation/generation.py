@@ -47,7 +47,7 @@ def bucket(size: int) -> int:
 
 
 class Generator:
-    """A model that is ready to generate. The model's weights are used up: `LanguageModel.params` must not be used on."""
+    """A model that is ready to generate. `LanguageModel.params` is used up."""
 
     def __init__(self, model: LanguageModel, batch_rows: int = 1, chunk: int = CHUNK):
         """

@@ -1,0 +1,228 @@
+"""Static HTML pages: sections of paragraphs, tables, figures and commands, in one file without scripts or links.
+
+    page = Page("Tokens", (Section("Sources", (Paragraph("Two."), Table("Counts", ("name", "tokens"), (("a", 3),)))),))
+    write(page, Path("report.html"))
+
+A page is data until it is rendered, and rendered as a tree of elements: no text can become markup. Images are inside
+the file, and browsers are told to load nothing else.
+"""
+
+import base64
+import dataclasses
+import os
+import re
+import struct
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+# What HTML cannot hold, or UTF-8 cannot encode: control characters, surrogates, noncharacters; and the marks that turn
+# the direction of text, with which a name could rearrange the words around it.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff\u202a-\u202e\u2066-\u2069]"
+)
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1c1e21; --faint: #5c6370; --line: #d5d8dd; --paper: #fff; --shade: #f4f5f7 }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e3e5e8; --faint: #a0a6b0; --line: #3c4149; --paper: #17191c; --shade: #22252a }
+}
+body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 60rem; color: var(--ink); background: var(--paper);
+  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 }
+h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; padding-top: .75rem; border-top: 1px solid var(--line) }
+.subtitle, caption, figcaption { color: var(--faint) }
+.subtitle { margin: .25rem 0 0 }
+.scroll { overflow-x: auto }
+table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums }
+caption, figcaption { text-align: left; font-size: .9rem; padding: .25rem 0 }
+th, td { padding: .3rem .9rem .3rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line) }
+th { font-weight: 600; vertical-align: bottom }
+.number { text-align: right; white-space: nowrap }
+figure { margin: 1.25rem 0 }
+img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 4px }
+pre { padding: .75rem 1rem; background: var(--shade); white-space: pre-wrap; font-size: .9rem }
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Paragraph:
+    text: str
+
+    def render(self) -> Element:
+        return _element("p", self.text)
+
+
+@dataclasses.dataclass(frozen=True)
+class Code:
+    """A command, or anything else whose line breaks and spaces count."""
+
+    text: str
+
+    def render(self) -> Element:
+        pre = Element("pre")
+        pre.append(_element("code", self.text))
+        return pre
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows of cells under their heads. Numbers stand to the right: ints get thousands' commas, floats come as given.
+
+    Raises:
+      ValueError: a row that has more or fewer cells than there are heads.
+    """
+
+    caption: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str | int | float]]
+
+    def __post_init__(self):
+        for row in self.rows:
+            if len(row) != len(self.heads):
+                raise ValueError(f"table {self.caption!r}: {len(row)} cells {row!r} under {len(self.heads)} heads")
+
+    def render(self) -> Element:
+        scroll = Element("div", {"class": "scroll"})
+        table = ElementTree.SubElement(scroll, "table")
+        table.append(_element("caption", self.caption))
+        numeric = [any(_is_number(row[column]) for row in self.rows) for column in range(len(self.heads))]
+        head = ElementTree.SubElement(ElementTree.SubElement(table, "thead"), "tr")
+        for text, right in zip(self.heads, numeric, strict=True):
+            head.append(_element("th", text, {"scope": "col"} | ({"class": "number"} if right else {})))
+        body = ElementTree.SubElement(table, "tbody")
+        for row in self.rows:
+            line = ElementTree.SubElement(body, "tr")
+            for cell, right in zip(row, numeric, strict=True):
+                text = f"{cell:,}" if isinstance(cell, int) else str(cell)
+                line.append(_element("td", text, {"class": "number"} if right else {}))
+        return scroll
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """An image inside the page.
+
+    Attributes:
+      name: of its file beside the page, without .png: lower-case letters, digits and underscores.
+      png: the file's bytes.
+      alt: says what there is to see, to those who do not.
+
+    Raises:
+      ValueError: no PNG, no alt text, or a name that is no plain file name.
+    """
+
+    name: str
+    png: bytes = dataclasses.field(repr=False)
+    alt: str
+    caption: str
+
+    def __post_init__(self):
+        if not self.png.startswith(_PNG):
+            raise ValueError(f"figure {self.name!r} is no PNG")
+        if not self.alt.strip() or not re.fullmatch("[a-z0-9_]+", self.name):
+            raise ValueError(f"figure {self.name!r} needs an alt text ({self.alt!r}) and a plain name")
+
+    def render(self) -> Element:
+        width, height = struct.unpack(">II", self.png[16:24])
+        source = "data:image/png;base64," + base64.b64encode(self.png).decode()
+        figure = Element("figure")
+        size = {"width": str(width), "height": str(height)}  # of the space kept for it; the stylesheet makes it fit
+        ElementTree.SubElement(figure, "img", {"src": source, "alt": printable(self.alt)} | size)
+        figure.append(_element("figcaption", self.caption))
+        return figure
+
+
+Block = Paragraph | Code | Table | Figure
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    title: str
+    blocks: Sequence[Block]
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    title: str
+    sections: Sequence[Section]
+    subtitle: str = ""
+
+    @property
+    def figures(self) -> list[Figure]:
+        return [block for section in self.sections for block in section.blocks if isinstance(block, Figure)]
+
+    def html(self) -> str:
+        root = Element("html", {"lang": "en"})
+        head = ElementTree.SubElement(root, "head")
+        ElementTree.SubElement(head, "meta", {"charset": "utf-8"})
+        ElementTree.SubElement(head, "meta", {"http-equiv": "Content-Security-Policy", "content": _POLICY})
+        ElementTree.SubElement(head, "meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"})
+        head.append(_element("title", self.title))
+        ElementTree.SubElement(head, "style").text = _STYLE
+        main = ElementTree.SubElement(ElementTree.SubElement(root, "body"), "main")
+        main.append(_element("h1", self.title))
+        if self.subtitle:
+            main.append(_element("p", self.subtitle, {"class": "subtitle"}))
+        for section in self.sections:
+            part = ElementTree.SubElement(main, "section")
+            part.append(_element("h2", section.title))
+            part.extend(block.render() for block in section.blocks)
+        return "<!DOCTYPE html>\n" + ElementTree.tostring(root, encoding="unicode", method="html") + "\n"
+
+
+def write(page: Page, path: Path) -> Path:
+    """Writes the page to `path`, and its figures as PNG files into the folder that is returned.
+
+    Each file appears whole or not at all, in place of one that was there before; the page comes last. Raises OSError.
+    """
+    folder = folder_beside(path)
+    content = page.html().encode()
+    if page.figures:
+        folder.mkdir(exist_ok=True)
+    for figure in page.figures:
+        _replace(folder / f"{figure.name}.png", figure.png)
+    _replace(path, content)
+    return folder
+
+
+def folder_beside(path: Path) -> Path:
+    """Where `write` puts the PNG files of a page: a/report.html -> a/report_figures."""
+    return path.with_name(f"{path.stem}_figures")
+
+
+def printable(text: str) -> str:
+    """`text` with U+FFFD in place of what a page cannot show."""
+    return _UNPRINTABLE.sub("\ufffd", text)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(content)
+            os.fchmod(descriptor, 0o666 & ~_umask())  # mkstemp's own would hide a report from the others of a group
+        os.replace(part, path)
+    except BaseException:
+        os.unlink(part)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)  # there is no way to ask without setting it
+    os.umask(mask)
+    return mask
+
+
+def _element(tag: str, text: str, attributes: dict[str, str] | None = None) -> Element:
+    element = Element(tag, attributes or {})
+    element.text = printable(text)
+    return element
+
+
+def _is_number(cell: str | int | float) -> bool:
+    """Also of one that was written out, such as "12.5%" or "1,024"."""
+    return not isinstance(cell, str) or re.fullmatch(r"[-+]?[\d,]*\.?\d+(e[-+]?\d+)?( ?[%×])?|–", cell) is not None
