@@ -42,8 +42,9 @@ class Generation:
 
 def bucket(size: int) -> int:
     """The next of 16, 20, 24, 28, 32, 40, 48, ...: four to an octave, so that a quarter is the most that is idle."""
-    step = max(SMALLEST, 1 << (max(size, 1) - 1).bit_length() - 1) // 4
-    return max(SMALLEST, -(-size // step) * step)
+    size = max(size, SMALLEST)
+    step = (1 << (size - 1).bit_length() - 1) // 4
+    return -(-size // step) * step
 
 
 class Generator:

@@ -101,14 +101,12 @@ def advance(layers: Layers, cache: Cache, tokens_BT: jax.Array, num_anchors: int
       shape: static; `attention` must suit the cache's length.
     """
     config = shape.model
-    views = {window: _view(window, cache, tokens_BT, num_anchors, shape) for window in kinds_of_layers(config)}
-    local, *_ = views.values()
-    everywhere = list(views.values())[-1]
+    views = [_view(window, cache, tokens_BT, num_anchors, shape) for window in kinds_of_layers(config)]
     x_BTD = embedded(reshard(tokens_BT, P(None, None)), layers.embed_VD, config, P(None, *EMBEDDING))
     x_BTD = reshard(x_BTD, ACTIVATIONS)
     kept = []
     for number, block in enumerate(layers.blocks):
-        view = everywhere if is_global(number, config) else local
+        view = views[0] if is_global(number, config) else views[-1]
         column = cache.keys[number], cache.values[number], cache.length
         attend = functools.partial(_attend, view=view, column=column, shape=shape)
         x_BTD, keys_and_values = block(x_BTD, attend, shape)

@@ -1,0 +1,198 @@
+"""Greedy text of every family is transformers' own; a cache, chunks, pads and company in a batch change nothing."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from anchorjax import sharding
+from anchorjax.errors import UsageError
+from anchorjax.evaluation import generation, language_model
+from anchorjax.evaluation.generation import Generator, bucket
+from anchorjax.evaluation.sampling import Sampling, allowed_logits
+from anchorjax.models.decoder import logits
+from tests.huggingface import tiny
+from tests.huggingface.tiny import VOCABULARY
+
+NEW = 12
+RNG = np.random.default_rng(1)
+PROMPTS = [RNG.integers(3, VOCABULARY, size).tolist() for size in (21, 5, 34, 1)]
+
+
+def write_tokenizer(directory):
+    """Ids 0 to 2 are specials, the others characters."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())[: VOCABULARY - 3]
+    vocabulary = {token: index for index, token in enumerate(["<s>", "</s>", "<pad>", *letters])}
+    rules = Tokenizer(models.BPE(vocabulary, []))
+    rules.pre_tokenizer, rules.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    rules.add_special_tokens(["<s>", "</s>", "<pad>"])
+    rules.save(str(directory / "tokenizer.json"))
+    specials = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(specials))
+
+
+def one_device(description):
+    return language_model.make_mesh(description.model, 1)
+
+
+@pytest.fixture(scope="module", params=tiny.names())
+def family(request, tmp_path_factory):
+    """(transformers' model, the description of its directory)."""
+    directory = tmp_path_factory.mktemp("model")
+    theirs = tiny.make(request.param, directory)
+    write_tokenizer(directory)
+    return theirs, dataclasses.replace(language_model.describe(hf=directory), eos_ids=())
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("model")
+    theirs = tiny.make("llama untied", directory)
+    write_tokenizer(directory)
+    return theirs, language_model.describe(hf=directory)
+
+
+def generator(description, **options):
+    return Generator(language_model.load(description, one_device(description)), **options)
+
+
+def their_tokens(theirs, prompt, eos_token_id=None):
+    out = theirs.generate(
+        torch.tensor([prompt]), max_new_tokens=NEW, do_sample=False, eos_token_id=eos_token_id, pad_token_id=2
+    )
+    return tuple(out[0, len(prompt) :].tolist())
+
+
+def test_greedy_text_of_ragged_prompts_is_that_of_transformers(family):
+    theirs, description = family
+    if description.rope.scaling in ("dynamic", "longrope"):
+        pytest.skip("by the cache's length here, by the text's in transformers: README")
+    made = generator(description, batch_rows=4, chunk=16).generate(PROMPTS, NEW)
+    assert [one.tokens for one in made] == [their_tokens(theirs, prompt) for prompt in PROMPTS]
+    assert {one.reason for one in made} == {"length"}
+
+
+def test_greedy_text_is_that_of_a_whole_forward_pass_at_every_step(llama):
+    _, description = llama
+    description = dataclasses.replace(description, eos_ids=())
+    model = language_model.load(description, one_device(description))
+    prompt, shape, tokens = PROMPTS[0], description.shape(64), list(PROMPTS[0])
+
+    @jax.jit
+    def next_token(params, tokens_BT, last):
+        batch = tokens_BT, jnp.arange(64, dtype=jnp.int32)[None], jnp.zeros_like(tokens_BT)
+        batch = [jax.sharding.reshard(x, sharding.BATCH) for x in batch]
+        hidden_BTD = params.hidden(*batch, 0, shape)
+        return jnp.argmax(logits(hidden_BTD, params.unembedding_DV(shape))[0, last])
+
+    with jax.set_mesh(model.mesh):
+        for _ in range(NEW):
+            row = np.zeros((1, 64), np.int32)
+            row[0, : len(tokens)] = tokens
+            tokens.append(int(next_token(model.params, row, len(tokens) - 1)))
+    assert Generator(model, chunk=16).generate([prompt], NEW)[0].tokens == tuple(tokens[len(prompt) :])
+
+
+def test_chunks_and_meshes_change_nothing(llama):
+    _, description = llama
+    expected = [one.tokens for one in generator(description, chunk=64).generate(PROMPTS, NEW)]
+    for options in ({"chunk": 16}, {"batch_rows": 3}, {"batch_rows": 8, "chunk": 8}):
+        assert [one.tokens for one in generator(description, **options).generate(PROMPTS, NEW)] == expected
+    whole = Generator(language_model.load(description), batch_rows=1)  # two heads on `tensor`, the rest on `fsdp`
+    assert dict(whole.mesh.shape) == {"data": 1, "fsdp": 4, "context": 1, "tensor": 2}
+    assert whole.batch_rows == 4
+    assert [one.tokens for one in whole.generate(PROMPTS, NEW)] == expected
+
+
+def test_nothing_is_compiled_for_another_length_or_token(llama):
+    _, description = llama
+    made = generator(description, chunk=16)
+    made.generate([PROMPTS[0]], NEW)
+    before = generation._step._cache_size()
+    for size in range(17, 32):
+        made.generate([[*PROMPTS[2], *PROMPTS[2]][:size]], NEW)
+    assert generation._step._cache_size() == before
+
+
+def test_an_end_of_sequence_ends_a_text_but_not_its_neighbours(llama):
+    theirs, description = llama
+    plain = dataclasses.replace(description, eos_ids=())
+    free = generator(plain).generate(PROMPTS, NEW)
+    end = free[0].tokens[4]
+    ended = generator(dataclasses.replace(description, eos_ids=(1, end)), batch_rows=4).generate(PROMPTS, NEW)
+    for one, other, prompt in zip(ended, free, PROMPTS, strict=True):
+        cut = next((place for place, token in enumerate(other.tokens) if token in (1, end)), NEW)
+        assert (one.tokens, one.reason) == (other.tokens[:cut], "stop" if cut < NEW else "length")
+        assert their_tokens(theirs, prompt, [1, end])[:cut] == one.tokens
+
+
+def test_stop_strings_and_streaming(llama):
+    _, description = llama
+    made = generator(dataclasses.replace(description, eos_ids=()), batch_rows=2)
+    text = made.generate([PROMPTS[0]], NEW)[0].text
+    stop = text[5:7]
+    heard = {0: "", 1: ""}
+
+    def hear(number, new):
+        heard[number] += new
+
+    results = made.generate(PROMPTS[:2], NEW, stop=("never\N{BLACK CHESS PAWN}", stop), show=hear)
+    assert results[0].text == text[: text.index(stop)] == heard[0]
+    assert results[0].reason == "stop"
+    assert results[1].text == heard[1]
+
+
+def test_what_is_drawn_depends_on_seed_and_prompt_alone(llama):
+    _, description = llama
+    sampling = Sampling(temperature=1.0, seed=3)
+    alone = generator(description).generate(PROMPTS, NEW, sampling)
+    assert alone == generator(description, batch_rows=4).generate(PROMPTS, NEW, sampling)
+    assert alone != generator(description).generate(PROMPTS, NEW, Sampling(temperature=1.0, seed=4))
+
+
+@pytest.mark.parametrize(
+    ("sampling", "warpers"),
+    [
+        (Sampling(temperature=0.7), []),
+        (Sampling(temperature=1.3, top_k=5), ["TopKLogitsWarper"]),
+        (Sampling(temperature=0.9, top_p=0.8), ["TopPLogitsWarper"]),
+        (Sampling(temperature=0.9, top_k=7, top_p=0.6), ["TopKLogitsWarper", "TopPLogitsWarper"]),
+        (Sampling(temperature=1.0, top_k=1000), ["TopKLogitsWarper"]),
+    ],
+)
+def test_allowed_tokens_are_those_of_transformers(sampling, warpers):
+    import transformers
+
+    logits_V = np.random.default_rng(0).normal(0, 3, 50).astype(np.float32)
+    scores = torch.tensor(logits_V)[None] / sampling.temperature
+    for name in warpers:
+        option = sampling.top_k if "TopK" in name else sampling.top_p
+        scores = getattr(transformers, name)(option)(None, scores)
+    ours = jax.nn.softmax(allowed_logits(jnp.asarray(logits_V), sampling))
+    np.testing.assert_allclose(ours, torch.softmax(scores[0], -1).numpy(), rtol=1e-5)
+
+
+def test_requests_that_cannot_be_met(llama):
+    _, description = llama
+    made = generator(description)
+    with pytest.raises(UsageError, match=r"a prompt of 250 tokens and 12 new ones are more than the model's context of"):
+        made.generate([[5] * 250], NEW)
+    with pytest.raises(UsageError, match="a prompt is empty"):
+        made.generate([[5], []], NEW)
+    with pytest.raises(UsageError, match="--max-new-tokens=0 is not allowed"):
+        made.generate([[5]], 0)
+    with pytest.raises(UsageError, match=r"--top-p=0 is not allowed: it must be above 0 and at most 1"):
+        Sampling(top_p=0)
+
+
+def test_buckets_waste_a_quarter_at_most():
+    sizes = np.arange(1, 5000)
+    buckets = np.array([bucket(int(size)) for size in sizes])
+    assert (buckets >= sizes).all()
+    assert (buckets[sizes >= 16] < 1.25 * sizes[sizes >= 16] + 1).all()
+    assert len(set(buckets.tolist())) < 40
