@@ -1,14 +1,12 @@
 """Greedy text of every family is transformers' own; a cache, chunks, pads and company in a batch change nothing."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from anchorjax import sharding
 from anchorjax.errors import UsageError
@@ -16,24 +14,13 @@ from anchorjax.evaluation import generation, language_model
 from anchorjax.evaluation.generation import Generator, bucket
 from anchorjax.evaluation.sampling import Sampling, allowed_logits
 from anchorjax.models.decoder import logits
+from tests.evaluation.making import write_tokenizer
 from tests.huggingface import tiny
 from tests.huggingface.tiny import VOCABULARY
 
 NEW = 12
 RNG = np.random.default_rng(1)
 PROMPTS = [RNG.integers(3, VOCABULARY, size).tolist() for size in (21, 5, 34, 1)]
-
-
-def write_tokenizer(directory):
-    """Ids 0 to 2 are specials, the others characters."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())[: VOCABULARY - 3]
-    vocabulary = {token: index for index, token in enumerate(["<s>", "</s>", "<pad>", *letters])}
-    rules = Tokenizer(models.BPE(vocabulary, []))
-    rules.pre_tokenizer, rules.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    rules.add_special_tokens(["<s>", "</s>", "<pad>"])
-    rules.save(str(directory / "tokenizer.json"))
-    specials = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-    (directory / "tokenizer_config.json").write_text(json.dumps(specials))
 
 
 def one_device(description):
@@ -180,7 +167,9 @@ def test_allowed_tokens_are_those_of_transformers(sampling, warpers):
 def test_requests_that_cannot_be_met(llama):
     _, description = llama
     made = generator(description)
-    with pytest.raises(UsageError, match=r"a prompt of 250 tokens and 12 new ones are more than the model's context of"):
+    with pytest.raises(
+        UsageError, match=r"a prompt of 250 tokens and 12 new ones are more than the model's context of"
+    ):
         made.generate([[5] * 250], NEW)
     with pytest.raises(UsageError, match="a prompt is empty"):
         made.generate([[5], []], NEW)

@@ -92,8 +92,8 @@ def test_longer_than_all_documents(tmp_path):
 @pytest.mark.parametrize(
     ("task", "options", "message"),
     [
-        ("qa_1", {}, "SQuAD 2.0 does not come with anchorjax: get dev-v2.0.json and name it with squad=PATH"),
-        ("qa_2", {}, "get hotpot_dev_distractor_v1.json and name it with hotpot=PATH"),
+        ("qa_1", {}, "SQuAD 2.0 does not come with anchorjax: get dev-v2.0.json and name it with --squad=PATH"),
+        ("qa_2", {}, "get hotpot_dev_distractor_v1.json and name it with --hotpot=PATH"),
         ("qa_1", {"squad": "missing.json"}, "squad=.*missing.json cannot be read as dev-v2.0.json: .*No such file"),
         ("qa_1", {"squad": "{"}, "squad=.* cannot be read as dev-v2.0.json: JSONDecodeError"),
         ("qa_2", {"hotpot": '{"data": []}'}, "hotpot=.* cannot be read as hotpot_dev_distractor_v1.json"),

@@ -46,7 +46,7 @@ def recipes(option: str, setting: Setting) -> Callable[[random.Random, int], Rec
     """Of the set that `option` names: "squad" or "hotpot". Raises EvaluationError if it is not there."""
     path, (title, file, _) = getattr(setting, option), _SETS[option]
     if path is None:
-        raise EvaluationError(f"{title} does not come with anchorjax: get {file} and name it with {option}=PATH")
+        raise EvaluationError(f"{title} does not come with anchorjax: get {file} and name it with --{option}=PATH")
     questions = _open(Path(path).expanduser(), option)
 
     def recipe(rng: random.Random, index: int) -> Recipe:

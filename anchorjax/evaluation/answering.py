@@ -1,0 +1,34 @@
+"""Answers of a model to samples, batch by batch, each kept as soon as it is there."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+import tqdm
+
+from anchorjax.evaluation.generation import Generator
+from anchorjax.evaluation.results import Results
+from anchorjax.evaluation.ruler import Sample
+
+
+def answer(
+    generator: Callable[[], Generator], samples: Sequence[Sample], keys: Sequence[str], results: Results, label: str
+) -> list[str]:
+    """Greedy answers in the order of the samples; those that `results` has are not asked again.
+
+    Args:
+      generator: gives the model, which is loaded only if something is missing.
+      keys: of each sample in `results`.
+    """
+    missing = [place for place, key in enumerate(keys) if key not in results.answers]
+    with tqdm.tqdm(
+        total=len(keys), initial=len(keys) - len(missing), desc=label, disable=not sys.stderr.isatty()
+    ) as bar:
+        while missing:
+            rows = generator().batch_rows
+            places, missing = missing[:rows], missing[rows:]
+            some = [samples[place] for place in places]
+            made = generator().generate([one.ids_T.tolist() for one in some], max(one.max_new_tokens for one in some))
+            for place, one in zip(places, made, strict=True):
+                results.add(keys[place], text=one.text, tokens=len(one.tokens), reason=one.reason)
+            bar.update(len(places))
+    return [results.answers[key]["text"] for key in keys]

@@ -1,0 +1,118 @@
+"""What every script in eval/ asks on its command line, and how it ends."""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import logging
+
+from anchorjax.data.chat import ChatTemplate
+from anchorjax.errors import UsageError, UserError
+from anchorjax.evaluation.language_model import DTYPES, Description, describe
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Options of which model to evaluate; `description` reads them."""
+    parser.add_argument("--workdir", type=Path, help="a training run")
+    parser.add_argument("--hf", type=Path, help="a Hugging Face directory")
+    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="of weights and activations; auto: the run's")
+    parser.add_argument("--context", type=int, default=0, help="tokens to allow; 0: what the model was trained on")
+    parser.add_argument("--rope-theta", type=float, default=0.0, help="another RoPE base; 0: the model's own")
+    parser.add_argument("--batch-rows", type=int, default=1, help="prompts at once")
+
+
+def add_samples(parser: argparse.ArgumentParser, samples: int) -> None:
+    """Options of which samples to make, and where the answers go."""
+    parser.add_argument("--lengths", type=lengths, default=[4096], help="of prompt and answer: 4K,8192,1M")
+    parser.add_argument("--samples", type=positive, default=samples, help="of each task and length")
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--template", default="base", choices=("base", "chat"), help="chat: the model's own template")
+    parser.add_argument("--essays", type=Path, help="text for haystacks; default: Jane Austen")
+    parser.add_argument("--out", type=Path, help="directory; default: eval/ in the run's, else eval-results/MODEL/")
+
+
+def lengths(text: str) -> list[int]:
+    """ "4K,8192,1M" -> [4096, 8192, 1048576]."""
+    found = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)([kKmM]?)", part.strip())
+        if not match or not int(match[1]):
+            raise argparse.ArgumentTypeError(f"{part!r} is no length; write 4096, 4K or 1M")
+        found.append(int(match[1]) * {"": 1, "k": 2**10, "m": 2**20}[match[2].lower()])
+    return sorted(set(found))
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def description(arguments: argparse.Namespace) -> Description:
+    """Of the model that the arguments name. Raises UserError; see `describe`."""
+    for name in ("context", "rope_theta", "batch_rows"):
+        if getattr(arguments, name) < (name == "batch_rows"):
+            raise UsageError(f"--{name.replace('_', '-')}={getattr(arguments, name)} is not allowed")
+    return describe(
+        workdir=arguments.workdir,
+        hf=arguments.hf,
+        dtype=arguments.dtype,
+        context=arguments.context,
+        rope_theta=arguments.rope_theta,
+    )
+
+
+def chat_template(arguments: argparse.Namespace, model: Description) -> ChatTemplate | None:
+    """Raises UserError if it is asked for and the model has none."""
+    if arguments.template == "base":
+        return None
+    if model.files is None:
+        raise UsageError(f"--template=chat: {model.directory} has no tokenizer files, and so no template")
+    try:
+        return ChatTemplate.open(model.files)
+    except ValueError as error:
+        raise UsageError(f"--template=chat: {error}") from error
+
+
+def check_lengths(lengths: list[int], model: Description) -> None:
+    """Raises UsageError if the longest is more than the model's context."""
+    if lengths[-1] > model.context:
+        raise UsageError(
+            f"--lengths: {lengths[-1]} is more than the model's context of {model.context}; --context=N allows more"
+        )
+
+
+def out_directory(arguments: argparse.Namespace, model: Description, name: str) -> Path:
+    if arguments.out:
+        return arguments.out.expanduser()
+    if model.is_run:
+        return model.directory / "eval" / name
+    return Path("eval-results") / (model.directory.resolve().name or "model") / name
+
+
+def request(model: Description, step: int | None, **more) -> dict:
+    """What answers depend on, for `Results`."""
+    return {
+        "model": str(model.directory.resolve()),
+        "step": step,
+        "dtype": model.model.compute_dtype,
+        "rope_theta": model.rope.theta,
+        "tokenizer": model.tokenizer.name,
+        **more,
+    }
+
+
+def run(name: str, main: Callable[[], None]) -> int:
+    """Calls `main` and turns a user's faults into one line and an exit code."""
+    logging.set_verbosity(logging.ERROR)  # Orbax warns that a reader only reads
+    try:
+        main()
+        return 0
+    except UserError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{name}: stopped; run again to go on", file=sys.stderr)
+        return 1

@@ -1,0 +1,70 @@
+"""Text from a model: `python eval/generate.py --hf DIR --prompt "Once upon a time"`.
+
+The text comes as it is made. With several --prompt they are answered one after the other; --batch-rows=N does N at
+once. Greedy unless --temperature is given. Exit codes: 0 done, 2 bad input.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without installing
+
+from anchorjax.errors import UsageError
+from anchorjax.evaluation import language_model, options
+from anchorjax.evaluation.generation import Generator, check_context
+from anchorjax.evaluation.sampling import Sampling
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_model(parser)
+    parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
+    parser.add_argument("--prompt-file", type=Path, action="append", default=[], help="a file that holds a prompt")
+    parser.add_argument("--template", default="base", choices=("base", "chat"), help="chat: the model's own template")
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token")
+    parser.add_argument("--top-k", type=int, default=0, help="draw among the k likeliest tokens; 0: all")
+    parser.add_argument("--top-p", type=float, default=1.0, help="draw among the likeliest with this share")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stop", action="append", default=[], help="a text before which to stop; several times")
+    return options.run("generate.py", lambda: generate(parser.parse_args(argv)))
+
+
+def generate(arguments: argparse.Namespace) -> None:
+    sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
+    texts = [*arguments.prompt, *map(_read, arguments.prompt_file)]
+    if not texts:
+        raise UsageError("give a --prompt or a --prompt-file")
+    if not all(arguments.stop):
+        raise UsageError("--stop= is empty")
+    model = options.description(arguments)
+    chat = options.chat_template(arguments, model)
+    prompts = [_ids(text, model, chat) for text in texts]
+    for ids in prompts:
+        check_context(len(ids), arguments.max_new_tokens, model.context)  # before the weights are read
+    generator = Generator(language_model.load(model), arguments.batch_rows)
+    for first in range(0, len(prompts), arguments.batch_rows):
+        some = prompts[first : first + arguments.batch_rows]
+        streamed = len(some) == 1
+        show = (lambda _, text: print(text, end="", flush=True)) if streamed else None
+        made = generator.generate(some, arguments.max_new_tokens, sampling, arguments.stop, show)
+        print("" if streamed else "\n---\n".join(one.text for one in made))
+
+
+def _ids(text: str, model: language_model.Description, chat) -> list[int]:
+    if chat is None:
+        return [model.tokenizer.bos_id, *model.tokenizer.encode(text).tolist()]
+    ids = model.tokenizer.encode_with_specials(chat.render([{"role": "user", "content": text}])).tolist()
+    return ids if ids[:1] == [model.tokenizer.bos_id] else [model.tokenizer.bos_id, *ids]
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--prompt-file={file} cannot be read: {error}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""Needle in a haystack by depth and length: `python eval/needle.py --hf DIR --lengths=1K,2K,4K`.
+
+One number is hidden at each depth of essays (or noise) of each length, and asked for. Writes needle.json, a heat map
+and every answer (answers.jsonl), with which a killed evaluation goes on. Exit codes: 0 done, 1 failed, 2 bad input.
+"""
+
+import argparse
+import functools
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without installing
+
+import numpy as np
+
+from anchorjax import figures
+from anchorjax.evaluation import language_model, options
+from anchorjax.evaluation.answering import answer
+from anchorjax.evaluation.generation import Generator
+from anchorjax.evaluation.needle import Grid
+from anchorjax.evaluation.results import Results
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_model(parser)
+    options.add_samples(parser, samples=1)
+    parser.add_argument("--depths", type=options.positive, default=11, help="how many, from 0 to 100 percent")
+    parser.add_argument("--haystack", default="essays", choices=("essays", "noise"))
+    return options.run("needle.py", lambda: evaluate(parser.parse_args(argv)))
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    model = options.description(arguments)
+    options.check_lengths(arguments.lengths, model)
+    depths = np.linspace(0, 100, arguments.depths).round(1).tolist()
+    grid = Grid(
+        model.tokenizer,
+        arguments.lengths,
+        depths,
+        arguments.samples,
+        arguments.seed,
+        haystack=arguments.haystack,
+        essays=arguments.essays,
+        chat=options.chat_template(arguments, model),
+    )
+    request = options.request(
+        model,
+        None,
+        lengths=arguments.lengths,
+        depths=depths,
+        samples=arguments.samples,
+        seed=arguments.seed,
+        template=arguments.template,
+        haystack=arguments.haystack,
+        essays=str(arguments.essays or ""),
+    )
+    generator = functools.cache(lambda: Generator(language_model.load(model), arguments.batch_rows))
+    with Results(options.out_directory(arguments, model, "needle"), request) as results:
+        answers = answer(generator, grid, list(map(str, range(len(grid)))), results, "needles")
+        percent = grid.heat_map(answers)
+        found = {"percent": percent.tolist(), "mean": float(percent.mean()), "material": grid[0].material}
+        path = results.write("needle.json", request | found)
+        results.write("needle.png", figures.png(picture(percent, arguments.lengths, depths)))
+    print(f"{'length':>9}" + "".join(f"{depth:>7g}%" for depth in depths))
+    for length, row in zip(arguments.lengths, percent, strict=True):
+        print(f"{length:>9}" + "".join(f"{value:>8.0f}" for value in row))
+    print(f"mean {percent.mean():.1f} percent; {grid[0].material or 'haystacks as in RULER'}")
+    print(f"written to {path}")
+
+
+def picture(percent, lengths, depths):
+    return figures.heat_map(
+        percent.T,
+        rows=[f"{depth:g}%" for depth in depths],
+        columns=[f"{length:,}" for length in lengths],
+        x_label="length (tokens)",
+        title="Needle found, percent, by depth",
+        name_value=lambda value: f"{value:.0f}",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

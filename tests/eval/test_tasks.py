@@ -1,0 +1,136 @@
+"""generate.py, ruler.py and needle.py on a tiny model: what they write, that they go on, and what they refuse."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from matplotlib import image
+
+from anchorjax.evaluation import ruler as ruler_lib
+from eval import generate, needle, ruler
+from tests.evaluation.making import write_tokenizer
+from tests.huggingface import tiny
+
+TASKS = "niah_single_1,vt"
+LENGTHS = ["--lengths=1536,2K", "--context=2048", "--samples=2"]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("model")
+    tiny.make("llama untied", directory)
+    write_tokenizer(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def scored(directory, tmp_path_factory):
+    out = tmp_path_factory.mktemp("ruler") / "out"
+    assert ruler.main([f"--hf={directory}", f"--tasks={TASKS}", f"--out={out}", *LENGTHS]) == 0
+    return out
+
+
+def test_ruler_writes_scores_and_a_picture(scored):
+    result = json.loads((scored / "ruler.json").read_text())
+    assert set(result["scores"]) == set(TASKS.split(","))
+    assert all(set(row) == {"1536", "2048"} for row in result["scores"].values())
+    assert result["averages"] == {"1536": {}, "2048": {}}  # not all of their tasks
+    picture = image.imread(scored / "ruler.png")
+    assert picture.std() > 0
+    assert len((scored / "answers.jsonl").read_text().splitlines()) == 1 + 2 * 2 * 2
+
+
+def test_a_killed_evaluation_goes_on_to_the_same_result(directory, scored, tmp_path):
+    out = shutil.copytree(scored, tmp_path / "out")
+    lines = (out / "answers.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "answers.jsonl").write_bytes(b"".join(lines[:4]) + lines[4][:10])
+    (out / "ruler.json").unlink()
+    assert ruler.main([f"--hf={directory}", f"--tasks={TASKS}", f"--out={out}", *LENGTHS, "--batch-rows=3"]) == 0
+    assert (out / "answers.jsonl").read_bytes().splitlines(keepends=True)[:4] == lines[:4]
+    assert json.loads((out / "ruler.json").read_text()) == json.loads((scored / "ruler.json").read_text())
+
+
+def test_a_finished_evaluation_needs_no_weights(directory, scored, monkeypatch):
+    monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
+    assert ruler.main([f"--hf={directory}", f"--tasks={TASKS}", f"--out={scored}", *LENGTHS]) == 0
+
+
+def test_scores_are_those_of_the_answers(directory, scored, tmp_path, monkeypatch):
+    """With every second reference in the answers, half of each score is there."""
+    out = shutil.copytree(scored, tmp_path / "out")
+    request, *answers = map(json.loads, (out / "answers.jsonl").read_text().splitlines())
+    from anchorjax.data import tokenizer
+
+    rules = tokenizer.load(str(directory))
+    for line in answers:
+        _, task, length, index = line["key"].split()
+        references = ruler_lib.make(task, rules, int(length), 2)[int(index)].references
+        line["text"] = " and ".join(references) if index == "0" else "nothing"
+    (out / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (request, *answers)))
+    assert ruler.main([f"--hf={directory}", f"--tasks={TASKS}", f"--out={out}", *LENGTHS]) == 0
+    scores = json.loads((out / "ruler.json").read_text())["scores"]
+    assert {value for row in scores.values() for value in row.values()} == {50.0}
+
+
+def test_needle_draws_its_grid(directory, tmp_path, capsys):
+    arguments = [f"--hf={directory}", "--lengths=1K,1536", "--context=2048", "--depths=3", "--haystack=noise"]
+    assert needle.main([*arguments, f"--out={tmp_path}"]) == 0
+    result = json.loads((tmp_path / "needle.json").read_text())
+    assert np.shape(result["percent"]) == (2, 3)
+    assert result["depths"] == [0.0, 50.0, 100.0]
+    assert image.imread(tmp_path / "needle.png").std() > 0
+    assert "100%" in capsys.readouterr().out
+
+
+def test_generate_prints_one_text_or_several(directory, capsys):
+    assert generate.main([f"--hf={directory}", "--prompt=abc", "--max-new-tokens=8"]) == 0
+    streamed = capsys.readouterr().out
+    options = ["--prompt=abc", "--prompt=defg", "--max-new-tokens=8", "--batch-rows=2"]
+    assert generate.main([f"--hf={directory}", *options]) == 0
+    first, second = capsys.readouterr().out.split("\n---\n")
+    assert first == streamed.rstrip("\n") != second
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        (generate, ["--prompt=x"], "give one of --workdir (a training run) and --hf (a Hugging Face directory)"),
+        (generate, ["--hf=nowhere", "--prompt=x"], "nowhere is not a directory"),
+        (generate, ["--hf={}"], "give a --prompt or a --prompt-file"),
+        (generate, ["--hf={}", "--workdir={}", "--prompt=x"], "give one of --workdir"),
+        (generate, ["--workdir={}", "--prompt=x"], "is for --hf: its config.json is of the other kind"),
+        (generate, ["--hf={}", "--prompt=x", "--max-new-tokens=0"], "--max-new-tokens=0 is not allowed"),
+        (generate, ["--hf={}", "--prompt-file=none"], "--prompt-file=none cannot be read"),
+        (generate, ["--hf={}", f"--prompt={'x' * 300}"], "more than the model's context of 256; --context=N"),
+        (generate, ["--hf={}", "--prompt=x", "--top-p=2"], "--top-p=2.0 is not allowed"),
+        (generate, ["--hf={}", "--prompt=x", "--template=chat"], "--template=chat: "),
+        (ruler, ["--hf={}", "--lengths=1M"], "--lengths: 1048576 is more than the model's context of 256"),
+        (ruler, ["--hf={}", "--lengths=2K", "--context=2048", "--tasks=niah"], "there is no task 'niah' in RULER"),
+        (
+            ruler,
+            ["--hf={}", "--lengths=2K", "--context=2048", "--tasks=qa_1"],
+            "get dev-v2.0.json and name it with --squad=PATH",
+        ),
+        (ruler, ["--hf={}", "--lengths=100", "--tasks=vt"], "vt"),
+        (ruler, ["--hf={}", "--lengths=2K", "--context=2048", "--last=2"], "--last is for --workdir"),
+        (needle, ["--hf={}", "--lengths=1K", "--context=2048", "--essays=none"], "none"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_before_any_weight_is_read(
+    script, arguments, message, directory, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
+    assert script.main([argument.format(directory) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_answers_to_another_request_are_kept(directory, scored, capsys):
+    before = (scored / "answers.jsonl").read_bytes()
+    assert ruler.main([f"--hf={directory}", f"--tasks={TASKS}", f"--out={scored}", *LENGTHS, "--seed=1"]) == 2
+    assert "holds answers to another request (seed: 42 -> 1); give another --out" in capsys.readouterr().err
+    assert (scored / "answers.jsonl").read_bytes() == before
