@@ -23,7 +23,7 @@ from anchorjax.attention.sharded import apply as attend_by_tiles
 from anchorjax.config import ModelConfig
 from anchorjax.masks import Mask
 from anchorjax.models import rope
-from anchorjax.models.decoder import Block, Decoder, View, embedded, is_global, kinds_of_layers, logits, rotated
+from anchorjax.models.decoder import Block, Decoder, View, embedded, is_global, kinds_of_layers, rotated
 from anchorjax.models.layers import Shape, rms_norm
 from anchorjax.sharding import ACTIVATIONS, BATCH, HEADS, ROWS
 from anchorjax.types import PAD_SEGMENT
@@ -114,13 +114,21 @@ def advance(layers: Layers, cache: Cache, tokens_BT: jax.Array, num_anchors: int
     last_BD = rms_norm(reshard(x_BTD, P(ROWS, None, None))[:, -1], layers.final_norm_D, config)
     keys, values = zip(*kept, strict=True)
     longer = dataclasses.replace(cache, keys=keys, values=values, length=cache.length + tokens_BT.shape[1])
-    return logits(last_BD, _unembedding_DV(layers), config.final_soft_cap), longer
+    return _logits(last_BD, layers, config.final_soft_cap), longer
 
 
-def _unembedding_DV(layers: Layers) -> jax.Array:
-    if layers.unembed_DV is None:
-        return reshard(layers.embed_VD, P("tensor", None)).T
-    return reshard(layers.unembed_DV, P(None, "tensor"))
+def _logits(last_BD: jax.Array, layers: Layers, soft_cap: float) -> jax.Array:
+    """fp32 [B, V]. Each device multiplies its part of D: sums of logits travel, not the matrix."""
+    spec = P("tensor", "fsdp")
+    matrix_VD = layers.embed_VD if layers.unembed_DV is None else layers.unembed_DV.T
+    logits_BV = jnp.einsum(
+        "bd,vd->bv",
+        reshard(last_BD, P(None, "fsdp")),
+        reshard(matrix_VD, spec),
+        preferred_element_type=jnp.float32,
+        out_sharding=P(None, "tensor"),
+    )
+    return soft_cap * jnp.tanh(logits_BV / soft_cap) if soft_cap else logits_BV
 
 
 def _view(window: int | None, cache: Cache, tokens_BT: jax.Array, num_anchors: int, shape: Shape) -> View:

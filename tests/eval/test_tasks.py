@@ -110,7 +110,7 @@ def test_generate_prints_one_text_or_several(directory, capsys):
         (
             ruler,
             ["--hf={}", "--lengths=2K", "--context=2048", "--tasks=qa_1"],
-            "get dev-v2.0.json and name it with --squad=PATH",
+            "get dev-v2.0.json and name it",
         ),
         (ruler, ["--hf={}", "--lengths=100", "--tasks=vt"], "vt"),
         (ruler, ["--hf={}", "--lengths=2K", "--context=2048", "--last=2"], "--last is for --workdir"),
@@ -134,3 +134,61 @@ def test_answers_to_another_request_are_kept(directory, scored, capsys):
     assert ruler.main([f"--hf={directory}", f"--tasks={TASKS}", f"--out={scored}", *LENGTHS, "--seed=1"]) == 2
     assert "holds answers to another request (seed: 42 -> 1); give another --out" in capsys.readouterr().err
     assert (scored / "answers.jsonl").read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def run(jobs):
+    workdir = jobs.directory / "evaluated"
+    jobs.run(workdir)
+    return workdir
+
+
+def test_a_run_is_scored_over_its_last_checkpoints(run, capsys):
+    """The tiny run is of bytes, and keeps two checkpoints; its files beside eval/ stay as they are."""
+    before = {file: file.stat().st_mtime_ns for file in run.rglob("*") if file.is_file()}
+    arguments = [f"--workdir={run}", "--lengths=1K", "--context=1024", "--samples=1", "--tasks=fwe", "--last=2"]
+    assert ruler.main(arguments) == 0
+    result = json.loads((run / "eval/ruler/ruler.json").read_text())
+    steps = sorted(int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit())
+    assert result["steps"] == steps
+    assert set(result["by_step"]) == set(map(str, steps))
+    assert len(steps) == 2
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    capsys.readouterr()
+    assert ruler.main([*arguments[:-1], "--last=3"]) == 2
+    assert "--last=3 is more than the 2 checkpoints in" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_as_its_training_step_would(run):
+    """Greedy tokens of a whole forward pass with the anchor in front."""
+    import jax
+    import jax.numpy as jnp
+
+    from anchorjax import sharding
+    from anchorjax.evaluation import language_model
+    from anchorjax.evaluation.generation import Generator
+    from anchorjax.models.decoder import logits
+
+    model = language_model.describe(workdir=run)
+    assert (model.is_run, model.num_anchors, model.context) == (True, 1, 64)
+    loaded = language_model.load(model, language_model.make_mesh(model.model, 1))
+    assert loaded.step == json.loads((run / "summary.json").read_text())["step"]
+    tokens, shape = [model.tokenizer.bos_id, *model.tokenizer.encode("It was ").tolist()], model.shape(64)
+    prompt = list(tokens)
+    segments_BT = np.array([[0] + [1] * 63], np.int32)
+
+    @jax.jit
+    def next_token(params, tokens_BT, last):
+        arrays = tokens_BT, jnp.arange(64, dtype=jnp.int32)[None], segments_BT
+        arrays = [jax.sharding.reshard(x, sharding.BATCH) for x in arrays]
+        hidden_BTD = params.hidden(*arrays, model.num_anchors, shape)
+        return jnp.argmax(logits(hidden_BTD, params.unembedding_DV(shape))[0, last])
+
+    with jax.set_mesh(loaded.mesh):
+        for _ in range(8):
+            row = np.zeros((1, 64), np.int32)
+            row[0, : len(tokens)] = tokens
+            tokens.append(int(next_token(loaded.params, row, len(tokens) - 1)))
+    made = Generator(loaded).generate([prompt], 8)[0]
+    assert list(made.tokens) == tokens[len(prompt) :][: len(made.tokens)]
+    assert len(made.tokens) == 8 or tokens[len(prompt) + len(made.tokens)] in model.eos_ids
