@@ -7,15 +7,17 @@ seconds to import and is imported when the first figure is made.
 
 import dataclasses
 import io
-import re
 import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from anchorjax.page import printable
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
@@ -53,10 +55,9 @@ def lines(
 
     Args:
       x_ticks: makes the x axis logarithmic, with these ticks and no others, named by `name_tick`.
+      y_range: lowest and highest y; None: what is drawn. A logarithmic axis takes its own.
       name_value: writes its value above each point.
     """
-    from matplotlib.ticker import LogLocator, NullFormatter
-
     figure, axes = _figure(1, 3.6)
     for number, one in enumerate(series):
         color = COLORS[number % MOST]
@@ -73,10 +74,9 @@ def lines(
         axes[0].set_xticks([], minor=True)
     if log_y:
         axes[0].set_yscale("log")
-        axes[0].yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
-        axes[0].yaxis.set_major_formatter(_plain)
-        axes[0].yaxis.set_minor_formatter(NullFormatter())
-    axes[0].margins(y=0.12)
+        _tick_log(axes[0].yaxis)
+        drawn = np.concatenate([np.ravel(y) for one in series for y in (one.y, one.low, one.high) if y is not None])
+        y_range = drawn.min() / 1.6, drawn.max() * 1.6  # wide enough for one tick, whatever the values
     axes[0].set_ylim(*y_range)
     _label(axes[0], x_label, y_label)
     _legend(axes[0], len(series))
@@ -91,7 +91,7 @@ def bars(
     drawn = axes[0].barh(range(len(labels)), values, color=COLORS[0], height=0.7)
     axes[0].set_yticks(range(len(labels)), [label(text) for text in labels])
     axes[0].bar_label(drawn, [label(name_value(value)) for value in values], padding=3, color=_INK, fontsize=9)
-    axes[0].margins(x=0.12)
+    axes[0].margins(x=0.12, y=0.02)
     axes[0].invert_yaxis()
     _label(axes[0], x_label, "")
     axes[0].grid(False, axis="y")
@@ -107,10 +107,11 @@ def histogram(
         percent = 100 * np.histogram(numbers, edges)[0] / max(1, len(numbers))
         style = {"color": COLORS[number % MOST], "linestyle": _DASHES[number % len(_DASHES)], "linewidth": 1.8}
         axes[0].stairs(percent, edges, label=label(name), **style)
-        axes[0].stairs(percent, edges, color=style["color"], alpha=0.12, fill=True)
+        if len(values) <= 3:  # more would hide each other
+            axes[0].stairs(percent, edges, color=style["color"], alpha=0.12, fill=True)
     if log_x:
         axes[0].set_xscale("log")
-        axes[0].xaxis.set_major_formatter(_plain)
+        _tick_log(axes[0].xaxis)
     _label(axes[0], x_label, y_label)
     _legend(axes[0], len(values))
     return figure
@@ -184,7 +185,7 @@ def png(figure: "Figure") -> bytes:
 
 def label(text: str, longest: int = _LONGEST) -> str:
     """`text` on one line of at most `longest` characters, as itself: "$" begins no formula."""
-    text = re.sub(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff]+", " ", text).strip() or "(no name)"
+    text = " ".join(printable(text).split()) or "(no name)"
     text = text if len(text) <= longest else text[: longest - 1] + "…"
     return text.replace("$", r"\$")
 
@@ -205,9 +206,13 @@ def _figure(columns: int, height: float) -> "tuple[Figure, list[Axes]]":
     return figure, axes
 
 
-def _plain(value: float, _) -> str:
-    """1000 -> 1,000, where matplotlib writes a power of ten."""
-    return f"{value:,g}" if value < 1 else f"{value:,.0f}"
+def _tick_log(axis: "Axis") -> None:
+    """Ticks at 1, 2, 5, 10, ... in plain numbers, where matplotlib writes powers of ten."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+    axis.set_major_formatter(lambda value, _: f"{value:,g}" if value < 1 else f"{value:,.0f}")
+    axis.set_minor_locator(NullLocator())
 
 
 def _label(axes: "Axes", x_label: str, y_label: str) -> None:

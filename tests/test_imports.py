@@ -27,7 +27,7 @@ ALLOWED = {
     "models": FOUNDATION | {"attention"},
     "data": {"types", "errors", "config", "sharding"},
     "page": set(),
-    "figures": set(),
+    "figures": {"page"},
     "report": FOUNDATION | {"attention", "data", "page", "figures"},
     "prepare": {"errors", "config", "command_line", "data", "training", "report"},
     "convert": FOUNDATION | {"models", "huggingface", "training"},

@@ -39,13 +39,13 @@ def source_shares(counts: Sequence[SourceCounts]) -> "figures.Figure":
 def document_lengths(lengths: Sequence[tuple[str, np.ndarray]]) -> "figures.Figure":
     shortest, longest = min(int(x.min()) for _, x in lengths), max(int(x.max()) for _, x in lengths)
     # Whole numbers, so that no bin of short lengths is empty for lying between two of them.
-    edges = np.unique(np.round(np.geomspace(shortest, longest + 1, _BINS)))
+    edges = np.unique(np.round(np.geomspace(shortest, longest + 1, _BINS if len(lengths) <= 3 else _BINS // 2)))
     return figures.histogram(
         lengths,
         edges=edges,
         x_label="length of a document (tokens)",
         y_label="documents of the source (%)",
-        log_x=True,
+        log_x=longest > 4 * shortest,  # less may have no tick at all
     )
 
 
@@ -118,7 +118,7 @@ def masks(shown: Sequence[tuple[int, np.ndarray]], mask: str) -> "figures.Figure
         images.append(_with_wide_anchor(rows.picture(segment_ids_T, num_anchors), num_anchors))
         documents = len(np.unique(segment_ids_T[1:][segment_ids_T[1:] != PAD_SEGMENT]))
         # Segment ids of a full mask do not tell documents apart.
-        titles.append(f"row {row:,}" if mask == "full" else f"row {row:,}, {documents:,} documents")
+        titles.append(f"row {row:,}" if mask == "full" else f"row {row:,}, documents: {documents:,}")
     return figures.pictures(images, titles=titles, kinds=_KINDS, x_label="keys", y_label="queries")
 
 

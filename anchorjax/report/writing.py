@@ -14,7 +14,7 @@ from anchorjax.report.drawing import name_length
 from anchorjax.report.lengths import Packed, SourceCounts
 from anchorjax.report.rows import PICTURE, LiveTiles
 
-MOST_SERIES = figures.MOST  # sources in the figure of lengths
+MOST_SERIES = 6  # sources in the figure of lengths
 MOST_LINES = 200  # sources in a table
 
 
