@@ -140,10 +140,10 @@ def heat_map(
             bright = value - low > 0.55 * (high - low) and high > low
             color = "black" if bright else "white"
             axes[0].text(column, row, label(name_value(value)), ha="center", va="center", color=color, fontsize=9)
-    axes[0].set_xticks(range(len(columns)), [label(text) for text in columns])
+    axes[0].set_xticks(range(len(columns)), [label(text, max(3, 64 // len(columns))) for text in columns])
     axes[0].set_yticks(range(len(rows)), [label(text) for text in rows])
     _label(axes[0], x_label, "")
-    axes[0].set_title(label(title, 90), fontsize=10, color=_INK, loc="left")
+    axes[0].set_title(label(title, 54), fontsize=10, color=_INK, loc="left")
     axes[0].grid(False)
     axes[0].tick_params(length=0)
     return figure
@@ -160,7 +160,7 @@ def pictures(
     for one, image, title in zip(axes, images, titles, strict=True):
         colors = ListedColormap(list(kinds.values()))
         one.imshow(image, colors, vmin=-0.5, vmax=len(kinds) - 0.5, interpolation="nearest")
-        one.set_title(label(title, 60), fontsize=9, color=_INK)
+        one.set_title(label(title, 84 // len(images)), fontsize=9, color=_INK)
         one.set_xticks([])
         one.set_yticks([])
         one.grid(False)
@@ -178,7 +178,8 @@ def png(figure: "Figure") -> bytes:
     """The figure as a PNG file, the same bytes for the same figure."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # a name in a script that the font lacks: boxes, as in the legend
+        warnings.filterwarnings("ignore", "Glyph")  # a name in a script that the font lacks becomes boxes
+        figure.draw_without_rendering()  # room for labels is made from where they were in the drawing before
         figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 

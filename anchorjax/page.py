@@ -89,7 +89,7 @@ class Table:
         scroll = Element("div", {"class": "scroll"})
         table = ElementTree.SubElement(scroll, "table")
         table.append(_element("caption", self.caption))
-        numeric = [any(_is_number(row[column]) for row in self.rows) for column in range(len(self.heads))]
+        numeric = [all(_is_number(row[column]) for row in self.rows) for column in range(len(self.heads))]
         head = ElementTree.SubElement(ElementTree.SubElement(table, "thead"), "tr")
         for text, right in zip(self.heads, numeric, strict=True):
             head.append(_element("th", text, {"scope": "col"} | ({"class": "number"} if right else {})))
