@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -92,6 +93,37 @@ def test_any_runner_goes_on_where_another_stopped(tmp_path, folder, expected, fi
     assert {file: file.stat().st_mtime_ns for file in made} == made
     assert not list(directory.glob("attempt-*"))
     assert prepared(folder, store, first) == expected
+
+
+@pytest.fixture
+def pool():
+    """The address of a pool of workers that was started by hand, as each machine of a cluster has one."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])  # it starts `python`
+    command = [sys.executable, "-m", "apache_beam.runners.worker.worker_pool_main", f"--service_port={port}"]
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PATH": path}, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 30
+        while True:
+            with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("localhost", port)):
+                break
+            assert process.poll() is None and time.monotonic() < deadline, "the pool did not start"
+            time.sleep(0.1)
+        yield f"localhost:{port}"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@needs_beam
+def test_workers_that_something_else_started_make_the_same(tmp_path, folder, expected, pool):
+    options = ("--job_endpoint=embed", "--environment_type=EXTERNAL", f"--environment_config={pool}")
+    runner = Runner("PortableRunner", options)
+    with pytest.raises(DataError, match=r"05.jsonl:41: text is missing or null; data.bad_rows='skip' leaves"):
+        prepared(folder, tmp_path / "store", runner, bad_rows="raise")
+    assert prepared(folder, tmp_path / "store", runner) == expected
 
 
 @pytest.mark.parametrize(
