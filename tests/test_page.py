@@ -87,4 +87,4 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch)
     with pytest.raises(OSError, match="no space"):
         page.write(example(*["new"] * 7), path)
     assert path.read_bytes() == before
-    assert not list(tmp_path.rglob("*.part"))  # noqa: C416
+    assert not list(tmp_path.rglob("*.part"))
