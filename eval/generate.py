@@ -1,7 +1,7 @@
 """Text from a model: `python eval/generate.py --hf DIR --prompt "Once upon a time"`.
 
-The text comes as it is made. With several --prompt they are answered one after the other; --batch-rows=N does N at
-once. Greedy unless --temperature is given. Exit codes: 0 done, 2 bad input.
+The text of a single prompt comes as it is made; those of several come at the end with "---" between, --batch-rows of
+them made at once. Greedy unless --temperature is given. Exit codes: 0 done, 2 bad input.
 """
 
 import argparse
@@ -10,6 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without installing
 
+from anchorjax.data.chat import frame
 from anchorjax.errors import UsageError
 from anchorjax.evaluation import language_model, options
 from anchorjax.evaluation.generation import Generator, check_context
@@ -40,23 +41,14 @@ def generate(arguments: argparse.Namespace) -> None:
         raise UsageError("--stop= is empty")
     model = options.description(arguments)
     chat = options.chat_template(arguments, model)
-    prompts = [_ids(text, model, chat) for text in texts]
+    prompts = [frame(text, "", model.tokenizer, chat)[1].tolist() for text in texts]
     for ids in prompts:
         check_context(len(ids), arguments.max_new_tokens, model.context)  # before the weights are read
     generator = Generator(language_model.load(model), arguments.batch_rows)
-    for first in range(0, len(prompts), arguments.batch_rows):
-        some = prompts[first : first + arguments.batch_rows]
-        streamed = len(some) == 1
-        show = (lambda _, text: print(text, end="", flush=True)) if streamed else None
-        made = generator.generate(some, arguments.max_new_tokens, sampling, arguments.stop, show)
-        print("" if streamed else "\n---\n".join(one.text for one in made))
-
-
-def _ids(text: str, model: language_model.Description, chat) -> list[int]:
-    if chat is None:
-        return [model.tokenizer.bos_id, *model.tokenizer.encode(text).tolist()]
-    ids = model.tokenizer.encode_with_specials(chat.render([{"role": "user", "content": text}])).tolist()
-    return ids if ids[:1] == [model.tokenizer.bos_id] else [model.tokenizer.bos_id, *ids]
+    streamed = len(prompts) == 1
+    show = (lambda _, text: print(text, end="", flush=True)) if streamed else None
+    made = generator.generate(prompts, arguments.max_new_tokens, sampling, arguments.stop, show)
+    print("" if streamed else "\n---\n".join(one.text for one in made))
 
 
 def _read(file: Path) -> str:

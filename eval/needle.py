@@ -13,8 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywher
 
 import numpy as np
 
-from anchorjax import figures
-from anchorjax.evaluation import language_model, options
+from anchorjax.evaluation import heat_maps, language_model, options
 from anchorjax.evaluation.answering import answer
 from anchorjax.evaluation.generation import Generator
 from anchorjax.evaluation.needle import Grid
@@ -46,7 +45,6 @@ def evaluate(arguments: argparse.Namespace) -> None:
     )
     request = options.request(
         model,
-        None,
         lengths=arguments.lengths,
         depths=depths,
         samples=arguments.samples,
@@ -55,29 +53,20 @@ def evaluate(arguments: argparse.Namespace) -> None:
         haystack=arguments.haystack,
         essays=str(arguments.essays or ""),
     )
-    generator = functools.cache(lambda: Generator(language_model.load(model), arguments.batch_rows))
+    step = model.steps()[-1]
+    generator = functools.cache(lambda: Generator(language_model.load(model, step=step), arguments.batch_rows))
     with Results(options.out_directory(arguments, model, "needle"), request) as results:
-        answers = answer(generator, grid, list(map(str, range(len(grid)))), results, "needles")
+        answers = answer(generator, grid, [f"{step} {index}" for index in range(len(grid))], results, "needles")
         percent = grid.heat_map(answers)
         found = {"percent": percent.tolist(), "mean": float(percent.mean()), "material": grid[0].material}
-        path = results.write("needle.json", request | found)
-        results.write("needle.png", figures.png(picture(percent, arguments.lengths, depths)))
+        path = results.write("needle.json", request | {"step": step} | found)
+        rows = [f"{depth:g}%" for depth in depths]
+        results.write("needle.png", heat_maps.by_length(percent.T, rows, arguments.lengths, "Needle found, percent"))
     print(f"{'length':>9}" + "".join(f"{depth:>7g}%" for depth in depths))
     for length, row in zip(arguments.lengths, percent, strict=True):
         print(f"{length:>9}" + "".join(f"{value:>8.0f}" for value in row))
     print(f"mean {percent.mean():.1f} percent; {grid[0].material or 'haystacks as in RULER'}")
     print(f"written to {path}")
-
-
-def picture(percent, lengths, depths):
-    return figures.heat_map(
-        percent.T,
-        rows=[f"{depth:g}%" for depth in depths],
-        columns=[f"{length:,}" for length in lengths],
-        x_label="length (tokens)",
-        title="Needle found, percent, by depth",
-        name_value=lambda value: f"{value:.0f}",
-    )
 
 
 if __name__ == "__main__":

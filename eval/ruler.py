@@ -15,14 +15,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without installing
 
-from anchorjax import figures
 from anchorjax.errors import UsageError
-from anchorjax.evaluation import language_model, options, ruler
+from anchorjax.evaluation import heat_maps, language_model, options, ruler
 from anchorjax.evaluation.answering import answer
 from anchorjax.evaluation.generation import Generator
 from anchorjax.evaluation.language_model import Description
 from anchorjax.evaluation.results import Results
-from anchorjax.training.checkpoint import Checkpoints
 
 QUESTIONS = {"qa_1": "squad", "qa_2": "hotpot"}
 
@@ -44,12 +42,12 @@ def evaluate(arguments: argparse.Namespace) -> None:
     steps = _steps(arguments.last, model)
     samples = make_samples(arguments, model)
     files = {name: str(getattr(arguments, name) or "") for name in ("essays", "squad", "hotpot")}
-    request = options.request(model, None, seed=arguments.seed, template=arguments.template, **files)
+    request = options.request(model, seed=arguments.seed, template=arguments.template, **files)
     with Results(options.out_directory(arguments, model, "ruler"), request) as results:
         by_step = {step: score(model, step, samples, results, arguments.batch_rows) for step in steps}
         result = summary(by_step, samples)
         path = results.write("ruler.json", request | {"samples": arguments.samples, "steps": steps} | result)
-        results.write("ruler.png", figures.png(picture(result["scores"])))
+        results.write("ruler.png", picture(result["scores"]))
     print(table(result))
     print(f"written to {path}")
 
@@ -78,12 +76,10 @@ def make_samples(arguments: argparse.Namespace, model: Description) -> dict[tupl
 
 
 def _steps(last: int | None, model: Description) -> list[int | None]:
-    """Of the checkpoints; [None] for a model that has no steps."""
-    if "model_type" in model.fields:
-        if last:
-            raise UsageError("--last is for --workdir: a Hugging Face directory holds one checkpoint")
-        return [None]
-    steps = Checkpoints(model.directory, keep=1, read_only=True).steps()
+    """Of the checkpoints to score."""
+    if model.is_hugging_face and last:
+        raise UsageError("--last is for --workdir: a Hugging Face directory holds one checkpoint")
+    steps = model.steps()
     if last and last > len(steps):
         raise UsageError(f"--last={last} is more than the {len(steps)} checkpoints in {model.directory}")
     return steps[-(last or 1) :]
@@ -139,16 +135,10 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
-def picture(scores: dict):
+def picture(scores: dict) -> bytes:
     lengths = list(next(iter(scores.values())))
-    return figures.heat_map(
-        [[row[length] for length in lengths] for row in scores.values()],
-        rows=list(scores),
-        columns=[f"{length:,}" for length in lengths],
-        x_label="length (tokens)",
-        title="RULER, percent",
-        name_value=lambda value: f"{value:.0f}",
-    )
+    percent = [[row[length] for length in lengths] for row in scores.values()]
+    return heat_maps.by_length(percent, list(scores), lengths, "RULER, percent")
 
 
 if __name__ == "__main__":

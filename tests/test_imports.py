@@ -32,7 +32,7 @@ ALLOWED = {
     "prepare": {"errors", "config", "command_line", "data", "training", "report"},
     "convert": FOUNDATION | {"models", "huggingface", "training"},
     "training": FOUNDATION | {"attention", "models", "data", "huggingface"},
-    "evaluation": FOUNDATION | {"attention", "models", "data", "huggingface", "training"},
+    "evaluation": FOUNDATION | {"attention", "models", "data", "huggingface", "training", "figures"},
 }
 OUTSIDE = {"configs", "train", "eval", "tests", "benchmarks"}
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
+import numpy as np
 from jinja2 import ext, nodes, sandbox
 
-from anchorjax.data.tokenizer import read_json
+from anchorjax.data.tokenizer import Tokenizer, read_json
 
 # For templates that write today's date: the same prompt on any day. Llama 3's use it where they are told no date.
 _TODAY = datetime.date(2024, 7, 26)
@@ -65,6 +66,19 @@ class ChatTemplate:
             )
         except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise ValueError(f"the chat template does not take these messages: {error}") from error
+
+
+def frame(prompt: str, answer_prefix: str, tokenizer: Tokenizer, chat: ChatTemplate | None) -> tuple[str, np.ndarray]:
+    """What a model is asked: (the text before the answer prefix, int32 ids of both behind the beginning of sequence).
+
+    With a template the prompt is the user's turn, and the tokenizer must be that of a Hugging Face directory.
+    """
+    text = chat.render([{"role": "user", "content": prompt}]) if chat else prompt
+    encode = tokenizer.encode_with_specials if chat else tokenizer.encode
+    ids_T = encode(text + answer_prefix)
+    if not chat or ids_T[:1].tolist() != [tokenizer.bos_id]:  # some templates write it themselves
+        ids_T = np.concatenate([np.asarray([tokenizer.bos_id], np.int32), ids_T])
+    return text, ids_T
 
 
 def _source(directory: Path, config: Mapping[str, Any]) -> str | None:

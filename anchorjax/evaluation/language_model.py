@@ -57,6 +57,16 @@ class Description:
     def is_run(self) -> bool:
         return "data" in self.fields
 
+    @property
+    def is_hugging_face(self) -> bool:
+        return "model_type" in self.fields
+
+    def steps(self) -> list[int | None]:
+        """Of its checkpoints, oldest first; [None] for a Hugging Face directory, which has no steps."""
+        if self.is_hugging_face:
+            return [None]
+        return list(Checkpoints(self.directory, keep=1, read_only=True).steps())
+
     def shape(self, row_length: int) -> Shape:
         """For rows of that many tokens, with this machine's attention."""
         chosen = attention.choose(AttentionConfig("auto", 0, 0), row_length)
@@ -185,10 +195,10 @@ def load(description: Description, mesh: Mesh | None = None, step: int | None = 
     shape = description.shape(description.context)
     with jax.set_mesh(mesh):
         like = sharding.abstract(lambda: Decoder(jax.random.key(0), shape))
-        if "model_type" in description.fields:
+        if description.is_hugging_face:
             params = description.pretrained.load(sharding.zeros(lambda: Decoder(jax.random.key(0), shape)), shape)
             return LanguageModel(description, params, mesh, None)
         checkpoints = Checkpoints(description.directory, keep=1, read_only=True, host_bytes=bytes_of_largest(like))
-        step = checkpoints.steps()[-1] if step is None else step
+        step = description.steps()[-1] if step is None else step
         weights = checkpoints.restore_weights(named_leaves(like), step)
         return LanguageModel(description, jax.tree.unflatten(jax.tree.structure(like), weights.values()), mesh, step)

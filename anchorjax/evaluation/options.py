@@ -92,11 +92,10 @@ def out_directory(arguments: argparse.Namespace, model: Description, name: str) 
     return Path("eval-results") / (model.directory.resolve().name or "model") / name
 
 
-def request(model: Description, step: int | None, **more) -> dict:
-    """What answers depend on, for `Results`."""
+def request(model: Description, **more) -> dict:
+    """What all answers depend on, for `Results`; which checkpoint of a run gave an answer, its key says."""
     return {
         "model": str(model.directory.resolve()),
-        "step": step,
         "dtype": model.model.compute_dtype,
         "rope_theta": model.rope.theta,
         "tokenizer": model.tokenizer.name,

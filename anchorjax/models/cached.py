@@ -22,14 +22,14 @@ from anchorjax.attention import decode
 from anchorjax.attention.sharded import apply as attend_by_tiles
 from anchorjax.config import ModelConfig
 from anchorjax.masks import Mask
-from anchorjax.models import rope
-from anchorjax.models.decoder import Block, Decoder, View, embedded, is_global, kinds_of_layers, rotated
+from anchorjax.models.decoder import Block, Decoder, View, embedded, is_global, kinds_of_layers, logits, rotated
 from anchorjax.models.layers import Shape, rms_norm
 from anchorjax.sharding import ACTIVATIONS, BATCH, HEADS, ROWS
 from anchorjax.types import PAD_SEGMENT
 
 # Every device looks all tokens up in its columns: what then travels is a row of the batch and not the table.
 EMBEDDING = P(None, "fsdp")
+CACHE = P(ROWS, None, "tensor", None)  # whole rows: a device writes to any column of its rows
 
 
 @jax.tree_util.register_dataclass
@@ -85,8 +85,7 @@ class Cache:
         shape = len(start_B), columns, model.num_kv_heads, model.head_width
 
         def zeros():
-            spec = P(ROWS, None, "tensor", None)
-            return tuple(jnp.zeros(shape, model.compute_dtype, out_sharding=spec) for _ in range(model.num_layers))
+            return tuple(jnp.zeros(shape, model.compute_dtype, out_sharding=CACHE) for _ in range(model.num_layers))
 
         return cls(zeros(), zeros(), jnp.int32(0), reshard(start_B, P(ROWS)))
 
@@ -114,21 +113,10 @@ def advance(layers: Layers, cache: Cache, tokens_BT: jax.Array, num_anchors: int
     last_BD = rms_norm(reshard(x_BTD, P(ROWS, None, None))[:, -1], layers.final_norm_D, config)
     keys, values = zip(*kept, strict=True)
     longer = dataclasses.replace(cache, keys=keys, values=values, length=cache.length + tokens_BT.shape[1])
-    return _logits(last_BD, layers, config.final_soft_cap), longer
-
-
-def _logits(last_BD: jax.Array, layers: Layers, soft_cap: float) -> jax.Array:
-    """fp32 [B, V]. Each device multiplies its part of D: sums of logits travel, not the matrix."""
-    spec = P("tensor", "fsdp")
-    matrix_VD = layers.embed_VD if layers.unembed_DV is None else layers.unembed_DV.T
-    logits_BV = jnp.einsum(
-        "bd,vd->bv",
-        reshard(last_BD, P(None, "fsdp")),
-        reshard(matrix_VD, spec),
-        preferred_element_type=jnp.float32,
-        out_sharding=P(None, "tensor"),
-    )
-    return soft_cap * jnp.tanh(logits_BV / soft_cap) if soft_cap else logits_BV
+    # Each device multiplies its part of D: sums of logits travel, not the matrix.
+    matrix_DV = layers.embed_VD.T if layers.unembed_DV is None else layers.unembed_DV
+    arrays = reshard(last_BD, P(None, "fsdp")), reshard(matrix_DV, P("fsdp", "tensor"))
+    return logits(*arrays, config.final_soft_cap), longer
 
 
 def _view(window: int | None, cache: Cache, tokens_BT: jax.Array, num_anchors: int, shape: Shape) -> View:
@@ -144,10 +132,7 @@ def _view(window: int | None, cache: Cache, tokens_BT: jax.Array, num_anchors: i
     soft_cap = shape.model.attention_soft_cap or None
     mask = Mask(q_segments_BT, kv_segments_BS, q_index_BT, kv_index_BS, num_anchors, window, soft_cap)
     positions_BT = jnp.maximum(q_index_BT, 0)
-    if T > 1:
-        return View.of(mask, positions_BT, shape)
-    tables = rope.tables(positions_BT, shape.max_position, shape.model.head_width, shape.rope, local=window is not None)
-    return View(mask, None, *tables)
+    return View.of(mask, positions_BT, shape, tiled=T > 1)
 
 
 def _attend(q_BTNH, k_BTKH, v_BTKH, *, view: View, column, shape: Shape):
@@ -155,14 +140,13 @@ def _attend(q_BTNH, k_BTKH, v_BTKH, *, view: View, column, shape: Shape):
     k_BSKH, v_BSKH, length = column
     q_BTNH, k_BTKH = rotated(q_BTNH, k_BTKH, view, shape)
     k_BSKH, v_BSKH = (
-        jax.lax.dynamic_update_slice_in_dim(old, reshard(new, P(ROWS, None, "tensor", None)), length, axis=1)
+        jax.lax.dynamic_update_slice_in_dim(old, reshard(new, CACHE), length, axis=1)
         for old, new in ((k_BSKH, k_BTKH), (v_BSKH, v_BTKH))
     )
-    if q_BTNH.shape[1] > 1:
-        arrays = (reshard(x, HEADS) for x in (q_BTNH, k_BSKH, v_BSKH))
+    arrays = [reshard(x, HEADS) for x in (q_BTNH, k_BSKH, v_BSKH)]
+    if view.plan:
         out_BTNH = attend_by_tiles(*arrays, view.mask, view.plan, shape.attention.implementation)
     else:
-        out_BTNH = jax.shard_map(decode.attend, in_specs=(HEADS, HEADS, HEADS, BATCH), out_specs=HEADS)(
-            *(reshard(x, HEADS) for x in (q_BTNH, k_BSKH, v_BSKH)), view.mask
-        )
+        dense = jax.shard_map(decode.attend, in_specs=(HEADS, HEADS, HEADS, BATCH), out_specs=HEADS)
+        out_BTNH = dense(*arrays, view.mask)
     return out_BTNH, (k_BSKH, v_BSKH)

@@ -43,14 +43,14 @@ class View:
     """What a kind of layer sees of the row: all of each document, or a window of it."""
 
     mask: Mask
-    plan: Plan
+    plan: Plan | None  # None: attended densely
     cos_BTh: jax.Array
     sin_BTh: jax.Array
 
     @classmethod
-    def of(cls, mask: Mask, positions_BT: jax.Array, shape: Shape) -> "View":
-        """With the tiles of `shape.attention`, and RoPE tables of the queries' positions."""
-        plan = sharded.plan(mask, shape.attention.q_tile, shape.attention.kv_tile)
+    def of(cls, mask: Mask, positions_BT: jax.Array, shape: Shape, tiled: bool = True) -> "View":
+        """With the tiles of `shape.attention`, unless no plan is wanted, and RoPE tables of the queries' positions."""
+        plan = sharded.plan(mask, shape.attention.q_tile, shape.attention.kv_tile) if tiled else None
         local = mask.window is not None
         tables = rope.tables(positions_BT, shape.max_position, shape.model.head_width, shape.rope, local=local)
         return cls(mask, plan, *tables)

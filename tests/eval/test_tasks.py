@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from matplotlib import image
 
+from anchorjax.evaluation import language_model
 from anchorjax.evaluation import ruler as ruler_lib
 from eval import generate, needle, ruler
 from tests.evaluation.making import write_tokenizer
@@ -92,6 +93,17 @@ def test_generate_prints_one_text_or_several(directory, capsys):
     assert first == streamed.rstrip("\n") != second
 
 
+def test_a_prompt_is_drawn_alike_in_any_batch(directory, capsys):
+    options = ["--prompt=abc", "--prompt=abc", "--prompt=defg", "--max-new-tokens=8", "--temperature=1", "--seed=3"]
+    texts = []
+    for rows in (1, 2):
+        assert generate.main([f"--hf={directory}", *options, f"--batch-rows={rows}"]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+    first, second, _ = texts[0].split("\n---\n")
+    assert first != second
+
+
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [
@@ -159,13 +171,25 @@ def test_a_run_is_scored_over_its_last_checkpoints(run, capsys):
     assert "--last=3 is more than the 2 checkpoints in" in capsys.readouterr().err
 
 
+def test_another_checkpoint_of_a_run_is_asked_anew(run, tmp_path, monkeypatch):
+    arguments = [f"--workdir={run}", "--lengths=1K", "--context=1024", "--depths=1", f"--out={tmp_path}"]
+    *_, before, last = language_model.describe(workdir=run).steps()
+    monkeypatch.setattr(language_model.Description, "steps", lambda _: [before])
+    assert needle.main(arguments) == 0
+    assert json.loads((tmp_path / "needle.json").read_text())["step"] == before
+    monkeypatch.undo()
+    assert needle.main(arguments) == 0
+    assert json.loads((tmp_path / "needle.json").read_text())["step"] == last
+    answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()[1:]]
+    assert [answer["key"] for answer in answers] == [f"{before} 0", f"{last} 0"]
+
+
 def test_a_run_goes_on_as_its_training_step_would(run):
     """Greedy tokens of a whole forward pass with the anchor in front."""
     import jax
     import jax.numpy as jnp
 
     from anchorjax import sharding
-    from anchorjax.evaluation import language_model
     from anchorjax.evaluation.generation import Generator
     from anchorjax.models.decoder import logits
 

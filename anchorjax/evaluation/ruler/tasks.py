@@ -9,7 +9,7 @@ from typing import Literal, NoReturn
 
 import numpy as np
 
-from anchorjax.data.chat import ChatTemplate
+from anchorjax.data.chat import ChatTemplate, frame
 from anchorjax.data.tokenizer import Tokenizer
 from anchorjax.errors import EvaluationError
 from anchorjax.evaluation.ruler import needles, questions, sizing, variables, words
@@ -174,13 +174,7 @@ class Samples(Sequence):
         return self._recipes(random.Random(f"{setting.seed}/{self.task}/{setting.length}/{index}"), index)
 
     def _framed(self, draft: Draft) -> _Framed:
-        tokenizer = self.setting.tokenizer
-        prompt = self._chat.render([{"role": "user", "content": draft.prompt}]) if self._chat else draft.prompt
-        encode = tokenizer.encode_with_specials if self._chat else tokenizer.encode
-        ids_T = encode(prompt + draft.answer_prefix)
-        if not self._chat or ids_T[0] != tokenizer.bos_id:  # some templates write it themselves
-            ids_T = np.concatenate([np.asarray([tokenizer.bos_id], np.int32), ids_T])
-        return _Framed(draft, prompt, ids_T)
+        return _Framed(draft, *frame(draft.prompt, draft.answer_prefix, self.setting.tokenizer, self._chat))
 
     def _check_room(self) -> None:
         """All samples at their smallest, before the first is asked for: a run is not to end at sample 300."""

@@ -1,0 +1,21 @@
+"""Pictures of scores by length."""
+
+from collections.abc import Sequence
+
+from numpy.typing import ArrayLike
+
+from anchorjax import figures
+
+
+def by_length(percent: ArrayLike, rows: Sequence[str], lengths: Sequence[int], title: str) -> bytes:
+    """PNG of percentages [rows, lengths]."""
+    return figures.png(
+        figures.heat_map(
+            percent,
+            rows=rows,
+            columns=[f"{length:,}" for length in lengths],
+            x_label="length (tokens)",
+            title=title,
+            name_value=lambda value: f"{value:.0f}",
+        )
+    )

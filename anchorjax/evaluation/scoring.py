@@ -1,0 +1,117 @@
+"""How likely a model finds given tokens: whole rows in one pass, logits chunk by chunk.
+
+A row is one document behind its beginning of sequence, which is plain causal attention, whatever mask the model was
+trained with. Rows are padded at the end to one of a few lengths, so that few programs are compiled.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+from jax.sharding import reshard
+
+from anchorjax.errors import UsageError
+from anchorjax.evaluation.generation import bucket
+from anchorjax.evaluation.language_model import LanguageModel
+from anchorjax.models.decoder import Decoder, logits
+from anchorjax.models.layers import Shape
+from anchorjax.sharding import BATCH
+from anchorjax.training.loss import token_nats
+from anchorjax.types import PAD_SEGMENT
+
+CHUNK = 512  # tokens whose logits exist at once on a device
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Score:
+    """Of one row of T tokens; entry t is of token t + 1, given the t + 1 tokens before it.
+
+    Attributes:
+      nats_t: float32 [T - 1], -log p.
+      likeliest_t: bool [T - 1], whether the token is the one that greedy decoding takes; None if not asked for.
+    """
+
+    nats_t: np.ndarray
+    likeliest_t: np.ndarray | None
+
+
+class Scorer:
+    """A model that is ready to score rows."""
+
+    def __init__(self, model: LanguageModel, batch_rows: int = 1):
+        """`batch_rows`: rows at once; rounded up to what the mesh's rows ask for."""
+        self.description, self.mesh, self._params = model.description, model.mesh, model.params
+        shards = model.mesh.shape["data"] * model.mesh.shape["fsdp"]
+        self.batch_rows = -(-batch_rows // shards) * shards
+
+    def score(self, rows: Sequence[Sequence[int]], likeliest: bool = False) -> list[Score]:
+        """In the order of the rows (ids, the beginning of sequence included).
+
+        Raises:
+          UsageError: a row is empty or longer than the model's context.
+        """
+        for row in rows:
+            if not 0 < len(row) <= self.description.context:
+                raise UsageError(
+                    f"a row of {len(row):,} tokens cannot be scored: 1 to {self.description.context:,} are allowed, "
+                    "the model's context; --context=N allows more"
+                )
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # few pads
+        scores: dict[int, Score] = {}
+        for first in range(0, len(order), self.batch_rows):
+            numbers = order[first : first + self.batch_rows]
+            scores |= zip(numbers, self._batch([rows[i] for i in numbers], likeliest), strict=True)
+        return [scores[i] for i in range(len(rows))]
+
+    def _batch(self, rows: Sequence[Sequence[int]], likeliest: bool) -> list[Score]:
+        columns = bucket(max(map(len, rows)))
+        tokens_BT = np.zeros((self.batch_rows, columns), np.int32)
+        segment_ids_BT = np.full((self.batch_rows, columns), PAD_SEGMENT, np.int32)
+        for place, row in enumerate(rows):
+            tokens_BT[place, : len(row)], segment_ids_BT[place, : len(row)] = row, 0
+        with jax.set_mesh(self.mesh):
+            arrays = (jax.device_put(x, jax.NamedSharding(self.mesh, BATCH)) for x in (tokens_BT, segment_ids_BT))
+            nats_BT, likeliest_BT = _score(
+                self._params,
+                *arrays,
+                num_anchors=self.description.num_anchors,
+                shape=self.description.shape(columns),
+                likeliest=likeliest,
+            )
+        nats_BT = np.asarray(nats_BT)
+        likeliest_BT = np.asarray(likeliest_BT) if likeliest else None
+        return [
+            Score(nats_BT[place, : len(row) - 1], likeliest_BT[place, : len(row) - 1] if likeliest else None)
+            for place, row in enumerate(rows)
+        ]
+
+
+@functools.partial(jax.jit, static_argnames=("num_anchors", "shape", "likeliest"))
+def _score(params: Decoder, tokens_BT, segment_ids_BT, *, num_anchors: int, shape: Shape, likeliest: bool):
+    """(nats, whether greedy) of the next token at each place, whole on each device; the last place is meaningless."""
+    positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
+    hidden_BTD = params.hidden(tokens_BT, reshard(positions_BT, BATCH), segment_ids_BT, num_anchors, shape)
+    unembedding_DV, soft_cap = params.unembedding_DV(shape), shape.model.final_soft_cap
+    targets_BT = jnp.concatenate([tokens_BT[:, 1:], tokens_BT[:, :1]], 1)
+    nats_BT = token_nats(hidden_BTD, unembedding_DV, targets_BT, CHUNK, soft_cap)
+    if not likeliest:
+        return reshard(nats_BT, P(None, None)), None
+    greedy_BT = _greedy(hidden_BTD, unembedding_DV, soft_cap)
+    return reshard(nats_BT, P(None, None)), reshard(greedy_BT == targets_BT, P(None, None))
+
+
+def _greedy(hidden_BTD: jax.Array, unembedding_DV: jax.Array, soft_cap: float) -> jax.Array:
+    """The likeliest next token at each place: int32 [B, T]."""
+    B, T, D = hidden_BTD.shape
+    padded_BtD = jnp.pad(hidden_BTD, ((0, 0), (0, -T % CHUNK), (0, 0)))
+    chunks_nBcD = padded_BtD.reshape(B, -1, CHUNK, D).swapaxes(0, 1)
+
+    def likeliest(hidden_BcD):
+        logits_BcV = reshard(logits(hidden_BcD, unembedding_DV, soft_cap), P(BATCH[0], None, None))
+        return jnp.argmax(logits_BcV, -1).astype(jnp.int32)
+
+    return jax.lax.map(likeliest, chunks_nBcD).swapaxes(0, 1).reshape(B, -1)[:, :T]
