@@ -193,8 +193,8 @@ def _launch(
         connection.send(_DONE)
     except Exception as error:
         traceback.print_exc()
-        last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        connection.send(f"{runner.name} failed: {last.strip()} (see {log})")
+        lines = [line.strip() for line in str(error).splitlines() if line.strip(" \t<>")]  # gRPC's end with ">"
+        connection.send(f"{runner.name} failed: {(lines or [type(error).__name__])[-1]} (see {log})")
 
 
 def _follow(connection: multiprocessing.connection.Connection, results: list[Any]) -> None:

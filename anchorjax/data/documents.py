@@ -24,6 +24,10 @@ class Document:
     content: str | np.ndarray
     source: str
 
+    def __post_init__(self):
+        """Raises BadRow: no file takes the name of the source."""
+        _utf8(self.source, "the name of the source")
+
     def draw(self, purpose: str) -> float:
         """A number in [0, 1) that depends on the content and the purpose only, so copies of a text share it."""
         content = self.content.encode() if isinstance(self.content, str) else self.content.astype("<i4").tobytes()
@@ -88,13 +92,17 @@ class Fields:
             raise BadRow(f"{self.text} is empty")
         if "\0" in text:
             raise BadRow(f"{self.text} holds a NUL character")
-        try:
-            size = len(text.encode())
-        except UnicodeEncodeError as error:
-            raise BadRow(f"{self.text} holds a lone surrogate") from error
-        if size > self.max_bytes:
+        if len(_utf8(text, self.text)) > self.max_bytes:
             raise BadRow(f"longer than data.max_row_bytes={self.max_bytes}")
         return text
+
+
+def _utf8(text: str, key: str) -> bytes:
+    """Raises BadRow: JSON can write half of a surrogate pair, which no file and no tokenizer takes."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise BadRow(f"{key} holds a lone surrogate") from error
 
 
 def find(row: Mapping[str, Any], path: str) -> Any:

@@ -89,6 +89,10 @@ BAD = {
     "text spans": (GOOD | {"source": "Books"}, "source is not a list of spans"),
     "short list": (GOOD | {"source": {"source": ["a"], "start": [0, 1], "end": [3]}}, "source is not a list of spans"),
     "null source": (GOOD | {"source": [{"source": None, "start": 0, "end": 3}]}, "a span in source has no source"),
+    "surrogate": (
+        GOOD | {"source": [SPANS[0], SPANS[1] | {"source": "\ud800"}]},
+        "the name of the source holds a lone surrogate",
+    ),
     "gap": (GOOD | {"source": [SPANS[0], SPANS[1] | {"start": 3}]}, "the spans in source do not lie end to end"),
     "overlap": (GOOD | {"source": [SPANS[0], SPANS[1] | {"start": 1}]}, "the spans in source do not lie end to end"),
     "empty span": (

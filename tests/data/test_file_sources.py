@@ -128,6 +128,10 @@ BAD_LINES = {
     "number": (b'{"text": 5}', "text is not a string"),
     "list": (b'{"text": ["x"]}', "text is not a string"),
     "lone surrogate": (b'{"text": "a\\ud800"}', "text holds a lone surrogate"),
+    "lone surrogate in the source": (
+        b'{"text": "a", "source": "b\\udfff"}',
+        "the name of the source holds a lone surrogate",
+    ),
     "deep": (b'{"text": "x", "y": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
     "NaN": (b'{"text": "x", "score": NaN}', "NaN is not JSON"),
     "Infinity": (b'{"text": "x", "score": -Infinity}', "-Infinity is not JSON"),
