@@ -55,8 +55,9 @@ class Visits:
 class Plan:
     """The tiles to visit, by query tile (forward pass) and by key tile (backward pass).
 
-    Both lists hold the same tiles with the same flags: every live tile, and one dead tile for each query or key
-    tile without a live one, so that kernels which write their output on the last visit write all of it.
+    Both lists hold every live tile, and one dead tile for each query tile without a live one, so that kernels which
+    write their output on the last visit write all of it; the list by key also one for each such key tile. Flags are
+    those of the list.
 
     Attributes:
       q_tile, kv_tile: tokens along each side of a tile (static).
@@ -87,13 +88,15 @@ def make_plan(mask: Mask, q_tile: int, kv_tile: int) -> Plan:
             f"attention: {B} rows of {mask.q_index_BT.shape[1]} queries and {mask.kv_index_BS.shape[1]} keys are more "
             f"than {MAX_TILES} tiles of {q_tile} x {kv_tile}; use larger tiles or fewer rows per device"
         )
-    visited_BIJ = _with_dead_ends(live_BIJ)
-    flags_BIJ = _ends(visited_BIJ, 2, FIRST_OF_Q, LAST_OF_Q) | _ends(visited_BIJ, 1, FIRST_OF_KV, LAST_OF_KV)
-    flags_BIJ |= jnp.where(needs_mask_BIJ, NEEDS_MASK, 0)
+    needs_mask_BIJ = jnp.where(needs_mask_BIJ, NEEDS_MASK, 0)
     row_B11 = jnp.arange(B, dtype=jnp.int32)[:, None, None]
     q_BI1 = row_B11 * I + jnp.arange(I, dtype=jnp.int32)[:, None]
     kv_B1J = row_B11 * J + jnp.arange(J, dtype=jnp.int32)
+    visited_BIJ = live_BIJ | _first_of_dead(live_BIJ, 2)
+    flags_BIJ = needs_mask_BIJ | _ends(visited_BIJ)
     by_query = _list(visited_BIJ.reshape(B * I, J), _pack(q_BI1, kv_B1J, flags_BIJ).reshape(B * I, J))
+    visited_BIJ |= _first_of_dead(live_BIJ, 1)
+    flags_BIJ = needs_mask_BIJ | _ends(visited_BIJ)
     # Packed the other way round these sort by key tile; the listed ones are then turned back.
     turned_BIJ = _pack(kv_B1J, q_BI1, flags_BIJ)
     by_key = _list(*(x.swapaxes(1, 2).reshape(B * J, I) for x in (visited_BIJ, turned_BIJ)))
@@ -106,16 +109,18 @@ def _pack(outer: jax.Array, inner: jax.Array, flags: jax.Array) -> jax.Array:
     return ((outer << _TILE_BITS | inner) << _FLAG_BITS) | flags
 
 
-def _with_dead_ends(live_BIJ: jax.Array) -> jax.Array:
-    """Adds tile (i, 0) for query tiles without a live tile, (0, j) for key tiles."""
-    dead_q_BI1 = ~jnp.any(live_BIJ, axis=2, keepdims=True)
-    dead_kv_B1J = ~jnp.any(live_BIJ, axis=1, keepdims=True)
-    I, J = live_BIJ.shape[1:]
-    return live_BIJ | (dead_q_BI1 & (jnp.arange(J) == 0)) | (dead_kv_B1J & (jnp.arange(I) == 0)[:, None])
+def _first_of_dead(live_BIJ: jax.Array, axis: int) -> jax.Array:
+    """The first tile of each line along an axis that has no live tile."""
+    return ~jnp.any(live_BIJ, axis, keepdims=True) & (jax.lax.broadcasted_iota(jnp.int32, live_BIJ.shape, axis) == 0)
 
 
-def _ends(visited_BIJ: jax.Array, axis: int, first: int, last: int) -> jax.Array:
-    """The flags of the first and the last visited tile along an axis."""
+def _ends(visited_BIJ: jax.Array) -> jax.Array:
+    """The flags of the first and the last visited tile along both axes."""
+    by_query, by_key = (2, FIRST_OF_Q, LAST_OF_Q), (1, FIRST_OF_KV, LAST_OF_KV)
+    return _ends_along(visited_BIJ, *by_query) | _ends_along(visited_BIJ, *by_key)
+
+
+def _ends_along(visited_BIJ: jax.Array, axis: int, first: int, last: int) -> jax.Array:
     place = jax.lax.broadcasted_iota(jnp.int32, visited_BIJ.shape, axis)
     lowest = jnp.min(jnp.where(visited_BIJ, place, _FAR), axis, keepdims=True)
     highest = jnp.max(jnp.where(visited_BIJ, place, -1), axis, keepdims=True)

@@ -21,7 +21,7 @@ from anchorjax.models.cached import Cache, Layers, advance
 from anchorjax.models.layers import Shape
 from anchorjax.sharding import BATCH, ROWS
 
-CHUNK = 1024  # tokens of a prompt taken in at once: bounds activations, and keeps a prompt's tail of pads short
+CHUNK = 4096  # tokens of a prompt taken in at once, at most: bounds activations
 SMALLEST = 16  # of buckets
 
 
@@ -54,7 +54,7 @@ class Generator:
         """
         Args:
           batch_rows: prompts at once; rounded up to what the mesh's rows ask for.
-          chunk: tokens of a prompt at once.
+          chunk: tokens of a prompt at once, at most.
         """
         self.description, self.mesh = model.description, model.mesh
         shards = model.mesh.shape["data"] * model.mesh.shape["fsdp"]
@@ -107,8 +107,9 @@ class Generator:
     def _tokens(self, prompts, numbers: list[int], max_new_tokens: int, sampling: Sampling) -> Iterator[jax.Array]:
         """Arrays [B] of new tokens, each asked of the device one ahead of being handed out."""
         longest = max(map(len, prompts))
-        chunk = min(self.chunk, bucket(longest))
-        columns = -(-longest // chunk) * chunk
+        chunks = -(-longest // self.chunk)
+        chunk = min(self.chunk, bucket(-(-longest // chunks)))  # alike in size: few pads
+        columns = chunks * chunk
         tokens_BP, start_B = self._laid_out(prompts, columns)
         shape = self.description.shape(bucket(columns + max_new_tokens))
         prompt_B = np.resize(np.asarray(numbers, np.int32), self.batch_rows)

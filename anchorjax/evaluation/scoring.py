@@ -19,7 +19,7 @@ from anchorjax.evaluation.generation import bucket
 from anchorjax.evaluation.language_model import LanguageModel
 from anchorjax.models.decoder import Decoder, logits
 from anchorjax.models.layers import Shape
-from anchorjax.sharding import BATCH
+from anchorjax.sharding import BATCH, ROWS
 from anchorjax.training.loss import token_nats
 from anchorjax.types import PAD_SEGMENT
 
@@ -107,11 +107,12 @@ def _score(params: Decoder, tokens_BT, segment_ids_BT, *, num_anchors: int, shap
 def _greedy(hidden_BTD: jax.Array, unembedding_DV: jax.Array, soft_cap: float) -> jax.Array:
     """The likeliest next token at each place: int32 [B, T]."""
     B, T, D = hidden_BTD.shape
+    hidden_BTD = reshard(hidden_BTD, P(ROWS, None, None))  # chunks are of rows that are whole
     padded_BtD = jnp.pad(hidden_BTD, ((0, 0), (0, -T % CHUNK), (0, 0)))
     chunks_nBcD = padded_BtD.reshape(B, -1, CHUNK, D).swapaxes(0, 1)
 
     def likeliest(hidden_BcD):
-        logits_BcV = reshard(logits(hidden_BcD, unembedding_DV, soft_cap), P(BATCH[0], None, None))
+        logits_BcV = reshard(logits(hidden_BcD, unembedding_DV, soft_cap), P(ROWS, None, None))
         return jnp.argmax(logits_BcV, -1).astype(jnp.int32)
 
     return jax.lax.map(likeliest, chunks_nBcD).swapaxes(0, 1).reshape(B, -1)[:, :T]
