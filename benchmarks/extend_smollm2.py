@@ -1,0 +1,186 @@
+"""SmolLM2-135M from 8K to 16K tokens: a real checkpoint, the same tokens, only who sees whom differs.
+
+    python benchmarks/extend_smollm2.py --weights=checkpoints/SmolLM2-135M-Instruct --corpus=corpus.jsonl.gz
+        [--out=runs/extend_smollm2] [--steps=20] [--json]
+
+SmolLM2 was trained on rows of 8192 tokens. Here it goes on for `--steps` rows of 16384 with RoPE base 5e5, in fp32,
+once with each of the masks full, intra_doc and anchor; positions continue in all. The corpus is JSON lines of `text`,
+`source` and `title`; documents of the titles in HELD_OUT are not trained on. Measured before (with the checkpoint's RoPE
+base and with 5e5) and after: perplexity of the held-out documents by position, each alone in one row of 16384 tokens,
+and the share of needles found at two lengths (`anchorjax.evaluation.needle`). A document stands behind the beginning of
+sequence, which is what rows begin with, but alone for intra_doc, which was trained so; the tokens scored are the same.
+
+Runs save each step, and results are kept one by one. Stopped, the same command goes on; other `--steps` need another
+`--out`.
+"""
+
+import argparse
+import dataclasses
+import gc
+import gzip
+import itertools
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without installing
+
+import numpy as np
+
+from anchorjax.evaluation import language_model
+from anchorjax.evaluation.generation import Generator
+from anchorjax.evaluation.needle import Grid
+from anchorjax.evaluation.scoring import Scorer
+
+ROOT = Path(__file__).resolve().parents[1]
+ROW, THETA = 16384, 5e5
+MASKS = ("full", "intra_doc", "anchor")
+HELD_OUT = ("persuasion", "append31", "Psa", "library/os")  # long ones, each of another source
+EDGES = (0, 2048, 4096, 8192, 10240, 12288, 16384)  # of positions whose perplexity is told
+NEEDLE_LENGTHS, DEPTHS = (8192, 16384), (10.0, 50.0, 90.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What is evaluated: a run with a mask, or the checkpoint before it."""
+
+    name: str
+    directory: Path
+    mask: str | None = None  # None: no run
+    theta: float = 0.0  # of RoPE; 0: its own
+
+    def describe(self) -> language_model.Description:
+        where = {"workdir" if self.mask else "hf": self.directory}
+        return language_model.describe(**where, context=ROW, rope_theta=self.theta, dtype="float32")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--weights", required=True, type=Path, help="a Hugging Face directory")
+    parser.add_argument("--corpus", required=True, type=Path, help="JSON lines, gzipped")
+    parser.add_argument("--out", type=Path, default=Path("runs/extend_smollm2"))
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--masks", default=",".join(MASKS), help="comma separated")
+    parser.add_argument("--needles", type=int, default=1, help="at each length and depth")
+    parser.add_argument("--json", action="store_true", help="end with one JSON line")
+    arguments = parser.parse_args()
+    out = arguments.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    held_out = split(arguments.corpus, arguments.weights, out)
+    models = [
+        Model("before", arguments.weights),
+        Model(f"before, theta {THETA:g}", arguments.weights, theta=THETA),
+        *(Model(mask, out / mask, mask) for mask in arguments.masks.split(",")),
+    ]
+    found = {}
+    for model in models:
+        if model.mask:
+            train(out / "store", model, arguments.weights, arguments.steps)
+        found[model.name] = evaluated(model, held_out, arguments.needles, out)
+        print(f"{model.name}: {json.dumps(found[model.name])}", flush=True)
+    print(table(found))
+    if arguments.json:
+        print(json.dumps(found))
+
+
+def split(corpus: Path, weights: Path, out: Path) -> list[str]:
+    """The texts held out. The others become a store, shuffled as all rows are."""
+    with gzip.open(corpus, "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    if not (out / "store").exists():
+        file = out / "documents.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows if row["title"] not in HELD_OUT))
+        settings = {"init_from": weights.resolve(), "data.source": f"jsonl:{file}", "data.store": out / "store"}
+        run(["-m", "anchorjax.prepare"], settings)
+    held_out = [row["text"] for row in rows if row["title"] in HELD_OUT]
+    if len(held_out) != len(HELD_OUT):
+        sys.exit(
+            f"{corpus} has {len(held_out)} documents of the titles {', '.join(HELD_OUT)}; it must have one of each"
+        )
+    return held_out
+
+
+def run(program: list[str], settings: dict) -> None:
+    overrides = (f"--config.{name}={value}" for name, value in settings.items())
+    command = [sys.executable, *program, "--config=configs/smollm2_135m_anchor.py", *overrides]
+    subprocess.run(command, cwd=ROOT, check=True)
+
+
+def train(store: Path, model: Model, weights: Path, steps: int) -> None:
+    if (model.directory / "summary.json").exists():
+        return
+    settings = {
+        "init_from": weights.resolve(),
+        "rope.theta": THETA,
+        "data.store": store,
+        "data.row_length": ROW,
+        "data.mask": model.mask,
+        "optimizer.warmup_steps": max(1, steps // 10),
+        "train.steps": steps,
+        "train.log_every": 1,
+        "eval.every": 0,
+        "eval.final_rows": 1,
+        "checkpoint.every": 1,
+        "checkpoint.keep": 1,
+    }
+    run(["train.py", f"--workdir={model.directory}"], settings)
+
+
+def evaluated(model: Model, held_out: list[str], needles: int, out: Path) -> dict:
+    """Perplexity by position, percent of needles by length, and of a run its seconds a step."""
+    file = out / f"{model.name.replace(' ', '_')}.json"
+    if not file.exists():
+        found = {"perplexity": perplexity(model, held_out), "needles": needles_found(model, needles)}
+        file.write_text(json.dumps(found))
+        gc.collect()  # weights of one model at a time
+    found = json.loads(file.read_text())
+    if model.mask:
+        summary = json.loads((model.directory / "summary.json").read_text())
+        found |= {"seconds_per_step": summary["seconds"] / summary["step"]}
+    return found
+
+
+def begin(model: Model, bos_id: int) -> list[int]:
+    """What stands before a document that is alone in its row."""
+    return [] if model.mask == "intra_doc" else [bos_id]
+
+
+def perplexity(model: Model, held_out: list[str]) -> dict[str, float]:
+    """Of all documents together: {"0-2048": ..., ...}; the first token has nothing before it and is not scored."""
+    scorer = Scorer(language_model.load(model.describe()))
+    tokenizer, rows = scorer.description.tokenizer, []
+    for text in held_out:
+        front = begin(model, tokenizer.bos_id)
+        tokens = tokenizer.encode(text)[: ROW - 1].tolist()
+        rows.append(scorer.score([[*front, *tokens]])[0].nats_t[len(front) :])
+    nats_DT = np.stack(rows)  # [documents, position of the token in front]
+    return {f"{low}-{high}": math.exp(nats_DT[:, low:high].mean()) for low, high in itertools.pairwise(EDGES)}
+
+
+def needles_found(model: Model, repeats: int) -> dict[str, float]:
+    """Percent, by length."""
+    generator = Generator(language_model.load(model.describe()))
+    tokenizer = generator.description.tokenizer
+    grid = Grid(tokenizer, NEEDLE_LENGTHS, DEPTHS, repeats)
+    answers = []
+    for sample in grid:
+        prompt = [*begin(model, tokenizer.bos_id), *sample.ids_T[1:].tolist()]
+        answers.append(generator.generate([prompt], sample.max_new_tokens)[0].text)
+    return dict(zip(map(str, NEEDLE_LENGTHS), grid.heat_map(answers).mean(1).tolist(), strict=True))
+
+
+def table(found: dict[str, dict]) -> str:
+    buckets = [f"{low}-{high}" for low, high in itertools.pairwise(EDGES)]
+    needles = [f"needle {length}" for length in NEEDLE_LENGTHS]
+    lines = [f"{'':<20}" + "".join(f"{name:>13}" for name in (*buckets, *needles, "s/step"))]
+    for name, row in found.items():
+        cells = [*row["perplexity"].values(), *row["needles"].values()]
+        speed = f"{row['seconds_per_step']:>13.1f}" if "seconds_per_step" in row else f"{'-':>13}"
+        lines.append(f"{name:<20}" + "".join(f"{cell:>13.2f}" for cell in cells) + speed)
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
