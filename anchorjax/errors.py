@@ -31,6 +31,10 @@ class DataError(UserError):
     exit_code = 2
 
 
+class PreparationError(UserError):
+    """A preparation was broken off from outside; the same command goes on."""
+
+
 class WorkdirError(UserError):
     """A working directory that belongs to another run, to other data, or to a job that is still running."""
 

@@ -37,6 +37,8 @@ def main() -> int:
         config, options = command_line.parse_with(arguments, {"report": False, "out": ""}, HELP)
         if options["out"] and not options["report"]:
             raise UsageError(f"--out={options['out']} says where a report goes; add --report. {HELP}")
+        if options["report"] and (runner or beam_options):
+            raise UsageError(f"--report reads a store that is there, without a runner; leave out --runner. {HELP}")
         if options["report"]:
             run_report(config, options["out"])
         else:

@@ -5,10 +5,11 @@
 
 SmolLM2 was trained on rows of 8192 tokens. Here it goes on for `--steps` rows of 16384 with RoPE base 5e5, in fp32,
 once with each of the masks full, intra_doc and anchor; positions continue in all. The corpus is JSON lines of `text`,
-`source` and `title`; documents of the titles in HELD_OUT are not trained on. Measured before (with the checkpoint's RoPE
-base and with 5e5) and after: perplexity of the held-out documents by position, each alone in one row of 16384 tokens,
-and the share of needles found at two lengths (`anchorjax.evaluation.needle`). A document stands behind the beginning of
-sequence, which is what rows begin with, but alone for intra_doc, which was trained so; the tokens scored are the same.
+`source` and `title`; documents of the titles in HELD_OUT are not trained on. Measured before (with the checkpoint's
+RoPE base and with 5e5) and after: perplexity of the held-out documents by position, each alone in one row of 16384
+tokens, and the share of needles found at two lengths (`anchorjax.evaluation.needle`). A document stands behind the
+beginning of sequence, which is what rows begin with, but alone for intra_doc, which was trained so; the tokens scored
+are the same.
 
 Runs save each step, and results are kept one by one. Stopped, the same command goes on; other `--steps` need another
 `--out`.

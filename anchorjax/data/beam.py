@@ -1,11 +1,13 @@
 """Pieces by Apache Beam: Create(numbers of missing shards) -> Reshuffle -> a function that writes one piece.
 
-The pipeline carries numbers only; pieces go straight into the preparation's directory, which all workers must see. It
-is run by a process of its own, the launcher, which leads a process group. So whatever a runner starts on this machine
-ends with this process, and what it prints goes into STORE.part/beam.log. The only file that knows apache_beam.
+The pipeline carries numbers only; shards are read from a file in the preparation's directory, which all workers must
+see, and pieces go straight into it. The pipeline is run by a process of its own, the launcher, which leads a process
+group. So whatever a runner starts on this machine ends with this process, and what it prints goes into
+STORE.part/beam.log. The only file that knows apache_beam.
 """
 
 import contextlib
+import dataclasses
 import functools
 import importlib.util
 import io
@@ -14,6 +16,7 @@ import logging
 import multiprocessing
 import multiprocessing.connection
 import os
+import pickle
 import signal
 import socket
 import sys
@@ -29,11 +32,13 @@ from anchorjax.data import pieces
 from anchorjax.data.processes import KILLED
 from anchorjax.data.runner import Runner
 from anchorjax.data.sources import Weighted
-from anchorjax.errors import DataError, UsageError
+from anchorjax.data.tokenizer import ByteTokenizer
+from anchorjax.errors import DataError, PreparationError, UsageError
 
 _DONE = "done"
 _ERRORS = {"DataError": DataError, "OSError": OSError}  # others are faults of the program: a traceback
 _SECONDS_TO_CANCEL = 30  # a job on a cluster
+_SECONDS_TO_SUBMIT = 20  # of these; a job can be cancelled once it is submitted
 
 
 def check(runner: Runner, config: DataConfig) -> None:
@@ -99,20 +104,26 @@ def _unknown_options(runner: Runner) -> list[str]:
     return sorted(set(options.get_all_options(retain_unknown_options=True)) - set(options.get_all_options()))
 
 
-def write(directory: Path, missing: Mapping[int, Weighted], config: DataConfig, runner: Runner) -> None:
+def write(
+    directory: Path, missing: Mapping[int, Weighted], config: DataConfig, tokenizer_name: str, runner: Runner
+) -> None:
     """Writes the pieces of the missing shards, by number.
 
     Raises:
-      DataError: what `pieces.write` raises, in whichever worker; the runner failed, a process of it was killed, or
-        its workers do not see `directory`.
+      DataError: what `pieces.make` raises, in whichever worker, or workers do not see `directory`.
+      PreparationError: the runner failed, or a process of it was killed.
       OSError: of a worker.
     """
+    if config.tokenizer != ByteTokenizer.name:  # workers have other working directories and homes
+        config = dataclasses.replace(config, tokenizer=str(Path(config.tokenizer).expanduser().absolute()))
     # A worker of a start before may still run somewhere; its failure is not this start's.
-    failure = directory.parent / f"failure-{uuid.uuid4().hex}.json"
+    start = uuid.uuid4().hex
+    failure, work = directory.parent / f"failure-{start}.json", directory.parent / f"work-{start}.pickle"
+    work.write_bytes(pickle.dumps((dict(missing), config, tokenizer_name)))  # too large for a message, if many
     log = directory.parent / "beam.log"
     spawn = multiprocessing.get_context("spawn")
     connection, theirs = spawn.Pipe()
-    make = functools.partial(_make, directory, failure, missing, config)
+    make = functools.partial(_make, directory, failure, work)
     launcher = spawn.Process(target=_launch, args=(theirs, log, runner, config, make, list(missing)))
     with connection:
         launcher.start()
@@ -122,9 +133,11 @@ def write(directory: Path, missing: Mapping[int, Weighted], config: DataConfig, 
         finally:
             connection.close()  # the launcher cancels what it has begun, and ends its group
             _end(launcher)
+            work.unlink()
         _raise_failure(failure)
     if word != _DONE:
-        raise DataError(word or KILLED)
+        raise PreparationError(word or KILLED)
+    os.listdir(directory)  # clients of NFS then forget which names were not there
     absent = [number for number in missing if pieces.done(directory, number) is None]
     if absent:
         raise DataError(
@@ -178,7 +191,10 @@ def _launch(
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # workers on this machine import as we do
     os.environ.setdefault("RAYON_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // max(1, config.workers))))
     results: list[Any] = []
-    threading.Thread(target=_follow, args=(connection, results), daemon=True).start()
+    submitted = threading.Event()
+    if _is_direct(runner):  # its job is over when `run` returns, and ends with this process
+        submitted.set()
+    threading.Thread(target=_follow, args=(connection, submitted, results), daemon=True).start()
     threading.excepthook = functools.partial(_thread_failed, connection)
     try:
         import apache_beam
@@ -186,7 +202,10 @@ def _launch(
         pipeline = _pipeline(runner, config)
         missing = pipeline | "Missing" >> apache_beam.Create(numbers, reshuffle=False)
         _ = missing | "Spread" >> apache_beam.Reshuffle() | "Make" >> apache_beam.Map(make)
-        results.append(pipeline.run())
+        try:
+            results.append(pipeline.run())
+        finally:
+            submitted.set()
         state = results[0].wait_until_finish()
         if state not in (None, "DONE"):
             raise RuntimeError(f"it ended as {state}")
@@ -197,9 +216,10 @@ def _launch(
         connection.send(f"{runner.name} failed: {(lines or [type(error).__name__])[-1]} (see {log})")
 
 
-def _follow(connection: multiprocessing.connection.Connection, results: list[Any]) -> None:
+def _follow(connection: multiprocessing.connection.Connection, submitted: threading.Event, results: list[Any]) -> None:
     """Ends the group with the parent, whether that closes the connection or is killed."""
     connection.poll(None)
+    submitted.wait(_SECONDS_TO_SUBMIT)
     for result in results:
         with contextlib.suppress(Exception):
             result.cancel()
@@ -217,17 +237,23 @@ def _thread_failed(connection: multiprocessing.connection.Connection, args: thre
 # --- In workers, anywhere ---
 
 
-def _make(directory: Path, failure: Path, shards: Mapping[int, Weighted], config: DataConfig, number: int) -> None:
+def _make(directory: Path, failure: Path, work: Path, number: int) -> None:
     """An error goes into a file: it keeps its type, runners do not try again, and pieces not yet begun are left."""
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory} is not on {socket.gethostname()}: all workers must share its file system")
     if failure.exists() or pieces.done(directory, number) is not None:
         return
     try:
-        pieces.make(directory, number, shards[number], config)
+        shards, *rest = _work(work)
+        pieces.make(directory, number, shards[number], *rest)
     except Exception as error:
         kind = next((kind for kind in _ERRORS if isinstance(error, _ERRORS[kind])), None)
         content = {"kind": kind, "text": str(error) if kind else traceback.format_exc()}
         part = failure.with_suffix(f".{uuid.uuid4().hex}")
         part.write_text(json.dumps(content))
         os.replace(part, failure)
+
+
+@functools.lru_cache(maxsize=1)
+def _work(file: Path) -> tuple[Mapping[int, Weighted], DataConfig, str]:
+    return pickle.loads(file.read_bytes())

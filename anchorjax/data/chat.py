@@ -16,6 +16,7 @@ import numpy as np
 from jinja2 import ext, nodes, sandbox
 
 from anchorjax.data.tokenizer import Tokenizer, read_json
+from anchorjax.errors import EvaluationError
 
 # For templates that write today's date: the same prompt on any day. Llama 3's use it where they are told no date.
 _TODAY = datetime.date(2024, 7, 26)
@@ -52,7 +53,7 @@ class ChatTemplate:
         """Raises ValueError: no valid template."""
         try:
             return cls(_environment().from_string(source), specials)
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, RecursionError) as error:  # thousands of parentheses
             raise ValueError(f"the chat template is not valid: {error}") from error
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
@@ -61,10 +62,15 @@ class ChatTemplate:
         Raises ValueError: the template does not take these messages, or goes beyond its sandbox.
         """
         try:
+            # What transformers gives to every template: some ask whether tools or documents are None.
             return self.template.render(
-                **self.specials, messages=[dict(message) for message in messages], add_generation_prompt=True
+                **self.specials,
+                messages=[dict(message) for message in messages],
+                tools=None,
+                documents=None,
+                add_generation_prompt=True,
             )
-        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        except Exception as error:  # a program of somebody else's: anything can go wrong in it
             raise ValueError(f"the chat template does not take these messages: {error}") from error
 
 
@@ -72,8 +78,14 @@ def frame(prompt: str, answer_prefix: str, tokenizer: Tokenizer, chat: ChatTempl
     """What a model is asked: (the text before the answer prefix, int32 ids of both behind the beginning of sequence).
 
     With a template the prompt is the user's turn, and the tokenizer must be that of a Hugging Face directory.
+
+    Raises:
+      EvaluationError: the template does not take the prompt.
     """
-    text = chat.render([{"role": "user", "content": prompt}]) if chat else prompt
+    try:
+        text = chat.render([{"role": "user", "content": prompt}]) if chat else prompt
+    except ValueError as error:
+        raise EvaluationError(str(error)) from error
     encode = tokenizer.encode_with_specials if chat else tokenizer.encode
     ids_T = encode(text + answer_prefix)
     if not chat or ids_T[:1].tolist() != [tokenizer.bos_id]:  # some templates write it themselves

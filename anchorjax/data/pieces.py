@@ -13,7 +13,8 @@ import functools
 import json
 import os
 import shutil
-import tempfile
+import socket
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,12 +80,12 @@ def progress(directory: Path) -> tuple[int, int]:
     entries = list(os.scandir(directory))
     finished = sum(entry.name.endswith(".json") for entry in entries)
     for attempt in [entry for entry in entries if entry.name.startswith(_ATTEMPT)]:
-        with contextlib.suppress(FileNotFoundError):  # it has just been finished
+        with contextlib.suppress(OSError):  # it has just been finished, or is another user's
             entries += os.scandir(attempt)
     size = 0
     for entry in entries:
         if entry.name.endswith(".tokens"):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 size += entry.stat().st_size
     return finished, size
 
@@ -95,14 +96,24 @@ def clear(directory: Path) -> None:
         shutil.rmtree(attempt, ignore_errors=True)  # a worker that was not told of the end may still write into it
 
 
-def make(directory: Path, number: int, weighted: Weighted, config: DataConfig) -> None:
-    """`write` with the tokenizer of `config`, which is kept for the process's next piece."""
-    write(directory, number, weighted, config, _tokenizer(config.tokenizer))
+def make(directory: Path, number: int, weighted: Weighted, config: DataConfig, tokenizer_name: str) -> None:
+    """`write` with the tokenizer of `config`, which is kept for the process's next piece.
+
+    Raises:
+      DataError: what `write` raises; the tokenizer cannot be loaded here, or is not the one of that name.
+    """
+    write(directory, number, weighted, config, _tokenizer(config.tokenizer, tokenizer_name))
 
 
 @functools.cache
-def _tokenizer(name: str) -> Tokenizer:
-    return tokenizer_lib.load(name)
+def _tokenizer(directory: str, name: str) -> Tokenizer:
+    try:
+        tokenizer = tokenizer_lib.load(directory)
+    except ValueError as error:
+        raise DataError(f"data.tokenizer={directory!r} cannot be used on {socket.gethostname()}: {error}") from error
+    if tokenizer.name != name:
+        raise DataError(f"data.tokenizer={directory!r} is {tokenizer.name} on {socket.gethostname()}, and not {name}")
+    return tokenizer
 
 
 def write(directory: Path, number: int, weighted: Weighted, config: DataConfig, tokenizer: Tokenizer) -> None:
@@ -111,10 +122,14 @@ def write(directory: Path, number: int, weighted: Weighted, config: DataConfig, 
     Raises:
       DataError: a bad row with `data.bad_rows="raise"`, an id outside the vocabulary, or a file that cannot be read.
     """
-    with tempfile.TemporaryDirectory(prefix=_ATTEMPT, dir=directory) as attempt:
-        _write(Path(attempt), number, weighted, config, tokenizer)
-        for path in sorted(Path(attempt).iterdir(), key=lambda path: path.suffix == ".json"):  # it comes last
+    attempt = directory / f"{_ATTEMPT}{uuid.uuid4().hex}"
+    attempt.mkdir()  # and not by tempfile, whose directories are for one user
+    try:
+        _write(attempt, number, weighted, config, tokenizer)
+        for path in sorted(attempt.iterdir(), key=lambda path: path.suffix == ".json"):  # it comes last
             os.replace(path, directory / path.name)
+    finally:
+        shutil.rmtree(attempt, ignore_errors=True)
 
 
 def _write(directory: Path, number: int, weighted: Weighted, config: DataConfig, tokenizer: Tokenizer) -> None:

@@ -1,7 +1,8 @@
 """A store on disk from sources: shards -> pieces -> whole, restartable, the same for any runner and number of workers.
 
 Beside the store STORE, the directory STORE.part holds what is not yet whole: `request.json`, which says for what it is,
-`pieces/`, of which finished ones are not made again, and `whole/`, which is renamed to STORE at the very end.
+`pieces-DIGEST/`, of which finished ones are not made again, and `whole/`, which is renamed to STORE at the very end.
+The digest is the request's: a worker that was not told of the end of another preparation writes elsewhere.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ import numpy as np
 from anchorjax.config import DataConfig
 from anchorjax.data import beam, joining, pieces, processes, sources
 from anchorjax.data import tokenizer as tokenizer_lib
-from anchorjax.data.index import DTYPES, Index
+from anchorjax.data.index import DTYPES, FORMAT, Index
 from anchorjax.data.pieces import Report
 from anchorjax.data.runner import PROCESSES, Runner
 from anchorjax.data.sources import Weighted
@@ -52,6 +53,7 @@ def prepare(
     Raises:
       UsageError: a runner or a Beam option that is not known, or Beam is not installed.
       ConfigError: no such source or tokenizer; a store that exists already.
+      PreparationError: a process was killed, or the runner failed.
       DataError: a file that cannot be read or written, a bad row that is not to be skipped, too many of those that
         are, no document in a split, another process that prepares the same store, or an unfinished preparation of
         something else.
@@ -60,9 +62,7 @@ def prepare(
         beam.check(runner, config)
     store = Path(config.store).expanduser().resolve()
     part = store.with_name(f"{store.name}.part")
-    if not config.store or store.exists():
-        left_over = f"; {part} is left over and can be removed" if config.store and part.exists() else ""
-        raise ConfigError("data.store", config.store, f"it must be a path where nothing is yet{left_over}")
+    _check_store(config, store, part)
     try:
         tokenizer = tokenizer_lib.load(config.tokenizer)
     except ValueError as error:
@@ -70,11 +70,14 @@ def prepare(
     try:
         shards = _shards(config)
         with _locked(part):
-            _check_request(part / "request.json", _request(config, tokenizer.name, shards))
-            directory, whole = part / "pieces", part / "whole"
+            _check_store(config, store, part)  # again: another process may just have ended
+            request = _request(config, tokenizer.name, shards)
+            _check_request(part / "request.json", request)
+            digest = hashlib.sha256(json.dumps(request).encode()).hexdigest()
+            directory, whole = part / f"pieces-{digest[:16]}", part / "whole"
             directory.mkdir(exist_ok=True)
             with _shown(directory, len(shards), pieces.dtype_name(tokenizer), show):
-                _write_pieces(directory, shards, config, runner)
+                _write_pieces(directory, shards, config, tokenizer.name, runner)
             _check_bad_rows(directory, len(shards), config)
             shutil.rmtree(whole, ignore_errors=True)
             indices = {}
@@ -84,10 +87,17 @@ def prepare(
                 _sync(whole / split)
             os.rename(whole, store)
             _sync(store.parent)
-            shutil.rmtree(part)
+        # Behind the lock, whose open file NFS would keep in the directory. The store is whole: what stays, stays.
+        shutil.rmtree(part, ignore_errors=True)
     except OSError as error:
         raise DataError(f"{config.store} cannot be prepared: {error}") from error
     return indices
+
+
+def _check_store(config: DataConfig, store: Path, part: Path) -> None:
+    if not config.store or store.exists():
+        left_over = f"; {part} is left over and can be removed" if config.store and part.exists() else ""
+        raise ConfigError("data.store", config.store, f"it must be a path where nothing is yet{left_over}")
 
 
 def _shards(config: DataConfig) -> list[Weighted]:
@@ -116,7 +126,7 @@ def _request(config: DataConfig, tokenizer_name: str, shards: list[Weighted]) ->
             stat = file.stat()
             inputs.update(f"{file} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     request = {name: getattr(config, name) for name in _REQUESTED}
-    return request | {"tokenizer": tokenizer_name, "inputs": inputs.hexdigest()}
+    return request | {"tokenizer": tokenizer_name, "inputs": inputs.hexdigest(), "format": FORMAT}
 
 
 def _check_request(file: Path, request: dict[str, object]) -> None:
@@ -139,12 +149,14 @@ def _check_request(file: Path, request: dict[str, object]) -> None:
         )
 
 
-def _write_pieces(directory: Path, shards: list[Weighted], config: DataConfig, runner: Runner) -> None:
+def _write_pieces(
+    directory: Path, shards: list[Weighted], config: DataConfig, tokenizer_name: str, runner: Runner
+) -> None:
     pieces.clear(directory)
     missing = {number: shard for number, shard in enumerate(shards) if pieces.done(directory, number) is None}
     if missing:
         write = processes.write if runner == PROCESSES else functools.partial(beam.write, runner=runner)
-        write(directory, missing, config)
+        write(directory, missing, config, tokenizer_name)
 
 
 def _check_bad_rows(directory: Path, total: int, config: DataConfig) -> None:

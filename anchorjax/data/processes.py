@@ -1,6 +1,7 @@
 """Pieces by processes of this machine: the way that needs nothing more than the framework."""
 
 import concurrent.futures.process
+import functools
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -12,20 +13,21 @@ from pathlib import Path
 from anchorjax.config import DataConfig
 from anchorjax.data import pieces
 from anchorjax.data.sources import Weighted
-from anchorjax.errors import DataError
+from anchorjax.errors import PreparationError
 
 KILLED = "a process was killed (was the memory full?); run again to go on"
 
 
-def write(directory: Path, missing: Mapping[int, Weighted], config: DataConfig) -> None:
+def write(directory: Path, missing: Mapping[int, Weighted], config: DataConfig, tokenizer_name: str) -> None:
     """Writes the pieces of the missing shards, by number, with `data.workers` processes.
 
     Raises:
-      DataError: what `pieces.write` raises, or a process was killed.
+      DataError: what `pieces.make` raises.
+      PreparationError: a process was killed.
     """
     if config.workers < 2 or len(missing) < 2:
         for number, shard in missing.items():
-            pieces.make(directory, number, shard, config)
+            pieces.make(directory, number, shard, config, tokenizer_name)
         return
     threads = max(1, (os.cpu_count() or 1) // config.workers)
     spawn = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
@@ -39,7 +41,8 @@ def write(directory: Path, missing: Mapping[int, Weighted], config: DataConfig) 
         initargs=(threads, lifeline),
     )
     with lifeline, end, executor:
-        futures = [executor.submit(pieces.make, directory, number, shard, config) for number, shard in missing.items()]
+        make = functools.partial(executor.submit, pieces.make, directory)
+        futures = [make(number, shard, config, tokenizer_name) for number, shard in missing.items()]
         try:
             for future in concurrent.futures.as_completed(futures):
                 future.result()
@@ -47,7 +50,7 @@ def write(directory: Path, missing: Mapping[int, Weighted], config: DataConfig) 
             end.close()  # at once: finished pieces are kept
             if not isinstance(error, concurrent.futures.process.BrokenProcessPool):
                 raise
-            raise DataError(KILLED) from error
+            raise PreparationError(KILLED) from error
 
 
 def _start_worker(threads: int, lifeline: multiprocessing.connection.Connection) -> None:

@@ -107,7 +107,9 @@ def describe(
     if dtype == "auto":
         on_device = "float32" if jax.default_backend() == "cpu" else "bfloat16"
         dtype = fields["model"]["compute_dtype"] if data else on_device
-    tokenizer, files = _tokenizer(pretrained, data.get("tokenizer", "auto"))
+    name = data.get("tokenizer", "auto")
+    began_random = data and not fields["init_from"]
+    tokenizer, files = _tokenizer(pretrained, "bytes" if name == "auto" and began_random else name)
     theta = {"theta": rope_theta} if rope_theta else {}
     sections = fields if workdir is not None else {}
     stays = {"compute_dtype": dtype, "param_dtype": dtype, "remat": "none", "dropout": 0.0}

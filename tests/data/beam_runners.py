@@ -3,6 +3,7 @@
 import os
 import pathlib
 import threading
+import time
 
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.runner import PipelineResult, PipelineRunner, PipelineState
@@ -32,6 +33,16 @@ class Endless(PipelineRunner):
         return Result(None)
 
 
+class Slow(PipelineRunner):
+    """Takes a while to answer that a job was begun; then as `Endless`."""
+
+    def run_pipeline(self, pipeline, options):
+        result = Result(None)
+        result.leave("begun")
+        time.sleep(3)
+        return result
+
+
 class Twice(FnApiRunner):
     """Makes each piece two more times, as runners do that try again."""
 
@@ -42,7 +53,7 @@ class Twice(FnApiRunner):
 class Result(PipelineResult):
     def wait_until_finish(self, duration=None):
         if self.state is None:
-            self._leave("begun")
+            self.leave("begun")
             threading.Event().wait()
         return self.state
 
@@ -51,7 +62,7 @@ class Result(PipelineResult):
         return self._state
 
     def cancel(self):
-        self._leave("cancelled")
+        self.leave("cancelled")
 
-    def _leave(self, name):
+    def leave(self, name):
         (pathlib.Path(os.environ["BEAM_RUNNER_FILES"]) / name).touch()

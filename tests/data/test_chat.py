@@ -33,6 +33,7 @@ TEMPLATES = {
         {%- endgeneration %}
     {% endfor %}
     """,
+    "tools": "{% if tools is not none or documents is not none %}tools: {{ tools | tojson }}{% endif %}{{ messages }}",
 }
 MESSAGES = [{"role": "user", "content": "What is <b>1811</b>, naïvely?\n"}]
 
@@ -109,6 +110,7 @@ def test_the_date_is_the_same_on_any_day(tmp_path):
         ({"chat_template": 3}, "chat_template is a int"),
         ({"chat_template": "{% if %}"}, "the chat template is not valid: Expected an expression"),
         ({"chat_template": "{% include 'x' %}{% endif %}"}, "the chat template is not valid"),
+        ({"chat_template": "{{" + "(" * 3000 + "1" + ")" * 3000 + "}}"}, "the chat template is not valid"),
     ],
 )
 def test_templates_that_cannot_be_opened(tmp_path, config, message):
@@ -128,6 +130,9 @@ def test_templates_that_cannot_be_opened(tmp_path, config, message):
         "{% for i in range(10**9) %}{% endfor %}",
         "{{ 1 / 0 }}",
         "{{ messages[0].content + 1 }}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+        "{{ 'a' * 10**13 }}",
+        "{{ cycler() }}",
     ],
 )
 def test_templates_that_fail_or_leave_the_sandbox(template):

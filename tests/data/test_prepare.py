@@ -178,15 +178,33 @@ def test_pieces_of_something_else_are_not_used(tmp_path, folder, changed):
         preparing_lib.prepare(options(folder, tmp_path / "store", **changes))
 
 
+def test_each_request_has_its_own_pieces(tmp_path, folder):
+    """Of a preparation that was given up, a worker may still run and write."""
+    for changes in ({}, {"held_out_share": 0.1}):
+        with pytest.raises(DataError):
+            preparing_lib.prepare(options(folder, tmp_path / "store", max_bad_share=0.0, **changes))
+        (tmp_path / "store.part").rename(tmp_path / f"old{len(changes)}")
+    assert len({path.name for path in tmp_path.glob("old*/pieces-*")}) == 2
+
+
+def test_a_worker_with_another_tokenizer_is_refused(tmp_path, folder):
+    config = options(folder, tmp_path / "store")
+    with pytest.raises(DataError, match=r"data.tokenizer='bytes' is bytes on .*, and not sha256:1"):
+        pieces.make(tmp_path, 0, preparing_lib._shards(config)[0], config, "sha256:1")
+
+
 def test_a_damaged_piece_is_refused(tmp_path, folder):
     with pytest.raises(DataError):
         preparing_lib.prepare(options(folder, tmp_path / "store", max_bad_share=0.0))
-    (tmp_path / "store.part" / "pieces" / "00002.train.tokens").write_bytes(b"")
+    (piece,) = tmp_path.glob("store.part/pieces-*/00002.train.tokens")
+    piece.write_bytes(b"")
     with pytest.raises(DataError, match=r"00002.train.tokens is damaged: it has 0 bytes, not"):
         preparing_lib.prepare(options(folder, tmp_path / "store"))
 
 
 # --- As a program ---
+
+PIECE = "store.part/pieces-*/*.json"
 
 
 def command(tmp_path, *arguments):
@@ -210,13 +228,12 @@ def test_killed_and_started_again_it_makes_only_what_is_missing(tmp_path, monkey
     arguments = [f"--config.data.source=jsonl:{inputs}", f"--config.data.store={store}"]
     arguments += ["--config.data.held_out_share=0.2", f"--config.data.workers={workers}"]
     process = subprocess.Popen(command(tmp_path, *arguments), cwd=ROOT, start_new_session=True)
-    directory = tmp_path / "store.part" / "pieces"
-    while process.poll() is None and len(list(directory.glob("*.json"))) < 4:
+    while process.poll() is None and len(list(tmp_path.glob(PIECE))) < 4:
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGKILL)  # its workers have to notice
     assert process.wait() == -signal.SIGKILL, "killed too late"
     wait_for_the_end_of_the_group(process.pid)
-    done = {int(file.stem) for file in directory.glob("*.json")}
+    done = {int(file.stem) for file in tmp_path.glob(PIECE)}
     assert 4 <= len(done) < 24 and not store.exists()
 
     made, write = [], pieces.write
@@ -240,14 +257,14 @@ def test_a_killed_worker_is_an_error_and_not_a_wait(tmp_path):
     inputs, store = many_files(tmp_path), tmp_path / "store"
     arguments = [f"--config.data.source=jsonl:{inputs}", f"--config.data.store={store}", "--config.data.workers=2"]
     process = subprocess.Popen(command(tmp_path, *arguments), cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not list((tmp_path / "store.part" / "pieces").glob("*.json")):
+    while process.poll() is None and not list(tmp_path.glob(PIECE)):
         time.sleep(0.002)
     spawned = [
         pid for pid in children(process.pid) if b"spawn_main" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
     os.kill(spawned[0], signal.SIGKILL)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 2
+    assert process.returncode == 1
     assert err == "anchorjax.prepare: a process was killed (was the memory full?); run again to go on\n"
 
 
@@ -260,7 +277,7 @@ def test_ctrl_c_ends_all_processes(tmp_path, workers):
     listens = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     pipes = {"stderr": subprocess.PIPE, "text": True, "start_new_session": True, "preexec_fn": listens}
     process = subprocess.Popen(command(tmp_path, *arguments), cwd=ROOT, **pipes)
-    while process.poll() is None and not list((tmp_path / "store.part" / "pieces").glob("*.json")):
+    while process.poll() is None and not list(tmp_path.glob(PIECE)):
         time.sleep(0.002)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, err = process.communicate(timeout=60)

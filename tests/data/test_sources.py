@@ -9,6 +9,7 @@ import time
 import pytest
 
 from anchorjax.data import sources
+from tests.data.preparing import data_config
 
 ROOT = pathlib.Path(__file__).parents[2]
 CORPUS = ROOT / "anchorjax" / "data" / "corpora" / "public_domain.jsonl.gz"
@@ -22,6 +23,7 @@ def refuse(*args, **kwargs):
 
 socket.socket.connect = socket.getaddrinfo = refuse
 from anchorjax.data import sources
+from tests.data.preparing import data_config
 
 for split in ("train", "validation"):
     print(len(sources.load("public_domain", split, sys.argv[1])))
@@ -119,16 +121,30 @@ def test_importing_the_package_loads_no_heavy_library():
     assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True) == "[]\n"
 
 
+def test_files_have_whole_paths(tmp_path, monkeypatch):
+    """Workers elsewhere have other working directories."""
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    monkeypatch.chdir(tmp_path)
+    (shard,) = sources.shards(data_config(source="jsonl:*.jsonl"))
+    assert shard.shard.files == (tmp_path / "a.jsonl",)
+
+
 @pytest.mark.parametrize(
-    ("path", "name"),
-    {
-        "/data/books/*.jsonl": "books",
-        "/data/books/": "books",
-        "~/books.jsonl.gz": "books",
-        "**/*.txt": "documents",
-        "../*": "documents",
-        "/data/[ab]/x.jsonl": "data",
-    }.items(),
+    ("specified", "names"),
+    [
+        (["jsonl:/data/books/*.jsonl"], ["books"]),
+        (["jsonl:/data/books/"], ["books"]),
+        (["jsonl:~/books.jsonl.gz"], ["books"]),
+        (["text_folder:**/*.txt"], ["documents"]),
+        (["jsonl:../*"], ["documents"]),
+        (["jsonl:/data/[ab]/x.jsonl"], ["data"]),
+        (["jsonl:c4.en.jsonl", "jsonl:c4.de.jsonl"], ["c4.en", "c4.de"]),
+        (["jsonl:/data/v1.5/*"], ["v1.5"]),
+        (["tfds:wikipedia/20230601.en:1.0.0", "tfds:c4"], ["wikipedia/20230601.en", "c4"]),
+        (["jsonl:web/train.jsonl", "parquet:books/train.parquet"], ["web/train", "books/train"]),
+        (["jsonl:/a/b/c.jsonl", "jsonl:/x/b/c.jsonl", "jsonl:/d.jsonl"], ["a/b/c", "x/b/c", "d"]),
+        (["jsonl:b/x*", "jsonl:b/y*"], ["b", "b"]),
+    ],
 )
-def test_documents_without_a_source_are_named_after_the_place_and_not_its_path(path, name):
-    assert sources._default_source(path) == name
+def test_documents_without_a_source_are_named_after_the_place_and_not_its_path(specified, names):
+    assert sources._default_sources(specified) == names

@@ -74,9 +74,10 @@ def shards(config: DataConfig) -> list[Weighted]:
       DataError: a file that cannot be read.
     """
     found = []
-    for text in config.source.split(";"):
-        name, weight = _split_weight(text.strip())
-        found += [Weighted(shard, weight) for shard in _of_one(name, config)]
+    specified = [_split_weight(text.strip()) for text in config.source.split(";")]
+    defaults = _default_sources([name for name, _ in specified])
+    for (name, weight), default in zip(specified, defaults, strict=True):
+        found += [Weighted(shard, weight) for shard in _of_one(name, default, config)]
     names = collections.Counter(weighted.shard.name for weighted in found)
     for name, times in names.items():
         if times > 1:
@@ -97,9 +98,9 @@ def _split_weight(text: str) -> tuple[str, float]:
     return name, weight
 
 
-def _of_one(name: str, config: DataConfig) -> list[Shard]:
+def _of_one(name: str, default_source: str, config: DataConfig) -> list[Shard]:
     kind, _, path = name.partition(":")
-    fields = Fields(config.text_key, config.source_key, _default_source(path or name), config.max_row_bytes)
+    fields = Fields(config.text_key, config.source_key, default_source, config.max_row_bytes)
     if kind not in KINDS:
         module = importlib.import_module(f"{__name__}.sequence")
         return module.shards(name, config.data_dir, fields)
@@ -107,20 +108,37 @@ def _of_one(name: str, config: DataConfig) -> list[Shard]:
     return module.shards(_files(path, module.SUFFIXES), fields)
 
 
-def _default_source(path: str) -> str:
-    """What documents without a source are said to be from: "books" of /data/books/*.jsonl and of books.jsonl.gz.
+def _default_sources(names: Sequence[str]) -> list[str]:
+    """What documents without a source are said to be from: "books" of jsonl:/data/books/*.jsonl and of books.jsonl.gz.
 
     A name and not the path: it may stand in front of every document (`data.tags`), and a store must not depend on
-    where its sources lay.
+    where its sources lay. Of two that would be called alike, "train" of web/train.jsonl and books/train.jsonl, more of
+    the path is told.
     """
+    parts = [_parts(name) for name in names]
+    depths = [1] * len(parts)
+    for depth in range(1, max(map(len, parts))):
+        told = [tuple(one[-n:]) for one, n in zip(parts, depths, strict=True)]
+        alike = {one for one in told if len({tuple(p) for p, t in zip(parts, told, strict=True) if t == one}) > 1}
+        depths = [depth + 1 if one in alike else n for one, n in zip(told, depths, strict=True)]
+    return ["/".join(one[-n:]) for one, n in zip(parts, depths, strict=True)]
+
+
+def _parts(name: str) -> list[str]:
+    """Of a path all that is no pattern, the last without the suffix of its kind; of a data set its name."""
+    kind, _, path = name.partition(":")
+    if kind not in KINDS:
+        return [(path or name).partition(":")[0]]  # tfds:wikipedia/20230601.en:1.0.0
     named = itertools.takewhile(lambda part: not glob.has_magic(part), Path(path).parts)
-    *_, last = ["documents", *(part for part in named if part not in ("/", "~", ".", ".."))]
-    return last.split(".")[0] or last
+    parts = [part for part in named if part not in ("/", "~", ".", "..")] or ["documents"]
+    suffixes = importlib.import_module(f"{__name__}.{kind}").SUFFIXES
+    suffix = max((one for one in suffixes if parts[-1].endswith(one)), key=len, default="")
+    return [*parts[:-1], parts[-1].removesuffix(suffix) or parts[-1]]
 
 
 def _files(path: str, suffixes: tuple[str, ...]) -> list[Path]:
     """Raises ValueError if there are none."""
-    place = os.path.expanduser(path)
+    place = os.path.join(os.getcwd(), os.path.expanduser(path))  # workers elsewhere have another working directory
     if os.path.isdir(place):
         found = [name for name in glob.glob(f"{glob.escape(place)}/**", recursive=True) if name.endswith(suffixes)]
     else:
