@@ -32,7 +32,7 @@ class Generation:
     Attributes:
       tokens: ids, without the one that ended the text.
       text: up to the stop string, if one came.
-      reason: "stop" (an end-of-sequence token or a stop string) or "length".
+      reason: "stop" (a token that ends a text, or a stop string) or "length".
     """
 
     tokens: tuple[int, ...]
@@ -75,6 +75,7 @@ class Generator:
         sampling: Sampling = Sampling(),  # noqa: B008 - frozen
         stop: Sequence[str] = (),
         show: Callable[[int, str], None] | None = None,
+        end_ids: Sequence[int] = (),
     ) -> list[Generation]:
         """In the order of the prompts.
 
@@ -82,6 +83,7 @@ class Generator:
           prompts: ids, the beginning of sequence included.
           stop: strings before which a text ends.
           show: called with (prompt, new text) as text comes, for streaming.
+          end_ids: tokens that end a text beside the model's own.
 
         Raises:
           UsageError: see `check`.
@@ -89,9 +91,10 @@ class Generator:
         self.check(prompts, max_new_tokens)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # few pads in front
         texts: dict[int, _Text] = {}
+        end_ids = (*self.description.eos_ids, *end_ids)
         for first in range(0, len(order), self.batch_rows):
             numbers = order[first : first + self.batch_rows]
-            some = {i: _Text(i, self.description.tokenizer, self.description.eos_ids, stop, show) for i in numbers}
+            some = {i: _Text(i, self.description.tokenizer, end_ids, stop, show) for i in numbers}
             self._batch([prompts[i] for i in numbers], list(some.values()), max_new_tokens, sampling)
             texts |= some
         return [texts[i].finish() for i in range(len(prompts))]
@@ -166,16 +169,16 @@ def _step(layers: Layers, cache: Cache, tokens_BT, prompt_B, place, *, num_ancho
 class _Text:
     """One prompt's text as it grows."""
 
-    def __init__(self, number: int, tokenizer: Tokenizer, eos_ids: Sequence[int], stop: Sequence[str], show):
+    def __init__(self, number: int, tokenizer: Tokenizer, end_ids: Sequence[int], stop: Sequence[str], show):
         self.number, self.reason = number, ""
-        self._tokenizer, self._eos_ids, self._stop, self._show = tokenizer, eos_ids, stop, show
+        self._tokenizer, self._end_ids, self._stop, self._show = tokenizer, end_ids, stop, show
         self._tokens: list[int] = []
         self._text, self._shown = "", 0
 
     def add(self, token: int) -> None:
         if self.reason:
             return
-        if token in self._eos_ids:
+        if token in self._end_ids:
             self.reason = "stop"
         else:
             self._tokens.append(token)

@@ -24,12 +24,17 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_samples(parser: argparse.ArgumentParser, samples: int) -> None:
-    """Options of which samples to make, and where the answers go."""
+    """Options of which samples to make, with those of `add_answers`."""
     parser.add_argument("--lengths", type=lengths, default=[4096], help="of prompt and answer: 4K,8192,1M")
     parser.add_argument("--samples", type=positive, default=samples, help="of each task and length")
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--template", default="base", choices=("base", "chat"), help="chat: the model's own template")
     parser.add_argument("--essays", type=Path, help="text for haystacks; default: Jane Austen")
+    add_answers(parser)
+
+
+def add_answers(parser: argparse.ArgumentParser) -> None:
+    """Options of how to ask, and where the answers go."""
+    parser.add_argument("--template", default="base", choices=("base", "chat"), help="chat: the model's own template")
     parser.add_argument("--out", type=Path, help="directory; default: eval/ in the run's, else eval-results/MODEL/")
 
 
@@ -48,6 +53,10 @@ def positive(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def positive_or_0(text: str) -> int:
+    return 0 if text == "0" else positive(text)
 
 
 def description(arguments: argparse.Namespace) -> Description:

@@ -9,6 +9,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from anchorjax.errors import UsageError
 
@@ -22,12 +23,14 @@ class Sampling:
       top_k: how many of the likeliest tokens may be drawn; 0 is all.
       top_p: the smallest set of the likeliest tokens with at least this probability may be drawn.
       seed: the same seed gives the same text of a prompt, whatever else is in its batch.
+      not_first: ids that no text begins with.
     """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+    not_first: tuple[int, ...] = ()
 
     def __post_init__(self):
         """Raises UsageError naming the first value that is not allowed."""
@@ -50,6 +53,9 @@ def next_tokens(logits_BV: jax.Array, sampling: Sampling, prompt_B: jax.Array, p
       prompt_B: number of each row's prompt; place: of the token behind the prompt. They and the seed are all that
         chance depends on.
     """
+    if sampling.not_first:
+        barred_V = np.isin(np.arange(logits_BV.shape[1]), sampling.not_first)
+        logits_BV = jnp.where(barred_V & (place == 0), -jnp.inf, logits_BV)
     if not sampling.temperature:
         return jnp.argmax(logits_BV, -1).astype(jnp.int32)
 

@@ -118,6 +118,21 @@ def test_an_end_of_sequence_ends_a_text_but_not_its_neighbours(llama):
         assert their_tokens(theirs, prompt, [1, end])[:cut] == one.tokens
 
 
+def test_a_token_that_may_not_come_first_and_ends_a_text_later(llama):
+    """As LongBench has it of newlines: transformers' min_length bars what ends a text."""
+    theirs, description = llama
+    first, later = generator(dataclasses.replace(description, eos_ids=())).generate([PROMPTS[0]], NEW)[0].tokens[:2]
+    made = generator(dataclasses.replace(description, eos_ids=(later,)))
+    one = made.generate([PROMPTS[0]], NEW, Sampling(not_first=(later, first)), end_ids=(first,))[0]
+    options = {"max_new_tokens": NEW, "min_length": len(PROMPTS[0]) + 1, "do_sample": False, "pad_token_id": 2}
+    out = theirs.generate(torch.tensor([PROMPTS[0]]), eos_token_id=[later, first], **options)
+    expected = out[0, len(PROMPTS[0]) :].tolist()
+    assert expected[0] != first
+    assert list(one.tokens) == (expected[:-1] if expected[-1] in (first, later) else expected)
+    ends = made.generate([PROMPTS[0]], NEW, end_ids=(first,))[0]
+    assert (ends.tokens, ends.reason) == ((), "stop")
+
+
 def test_stop_strings_and_streaming(llama):
     _, description = llama
     made = generator(dataclasses.replace(description, eos_ids=()), batch_rows=2)
