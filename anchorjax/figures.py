@@ -31,13 +31,20 @@ _LONGEST = 28  # characters of a label
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """Points of one line, and how far they spread: from `low` to `high` at each, if given."""
+    """Points of one line, and how far they spread: from `low` to `high` at each, if given.
+
+    Attributes:
+      style: lines of the same style have the same colour and dash; None: a style of its own.
+      marked: whether each point has a marker. Without, the line is thin: for many points.
+    """
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
+    style: int | None = None
+    marked: bool = True
 
 
 def lines(
@@ -60,9 +67,11 @@ def lines(
     """
     figure, axes = _figure(1, 3.6)
     for number, one in enumerate(series):
+        number = number if one.style is None else one.style
         color = COLORS[number % MOST]
-        style = {"color": color, "marker": _MARKERS[number % MOST], "linestyle": _DASHES[number % len(_DASHES)]}
-        axes[0].plot(one.x, one.y, label=label(one.label), linewidth=1.8, markersize=5, **style)
+        style = {"color": color, "linestyle": _DASHES[number % len(_DASHES)], "linewidth": 1.8 if one.marked else 1.0}
+        marker = _MARKERS[number % MOST] if one.marked else None
+        axes[0].plot(one.x, one.y, label=label(one.label), marker=marker, markersize=5, **style)
         if one.low is not None:
             axes[0].fill_between(one.x, one.low, one.high, color=color, alpha=0.18, linewidth=0)
         for x, y in zip(one.x, one.y, strict=True) if name_value else ():
@@ -125,14 +134,19 @@ def heat_map(
     x_label: str,
     title: str,
     name_value: Callable[[float], str] = str,
+    scale: tuple[float, float] | None = None,
 ) -> "Figure":
-    """A coloured cell for each value, with the value in it; NaNs stay white."""
+    """A coloured cell for each value, with the value in it; NaNs stay white.
+
+    Args:
+      scale: values of the first and the last colour, so that maps can be compared; None: the lowest and the highest.
+    """
     import matplotlib
 
     figure, axes = _figure(1, 1.25 + 0.42 * len(rows))
     values_RC = np.asarray(values_RC, float)
     known = values_RC[np.isfinite(values_RC)]
-    low, high = (known.min(), known.max()) if known.size else (0.0, 1.0)
+    low, high = scale or ((known.min(), known.max()) if known.size else (0.0, 1.0))
     colors = matplotlib.colormaps["cividis"]
     axes[0].imshow(values_RC, colors, aspect="auto", vmin=low, vmax=high if high > low else low + 1)
     for (row, column), value in np.ndenumerate(values_RC):
@@ -189,6 +203,14 @@ def label(text: str, longest: int = _LONGEST) -> str:
     text = " ".join(printable(text).split()) or "(no name)"
     text = text if len(text) <= longest else text[: longest - 1] + "…"
     return text.replace("$", r"\$")
+
+
+def name_length(length: float) -> str:
+    """4096 -> "4K", 2^20 -> "1M", 5000 -> "5,000"."""
+    for unit, letter in ((2**20, "M"), (2**10, "K")):
+        if length >= unit and length % unit == 0:
+            return f"{length // unit:,.0f}{letter}"
+    return f"{length:,.0f}"
 
 
 def _figure(columns: int, height: float) -> "tuple[Figure, list[Axes]]":

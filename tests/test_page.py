@@ -8,6 +8,7 @@ import pytest
 from hypothesis import strategies as st
 
 from anchorjax import figures, page
+from anchorjax.errors import UsageError
 from anchorjax.page import Code, Figure, Page, Paragraph, Section, Table
 from tests import pages
 
@@ -84,7 +85,7 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch)
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(UsageError, match="cannot be written: no space"):
         page.write(example(*["new"] * 7), path)
     assert path.read_bytes() == before
     assert not list(tmp_path.rglob("*.part"))

@@ -8,7 +8,7 @@ from anchorjax import figures
 
 
 def by_length(percent: ArrayLike, rows: Sequence[str], lengths: Sequence[int], title: str) -> bytes:
-    """PNG of percentages [rows, lengths]."""
+    """PNG of percentages [rows, lengths], in the same colours whatever the scores, so that models can be compared."""
     return figures.png(
         figures.heat_map(
             percent,
@@ -17,5 +17,6 @@ def by_length(percent: ArrayLike, rows: Sequence[str], lengths: Sequence[int], t
             x_label="length (tokens)",
             title=title,
             name_value=lambda value: f"{value:.0f}",
+            scale=(0, 100),
         )
     )
