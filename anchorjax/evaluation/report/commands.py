@@ -1,0 +1,68 @@
+"""The commands behind a page: those that trained and evaluated its runs, and those that would make what is missing."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from anchorjax.evaluation.report.reading import TITLES, Run
+from anchorjax.evaluation.report.values import flat, ruler_lengths, ruler_scores
+
+# What a result may say of how it was asked, in the order of the scripts' options of these names.
+OPTIONS = ("dtype", "rope_theta", "context", "lengths", "depths", "tasks", "samples", "rows", "seed", "template")
+OPTIONS += ("haystack", "essays", "squad", "hotpot")
+
+
+def made(run: Run, evaluation: str) -> str:
+    """The command that made a result, from what the result says of it.
+
+    Whatever changes no answer, such as the size of a batch, is not recorded and not here.
+    """
+    result = run.results[evaluation]
+    values = {key: result[key] for key in OPTIONS if result.get(key) not in (None, "", 0, [])}
+    if isinstance(values.get("depths"), list):
+        values["depths"] = len(values["depths"])
+    if evaluation == "ruler":
+        scores, steps = ruler_scores(run), result.get("steps")
+        values |= {"tasks": list(scores), "lengths": ruler_lengths(scores)}
+        if isinstance(steps, list) and len(steps) > 1:
+            values["last"] = len(steps)
+    config = flat(run.config or {})
+    own = {"dtype": config.get("model.compute_dtype"), "rope_theta": config.get("rope.theta")}
+    return _command(run, evaluation, {key: value for key, value in values.items() if value != own.get(key)})
+
+
+def missing(run: Run) -> list[str]:
+    """Evaluations without a result."""
+    return [evaluation for evaluation in TITLES if evaluation not in run.results]
+
+
+def would_make(run: Run, evaluation: str) -> str:
+    """The command that would make a result: at a run's row length, as the scripts' own may be more than it takes."""
+    by_length = run.config is not None and evaluation in ("ruler", "needle")
+    return _command(run, evaluation, {"lengths": run.config["data"].get("row_length")} if by_length else {})
+
+
+def _command(run: Run, evaluation: str, values: dict[str, Any]) -> str:
+    parts = ["python", f"eval/{evaluation}.py"]
+    if run.config is not None:
+        parts.append(f"--workdir={run.path}")
+    else:
+        model = _model(run)
+        parts.append(f"--hf={model}")
+        if run.path.expanduser() != Path("eval-results") / model.name:
+            values = values | {"out": run.path / evaluation}
+    parts += [f"--{key.replace('_', '-')}={_text(value)}" for key, value in values.items()]
+    return shlex.join(parts)
+
+
+def _model(run: Run) -> Path:
+    """The Hugging Face directory that results are of."""
+    named = (result.get("model") for result in run.results.values())
+    return Path(next((name for name in named if isinstance(name, str) and name), run.path.name))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ",".join(map(_text, value))
+    return str(value)

@@ -1,0 +1,58 @@
+"""Numbers of runs into figures."""
+
+from collections.abc import Mapping, Sequence
+
+from anchorjax import figures
+from anchorjax.evaluation import heat_maps
+from anchorjax.evaluation.report.reading import Run
+from anchorjax.evaluation.report.values import NeedleGrid, curve, ruler_lengths, upper_end
+from anchorjax.figures import Series, name_length
+
+
+def losses(runs: Sequence[Run]) -> "figures.Figure | None":
+    """Thin lines of training, and points of held-out text; a run keeps its colour."""
+    series = []
+    for number, run in enumerate(runs):
+        name = f"{run.name}: " if len(runs) > 1 else ""
+        for what, lines, marked in (("training", run.train, False), ("held-out", run.held_out, True)):
+            steps, values = curve(lines, "loss")
+            # A run alone has a colour for each; of several, each has one.
+            style = number if len(runs) > 1 else int(marked)
+            series.append(Series(f"{name}{what}", steps, values, style=style, marked=marked))
+    return _lines(series, "loss (nats per target)")
+
+
+def training(runs: Sequence[Run], key: str, y_label: str) -> "figures.Figure | None":
+    """A value of each logged step."""
+    series = [Series(run.name, *curve(run.train, key), style=number, marked=False) for number, run in enumerate(runs)]
+    return _lines(series, y_label)
+
+
+def _lines(series: Sequence[Series], y_label: str) -> "figures.Figure | None":
+    series = [one for one in series if one.x]
+    return figures.lines(series, x_label="step", y_label=y_label) if series else None
+
+
+def by_place(found: Mapping[str, tuple[int, Mapping[str, float]]], x_label: str) -> "figures.Figure":
+    """Perplexity by bucket of places, each drawn at its upper end.
+
+    Args:
+      found: by name of a run, its place on the page and its perplexities.
+    """
+    ends = sorted({upper_end(bucket) for _, values in found.values() for bucket in values})
+    series = [
+        Series(name, [upper_end(bucket) for bucket in values], list(values.values()), style=number)
+        for name, (number, values) in found.items()
+    ]
+    return figures.lines(series, x_label=x_label, y_label="perplexity", x_ticks=ends, name_tick=name_length)
+
+
+def ruler(scores: Mapping[str, Mapping[int, float]], name: str) -> bytes:
+    lengths = ruler_lengths(scores)
+    percent = [[row.get(length, float("nan")) for length in lengths] for row in scores.values()]
+    return heat_maps.by_length(percent, list(scores), lengths, f"{name}RULER, percent")
+
+
+def needles(grid: NeedleGrid, name: str) -> bytes:
+    rows = [f"{depth:g}%" for depth in grid.depths]
+    return heat_maps.by_length(grid.percent_LE.T, rows, grid.lengths, f"{name}needles found, percent")
