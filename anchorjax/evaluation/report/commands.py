@@ -9,8 +9,8 @@ from anchorjax.evaluation.report.reading import TITLES, Run
 from anchorjax.evaluation.report.values import flat, ruler_lengths, ruler_scores
 
 # What a result may say of how it was asked, in the order of the scripts' options of these names.
-OPTIONS = ("dtype", "rope_theta", "context", "lengths", "depths", "tasks", "samples", "rows", "seed", "template")
-OPTIONS += ("haystack", "essays", "squad", "hotpot")
+OPTIONS = ("dtype", "rope_theta", "context", "text", "lengths", "depths", "tasks", "samples", "rows", "seed")
+OPTIONS += ("template", "haystack", "essays", "squad", "hotpot", "last", "window", "stride")
 
 
 def made(run: Run, evaluation: str) -> str:
@@ -22,6 +22,8 @@ def made(run: Run, evaluation: str) -> str:
     values = {key: result[key] for key in OPTIONS if result.get(key) not in (None, "", 0, [])}
     if isinstance(values.get("depths"), list):
         values["depths"] = len(values["depths"])
+    if isinstance(values.get("lengths"), dict):  # of texts: what was found at each
+        values["lengths"] = list(values["lengths"])
     if evaluation == "ruler":
         scores, steps = ruler_scores(run), result.get("steps")
         values |= {"tasks": list(scores), "lengths": ruler_lengths(scores)}
@@ -33,25 +35,28 @@ def made(run: Run, evaluation: str) -> str:
 
 
 def missing(run: Run) -> list[str]:
-    """Evaluations without a result."""
-    return [evaluation for evaluation in TITLES if evaluation not in run.results]
+    """Evaluations without a result. Only a run has a validation split to score."""
+    possible = [evaluation for evaluation in TITLES if run.config is not None or evaluation != "perplexity"]
+    return [evaluation for evaluation in possible if evaluation not in run.results]
 
 
 def would_make(run: Run, evaluation: str) -> str:
     """The command that would make a result: at a run's row length, as the scripts' own may be more than it takes."""
-    by_length = run.config is not None and evaluation in ("ruler", "needle")
-    return _command(run, evaluation, {"lengths": run.config["data"].get("row_length")} if by_length else {})
+    values: dict[str, Any] = {"text": "public_domain"} if evaluation == "perplexity_text" else {}
+    if run.config is not None and evaluation in ("ruler", "needle", "perplexity_text"):
+        values["lengths"] = run.config["data"].get("row_length")
+    return _command(run, evaluation, values)
 
 
 def _command(run: Run, evaluation: str, values: dict[str, Any]) -> str:
-    parts = ["python", f"eval/{evaluation}.py"]
+    parts = ["python", f"eval/{'perplexity' if evaluation == 'perplexity_text' else evaluation}.py"]
     if run.config is not None:
         parts.append(f"--workdir={run.path}")
     else:
         model = _model(run)
         parts.append(f"--hf={model}")
         if run.path.expanduser() != Path("eval-results") / model.name:
-            values = values | {"out": run.path / evaluation}
+            values = values | {"out": run.file(evaluation).parent}
     parts += [f"--{key.replace('_', '-')}={_text(value)}" for key, value in values.items()]
     return shlex.join(parts)
 

@@ -33,16 +33,16 @@ def _lines(series: Sequence[Series], y_label: str) -> "figures.Figure | None":
     return figures.lines(series, x_label="step", y_label=y_label) if series else None
 
 
-def by_place(found: Mapping[str, tuple[int, Mapping[str, float]]], x_label: str) -> "figures.Figure":
+def by_place(found: Mapping[int, tuple[str, Mapping[str, float]]], x_label: str) -> "figures.Figure":
     """Perplexity by bucket of places, each drawn at its upper end.
 
     Args:
-      found: by name of a run, its place on the page and its perplexities.
+      found: by a run's place on the page, its name and its perplexities.
     """
-    ends = sorted({upper_end(bucket) for _, values in found.values() for bucket in values})
+    ends = sorted({upper_end(bucket) for _, row in found.values() for bucket in row})
     series = [
-        Series(name, [upper_end(bucket) for bucket in values], list(values.values()), style=number)
-        for name, (number, values) in found.items()
+        Series(name, [upper_end(bucket) for bucket in row], list(row.values()), style=number)
+        for number, (name, row) in found.items()
     ]
     return figures.lines(series, x_label=x_label, y_label="perplexity", x_ticks=ends, name_tick=name_length)
 

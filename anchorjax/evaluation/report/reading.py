@@ -10,9 +10,9 @@ from anchorjax.errors import EvaluationError, UsageError
 from anchorjax.figures import MOST
 from anchorjax.training.workdir import load_commands, read_json
 
-# Where each evaluation leaves its result: NAME/NAME.json.
 TITLES = {
     "perplexity": "Perplexity",
+    "perplexity_text": "Perplexity of texts",
     "longppl": "LongPPL",
     "ruler": "RULER",
     "needle": "Needle in a haystack",
@@ -20,6 +20,9 @@ TITLES = {
     "harness": "Harness tasks",
     "rope_precision": "Precision of RoPE",
 }
+# Where each evaluation leaves its result, in eval/ of a run and in eval-results/MODEL.
+_FILES = {evaluation: f"{evaluation}/{evaluation}.json" for evaluation in TITLES}
+_FILES["perplexity_text"] = "perplexity-text/perplexity.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Run:
     pictures: Sequence[tuple[str, bytes]]
 
     def file(self, evaluation: str) -> Path:
-        return _result(self.path.expanduser(), self.config is not None, evaluation)
+        return _files(self.path.expanduser(), self.config is not None)[evaluation]
 
     def damaged(self, evaluation: str, why: str) -> EvaluationError:
         return EvaluationError(f"{self.file(evaluation)} is damaged: {why}")
@@ -82,8 +85,8 @@ def _read(path: Path, name: str) -> Run:
             "unless --out said otherwise"
         )
     is_run = config is not None
-    results = {key: read_json(_result(directory, is_run, key)) for key in TITLES}
-    results = {key: result for key, result in results.items() if result is not None}
+    files = _files(directory, is_run)
+    results = {key: result for key, file in files.items() if (result := read_json(file)) is not None}
     if not is_run and not results:
         raise EvaluationError(
             f"{path} holds neither a run (there is no config.json) nor results (there is no needle/needle.json, "
@@ -99,12 +102,16 @@ def _read(path: Path, name: str) -> Run:
         train=[line for line in lines if line["kind"] == "train"],
         held_out=[line for line in lines if line["kind"] == "eval"],
         results=results,
-        pictures=_pictures(_result(directory, is_run, "rope_precision").parent),
+        pictures=_pictures(files["rope_precision"].parent),
     )
 
 
-def _result(directory: Path, is_run: bool, evaluation: str) -> Path:
-    return (directory / "eval" if is_run else directory) / evaluation / f"{evaluation}.json"
+def _files(directory: Path, is_run: bool) -> dict[str, Path]:
+    if is_run:
+        return {evaluation: directory / "eval" / file for evaluation, file in _FILES.items()}
+    files = {evaluation: directory / file for evaluation, file in _FILES.items()}
+    files["perplexity_text"] = files.pop("perplexity")  # a Hugging Face directory has no validation split of its own
+    return files
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:

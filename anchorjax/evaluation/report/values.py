@@ -35,11 +35,31 @@ def by_place(run: Run, key: str) -> dict[str, float]:
     found = run.results.get("perplexity", {}).get(key)
     if found is None:
         return {}
-    if not isinstance(found, dict) or not all(re.fullmatch(r"\d+-\d+", bucket) for bucket in found):
-        raise run.damaged("perplexity", f"{key} is no table of buckets")
-    if not all(map(is_number, found.values())):
-        raise run.damaged("perplexity", f"{key} holds what is no number")
-    return {bucket: perplexity(loss) for bucket, loss in found.items()}
+    return _buckets(run, "perplexity", key, found)
+
+
+def text_perplexity(run: Run) -> dict[int, dict[str, Any]]:
+    """By length: "perplexity", "bits_per_byte" and, if asked for, "last_perplexity", and "by_position" as above."""
+    found = run.results.get("perplexity_text", {}).get("lengths", {})
+    if not isinstance(found, dict) or not all(
+        length.isdecimal() and isinstance(one, dict) for length, one in found.items()
+    ):
+        raise run.damaged("perplexity_text", "lengths is no table by length")
+    places = {
+        length: {"by_position": _buckets(run, "perplexity_text", "by_position", one["by_position"])}
+        for length, one in found.items()
+        if "by_position" in one
+    }
+    return {int(length): {**one, **places.get(length, {})} for length, one in found.items()}
+
+
+def _buckets(run: Run, evaluation: str, key: str, losses: Any) -> dict[str, float]:
+    """Losses as perplexities."""
+    if not isinstance(losses, dict) or not all(re.fullmatch(r"\d+-\d+", bucket) for bucket in losses):
+        raise run.damaged(evaluation, f"{key} is no table of buckets")
+    if not all(map(is_number, losses.values())):
+        raise run.damaged(evaluation, f"{key} holds what is no number")
+    return {bucket: perplexity(loss) for bucket, loss in losses.items()}
 
 
 def perplexity(loss: float) -> float:
