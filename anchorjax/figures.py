@@ -24,7 +24,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 MOST = len(COLORS)  # of series in one figure
 _MARKERS = "osD^vPX*"
 _DASHES = ("-", "--", "-.", ":")
-_WIDTH, _DPI = 7.5, 150  # inches; 1125 pixels
+_WIDTH, _NARROW, _DPI = 7.5, 5.0, 150  # inches; 1125 and 750 pixels
 _INK, _GRID = "#222222", "#DDDDDD"
 _LONGEST = 28  # characters of a label
 
@@ -135,15 +135,17 @@ def heat_map(
     title: str,
     name_value: Callable[[float], str] = str,
     scale: tuple[float, float] | None = None,
+    narrow: bool = False,
 ) -> "Figure":
     """A coloured cell for each value, with the value in it; NaNs stay white.
 
     Args:
       scale: values of the first and the last colour, so that maps can be compared; None: the lowest and the highest.
+      narrow: for two side by side.
     """
     import matplotlib
 
-    figure, axes = _figure(1, 1.25 + 0.42 * len(rows))
+    figure, axes = _figure(1, 1.25 + 0.42 * len(rows), _NARROW if narrow else _WIDTH)
     values_RC = np.asarray(values_RC, float)
     known = values_RC[np.isfinite(values_RC)]
     low, high = scale or ((known.min(), known.max()) if known.size else (0.0, 1.0))
@@ -154,10 +156,11 @@ def heat_map(
             bright = value - low > 0.55 * (high - low) and high > low
             color = "black" if bright else "white"
             axes[0].text(column, row, label(name_value(value)), ha="center", va="center", color=color, fontsize=9)
-    axes[0].set_xticks(range(len(columns)), [label(text, max(3, 64 // len(columns))) for text in columns])
+    longest = max(3, (36 if narrow else 64) // len(columns))
+    axes[0].set_xticks(range(len(columns)), [label(text, longest) for text in columns])
     axes[0].set_yticks(range(len(rows)), [label(text) for text in rows])
     _label(axes[0], x_label, "")
-    axes[0].set_title(label(title, 54), fontsize=10, color=_INK, loc="left")
+    axes[0].set_title(label(title, 32 if narrow else 54), fontsize=10, color=_INK, loc="left")
     axes[0].grid(False)
     axes[0].tick_params(length=0)
     return figure
@@ -213,11 +216,11 @@ def name_length(length: float) -> str:
     return f"{length:,.0f}"
 
 
-def _figure(columns: int, height: float) -> "tuple[Figure, list[Axes]]":
-    """A figure of `columns` plots side by side, `height` inches high. It belongs to no window and no manager."""
+def _figure(columns: int, height: float, width: float = _WIDTH) -> "tuple[Figure, list[Axes]]":
+    """A figure of `columns` plots side by side, with its size in inches. It belongs to no window and no manager."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor="white")
     axes = list(figure.subplots(1, columns, squeeze=False)[0])
     for one in axes:
         one.set_axisbelow(True)

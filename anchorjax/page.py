@@ -47,6 +47,8 @@ th { font-weight: 600; vertical-align: bottom }
 details { margin: .75rem 0 }
 summary { cursor: pointer }
 figure { margin: 1.25rem 0 }
+.side { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 0 1.5rem }
+.side figure { margin: .75rem 0 }
 img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 4px }
 pre { padding: .75rem 1rem; background: var(--shade); white-space: pre-wrap; font-size: .9rem }
 """
@@ -154,7 +156,19 @@ class Folded:
         return details
 
 
-Block = Paragraph | Code | Table | Figure | Folded
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """Figures side by side where the window is wide enough for two."""
+
+    blocks: Sequence[Figure]
+
+    def render(self) -> Element:
+        side = Element("div", {"class": "side"})
+        side.extend(figure.render() for figure in self.blocks)
+        return side
+
+
+Block = Paragraph | Code | Table | Figure | Folded | Side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,7 +254,7 @@ def printable(text: str) -> str:
 
 
 def _figures(blocks: Sequence[Block]) -> list[Figure]:
-    found = [_figures(block.blocks) if isinstance(block, Folded) else [block] for block in blocks]
+    found = [_figures(block.blocks) if isinstance(block, Folded | Side) else [block] for block in blocks]
     return [block for some in found for block in some if isinstance(block, Figure)]
 
 

@@ -47,12 +47,12 @@ def by_place(found: Mapping[int, tuple[str, Mapping[str, float]]], x_label: str)
     return figures.lines(series, x_label=x_label, y_label="perplexity", x_ticks=ends, name_tick=name_length)
 
 
-def ruler(scores: Mapping[str, Mapping[int, float]], name: str) -> bytes:
+def ruler(scores: Mapping[str, Mapping[int, float]], name: str, narrow: bool) -> bytes:
     lengths = ruler_lengths(scores)
     percent = [[row.get(length, float("nan")) for length in lengths] for row in scores.values()]
-    return heat_maps.by_length(percent, list(scores), lengths, f"{name}RULER, percent")
+    return heat_maps.by_length(percent, list(scores), lengths, f"{name}RULER, percent", narrow)
 
 
-def needles(grid: NeedleGrid, name: str) -> bytes:
+def needles(grid: NeedleGrid, name: str, narrow: bool) -> bytes:
     rows = [f"{depth:g}%" for depth in grid.depths]
-    return heat_maps.by_length(grid.percent_LE.T, rows, grid.lengths, f"{name}needles found, percent")
+    return heat_maps.by_length(grid.percent_LE.T, rows, grid.lengths, f"{name}needles found, percent", narrow)

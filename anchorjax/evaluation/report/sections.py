@@ -6,12 +6,13 @@ from anchorjax import figures
 from anchorjax.evaluation.report import cells, commands, drawing, values
 from anchorjax.evaluation.report.reading import TITLES, Run
 from anchorjax.figures import name_length
-from anchorjax.page import Block, Figure, Folded, Paragraph, Section
+from anchorjax.page import Block, Figure, Folded, Paragraph, Section, Side
 
 PLACES = {
     "by_position": ("by place in the row", "tokens of the row before, at most"),
     "by_context": ("by place in the document", "tokens of the document before, at most"),
 }
+TEXT_SCORES = {"perplexity": "", "last_perplexity": ", last tokens", "bits_per_byte": ", bits per byte"}
 
 
 def sections(runs: Sequence[Run]) -> list[Section]:
@@ -44,11 +45,7 @@ def _perplexity_of_texts(runs: Sequence[Run]) -> list[Block]:
     rows: dict[str, list[str]] = {}
     for number, found in enumerate(by_length):
         for length, one in found.items():
-            for key, label in (
-                ("perplexity", ""),
-                ("last_perplexity", ", last tokens"),
-                ("bits_per_byte", ", bits/byte"),
-            ):
+            for key, label in TEXT_SCORES.items():
                 if key in one:
                     cells.put(rows, f"{name_length(length)}{label}", runs, number, cells.number(one[key]))
     longest = {number: found[max(found)].get("by_position", {}) for number, found in enumerate(by_length) if found}
@@ -73,32 +70,30 @@ def _by_place(
     figure = figures.png(drawing.by_place({number: (runs[number].name, row) for number, row in found.items()}, x_label))
     rows = {bucket: [cells.number(found.get(n, {}).get(bucket)) for n in range(len(runs))] for bucket in buckets}
     return [
-        Figure(
-            name, figure, f"Lines of perplexity: {alt}.", f"{what}. A point stands for the places since the one before."
-        ),
+        Figure(name, figure, f"Lines of perplexity: {alt}.", f"{what}; a point stands for the places just before it."),
         Folded("In numbers", [cells.by_run(what, "tokens before", runs, rows)]),
     ]
 
 
 def _ruler(runs: Sequence[Run]) -> list[Block]:
-    blocks: list[Block] = []
+    maps: list[Figure] = []
     rows: dict[str, list[str]] = {}
     for number, run in enumerate(runs):
         scores = values.ruler_scores(run)
         if not scores:
             continue
-        png = drawing.ruler(scores, cells.title(runs, run))
+        png = drawing.ruler(scores, cells.title(runs, run), narrow=len(runs) > 1)
         alt = f"Heat map of the scores of {run.name} by task and length; they are also in the table behind it."
         caption = f"{cells.title(runs, run)}percent of what RULER's tasks ask for, by task and length."
-        blocks.append(Figure(f"ruler_{number + 1}", png, alt, caption))
+        maps.append(Figure(f"ruler_{number + 1}", png, alt, caption))
         for task, row in scores.items():
             for length, percent in row.items():
                 cells.put(rows, f"{task}, {name_length(length)}", runs, number, f"{percent:.1f}")
-    return [*blocks, Folded("In numbers", [cells.by_run("Percent", "task, length", runs, rows)])] if blocks else []
+    return [Side(maps), Folded("In numbers", [cells.by_run("Percent", "task, length", runs, rows)])] if maps else []
 
 
 def _needles(runs: Sequence[Run]) -> list[Block]:
-    blocks: list[Block] = []
+    maps: list[Figure] = []
     rows: dict[str, list[str]] = {}
     for number, run in enumerate(runs):
         grid = values.needle_grid(run)
@@ -107,11 +102,12 @@ def _needles(runs: Sequence[Run]) -> list[Block]:
         mean = f"{grid.percent_LE.mean():.1f} percent in all"
         alt = f"Heat map of the needles that {run.name} found, by depth and length: {mean}."
         caption = f"{cells.title(runs, run)}needles found, by depth in the haystack and length; {mean}."
-        blocks.append(Figure(f"needle_{number + 1}", drawing.needles(grid, cells.title(runs, run)), alt, caption))
+        png = drawing.needles(grid, cells.title(runs, run), narrow=len(runs) > 1)
+        maps.append(Figure(f"needle_{number + 1}", png, alt, caption))
         for length, row in zip(grid.lengths, grid.percent_LE, strict=True):
             for depth, percent in zip(grid.depths, row, strict=True):
                 cells.put(rows, f"{name_length(length)}, {depth:g}%", runs, number, f"{percent:.0f}")
-    return [*blocks, Folded("In numbers", [cells.by_run("Percent", "length, depth", runs, rows)])] if blocks else []
+    return [Side(maps), Folded("In numbers", [cells.by_run("Percent", "length, depth", runs, rows)])] if maps else []
 
 
 def _scores(runs: Sequence[Run], evaluation: str) -> list[Block]:
@@ -119,7 +115,7 @@ def _scores(runs: Sequence[Run], evaluation: str) -> list[Block]:
     for number, run in enumerate(runs):
         for label, score in values.scores(run, evaluation).items():
             cells.put(rows, label, runs, number, cells.number(score))
-    return [cells.by_run("Scores", "of", runs, rows)] if rows else []
+    return [cells.by_run("Scores", "score", runs, rows)] if rows else []
 
 
 def _rope(runs: Sequence[Run]) -> list[Block]:
@@ -136,14 +132,17 @@ def _rope(runs: Sequence[Run]) -> list[Block]:
 
 
 def _notes(runs: Sequence[Run], evaluation: str) -> list[Block]:
-    """In what the material of an evaluation is not what its name says."""
+    """In what the material of an evaluation is not what its name says: of which tasks, in which runs."""
     notes: dict[str, list[str]] = {}
     for run in runs:
         material = run.results.get(evaluation, {}).get("material") or {}
+        tasks: dict[str, list[str]] = {}
         for task, text in material.items() if isinstance(material, dict) else [("", material)]:
-            notes.setdefault(f"{cells.title(runs, run)}{text}", []).append(task)
-    tasks = {note: ", ".join(filter(None, names)) for note, names in notes.items()}
-    return [Paragraph(f"{note} ({names})." if names else f"{note}.") for note, names in tasks.items()]
+            tasks.setdefault(str(text), []).append(task)
+        for text, names in tasks.items():
+            note = f"{text} ({', '.join(names)})" if any(names) else text
+            notes.setdefault(note, []).append(run.name)
+    return [Paragraph(f"{', '.join(names)}: {note}." if len(runs) > 1 else f"{note}.") for note, names in notes.items()]
 
 
 def _settings(runs: Sequence[Run], evaluation: str) -> list[Block]:

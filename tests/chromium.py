@@ -1,0 +1,61 @@
+"""Looks at a page in headless Chromium: what it shows, what it complains of, and how wide it gets."""
+
+import dataclasses
+import html
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib import image
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+PATH = next(filter(None, map(shutil.which, NAMES)), None)
+needed = pytest.mark.skipif(PATH is None, reason=f"no browser here: none of {', '.join(NAMES)} is in PATH")
+# It neither phones home nor shares a profile with anybody.
+_OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync")
+_OPTIONS += ("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage")
+_OPTIONS += ("--hide-scrollbars", "--enable-logging=stderr")
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """Attributes:
+    pixels: float [height, width, 3].
+    console: lines of the browser's console, which is where it says what a page may not load or run.
+    """
+
+    pixels: np.ndarray
+    console: list[str]
+
+    def colors(self, top: int, bottom: int) -> int:
+        """Different colours in a stripe of the page."""
+        return len(np.unique(self.pixels[top:bottom].reshape(-1, 3), axis=0))
+
+
+def look(page: Path, folder: Path, width: int = 1100, height: int = 3000) -> Seen:
+    shot = folder / "screenshot.png"
+    done = _run(folder, f"--window-size={width},{height}", f"--screenshot={shot}", page.resolve().as_uri())
+    return Seen(image.imread(shot)[..., :3], [line for line in done.stderr.splitlines() if "CONSOLE" in line])
+
+
+def widths(page: Path, folder: Path, width: int) -> tuple[int, int]:
+    """Of a window, as given, and of what the page needs there: more would have to be scrolled to the side."""
+    frame = folder / "frame.html"
+    content = html.escape(page.read_text(), quote=True)
+    script = "d = f.contentDocument.documentElement; document.title = d.clientWidth + ' ' + d.scrollWidth"
+    frame.write_text(
+        "<!DOCTYPE html><meta charset=utf-8><title></title>"
+        f'<iframe id=f style="border:0;width:{width}px;height:800px" onload="{script}" srcdoc="{content}"></iframe>'
+    )
+    done = _run(folder, "--dump-dom", frame.resolve().as_uri())
+    found = re.search("<title>([0-9]+) ([0-9]+)</title>", done.stdout)
+    assert found, done.stderr
+    return int(found[1]), int(found[2])
+
+
+def _run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    command = [PATH, *_OPTIONS, f"--user-data-dir={folder / 'profile'}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=120, check=True)
