@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib import image
+
+from tests import pages
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PATH = next(filter(None, map(shutil.which, NAMES)), None)
@@ -22,23 +23,16 @@ _OPTIONS += ("--hide-scrollbars", "--enable-logging=stderr")
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """Attributes:
-    pixels: float [height, width, 3].
-    console: lines of the browser's console, which is where it says what a page may not load or run.
-    """
+    """uint8 [height, width, 3], and what the browser's console says: of what a page may not load, for one."""
 
     pixels: np.ndarray
     console: list[str]
-
-    def colors(self, top: int, bottom: int) -> int:
-        """Different colours in a stripe of the page."""
-        return len(np.unique(self.pixels[top:bottom].reshape(-1, 3), axis=0))
 
 
 def look(page: Path, folder: Path, width: int = 1100, height: int = 3000) -> Seen:
     shot = folder / "screenshot.png"
     done = _run(folder, f"--window-size={width},{height}", f"--screenshot={shot}", page.resolve().as_uri())
-    return Seen(image.imread(shot)[..., :3], [line for line in done.stderr.splitlines() if "CONSOLE" in line])
+    return Seen(pages.decode(shot.read_bytes()), [line for line in done.stderr.splitlines() if "CONSOLE" in line])
 
 
 def widths(page: Path, folder: Path, width: int) -> tuple[int, int]:

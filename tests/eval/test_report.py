@@ -9,7 +9,7 @@ from eval import report
 from tests import chromium, pages
 from tests.evaluation import made_runs
 
-ODD = "<script>alert(1)</script> $x_$ & 'y' \u202e日本"
+ODD = "<script>alert(1) $x_$ & 'y' \u202e日本"
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +84,10 @@ def test_a_run_alone(inside):
     for line in (
         f"python train.py --config=configs/tiny.py --workdir={inside / 'runs/anchor'}",
         "python eval/perplexity.py --workdir=runs/anchor\n",
-        "python eval/needle.py --workdir=runs/anchor --lengths=1024,2048,4096 --depths=5 --samples=10 --seed=42 "
+        "python eval/needle.py --workdir=runs/anchor --lengths=1024,2048,4096 --depths=5 --samples=10 --seed=0 "
         "--template=base --haystack=essays\n",
         "python eval/ruler.py --workdir=runs/anchor --lengths=1024,2048,4096 "
-        "--tasks=niah_single_1,niah_multikey_2,vt,cwe,fwe --samples=100 --seed=42 --template=base --last=2\n",
+        "--tasks=niah_single_1,niah_multikey_2,vt,cwe,fwe --samples=100 --seed=0 --template=base --last=2\n",
         "python eval/longppl.py --workdir=runs/anchor",  # not made yet
         "python eval/report.py runs/anchor",
     ):
@@ -127,11 +127,11 @@ def test_perplexity_of_texts(inside, tmp_path):
     page = pages.read((tmp_path / "Tiny/report.html").read_text())
     assert rows(page, "1K", 1) + rows(page, "1K, last tokens", 1) == ["12.50", "8.0000"]
     assert rows(page, "64-128", 1) == ["1.6487"]
-    assert "--text=books.jsonl --lengths=1024 --seed=42 --last=512" in page.text and len(page.images) == 1
+    assert "--text=books.jsonl --lengths=1024 --seed=0 --last=512" in page.text and len(page.images) == 1
 
 
 def test_the_same_files_give_the_same_page(inside, several):
-    paths = ["runs/anchor", "eval-results/Tiny", "--out=again.html"]
+    paths = ["runs/fresh", "eval-results/Tiny", "--out=again.html"]
     contents = []
     for _ in range(2):
         assert report.main(paths) == 0
@@ -206,9 +206,9 @@ def test_bad_arguments_are_refused_in_one_line(inside, capsys, arguments, words)
 def test_a_browser_shows_it(several, tmp_path):
     seen = chromium.look(several, tmp_path)
     assert seen.console == []
-    assert seen.pixels.std() > 0.05
-    text, figures = seen.colors(0, 700), seen.colors(1500, 3000)
-    assert 2 < text and 100 < figures, "the summary above has few colours, heat maps have many"
+    assert seen.pixels.shape == (3000, 1100, 3)
+    stripes = [pages.colors(seen.pixels[top : top + 600]) for top in range(0, 3000, 600)]
+    assert min(stripes) > 20 and max(stripes) > 200, "letters everywhere, and the colours of figures"
 
 
 @chromium.needed

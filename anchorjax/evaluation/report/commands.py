@@ -19,7 +19,8 @@ def made(run: Run, evaluation: str) -> str:
     Whatever changes no answer, such as the size of a batch, is not recorded and not here.
     """
     result = run.results[evaluation]
-    values = {key: result[key] for key in OPTIONS if result.get(key) not in (None, "", 0, [])}
+    # Nothing and 0 are what the scripts take without the option, but for a seed.
+    values = {key: result[key] for key in OPTIONS if result.get(key) or (key == "seed" and key in result)}
     if isinstance(values.get("depths"), list):
         values["depths"] = len(values["depths"])
     if isinstance(values.get("lengths"), dict):  # of texts: what was found at each
@@ -31,7 +32,8 @@ def made(run: Run, evaluation: str) -> str:
             values["last"] = len(steps)
     config = flat(run.config or {})
     own = {"dtype": config.get("model.compute_dtype"), "rope_theta": config.get("rope.theta")}
-    return _command(run, evaluation, {key: value for key, value in values.items() if value != own.get(key)})
+    given = [key for key in OPTIONS if key in values and values[key] != own.get(key)]
+    return _command(run, evaluation, {key: values[key] for key in given})
 
 
 def missing(run: Run) -> list[str]:

@@ -20,6 +20,17 @@ class NeedleGrid:
     percent_LE: np.ndarray
 
 
+def check(run: Run) -> None:
+    """Raises EvaluationError for a result that is not what its script writes: before the first figure is drawn."""
+    for key in ("by_position", "by_context"):
+        by_place(run, key)
+    text_perplexity(run)
+    ruler_scores(run)
+    needle_grid(run)
+    for evaluation in run.results:
+        scores(run, evaluation)
+
+
 def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 

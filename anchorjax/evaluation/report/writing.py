@@ -22,6 +22,8 @@ CURVES = (("learning_rate", "learning rate"), ("grad_norm", "gradient norm"), ("
 
 def compose(runs: Sequence[Run], command: str) -> Page:
     """Raises EvaluationError for a result that is not what its script writes."""
+    for run in runs:
+        values.check(run)
     parts = [_summary(runs), _training(runs), *sections(runs)]
     parts += [_missing(runs), _commands(runs, command), _configurations(runs)]
     return Page(", ".join(run.name for run in runs), [part for part in parts if part.blocks], _subtitle(runs))
