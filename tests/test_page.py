@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from anchorjax import figures, page
 from anchorjax.errors import UsageError
-from anchorjax.page import Code, Figure, Page, Paragraph, Section, Table
+from anchorjax.page import Code, Figure, Folded, Page, Paragraph, Section, Side, Table
 from tests import pages
 
 PNG = figures.png(figures.heat_map(np.eye(2), rows=("a", "b"), columns=("c", "d"), x_label="x", title="t"))
@@ -21,7 +21,8 @@ ODD = st.text(st.characters(exclude_categories=()), max_size=30) | st.sampled_fr
 def example(*texts: str, png: bytes = PNG) -> Page:
     title, paragraph, code, head, cell, alt, caption = texts
     blocks = [Paragraph(paragraph), Code(code), Table(caption, (head, "n"), ((cell, 1234567),))]
-    return Page(title, (Section(title, [*blocks, Figure("one", png, alt, caption)]),), paragraph)
+    figures = Side([Figure("one", png, alt, caption)])
+    return Page(title, (Section(title, [*blocks, Folded(caption, [Paragraph(paragraph), figures])]),), paragraph)
 
 
 @hypothesis.given(st.tuples(*[ODD] * 5, st.just("what <is> \"seen\" & 'why'"), ODD))
