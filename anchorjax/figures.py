@@ -158,9 +158,9 @@ def heat_map(
             axes[0].text(column, row, label(name_value(value)), ha="center", va="center", color=color, fontsize=9)
     longest = max(3, (36 if narrow else 64) // len(columns))
     axes[0].set_xticks(range(len(columns)), [label(text, longest) for text in columns])
-    axes[0].set_yticks(range(len(rows)), [label(text) for text in rows])
+    axes[0].set_yticks(range(len(rows)), [label(text, 20 if narrow else _LONGEST) for text in rows])
     _label(axes[0], x_label, "")
-    axes[0].set_title(label(title, 32 if narrow else 54), fontsize=10, color=_INK, loc="left")
+    axes[0].set_title(label(title, 30 if narrow else 54), fontsize=10, color=_INK, loc="left")
     axes[0].grid(False)
     axes[0].tick_params(length=0)
     return figure

@@ -50,6 +50,7 @@ figure { margin: 1.25rem 0 }
 .side { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 0 1.5rem }
 .side figure { margin: .75rem 0 }
 img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 4px }
+@media (max-width: 40rem) { img { max-width: none; width: 34rem } .side img { width: 26rem } }
 pre { padding: .75rem 1rem; background: var(--shade); white-space: pre-wrap; font-size: .9rem }
 """
 
@@ -137,7 +138,8 @@ class Figure:
         source = "data:image/png;base64," + base64.b64encode(self.png).decode()
         figure = Element("figure")
         size = {"width": str(width), "height": str(height)}  # of the space kept for it; the stylesheet makes it fit
-        ElementTree.SubElement(figure, "img", {"src": source, "alt": printable(self.alt)} | size)
+        scroll = ElementTree.SubElement(figure, "div", {"class": "scroll"})
+        ElementTree.SubElement(scroll, "img", {"src": source, "alt": printable(self.alt)} | size)
         figure.append(_element("figcaption", self.caption))
         return figure
 

@@ -34,6 +34,6 @@ def plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def title(runs: Sequence[Run], run: Run) -> str:
-    """What a title about `run` begins with on a page of several runs."""
-    return f"{run.name}: " if len(runs) > 1 else ""
+def about(runs: Sequence[Run], run: Run, text: str) -> str:
+    """A sentence about `run`, which names it on a page of several."""
+    return f"{run.name}: {text}" if len(runs) > 1 else text[:1].upper() + text[1:]

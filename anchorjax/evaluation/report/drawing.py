@@ -47,12 +47,16 @@ def by_place(found: Mapping[int, tuple[str, Mapping[str, float]]], x_label: str)
     return figures.lines(series, x_label=x_label, y_label="perplexity", x_ticks=ends, name_tick=name_length)
 
 
-def ruler(scores: Mapping[str, Mapping[int, float]], name: str, narrow: bool) -> bytes:
+def ruler(scores: Mapping[str, Mapping[int, float]], name: str) -> bytes:
+    """`name` is a run's on a page of several, and empty for one alone."""
     lengths = ruler_lengths(scores)
     percent = [[row.get(length, float("nan")) for length in lengths] for row in scores.values()]
-    return heat_maps.by_length(percent, list(scores), lengths, f"{name}RULER, percent", narrow)
+    return heat_maps.by_length(percent, list(scores), lengths, name or "RULER, percent", narrow=bool(name))
 
 
-def needles(grid: NeedleGrid, name: str, narrow: bool) -> bytes:
+def needles(grid: NeedleGrid, name: str) -> bytes:
+    """`name` as above."""
     rows = [f"{depth:g}%" for depth in grid.depths]
-    return heat_maps.by_length(grid.percent_LE.T, rows, grid.lengths, f"{name}needles found, percent", narrow)
+    return heat_maps.by_length(
+        grid.percent_LE.T, rows, grid.lengths, name or "Needles found, percent", narrow=bool(name)
+    )

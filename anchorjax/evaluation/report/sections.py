@@ -82,9 +82,9 @@ def _ruler(runs: Sequence[Run]) -> list[Block]:
         scores = values.ruler_scores(run)
         if not scores:
             continue
-        png = drawing.ruler(scores, cells.title(runs, run), narrow=len(runs) > 1)
+        png = drawing.ruler(scores, run.name if len(runs) > 1 else "")
         alt = f"Heat map of the scores of {run.name} by task and length; they are also in the table behind it."
-        caption = f"{cells.title(runs, run)}percent of what RULER's tasks ask for, by task and length."
+        caption = cells.about(runs, run, "percent of what RULER's tasks ask for, by task and length.")
         maps.append(Figure(f"ruler_{number + 1}", png, alt, caption))
         for task, row in scores.items():
             for length, percent in row.items():
@@ -99,10 +99,10 @@ def _needles(runs: Sequence[Run]) -> list[Block]:
         grid = values.needle_grid(run)
         if grid is None:
             continue
-        mean = f"{grid.percent_LE.mean():.1f} percent in all"
+        mean = f"{grid.percent_LE.mean():.1f} in all"
         alt = f"Heat map of the needles that {run.name} found, by depth and length: {mean}."
-        caption = f"{cells.title(runs, run)}needles found, by depth in the haystack and length; {mean}."
-        png = drawing.needles(grid, cells.title(runs, run), narrow=len(runs) > 1)
+        caption = cells.about(runs, run, f"percent of the needles found, by depth and length; {mean}.")
+        png = drawing.needles(grid, run.name if len(runs) > 1 else "")
         maps.append(Figure(f"needle_{number + 1}", png, alt, caption))
         for length, row in zip(grid.lengths, grid.percent_LE, strict=True):
             for depth, percent in zip(grid.depths, row, strict=True):
@@ -124,7 +124,7 @@ def _rope(runs: Sequence[Run]) -> list[Block]:
             f"rope_{number + 1}_{place + 1}",
             png,
             f"Figure {name} of the precision of RoPE in {run.name}.",
-            f"{cells.title(runs, run)}{name}",
+            cells.about(runs, run, name),
         )
         for number, run in enumerate(runs)
         for place, (name, png) in enumerate(run.pictures)

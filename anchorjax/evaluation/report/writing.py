@@ -101,7 +101,7 @@ def _missing(runs: Sequence[Run]) -> Section:
         if missing:
             names = ", ".join(TITLES[evaluation] for evaluation in missing)
             blocks.append(
-                Paragraph(f"{cells.title(runs, run)}there is no result of {names}. These commands make them:")
+                Paragraph(cells.about(runs, run, f"there is no result of {names}. These commands make them:"))
             )
             blocks.append(Code("\n".join(commands.would_make(run, evaluation) for evaluation in missing)))
     return Section("Not evaluated", blocks)
