@@ -41,7 +41,8 @@ h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; padding-top: .75rem; border-top
 .scroll { overflow-x: auto }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums }
 caption, figcaption { text-align: left; font-size: .9rem; padding: .25rem 0 }
-th, td { padding: .3rem .9rem .3rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line) }
+th, td { padding: .3rem .9rem .3rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line);
+  overflow-wrap: break-word; max-width: 24rem }
 th { font-weight: 600; vertical-align: bottom }
 .number { text-align: right; white-space: nowrap }
 details { margin: .75rem 0 }

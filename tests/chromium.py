@@ -35,19 +35,36 @@ def look(page: Path, folder: Path, width: int = 1100, height: int = 3000) -> See
     return Seen(pages.decode(shot.read_bytes()), [line for line in done.stderr.splitlines() if "CONSOLE" in line])
 
 
-def widths(page: Path, folder: Path, width: int) -> tuple[int, int]:
-    """Of a window, as given, and of what the page needs there: more would have to be scrolled to the side."""
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """In a window of a given width, in pixels.
+
+    Attributes:
+      window: its width, without a bar to scroll.
+      needed: the page's width: more than the window's would have to be scrolled to the side.
+      tallest_head: height of a table's head: one that is broken letter by letter is tall.
+    """
+
+    window: int
+    needed: int
+    tallest_head: int
+
+
+def measure(page: Path, folder: Path, width: int) -> Sizes:
     frame = folder / "frame.html"
     content = html.escape(page.read_text(), quote=True)
-    script = "d = f.contentDocument.documentElement; document.title = d.clientWidth + ' ' + d.scrollWidth"
+    script = (
+        "d = f.contentDocument.documentElement; heads = [...d.querySelectorAll('th')].map(head => head.offsetHeight);"
+        "document.title = [d.clientWidth, d.scrollWidth, Math.max(0, ...heads)].join(' ')"
+    )
     frame.write_text(
         "<!DOCTYPE html><meta charset=utf-8><title></title>"
         f'<iframe id=f style="border:0;width:{width}px;height:800px" onload="{script}" srcdoc="{content}"></iframe>'
     )
     done = _run(folder, "--dump-dom", frame.resolve().as_uri())
-    found = re.search("<title>([0-9]+) ([0-9]+)</title>", done.stdout)
+    found = re.search("<title>([0-9]+) ([0-9]+) ([0-9]+)</title>", done.stdout)
     assert found, done.stderr
-    return int(found[1]), int(found[2])
+    return Sizes(*map(int, found.groups()))
 
 
 def _run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:

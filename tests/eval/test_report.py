@@ -213,5 +213,6 @@ def test_a_browser_shows_it(several, tmp_path):
 
 @chromium.needed
 def test_a_phone_shows_it_without_scrolling_to_the_side(several, tmp_path):
-    window, needed = chromium.widths(several, tmp_path, 390)
-    assert (window, needed) == (390, 390)
+    sizes = chromium.measure(several, tmp_path, 390)
+    assert (sizes.window, sizes.needed) == (390, 390)
+    assert sizes.tallest_head < 120
