@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from anchorjax.errors import EvaluationError, UsageError
+from anchorjax.evaluation.results import ANSWERS
 from anchorjax.figures import MOST
 from anchorjax.training.workdir import load_commands, read_json
 
@@ -17,7 +18,7 @@ TITLES = {
     "ruler": "RULER",
     "needle": "Needle in a haystack",
     "longbench": "LongBench",
-    "harness": "Harness tasks",
+    "harness": "Tasks of lm-eval",
     "rope_precision": "Precision of RoPE",
 }
 # Where each evaluation leaves its result, in eval/ of a run and in eval-results/MODEL.
@@ -37,6 +38,7 @@ class Run:
       summary: summary.json; empty before the end of training.
       train, held_out: lines of metrics.jsonl.
       results: by evaluation, what its JSON holds.
+      requests: by evaluation, all that its answers depend on; empty for one that keeps no answers.
       pictures: names and PNG files of the evaluation of RoPE's precision.
     """
 
@@ -48,6 +50,7 @@ class Run:
     train: Sequence[dict[str, Any]]
     held_out: Sequence[dict[str, Any]]
     results: dict[str, dict[str, Any]]
+    requests: dict[str, dict[str, Any]]
     pictures: Sequence[tuple[str, bytes]]
 
     def file(self, evaluation: str) -> Path:
@@ -102,6 +105,7 @@ def _read(path: Path, name: str) -> Run:
         train=[line for line in lines if line["kind"] == "train"],
         held_out=[line for line in lines if line["kind"] == "eval"],
         results=results,
+        requests={key: _request(files[key].with_name(ANSWERS)) for key in results},
         pictures=_pictures(files["rope_precision"].parent),
     )
 
@@ -131,6 +135,20 @@ def _lines(file: Path) -> list[dict[str, Any]]:
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise EvaluationError(f"{file}:{number} is damaged: {error!r}") from error
     return found
+
+
+def _request(file: Path) -> dict[str, Any]:
+    """The first line of answers; see `Results`."""
+    try:
+        with open(file, "rb") as answers:
+            request = json.loads(answers.readline())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise EvaluationError(f"{file} is damaged: {error}") from error
+    if not isinstance(request, dict):
+        raise EvaluationError(f"{file} is damaged: it does not begin with a request")
+    return request
 
 
 def _pictures(folder: Path) -> list[tuple[str, bytes]]:

@@ -12,7 +12,26 @@ PLACES = {
     "by_position": ("by place in the row", "tokens of the row before, at most"),
     "by_context": ("by place in the document", "tokens of the document before, at most"),
 }
-TEXT_SCORES = {"perplexity": "", "last_perplexity": ", last tokens", "bits_per_byte": ", bits per byte"}
+TEXT_SCORES = {
+    "perplexity": "perplexity",
+    "last_perplexity": "perplexity of the last tokens",
+    "bits_per_byte": "bits per byte",
+    "documents": "documents",
+}
+LONGPPL_SCORES = {
+    "longppl": "LongPPL",
+    "perplexity": "perplexity",
+    "key_share": "share of key tokens",
+    "documents": "documents",
+}
+# What the pictures of eval/rope_precision.py show, by the names of their files.
+ROPE_PICTURES = {
+    "shifts": "Deviation of attention by how far positions are shifted",
+    "lengths": "Deviation of attention by length of the row",
+    "logits": "Deviation of the first key's logits by length of the row",
+    "keys": "Share of each key in the deviation of attention",
+    "tables": "Error of the cosines themselves by position",
+}
 
 
 def sections(runs: Sequence[Run]) -> list[Section]:
@@ -20,13 +39,16 @@ def sections(runs: Sequence[Run]) -> list[Section]:
     writers: dict[str, Callable[[Sequence[Run]], Sequence[Block]]] = {
         "perplexity": _perplexity,
         "perplexity_text": _perplexity_of_texts,
+        "longppl": _longppl,
         "ruler": _ruler,
         "needle": _needles,
+        "longbench": _longbench,
+        "harness": _harness,
         "rope_precision": _rope,
     }
     found = []
     for evaluation, title in TITLES.items():
-        blocks = writers[evaluation](runs) if evaluation in writers else _scores(runs, evaluation)
+        blocks = writers[evaluation](runs)
         if blocks:
             found.append(Section(title, [*_notes(runs, evaluation), *blocks, *_settings(runs, evaluation)]))
     return found
@@ -42,16 +64,26 @@ def _perplexity(runs: Sequence[Run]) -> list[Block]:
 
 def _perplexity_of_texts(runs: Sequence[Run]) -> list[Block]:
     by_length = [values.text_perplexity(run) for run in runs]
-    rows: dict[str, list[str]] = {}
-    for number, found in enumerate(by_length):
-        for length, one in found.items():
-            for key, label in TEXT_SCORES.items():
-                if key in one:
-                    cells.put(rows, f"{name_length(length)}{label}", runs, number, cells.number(one[key]))
     longest = {number: found[max(found)].get("by_position", {}) for number, found in enumerate(by_length) if found}
     caption = "Perplexity of the longest texts by place"
     blocks = _by_place(runs, longest, "perplexity_of_texts", caption, "tokens of the text before, at most")
-    return [cells.by_run("Perplexity by length of the text", "length", runs, rows), *blocks] if rows else blocks
+    return [*_by_length(runs, by_length, TEXT_SCORES), *blocks]
+
+
+def _longppl(runs: Sequence[Run]) -> list[Block]:
+    return _by_length(runs, [values.by_length(run, "longppl") for run in runs], LONGPPL_SCORES)
+
+
+def _by_length(
+    runs: Sequence[Run], found: Sequence[Mapping[int, Mapping[str, float]]], labels: Mapping[str, str]
+) -> list[Block]:
+    rows: dict[str, list[str]] = {}
+    for length in sorted({length for one in found for length in one}):
+        for key, label in labels.items():
+            for number, one in enumerate(found):
+                if key in one.get(length, {}):
+                    cells.put(rows, f"{name_length(length)}: {label}", runs, number, cells.number(one[length][key]))
+    return [cells.by_run("Scores by length of the text", "length: score", runs, rows)] if rows else []
 
 
 def _by_place(
@@ -110,25 +142,33 @@ def _needles(runs: Sequence[Run]) -> list[Block]:
     return [Side(maps), Folded("In numbers", [cells.by_run("Percent", "length, depth", runs, rows)])] if maps else []
 
 
-def _scores(runs: Sequence[Run], evaluation: str) -> list[Block]:
+def _longbench(runs: Sequence[Run]) -> list[Block]:
+    rows: dict[str, list[str]] = {}
+    for key, form in (("scores", "{}"), ("averages", "mean: {}")):
+        for number, run in enumerate(runs):
+            for label, score in values.leaves(run, "longbench", key).items():
+                cells.put(rows, form.format(label), runs, number, f"{score:.2f}")
+    return [cells.by_run("Percent", "task", runs, rows)] if rows else []
+
+
+def _harness(runs: Sequence[Run]) -> list[Block]:
     rows: dict[str, list[str]] = {}
     for number, run in enumerate(runs):
-        for label, score in values.scores(run, evaluation).items():
-            cells.put(rows, label, runs, number, cells.number(score))
-    return [cells.by_run("Scores", "score", runs, rows)] if rows else []
+        for label, (score, error) in values.lm_eval(run).items():
+            cells.put(rows, label, runs, number, cells.number(score) + ("" if error is None else f" ± {error:.4f}"))
+    return [cells.by_run("Scores, with their standard errors", "task and metric", runs, rows)] if rows else []
 
 
 def _rope(runs: Sequence[Run]) -> list[Block]:
-    return [
-        Figure(
-            f"rope_{number + 1}_{place + 1}",
-            png,
-            f"Figure {name} of the precision of RoPE in {run.name}.",
-            cells.about(runs, run, name),
-        )
-        for number, run in enumerate(runs)
-        for place, (name, png) in enumerate(run.pictures)
-    ]
+    blocks: list[Block] = []
+    for number, run in enumerate(runs):
+        for place, (name, png) in enumerate(run.pictures):
+            kind, dash, variant = name.partition("-")
+            by_layout = f"Deviation of attention by length of the row and layout of its documents, {variant}"
+            text = by_layout if kind == "layouts" and dash else ROPE_PICTURES.get(name, name)
+            alt = f"{text}, of {run.name}."
+            blocks.append(Figure(f"rope_{number + 1}_{place + 1}", png, alt, cells.about(runs, run, text)))
+    return blocks
 
 
 def _notes(runs: Sequence[Run], evaluation: str) -> list[Block]:
@@ -142,16 +182,17 @@ def _notes(runs: Sequence[Run], evaluation: str) -> list[Block]:
         for text, names in tasks.items():
             note = f"{text} ({', '.join(names)})" if any(names) else text
             notes.setdefault(note, []).append(run.name)
+        for note in run.results.get(evaluation, {}).get("notes") or []:
+            notes.setdefault(str(note), []).append(run.name)
     return [Paragraph(f"{', '.join(names)}: {note}." if len(runs) > 1 else f"{note}.") for note, names in notes.items()]
 
 
 def _settings(runs: Sequence[Run], evaluation: str) -> list[Block]:
-    """How an evaluation was asked."""
-    results = [run.results.get(evaluation, {}) for run in runs]
-    rows = {
-        key: [cells.plain(result[key]) if result.get(key) not in (None, "") else cells.NONE for result in results]
-        for key in ("step", "steps", *commands.OPTIONS)
-        if not any(isinstance(result.get(key), dict) for result in results)
-    }
-    rows = {key: row for key, row in rows.items() if set(row) != {cells.NONE}}
+    """How an evaluation was asked, and of which checkpoint."""
+    rows: dict[str, list[str]] = {}
+    for number, run in enumerate(runs):
+        result = run.results.get(evaluation, {})
+        steps = {key: result[key] for key in ("step", "steps") if result.get(key) is not None}
+        for key, value in (steps | (commands.asked(run, evaluation) if result else {})).items():
+            cells.put(rows, key, runs, number, cells.plain(value))
     return [Folded("How it was asked", [cells.by_run("Settings", "setting", runs, rows)])] if rows else []

@@ -27,8 +27,10 @@ def check(run: Run) -> None:
     text_perplexity(run)
     ruler_scores(run)
     needle_grid(run)
-    for evaluation in run.results:
-        scores(run, evaluation)
+    by_length(run, "longppl")
+    lm_eval(run)
+    for key in ("scores", "averages"):
+        leaves(run, "longbench", key)
 
 
 def is_number(value: Any) -> bool:
@@ -51,17 +53,19 @@ def by_place(run: Run, key: str) -> dict[str, float]:
 
 def text_perplexity(run: Run) -> dict[int, dict[str, Any]]:
     """By length: "perplexity", "bits_per_byte" and, if asked for, "last_perplexity", and "by_position" as above."""
-    found = run.results.get("perplexity_text", {}).get("lengths", {})
-    if not isinstance(found, dict) or not all(
-        length.isdecimal() and isinstance(one, dict) for length, one in found.items()
-    ):
-        raise run.damaged("perplexity_text", "lengths is no table by length")
-    places = {
-        length: {"by_position": _buckets(run, "perplexity_text", "by_position", one["by_position"])}
-        for length, one in found.items()
-        if "by_position" in one
-    }
-    return {int(length): {**one, **places.get(length, {})} for length, one in found.items()}
+    found = by_length(run, "perplexity_text")
+    for one in found.values():
+        if "by_position" in one:
+            one["by_position"] = _buckets(run, "perplexity_text", "by_position", one["by_position"])
+    return found
+
+
+def by_length(run: Run, evaluation: str) -> dict[int, dict[str, Any]]:
+    """What is known of texts of each length."""
+    found = run.results.get(evaluation, {}).get("lengths", {})
+    if not isinstance(found, dict) or not all(key.isdecimal() and isinstance(found[key], dict) for key in found):
+        raise run.damaged(evaluation, "lengths is no table by length")
+    return {int(length): dict(one) for length, one in found.items()}
 
 
 def _buckets(run: Run, evaluation: str, key: str, losses: Any) -> dict[str, float]:
@@ -121,12 +125,24 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def scores(run: Run, evaluation: str) -> dict[str, float]:
-    """What an evaluation's "scores" hold, at whatever depth."""
-    found = run.results.get(evaluation, {}).get("scores", {})
+def leaves(run: Run, evaluation: str, key: str) -> dict[str, float]:
+    """The numbers that one key of a result holds, at whatever depth."""
+    found = run.results.get(evaluation, {}).get(key, {})
     if not isinstance(found, dict):
-        raise run.damaged(evaluation, "scores is no table")
-    return {key: value for key, value in flat(found).items() if is_number(value)}
+        raise run.damaged(evaluation, f"{key} is no table")
+    return {label: value for label, value in flat(found).items() if is_number(value)}
+
+
+def lm_eval(run: Run) -> dict[str, tuple[float, float | None]]:
+    """By task and metric of lm-eval, a score and its standard error, if it has one."""
+    found = leaves(run, "harness", "results") | leaves(run, "harness", "groups")
+    scores = {}
+    for label, value in found.items():
+        name, comma, kind = label.rpartition(",")  # acc,none; exact_match,strict-match
+        if not name.endswith("_stderr"):
+            error = found.get(f"{name}_stderr{comma}{kind}")
+            scores[f"{name} ({kind})" if comma and kind != "none" else name or label] = value, error
+    return scores
 
 
 def different(runs: Sequence[Run]) -> dict[str, list[Any]]:

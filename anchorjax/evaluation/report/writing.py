@@ -53,6 +53,8 @@ def _summary(runs: Sequence[Run]) -> Section:
         for label, mean in _ruler_means(run).items():
             cells.put(rows, label, runs, number, f"{mean:.1f}")
     for number, run in enumerate(runs):
+        for length, one in values.by_length(run, "longppl").items():
+            cells.put(rows, f"LongPPL at {name_length(length)}", runs, number, cells.number(one.get("longppl")))
         grid = values.needle_grid(run)
         if grid is not None:
             cells.put(rows, "needles found, percent", runs, number, f"{grid.percent_LE.mean():.1f}")
@@ -104,6 +106,8 @@ def _missing(runs: Sequence[Run]) -> Section:
                 Paragraph(cells.about(runs, run, f"there is no result of {names}. These commands make them:"))
             )
             blocks.append(Code("\n".join(commands.would_make(run, evaluation) for evaluation in missing)))
+    if any(commands.DATA in block.text for block in blocks):
+        blocks.append(Paragraph(f"{commands.DATA} stands for the directory that holds LongBench's files."))
     return Section("Not evaluated", blocks)
 
 
