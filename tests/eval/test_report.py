@@ -51,7 +51,10 @@ def test_scores_stand_side_by_side(several):
     assert rows(page, "niah_single_1, 4K", 4) == ["74.5", "72.0", "–", "74.5"]
     assert rows(page, "2K, 50%", 4) == ["50", "40", "–", "50"]
     assert rows(page, "hotpotqa", 4) == ["12.50", "12.25", "–", "12.50"]
+    assert rows(page, "mean: English.overall", 4) == ["21.88", "21.88", "–", "21.88"]
+    assert rows(page, "hellaswag.acc", 4) == ["0.3125 ± 0.0125", "0.3125 ± 0.0125", "–", "0.3125 ± 0.0125"]
     assert rows(page, "hellaswag.acc_norm", 4) == ["0.3400", "0.3400", "–", "0.3400"]
+    assert rows(page, "1K: LongPPL", 4) == rows(page, "LongPPL at 1K", 4) == ["9.5000", "9.7500", "–", "9.5000"]
     assert rows(page, "64-128", 4) == ["9.9742", "12.81", "–", "–"]  # exp(2.3), exp(2.55)
     assert "niah_multikey_2" in page.text and "Jane Austen in place of RULER's essays" in page.text
 
@@ -88,19 +91,31 @@ def test_a_run_alone(inside):
         "--template=base --haystack=essays\n",
         "python eval/ruler.py --workdir=runs/anchor --lengths=1024,2048,4096 "
         "--tasks=niah_single_1,niah_multikey_2,vt,cwe,fwe --samples=100 --seed=0 --template=base --last=2\n",
-        "python eval/longppl.py --workdir=runs/anchor",  # not made yet
+        "python eval/perplexity.py --workdir=runs/anchor --text=public_domain --lengths=64",  # not made yet
+        "python eval/longppl.py --workdir=runs/anchor --text=public_domain --lengths=1024 --seed=0 "
+        "--evaluator-hf=/models/Judge --short-context=256 --stride=64 --alpha=2.0 --beta=-2.0\n",
+        "python eval/longbench.py --workdir=runs/anchor --data=LONGBENCH --tasks=qasper,hotpotqa --max-length=900 "
+        "--template=base\n",
+        "python eval/harness.py --workdir=runs/anchor --tasks=hellaswag --num-fewshot=0 --template=base\n",
+        "python eval/rope_precision.py --workdir=runs/anchor --experiments=lengths --shifts=0,16 --reference=16 "
+        "--lengths=64,128 --seed=1\n",
         "python eval/report.py runs/anchor",
     ):
         assert line in page.text, line
-    assert page.text.index("Not evaluated") < page.text.index("python eval/longppl.py") < page.text.index("train.py")
+    missing = page.text[page.text.index("Not evaluated") : page.text.index("python train.py")]
+    assert missing.count("python eval/") == 1
+    assert "Deviation of attention by how far positions are shifted" in page.text
+    assert "2 requests lost their beginning." in page.text
     assert "Keys of the configuration that differ" not in page.text
 
 
 def test_what_was_not_evaluated_is_left_out_and_said(inside):
     assert report.main(["runs/fresh"]) == 0
     page = pages.read((inside / "runs/fresh/report.html").read_text())
-    assert "there is no result of Perplexity, Perplexity of texts, LongPPL, RULER, Needle" in page.text
-    assert "python eval/needle.py --workdir=runs/fresh --lengths=64" in page.text
+    assert "There is no result of Perplexity, Perplexity of texts, LongPPL, RULER, Needle" in page.text
+    assert "python eval/needle.py --workdir=runs/fresh --lengths=64\n" in page.text
+    assert "python eval/longbench.py --workdir=runs/fresh --data=LONGBENCH\n" in page.text
+    assert "LONGBENCH stands for the directory" in page.text
     assert "What was typed to train it was not recorded" in page.text
     assert len(page.images) == 4 and "Heat map" not in str(page.images)
 
@@ -125,7 +140,7 @@ def test_perplexity_of_texts(inside, tmp_path):
     made_runs.put(tmp_path / "Tiny/perplexity/perplexity.json", result)
     assert report.main([str(tmp_path / "Tiny")]) == 0
     page = pages.read((tmp_path / "Tiny/report.html").read_text())
-    assert rows(page, "1K", 1) + rows(page, "1K, last tokens", 1) == ["12.50", "8.0000"]
+    assert rows(page, "1K: perplexity", 1) + rows(page, "1K: perplexity of the last tokens", 1) == ["12.50", "8.0000"]
     assert rows(page, "64-128", 1) == ["1.6487"]
     assert "--text=books.jsonl --lengths=1024 --seed=0 --last=512" in page.text and len(page.images) == 1
 
@@ -168,8 +183,11 @@ def test_a_running_job_has_a_page(inside, tmp_path):
         ("eval/ruler/ruler.json", '{"scores": {"vt": 3}}', "ruler.json is damaged: scores is no table"),
         ("eval/needle/needle.json", '{"lengths": [1], "depths": [0], "percent": [[1, 2]]}', "needle.json is damaged"),
         ("eval/needle/needle.json", '{"lengths": ["x"], "depths": [0], "percent": [[1]]}', "needle.json is damaged"),
-        ("eval/harness/harness.json", '{"scores": []}', "harness.json is damaged: scores is no table"),
-        ("eval/rope_precision/by_distance.png", "x", "by_distance.png is damaged: it is no whole PNG"),
+        ("eval/harness/harness.json", '{"results": []}', "harness.json is damaged: results is no table"),
+        ("eval/longbench/longbench.json", '{"scores": 1}', "longbench.json is damaged: scores is no table"),
+        ("eval/longppl/longppl.json", '{"lengths": {"1024": 2}}', "longppl.json is damaged: lengths is no table"),
+        ("eval/rope_precision/answers.jsonl", "[]\n", "answers.jsonl is damaged: it does not begin with a request"),
+        ("eval/rope_precision/shifts.png", "x", "shifts.png is damaged: it is no whole PNG"),
     ],
 )
 def test_a_damaged_file_is_named_in_one_line(tmp_path, capsys, file, content, words):

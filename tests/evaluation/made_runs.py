@@ -56,10 +56,22 @@ def write_results(directory: Path, shift: float = 0.0) -> Path:
     ruler = {"squad": "", "hotpot": "", "samples": 100, "steps": [250, 300], "scores": scores, "averages": {}}
     material = {"material": {"niah_multikey_2": "Jane Austen in place of RULER's essays"}}
     put(directory / "ruler/ruler.json", request | ruler | material)
-    put(directory / "longbench/longbench.json", request | {"scores": {"qasper": 31.25, "hotpotqa": 12.5 - shift}})
-    put(directory / "harness/harness.json", request | {"scores": {"hellaswag": {"acc": 0.3125, "acc_norm": 0.34}}})
-    put(directory / "rope_precision/rope_precision.json", request)
-    (directory / "rope_precision/by_distance.png").write_bytes(PICTURE)
+    means = {"averages": {"English": {"overall": 21.875}}}
+    scores = {"scores": {"qasper": 31.25, "hotpotqa": 12.5 - shift}, "samples": 0, "max_length": 900}
+    put(directory / "longbench/longbench.json", request | scores | means)
+    metrics = {"alias": "hellaswag", "acc,none": 0.3125, "acc_stderr,none": 0.0125, "acc_norm,none": 0.34}
+    tasks = {"tasks": "hellaswag", "num_fewshot": 0, "limit": None, "lengths": None, "bos": False}
+    found = {"results": {"hellaswag": metrics}, "notes": ["2 requests lost their beginning"]}
+    put(directory / "harness/harness.json", request | tasks | found)
+    # The result's lengths are an experiment; the request, which begins the answers, has those that were asked for.
+    asked = {"experiments": ["lengths"], "lengths": [64, 128], "shifts": [0, 16], "reference": 16, "seed": 1}
+    put(directory / "rope_precision/rope_precision.json", request | asked | {"lengths": {"fp32": {}}})
+    (directory / "rope_precision/answers.jsonl").write_text(json.dumps(request | asked) + '\n{"key": "0"}\n')
+    (directory / "rope_precision/shifts.png").write_bytes(PICTURE)
+    by_length = {"1024": {"longppl": 9.5 + shift, "perplexity": 6.25, "key_share": 0.125, "documents": 50}}
+    rule = {"context": 256, "stride": 64, "alpha": 2.0, "beta": -2.0}
+    evaluator = {"evaluator": {"model": "/models/Judge"}, "rule": rule}
+    put(directory / "longppl/longppl.json", request | {"text": "public_domain"} | evaluator | {"lengths": by_length})
     return directory
 
 

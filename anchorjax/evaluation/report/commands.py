@@ -19,8 +19,10 @@ OPTIONS = {
     "needle": (*_MODEL, "lengths", "depths", "samples", "seed", "template", "haystack", "essays"),
     "longbench": (*_MODEL, "data", "tasks", "samples", "max_length", "template"),
     "harness": (*_MODEL, "tasks", "include_path", "num_fewshot", "limit", "lengths", "bos", "template"),
-    "rope_precision": ("rope_theta", "context", "experiments", "variants", "shifts", "reference", "tokens", "lengths")
-    + ("document_tokens", "samples", "seed", "essays", "batch_rows"),
+    "rope_precision": (
+        *("rope_theta", "context", "experiments", "variants", "shifts", "reference", "tokens", "lengths"),
+        *("document_tokens", "samples", "seed", "essays", "batch_rows"),
+    ),
 }
 _ZERO_COUNTS = ("seed", "num_fewshot", "reference", "alpha", "beta")  # elsewhere it is as good as no option
 DATA = "LONGBENCH"  # stands for a directory that is not known
@@ -43,7 +45,8 @@ def asked(run: Run, evaluation: str) -> dict[str, Any]:
     return {
         key: result[key]
         for key in OPTIONS[evaluation]
-        if result.get(key) != own.get(key)
+        if key in result
+        and result[key] != own.get(key)
         and (result[key] not in (None, "", [], False) or (result[key] == 0 and key in _ZERO_COUNTS))
     }
 
