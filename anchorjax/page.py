@@ -286,5 +286,8 @@ def _element(tag: str, text: str, attributes: dict[str, str] | None = None) -> E
 
 
 def _is_number(cell: str | int | float) -> bool:
-    """Also of one that was written out, such as "12.5%" or "1,024"."""
-    return not isinstance(cell, str) or re.fullmatch(r"[-+]?[\d,]*\.?\d+(e[-+]?\d+)?( ?[%×])?|–", cell) is not None
+    """Also of one that was written out, such as "12.5%", "1,024" or "0.5 ± 0.1"."""
+    return (
+        not isinstance(cell, str)
+        or re.fullmatch(r"[-+]?[\d,]*\.?\d+(e[-+]?\d+)?( ?[%×]| ± [\d.]+)?|–", cell) is not None
+    )

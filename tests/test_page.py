@@ -44,9 +44,9 @@ def test_a_page_loads_and_runs_nothing():
 
 
 def test_columns_of_numbers_stand_to_the_right():
-    rows = (("a", 5, "12.5%", "1 x 2"), ("7 b", 12, "3.0%", "4"))
-    content = Page("p", (Section("s", [Table("t", ("name", "n", "share", "size"), rows)]),)).html()
-    assert content.count('class="number"') == 2 * 3
+    rows = (("a", 5, "12.5%", "1 x 2", "0.5 ± 0.1"), ("7 b", 12, "3.0%", "4", "–"))
+    content = Page("p", (Section("s", [Table("t", ("name", "n", "share", "size", "score"), rows)]),)).html()
+    assert content.count('class="number"') == 3 * 3
     assert '<td class="number">12</td>' in content and "<td>7 b</td>" in content
 
 

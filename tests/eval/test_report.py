@@ -98,7 +98,7 @@ def test_a_run_alone(inside):
         "--template=base\n",
         "python eval/harness.py --workdir=runs/anchor --tasks=hellaswag --num-fewshot=0 --template=base\n",
         "python eval/rope_precision.py --workdir=runs/anchor --experiments=lengths --shifts=0,16 --reference=16 "
-        "--lengths=64,128 --seed=1\n",
+        "--lengths=64,128 --seed=1",
         "python eval/report.py runs/anchor",
     ):
         assert line in page.text, line

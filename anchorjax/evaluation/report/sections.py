@@ -167,7 +167,7 @@ def _rope(runs: Sequence[Run]) -> list[Block]:
             by_layout = f"Deviation of attention by length of the row and layout of its documents, {variant}"
             text = by_layout if kind == "layouts" and dash else ROPE_PICTURES.get(name, name)
             alt = f"{text}, of {run.name}."
-            blocks.append(Figure(f"rope_{number + 1}_{place + 1}", png, alt, cells.about(runs, run, text)))
+            blocks.append(Figure(f"rope_{number + 1}_{place + 1}", png, alt, cells.about(runs, run, f"{text}.")))
     return blocks
 
 
