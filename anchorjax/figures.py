@@ -81,6 +81,8 @@ def lines(
         axes[0].set_xscale("log")
         axes[0].set_xticks(x_ticks, [name_tick(x) for x in x_ticks])
         axes[0].set_xticks([], minor=True)
+    else:
+        axes[0].xaxis.get_major_locator().set_params(integer=True)  # steps
     if log_y:
         axes[0].set_yscale("log")
         _tick_log(axes[0].yaxis)

@@ -99,6 +99,11 @@ def test_a_scale_is_the_same_for_all_maps():
     assert figures.heat_map([[50, 90]], **axes).axes[0].get_images()[0].get_clim() == (50, 90)
 
 
+def test_steps_are_whole_numbers():
+    axes = figures.lines([Series("a", [0, 20], [3, 4])], x_label="step", y_label="y").axes[0]
+    assert [tick for tick in axes.get_xticks() if tick != int(tick)] == []
+
+
 def test_lines_of_one_style_differ_by_their_markers():
     series = [Series("a", [1, 2], [3, 4], style=2, marked=marked) for marked in (False, True)]
     thin, thick = figures.lines(series, x_label="x", y_label="y").axes[0].get_lines()

@@ -192,6 +192,14 @@ def test_a_run_is_scored_over_its_last_checkpoints(run, capsys):
     assert "--last=3 is more than the 2 checkpoints in" in capsys.readouterr().err
 
 
+def test_a_run_that_names_no_tokenizer_is_of_bytes(run, tmp_path):
+    config = json.loads((run / "config.json").read_text())
+    for name in ("bytes", "auto"):
+        config["data"]["tokenizer"] = name
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert language_model.describe(workdir=tmp_path).tokenizer.name == "bytes"
+
+
 def test_another_checkpoint_of_a_run_is_asked_anew(run, tmp_path, monkeypatch):
     arguments = [f"--workdir={run}", "--lengths=1K", "--context=1024", "--depths=1", f"--out={tmp_path}"]
     *_, before, last = language_model.describe(workdir=run).steps()
