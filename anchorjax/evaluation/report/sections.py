@@ -184,7 +184,8 @@ def _notes(runs: Sequence[Run], evaluation: str) -> list[Block]:
             notes.setdefault(note, []).append(run.name)
         for note in run.results.get(evaluation, {}).get("notes") or []:
             notes.setdefault(str(note), []).append(run.name)
-    return [Paragraph(f"{', '.join(names)}: {note}." if len(runs) > 1 else f"{note}.") for note, names in notes.items()]
+    whose = {note: f"{', '.join(names)}: " if len(runs) > 1 else "Note: " for note, names in notes.items()}
+    return [Paragraph(f"{names}{note}.") for note, names in whose.items()]
 
 
 def _settings(runs: Sequence[Run], evaluation: str) -> list[Block]:
