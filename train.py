@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 failed, 2 bad configuration, 75 stopped by SIGTERM after saving (run again to resume).
 """
 
+import shlex
 import sys
 
 from anchorjax import command_line
@@ -14,7 +15,7 @@ def main() -> int:
         config, workdir = command_line.parse(sys.argv)
         from anchorjax.training import loop  # jax takes a second to import: a typo is found before that
 
-        return loop.run(config, workdir)
+        return loop.run(config, workdir, shlex.join(["python", *sys.argv]))
     except UserError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return error.exit_code

@@ -24,20 +24,27 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 MOST = len(COLORS)  # of series in one figure
 _MARKERS = "osD^vPX*"
 _DASHES = ("-", "--", "-.", ":")
-_WIDTH, _DPI = 7.5, 150  # inches; 1125 pixels
+_WIDTH, _NARROW, _DPI = 7.5, 5.0, 150  # inches; 1125 and 750 pixels
 _INK, _GRID = "#222222", "#DDDDDD"
 _LONGEST = 28  # characters of a label
 
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """Points of one line, and how far they spread: from `low` to `high` at each, if given."""
+    """Points of one line, and how far they spread: from `low` to `high` at each, if given.
+
+    Attributes:
+      style: lines of the same style have the same colour and dash; None: a style of its own.
+      marked: whether each point has a marker. Without, the line is thin: for many points.
+    """
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
+    style: int | None = None
+    marked: bool = True
 
 
 def lines(
@@ -60,9 +67,11 @@ def lines(
     """
     figure, axes = _figure(1, 3.6)
     for number, one in enumerate(series):
+        number = number if one.style is None else one.style
         color = COLORS[number % MOST]
-        style = {"color": color, "marker": _MARKERS[number % MOST], "linestyle": _DASHES[number % len(_DASHES)]}
-        axes[0].plot(one.x, one.y, label=label(one.label), linewidth=1.8, markersize=5, **style)
+        style = {"color": color, "linestyle": _DASHES[number % len(_DASHES)], "linewidth": 1.8 if one.marked else 1.0}
+        marker = _MARKERS[number % MOST] if one.marked else None
+        axes[0].plot(one.x, one.y, label=label(one.label), marker=marker, markersize=5, **style)
         if one.low is not None:
             axes[0].fill_between(one.x, one.low, one.high, color=color, alpha=0.18, linewidth=0)
         for x, y in zip(one.x, one.y, strict=True) if name_value else ():
@@ -72,6 +81,8 @@ def lines(
         axes[0].set_xscale("log")
         axes[0].set_xticks(x_ticks, [name_tick(x) for x in x_ticks])
         axes[0].set_xticks([], minor=True)
+    else:
+        axes[0].xaxis.get_major_locator().set_params(integer=True)  # steps
     if log_y:
         axes[0].set_yscale("log")
         _tick_log(axes[0].yaxis)
@@ -125,14 +136,21 @@ def heat_map(
     x_label: str,
     title: str,
     name_value: Callable[[float], str] = str,
+    scale: tuple[float, float] | None = None,
+    narrow: bool = False,
 ) -> "Figure":
-    """A coloured cell for each value, with the value in it; NaNs stay white."""
+    """A coloured cell for each value, with the value in it; NaNs stay white.
+
+    Args:
+      scale: values of the first and the last colour, so that maps can be compared; None: the lowest and the highest.
+      narrow: for two side by side.
+    """
     import matplotlib
 
-    figure, axes = _figure(1, 1.25 + 0.42 * len(rows))
+    figure, axes = _figure(1, 1.25 + 0.42 * len(rows), _NARROW if narrow else _WIDTH)
     values_RC = np.asarray(values_RC, float)
     known = values_RC[np.isfinite(values_RC)]
-    low, high = (known.min(), known.max()) if known.size else (0.0, 1.0)
+    low, high = scale or ((known.min(), known.max()) if known.size else (0.0, 1.0))
     colors = matplotlib.colormaps["cividis"]
     axes[0].imshow(values_RC, colors, aspect="auto", vmin=low, vmax=high if high > low else low + 1)
     for (row, column), value in np.ndenumerate(values_RC):
@@ -140,10 +158,11 @@ def heat_map(
             bright = value - low > 0.55 * (high - low) and high > low
             color = "black" if bright else "white"
             axes[0].text(column, row, label(name_value(value)), ha="center", va="center", color=color, fontsize=9)
-    axes[0].set_xticks(range(len(columns)), [label(text, max(3, 64 // len(columns))) for text in columns])
-    axes[0].set_yticks(range(len(rows)), [label(text) for text in rows])
+    longest = max(3, (36 if narrow else 64) // len(columns))
+    axes[0].set_xticks(range(len(columns)), [label(text, longest) for text in columns])
+    axes[0].set_yticks(range(len(rows)), [label(text, 20 if narrow else _LONGEST) for text in rows])
     _label(axes[0], x_label, "")
-    axes[0].set_title(label(title, 54), fontsize=10, color=_INK, loc="left")
+    axes[0].set_title(label(title, 30 if narrow else 54), fontsize=10, color=_INK, loc="left")
     axes[0].grid(False)
     axes[0].tick_params(length=0)
     return figure
@@ -191,11 +210,19 @@ def label(text: str, longest: int = _LONGEST) -> str:
     return text.replace("$", r"\$")
 
 
-def _figure(columns: int, height: float) -> "tuple[Figure, list[Axes]]":
-    """A figure of `columns` plots side by side, `height` inches high. It belongs to no window and no manager."""
+def name_length(length: float) -> str:
+    """4096 -> "4K", 2^20 -> "1M", 5000 -> "5,000"."""
+    for unit, letter in ((2**20, "M"), (2**10, "K")):
+        if length >= unit and length % unit == 0:
+            return f"{length // unit:,.0f}{letter}"
+    return f"{length:,.0f}"
+
+
+def _figure(columns: int, height: float, width: float = _WIDTH) -> "tuple[Figure, list[Axes]]":
+    """A figure of `columns` plots side by side, with its size in inches. It belongs to no window and no manager."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor="white")
     axes = list(figure.subplots(1, columns, squeeze=False)[0])
     for one in axes:
         one.set_axisbelow(True)

@@ -18,6 +18,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
+from anchorjax.errors import UsageError
+
 _PNG = b"\x89PNG\r\n\x1a\n"
 # What HTML cannot hold, or UTF-8 cannot encode: control characters, surrogates, noncharacters; and the marks that turn
 # the direction of text, with which a name could rearrange the words around it.
@@ -39,11 +41,17 @@ h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; padding-top: .75rem; border-top
 .scroll { overflow-x: auto }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums }
 caption, figcaption { text-align: left; font-size: .9rem; padding: .25rem 0 }
-th, td { padding: .3rem .9rem .3rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line) }
+th, td { padding: .3rem .9rem .3rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line);
+  overflow-wrap: break-word; max-width: 24rem }
 th { font-weight: 600; vertical-align: bottom }
 .number { text-align: right; white-space: nowrap }
+details { margin: .75rem 0 }
+summary { cursor: pointer }
 figure { margin: 1.25rem 0 }
+.side { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 0 1.5rem }
+.side figure { margin: .75rem 0 }
 img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 4px }
+@media (max-width: 40rem) { img { max-width: none; width: 34rem } .side img { width: 26rem } }
 pre { padding: .75rem 1rem; background: var(--shade); white-space: pre-wrap; font-size: .9rem }
 """
 
@@ -131,12 +139,39 @@ class Figure:
         source = "data:image/png;base64," + base64.b64encode(self.png).decode()
         figure = Element("figure")
         size = {"width": str(width), "height": str(height)}  # of the space kept for it; the stylesheet makes it fit
-        ElementTree.SubElement(figure, "img", {"src": source, "alt": printable(self.alt)} | size)
+        scroll = ElementTree.SubElement(figure, "div", {"class": "scroll"})
+        ElementTree.SubElement(scroll, "img", {"src": source, "alt": printable(self.alt)} | size)
         figure.append(_element("figcaption", self.caption))
         return figure
 
 
-Block = Paragraph | Code | Table | Figure
+@dataclasses.dataclass(frozen=True)
+class Folded:
+    """Blocks under a line that opens them: what few want to read."""
+
+    title: str
+    blocks: Sequence["Block"]
+
+    def render(self) -> Element:
+        details = Element("details")
+        details.append(_element("summary", self.title))
+        details.extend(block.render() for block in self.blocks)
+        return details
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """Figures side by side where the window is wide enough for two."""
+
+    blocks: Sequence[Figure]
+
+    def render(self) -> Element:
+        side = Element("div", {"class": "side"})
+        side.extend(figure.render() for figure in self.blocks)
+        return side
+
+
+Block = Paragraph | Code | Table | Figure | Folded | Side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +188,7 @@ class Page:
 
     @property
     def figures(self) -> list[Figure]:
-        return [block for section in self.sections for block in section.blocks if isinstance(block, Figure)]
+        return [figure for section in self.sections for figure in _figures(section.blocks)]
 
     def html(self) -> str:
         root = Element("html", {"lang": "en"})
@@ -177,15 +212,19 @@ class Page:
 def write(page: Page, path: Path) -> Path:
     """Writes the page to `path`, and its figures as PNG files into the folder that is returned.
 
-    Each file appears whole or not at all, in place of one that was there before; the page comes last. Raises OSError.
+    Each file appears whole or not at all, in place of one that was there before; the page comes last. Raises
+    UsageError if the disk refuses it.
     """
     folder = folder_beside(path)
     content = page.html().encode()
-    if page.figures:
-        folder.mkdir(exist_ok=True)
-    for figure in page.figures:
-        _replace(folder / f"{figure.name}.png", figure.png)
-    _replace(path, content)
+    try:
+        if page.figures:
+            folder.mkdir(exist_ok=True)
+        for figure in page.figures:
+            _replace(folder / f"{figure.name}.png", figure.png)
+        _replace(path, content)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror or error}; give another --out=PATH") from error
     return folder
 
 
@@ -194,9 +233,32 @@ def folder_beside(path: Path) -> Path:
     return path.with_name(f"{path.stem}_figures")
 
 
+def place(out: str | Path) -> Path:
+    """The path that `--out` names. Raises UsageError if it is no page's."""
+    if not str(out).endswith((".html", ".htm")):
+        raise UsageError(f"--out={out} is not allowed: it must be the path of an .html file")
+    return Path(out).expanduser()
+
+
+def check_place(path: Path) -> None:
+    """Raises UsageError if `write` could not write there: before minutes of work, not after."""
+    folder = folder_beside(path)
+    if not path.parent.is_dir():
+        raise UsageError(f"{path} cannot be written: there is no folder {path.parent}; give another --out=PATH")
+    if path.is_dir() or (folder.exists() and not folder.is_dir()):
+        raise UsageError(f"{path if path.is_dir() else folder} is in the way of the report; give another --out=PATH")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UsageError(f"{path} cannot be written: {path.parent} is read-only; give another --out=PATH")
+
+
 def printable(text: str) -> str:
     """`text` with U+FFFD in place of what a page cannot show."""
     return _UNPRINTABLE.sub("\ufffd", text)
+
+
+def _figures(blocks: Sequence[Block]) -> list[Figure]:
+    found = [_figures(block.blocks) if isinstance(block, Folded | Side) else [block] for block in blocks]
+    return [block for some in found for block in some if isinstance(block, Figure)]
 
 
 def _replace(path: Path, content: bytes) -> None:
@@ -224,5 +286,8 @@ def _element(tag: str, text: str, attributes: dict[str, str] | None = None) -> E
 
 
 def _is_number(cell: str | int | float) -> bool:
-    """Also of one that was written out, such as "12.5%" or "1,024"."""
-    return not isinstance(cell, str) or re.fullmatch(r"[-+]?[\d,]*\.?\d+(e[-+]?\d+)?( ?[%×])?|–", cell) is not None
+    """Also of one that was written out, such as "12.5%", "1,024" or "0.5 ± 0.1"."""
+    return (
+        not isinstance(cell, str)
+        or re.fullmatch(r"[-+]?[\d,]*\.?\d+(e[-+]?\d+)?( ?[%×]| ± [\d.]+)?|–", cell) is not None
+    )

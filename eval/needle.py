@@ -59,7 +59,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         answers = answer(generator, grid, [f"{step} {index}" for index in range(len(grid))], results, "needles")
         percent = grid.heat_map(answers)
         found = {"percent": percent.tolist(), "mean": float(percent.mean()), "material": grid[0].material}
-        path = results.write("needle.json", request | {"step": step} | found)
+        path = results.write("needle.json", request | {"step": step, "context": model.context} | found)
         rows = [f"{depth:g}%" for depth in depths]
         results.write("needle.png", heat_maps.by_length(percent.T, rows, arguments.lengths, "Needle found, percent"))
     print(f"{'length':>9}" + "".join(f"{depth:>7g}%" for depth in depths))

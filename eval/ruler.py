@@ -46,7 +46,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     with Results(options.out_directory(arguments, model, "ruler"), request) as results:
         by_step = {step: score(model, step, samples, results, arguments.batch_rows) for step in steps}
         result = summary(by_step, samples)
-        path = results.write("ruler.json", request | {"samples": arguments.samples, "steps": steps} | result)
+        asked = {"samples": arguments.samples, "context": model.context, "steps": steps}
+        path = results.write("ruler.json", request | asked | result)
         results.write("ruler.png", picture(result["scores"]))
     print(table(result))
     print(f"written to {path}")

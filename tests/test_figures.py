@@ -43,6 +43,9 @@ def kinds() -> dict:
         "heat_map": figures.heat_map(
             np.arange(30).reshape(3, 10), rows=ODD[:3], columns=ODD, x_label="x", title=ODD[2], name_value=str
         ),
+        "narrow": figures.heat_map(
+            np.eye(3), rows=ODD[:3], columns=ODD[:3], x_label="x", title=ODD[2], narrow=True, scale=(0, 100)
+        ),
         "pictures": figures.pictures([image] * 3, titles=ODD[:3], kinds=colors, x_label="keys", y_label="queries"),
     }
 
@@ -52,7 +55,7 @@ def test_figures_are_drawn_and_nothing_is_clipped(kind):
     figure = kinds()[kind]
     png = figures.png(figure)
     pixels = pages.decode(png)
-    assert not pages.is_blank(pixels) and pixels.shape[1] == 1125
+    assert not pages.is_blank(pixels) and pixels.shape[1] == (750 if kind == "narrow" else 1125)
     assert png == figures.png(figure) == figures.png(kinds()[kind])
     for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
         assert edge.min() == 255, "something runs into the edge"
@@ -86,6 +89,28 @@ def test_heat_map_has_its_numbers_in_its_cells():
     )
     cells = {text.get_position(): text.get_text() for text in figure.axes[0].texts}
     assert cells == {(0, 0): "0.0", (1, 0): "1.5", (1, 1): "3.0"}
+
+
+def test_a_scale_is_the_same_for_all_maps():
+    axes = {"rows": ("a",), "columns": ("b", "c"), "x_label": "x", "title": "t"}
+    for values in ([[0, 1]], [[50, 90]]):
+        drawn = figures.heat_map(values, **axes, scale=(0, 100)).axes[0].get_images()[0]
+        assert drawn.get_clim() == (0, 100)
+    assert figures.heat_map([[50, 90]], **axes).axes[0].get_images()[0].get_clim() == (50, 90)
+
+
+def test_steps_are_whole_numbers():
+    axes = figures.lines([Series("a", [0, 20], [3, 4])], x_label="step", y_label="y").axes[0]
+    assert [tick for tick in axes.get_xticks() if tick != int(tick)] == []
+
+
+def test_lines_of_one_style_differ_by_their_markers():
+    series = [Series("a", [1, 2], [3, 4], style=2, marked=marked) for marked in (False, True)]
+    thin, thick = figures.lines(series, x_label="x", y_label="y").axes[0].get_lines()
+    assert (thin.get_color(), thin.get_linestyle()) == (thick.get_color(), thick.get_linestyle())
+    assert thin.get_color() == figures.COLORS[2]
+    assert (thin.get_marker(), thick.get_marker()) == ("None", "D")
+    assert thin.get_linewidth() < thick.get_linewidth()
 
 
 @pytest.mark.parametrize("value", [0.013, 1, 3, 7, 1e6])

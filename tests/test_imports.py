@@ -26,13 +26,13 @@ ALLOWED = {
     "attention": FOUNDATION,
     "models": FOUNDATION | {"attention"},
     "data": {"types", "errors", "config", "sharding"},
-    "page": set(),
+    "page": {"errors"},
     "figures": {"page"},
     "report": FOUNDATION | {"attention", "data", "page", "figures"},
     "prepare": {"errors", "config", "command_line", "data", "training", "report"},
     "convert": FOUNDATION | {"models", "huggingface", "training"},
     "training": FOUNDATION | {"attention", "models", "data", "huggingface"},
-    "evaluation": FOUNDATION | {"attention", "models", "data", "huggingface", "training", "figures"},
+    "evaluation": FOUNDATION | {"attention", "models", "data", "huggingface", "training", "page", "figures"},
 }
 OUTSIDE = {"configs", "train", "eval", "tests", "benchmarks"}
 

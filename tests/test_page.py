@@ -8,7 +8,8 @@ import pytest
 from hypothesis import strategies as st
 
 from anchorjax import figures, page
-from anchorjax.page import Code, Figure, Page, Paragraph, Section, Table
+from anchorjax.errors import UsageError
+from anchorjax.page import Code, Figure, Folded, Page, Paragraph, Section, Side, Table
 from tests import pages
 
 PNG = figures.png(figures.heat_map(np.eye(2), rows=("a", "b"), columns=("c", "d"), x_label="x", title="t"))
@@ -20,7 +21,8 @@ ODD = st.text(st.characters(exclude_categories=()), max_size=30) | st.sampled_fr
 def example(*texts: str, png: bytes = PNG) -> Page:
     title, paragraph, code, head, cell, alt, caption = texts
     blocks = [Paragraph(paragraph), Code(code), Table(caption, (head, "n"), ((cell, 1234567),))]
-    return Page(title, (Section(title, [*blocks, Figure("one", png, alt, caption)]),), paragraph)
+    figures = Side([Figure("one", png, alt, caption)])
+    return Page(title, (Section(title, [*blocks, Folded(caption, [Paragraph(paragraph), figures])]),), paragraph)
 
 
 @hypothesis.given(st.tuples(*[ODD] * 5, st.just("what <is> \"seen\" & 'why'"), ODD))
@@ -42,9 +44,9 @@ def test_a_page_loads_and_runs_nothing():
 
 
 def test_columns_of_numbers_stand_to_the_right():
-    rows = (("a", 5, "12.5%", "1 x 2"), ("7 b", 12, "3.0%", "4"))
-    content = Page("p", (Section("s", [Table("t", ("name", "n", "share", "size"), rows)]),)).html()
-    assert content.count('class="number"') == 2 * 3
+    rows = (("a", 5, "12.5%", "1 x 2", "0.5 ± 0.1"), ("7 b", 12, "3.0%", "4", "–"))
+    content = Page("p", (Section("s", [Table("t", ("name", "n", "share", "size", "score"), rows)]),)).html()
+    assert content.count('class="number"') == 3 * 3
     assert '<td class="number">12</td>' in content and "<td>7 b</td>" in content
 
 
@@ -84,7 +86,7 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch)
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(UsageError, match="cannot be written: no space"):
         page.write(example(*["new"] * 7), path)
     assert path.read_bytes() == before
     assert not list(tmp_path.rglob("*.part"))

@@ -107,9 +107,7 @@ def describe(
     if dtype == "auto":
         on_device = "float32" if jax.default_backend() == "cpu" else "bfloat16"
         dtype = fields["model"]["compute_dtype"] if data else on_device
-    name = data.get("tokenizer", "auto")
-    began_random = data and not fields["init_from"]
-    tokenizer, files = _tokenizer(pretrained, "bytes" if name == "auto" and began_random else name)
+    tokenizer, files = _tokenizer(pretrained, data.get("tokenizer", "auto"), bool(data))
     theta = {"theta": rope_theta} if rope_theta else {}
     sections = fields if workdir is not None else {}
     stays = {"compute_dtype": dtype, "param_dtype": dtype, "remat": "none", "dropout": 0.0}
@@ -132,8 +130,13 @@ def _positions(pretrained: Pretrained) -> int:
     return fields.get("max_position_embeddings") or _CONTEXT
 
 
-def _tokenizer(pretrained: Pretrained, name: str) -> tuple[Tokenizer, Path | None]:
-    """A run's own, which lies in its directory if it began with a checkpoint; else the checkpoint's."""
+def _tokenizer(pretrained: Pretrained, name: str, is_run: bool) -> tuple[Tokenizer, Path | None]:
+    """A run's own, which lies in its directory if it began with a checkpoint; else the checkpoint's.
+
+    A run that began with none, and named none, is of bytes: see training/setup.py.
+    """
+    if is_run and name == "auto" and pretrained.source is None:
+        name = "bytes"
     own = pretrained.directory / SOURCE if name != "auto" else pretrained.source
     candidates = [own, pretrained.source, Path(name).expanduser()]
     if name != "bytes":

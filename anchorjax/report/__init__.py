@@ -7,7 +7,6 @@ writing.py   and into sections with their tables
 """
 
 import dataclasses
-import os
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import numpy as np
 from anchorjax import attention, data, page
 from anchorjax.config import Config
 from anchorjax.data.index import Index
-from anchorjax.errors import DataError, UsageError
+from anchorjax.errors import UsageError
 from anchorjax.report import lengths, rows, writing
 from anchorjax.report.writing import Findings, Split
 
@@ -34,39 +33,22 @@ def make(config: Config, command: str, out: str = "") -> Path:
       out: the page's path; by default report.html in the store. The figures also lie in a folder beside it.
 
     Raises:
-      ConfigError, DataError: no such store, source or tokenizer, a damaged store, tiles that cannot be, or a place
-        that cannot be written. Nothing is written then.
-      UsageError: neither a store nor `out`, or an `out` that is no path of a page.
+      ConfigError, DataError: no such store, source or tokenizer, a damaged store, or tiles that cannot be. Nothing is
+        written then.
+      UsageError: neither a store nor `out`, an `out` that is no path of a page, or a place that cannot be written.
     """
     path = _place(config.data.store, out)
     attention.choose(config.attention, config.data.row_length)
     stores = {split: data.load_store(config.data, split) for split in SPLITS}
-    _check_place(path)
-    findings = _find(config, stores)
-    try:
-        page.write(writing.compose(findings, config, command), path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror or error}; give another --out=PATH") from error
+    page.check_place(path)
+    page.write(writing.compose(_find(config, stores), config, command), path)
     return path
 
 
 def _place(store: str, out: str) -> Path:
     if not store and not out:
         raise UsageError("--out=PATH is missing: without config.data.store there is no folder for the report")
-    if out and not out.endswith((".html", ".htm")):
-        raise UsageError(f"--out={out} is not allowed: it must be the path of an .html file")
-    return Path(out).expanduser() if out else Path(store).expanduser() / "report.html"
-
-
-def _check_place(path: Path) -> None:
-    """Before minutes of work, not after. Raises DataError."""
-    folder = page.folder_beside(path)
-    if not path.parent.is_dir():
-        raise DataError(f"{path} cannot be written: there is no folder {path.parent}; give another --out=PATH")
-    if path.is_dir() or (folder.exists() and not folder.is_dir()):
-        raise DataError(f"{path if path.is_dir() else folder} is in the way of the report; give another --out=PATH")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise DataError(f"{path} cannot be written: {path.parent} is read-only; give another --out=PATH")
+    return page.place(out) if out else Path(store).expanduser() / "report.html"
 
 
 def _find(config: Config, stores: dict[str, tuple[data.TokenStore, data.Tokenizer]]) -> Findings:

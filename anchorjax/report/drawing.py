@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from anchorjax import data, figures
-from anchorjax.figures import Series
+from anchorjax.figures import Series, name_length
 from anchorjax.report import rows
 from anchorjax.report.lengths import Packed, SourceCounts
 from anchorjax.report.rows import LiveTiles
@@ -15,14 +15,6 @@ MOST_BARS = 16
 _BINS = 48
 # Of a mask's picture, by value: dark enough for each other and for the page in grey, too.
 _KINDS = {"not seen": "#F2F2F2", "seen: same document": "#0072B2", "seen: anchor": "#E69F00"}
-
-
-def name_length(length: float) -> str:
-    """4096 -> "4K", 2^20 -> "1M", 5000 -> "5,000"."""
-    for unit, letter in ((2**20, "M"), (2**10, "K")):
-        if length >= unit and length % unit == 0:
-            return f"{length // unit:,.0f}{letter}"
-    return f"{length:,.0f}"
 
 
 def source_shares(counts: Sequence[SourceCounts]) -> "figures.Figure":

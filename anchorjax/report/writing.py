@@ -8,9 +8,9 @@ import numpy as np
 from anchorjax import figures
 from anchorjax.config import Config
 from anchorjax.data.index import Index
+from anchorjax.figures import name_length
 from anchorjax.page import Code, Figure, Page, Paragraph, Section, Table
 from anchorjax.report import drawing
-from anchorjax.report.drawing import name_length
 from anchorjax.report.lengths import Packed, SourceCounts
 from anchorjax.report.rows import PICTURE, LiveTiles
 

@@ -26,8 +26,11 @@ from anchorjax.types import Batch
 DONE, PREEMPTED = 0, 75
 
 
-def run(config: Config, workdir: str | Path) -> int:
+def run(config: Config, workdir: str | Path, command: str = "") -> int:
     """Trains to `config.train.steps`, resuming from whatever the directory holds.
+
+    Args:
+      command: what was typed, for the run's commands.json.
 
     Returns:
       DONE, or PREEMPTED after a SIGTERM or Ctrl-C: the state is saved and the same command goes on from it.
@@ -47,7 +50,7 @@ def run(config: Config, workdir: str | Path) -> int:
         raise UsageError(f"training runs in one process so far, not in {jax.process_count()}")
     setup = Setup.make(config, Path(workdir).expanduser())
     stores = {split: data.load_store(setup.config.data, split)[0] for split in ("train", "validation")}
-    with Workdir(workdir).open(setup.saved) as directory, jax.set_mesh(setup.mesh):
+    with Workdir(workdir).open(setup.saved, command) as directory, jax.set_mesh(setup.mesh):
         return Job(setup, stores, directory, stop).run()
 
 

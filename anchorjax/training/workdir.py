@@ -2,7 +2,8 @@
 
 config.json     the resolved configuration         metrics.jsonl   one line per logged step or evaluation
 checkpoints/    see checkpoint.py                  tensorboard/    the same figures as events
-summary.json    written at the end                 run.lock        held while a job runs here
+commands.json   what was typed to train it         run.lock        held while a job runs here
+summary.json    written at the end
 """
 
 import fcntl
@@ -15,6 +16,7 @@ from typing import Any
 from anchorjax.config import Config
 from anchorjax.errors import WorkdirError
 
+COMMANDS = "commands.json"
 # Keys that may differ when a run is continued: they change where and how it runs, not what is computed.
 # (The mesh and attention's tiles do change the order of floating-point sums: losses then agree closely, not bitwise.)
 FREE = ("mesh.", "attention.", "eval.", "checkpoint.", "train.log_every", "train.tensorboard", "train.peak_tflops")
@@ -30,8 +32,10 @@ class Workdir:
         self.path = Path(path).expanduser()  # a shell leaves the ~ of --workdir=~/x alone
         self._lock = None
 
-    def open(self, config: Config) -> "Workdir":
+    def open(self, config: Config, command: str = "") -> "Workdir":
         """Takes the directory for this configuration, creating it if need be; a finished run's is left as it is.
+
+        `command` is added to those that trained the run, if it is another one.
 
         Raises:
           WorkdirError: it holds a run of another configuration (the differences are listed), another
@@ -55,7 +59,13 @@ class Workdir:
             raise
         if self.read_json("summary.json") is None:
             self.write_json("config.json", config.to_dict())
+            self._keep_command(command)
         return self
+
+    def _keep_command(self, command: str) -> None:
+        commands = load_commands(self.path)
+        if command and command not in commands:
+            self.write_json(COMMANDS, {"train": [*commands, command]})
 
     def _refuse_other_config(self, config: Config) -> None:
         saved = self.read_json("config.json")
@@ -76,7 +86,7 @@ class Workdir:
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """What `write_json` wrote, or None. Raises WorkdirError if it is no longer that."""
-        return _read_json(self.path / name)
+        return read_json(self.path / name)
 
     def close(self) -> None:
         if self._lock:
@@ -96,18 +106,27 @@ def _is_free(line: str) -> bool:
 def load_config(workdir: Path) -> dict[str, Any]:
     """The configuration of the run in `workdir`. Raises WorkdirError if there is none."""
     file = workdir / "config.json"
-    config = _read_json(file)
+    config = read_json(file)
     if config is None:
         raise WorkdirError(f"there is no run in {workdir}: {file} does not exist")
     return config
 
 
-def _read_json(file: Path) -> dict[str, Any] | None:
+def load_commands(workdir: Path) -> list[str]:
+    """What was typed to train the run, in turn; none for a run that was not started by train.py."""
+    commands = (read_json(workdir / COMMANDS) or {}).get("train", [])
+    if not isinstance(commands, list) or not all(isinstance(command, str) for command in commands):
+        raise WorkdirError(f"{workdir / COMMANDS} cannot be read: its commands are no texts")
+    return commands
+
+
+def read_json(file: Path) -> dict[str, Any] | None:
+    """The object in a file, or None if there is no file. Raises WorkdirError if it holds anything else."""
     try:
         content = json.loads(file.read_text())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WorkdirError(f"{file} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise WorkdirError(f"{file} cannot be read: it holds no JSON object")

@@ -1,6 +1,7 @@
 """generate.py, ruler.py and needle.py on a tiny model: what they write, that they go on, and what they refuse."""
 
 import json
+import shlex
 import shutil
 
 import numpy as np
@@ -9,6 +10,7 @@ from matplotlib import image
 
 from anchorjax.evaluation import language_model
 from anchorjax.evaluation import ruler as ruler_lib
+from anchorjax.evaluation.report import commands, reading
 from eval import generate, needle, ruler
 from tests.evaluation.making import write_tokenizer
 from tests.huggingface import tiny
@@ -57,6 +59,22 @@ def test_a_finished_evaluation_needs_no_weights(directory, scored, monkeypatch):
     assert ruler.main([f"--hf={directory}", f"--tasks={TASKS}", f"--out={scored}", *LENGTHS]) == 0
 
 
+def assert_command_of_report_makes_the_same(main, out):
+    """`out` is as MODEL/ruler. What is finished needs no weights: they are not there in the caller's tests."""
+    (run,) = reading.read([out.parent])
+    before = (out / f"{out.name}.json").read_bytes()
+    _, script, *arguments = shlex.split(commands.made(run, out.name))
+    assert script == f"eval/{out.name}.py"
+    assert main(arguments) == 0
+    assert (out / f"{out.name}.json").read_bytes() == before
+
+
+def test_the_command_in_a_report_gives_the_same_scores(scored, tmp_path, monkeypatch):
+    out = shutil.copytree(scored, tmp_path / "model/ruler")
+    monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
+    assert_command_of_report_makes_the_same(ruler.main, out)
+
+
 def test_scores_are_those_of_the_answers(directory, scored, tmp_path, monkeypatch):
     """With every second reference in the answers, half of each score is there."""
     out = shutil.copytree(scored, tmp_path / "out")
@@ -74,14 +92,17 @@ def test_scores_are_those_of_the_answers(directory, scored, tmp_path, monkeypatc
     assert {value for row in scores.values() for value in row.values()} == {50.0}
 
 
-def test_needle_draws_its_grid(directory, tmp_path, capsys):
+def test_needle_draws_its_grid(directory, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "model/needle"
     arguments = [f"--hf={directory}", "--lengths=1K,1536", "--context=2048", "--depths=3", "--haystack=noise"]
-    assert needle.main([*arguments, f"--out={tmp_path}"]) == 0
-    result = json.loads((tmp_path / "needle.json").read_text())
+    assert needle.main([*arguments, f"--out={out}"]) == 0
+    result = json.loads((out / "needle.json").read_text())
     assert np.shape(result["percent"]) == (2, 3)
     assert result["depths"] == [0.0, 50.0, 100.0]
-    assert image.imread(tmp_path / "needle.png").std() > 0
+    assert image.imread(out / "needle.png").std() > 0
     assert "100%" in capsys.readouterr().out
+    monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
+    assert_command_of_report_makes_the_same(needle.main, out)
 
 
 def test_generate_prints_one_text_or_several(directory, capsys):
@@ -171,11 +192,12 @@ def test_a_run_is_scored_over_its_last_checkpoints(run, capsys):
     assert "--last=3 is more than the 2 checkpoints in" in capsys.readouterr().err
 
 
-def test_a_run_from_random_weights_that_names_no_tokenizer_is_of_bytes(run, tmp_path):
+def test_a_run_that_names_no_tokenizer_is_of_bytes(run, tmp_path):
     config = json.loads((run / "config.json").read_text())
-    config["data"]["tokenizer"] = "auto"
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    assert language_model.describe(workdir=tmp_path).tokenizer.name == "bytes"
+    for name in ("bytes", "auto"):
+        config["data"]["tokenizer"] = name
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert language_model.describe(workdir=tmp_path).tokenizer.name == "bytes"
 
 
 def test_another_checkpoint_of_a_run_is_asked_anew(run, tmp_path, monkeypatch):

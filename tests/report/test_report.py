@@ -7,7 +7,7 @@ import pytest
 
 from anchorjax import prepare as prepare_cli
 from anchorjax.data import preparing as preparing_lib
-from tests import pages, tiny
+from tests import chromium, pages, tiny
 from tests.data import preparing
 
 NAMES = ["<script>alert(1)</script>", "$x_$ & y", "_hidden", "日本語", "a b"]
@@ -72,6 +72,15 @@ def test_report_of_a_store(store, report, tmp_path):
     code, *_ = report(f"--config.data.store={path}", "--config.data.row_length=128", *TILES)
     assert code == 0 and "--config.data.row_length=128" in (path / "report.html").read_text()
     assert sorted(file.name for file in path.iterdir()) == ["report.html", "report_figures", "train", "validation"]
+
+
+@chromium.needed
+def test_a_browser_shows_it_and_a_phone_too(store, report, tmp_path):
+    out = tmp_path / "page.html"
+    assert report(f"--config.data.store={store[0]}", f"--out={out}", *TILES)[0] == 0
+    seen, sizes = chromium.look(out, tmp_path), chromium.measure(out, tmp_path, 390)
+    assert seen.console == [] and pages.colors(seen.pixels) > 200
+    assert sizes.needed == sizes.window == 390 and sizes.tallest_head < 120
 
 
 @pytest.mark.parametrize(

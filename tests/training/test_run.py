@@ -10,7 +10,7 @@ import types
 import pytest
 
 from anchorjax.training import loop
-from anchorjax.training.workdir import load_config
+from anchorjax.training.workdir import load_commands, load_config
 from tests.training.jobs import OVERRIDES, hex_held_out, hex_losses, lines, saved_steps
 
 STEPS, EVERY = OVERRIDES["train__steps"], OVERRIDES["checkpoint__every"]
@@ -35,6 +35,8 @@ def assert_same_run(workdir, unbroken):
 def test_unbroken_run_leaves_its_results(unbroken):
     names = {path.name for path in unbroken.iterdir()}
     assert names >= {"config.json", "metrics.jsonl", "summary.json", "checkpoints"}
+    (command,) = load_commands(unbroken)
+    assert command.startswith("python train.py --config=") and command.endswith(f"--workdir={unbroken}")
     assert saved_steps(unbroken) == [STEPS - EVERY, STEPS]
     assert [step for step, _ in hex_held_out(unbroken)] == [6, 12, 18, STEPS]
     losses = [line["loss"] for line in lines(unbroken, "train")]

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from anchorjax.errors import WorkdirError
-from anchorjax.training.workdir import FREE, Workdir, differences, load_config
+from anchorjax.training.workdir import FREE, Workdir, differences, load_commands, load_config
 from tests import tiny
 
 
@@ -86,6 +86,16 @@ def test_what_changes_the_rows_of_a_run_is_refused(tmp_path, key):
     Workdir(tmp_path).open(tiny.config()).close()
     with pytest.raises(WorkdirError, match=f"data.{key}: .* -> {OTHER_ROWS[key]!r}"):
         Workdir(tmp_path).open(tiny.config(**{f"data__{key}": OTHER_ROWS[key]}))
+
+
+def test_commands_are_kept_in_turn_and_once(tmp_path):
+    assert load_commands(tmp_path) == []
+    for command in ("", "python train.py a", "python train.py a", "python train.py b"):
+        Workdir(tmp_path).open(tiny.config(), command).close()
+    assert load_commands(tmp_path) == ["python train.py a", "python train.py b"]
+    (tmp_path / "summary.json").write_text("{}")  # of a finished run, which is left as it is
+    Workdir(tmp_path).open(tiny.config(), "python train.py c").close()
+    assert len(load_commands(tmp_path)) == 2
 
 
 def test_lock_refuses_another_process_and_is_free_after_close(tmp_path):
