@@ -31,7 +31,7 @@ from anchorjax.evaluation.scoring import Scorer
 
 MAX_NEW_TOKENS = 256  # where a task does not say
 TOP_K = 50  # of transformers, where neither a task nor generation_config.json says
-IDLE = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0}  # options that ask for nothing
+CHANGES = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}  # not done here; what asks for nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,20 +55,33 @@ def settings(options: Mapping[str, Any], files: Path | None) -> Settings:
     from lm_eval.models.utils import normalize_gen_kwargs
 
     rest = dict(normalize_gen_kwargs(dict(options), MAX_NEW_TOKENS))
-    stop, max_new_tokens, draws = rest.pop("until"), rest.pop("max_gen_toks"), rest.pop("do_sample")
-    usual = {"top_k": TOP_K, "top_p": 1.0} | read_json(files / GENERATION_CONFIG) if files else {}
-    drawn = {name: rest.pop(name, None) for name in ("temperature", "top_k", "top_p")}
+    stop, most, draws = tuple(rest.pop("until")), rest.pop("max_gen_toks"), rest.pop("do_sample")
+    temperature, top_k, top_p = (rest.pop(name, None) for name in ("temperature", "top_k", "top_p"))
     for name, value in rest.items():
-        if IDLE.get(name) != value:
+        if CHANGES.get(name) != value:
             raise EvaluationError(f"generation_kwargs: {name}={value!r} is not known here")
-    if not all(isinstance(text, str) and text for text in stop) or max_new_tokens < 1:
-        raise EvaluationError(f"generation_kwargs: until={stop!r}, max_gen_toks={max_new_tokens} is not allowed")
+    if not all(isinstance(text, str) and text for text in stop) or most < 1:
+        raise EvaluationError(f"generation_kwargs: until={list(stop)}, max_gen_toks={most} is not allowed")
     if not draws:
-        return Settings(tuple(stop), max_new_tokens, Sampling())
-    if not drawn["temperature"]:
+        return Settings(stop, most, Sampling())
+    if not temperature:
         raise EvaluationError("generation_kwargs: do_sample=True needs a temperature above 0")
-    top_k, top_p = (usual.get(name) if drawn[name] is None else drawn[name] for name in ("top_k", "top_p"))
-    return Settings(tuple(stop), max_new_tokens, Sampling(float(drawn["temperature"]), int(top_k or 0), top_p or 1.0))
+    usual = _generation_config(files)
+    top_k = usual.get("top_k", TOP_K) if top_k is None else top_k
+    top_p = usual.get("top_p", 1.0) if top_p is None else top_p
+    return Settings(stop, most, Sampling(float(temperature), int(top_k), float(top_p)))
+
+
+def not_applied(files: Path | None) -> str:
+    """What generation_config.json asks for and "hf" would do even where a task takes the likeliest token."""
+    usual = _generation_config(files)
+    asked = [f"{name}={usual[name]}" for name, idle in CHANGES.items() if usual.get(name, idle) != idle]
+    return ", ".join(asked)
+
+
+def _generation_config(files: Path | None) -> dict[str, Any]:
+    found = read_json(files / GENERATION_CONFIG) if files else {}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def adapter(model: Description, results: Results, **options) -> "Harness":
@@ -229,14 +242,16 @@ class Harness:
         return ids[-room:]
 
     def _generate(self, how: Settings, prompts: dict[str, list[int]]) -> None:
-        stop_ids = tuple(self._spelled(how.stop))
+        tokenizer = self.model.tokenizer
+        stop = (*how.stop, tokenizer.spell(tokenizer.eos_id)) if self.model.files else how.stop
+        stop_ids = tuple(self._spelled(stop))
 
         def find(some: list[tuple[str, list[int]]]) -> list[dict[str, Any]]:
             made = self._generator().generate(
                 [ids for _, ids in some],
                 how.max_new_tokens,
                 how.sampling,
-                stop=how.stop,
+                stop=stop,
                 stop_ids=stop_ids,
                 numbers=[int(key[:7], 16) for key, _ in some],  # chance is the request's own, in any batch
             )
