@@ -112,11 +112,11 @@ def load_task(name: str, manager: Any, model: Description) -> list[Any]:
 
 def metadata(arguments: argparse.Namespace, model: Description) -> dict[str, Any]:
     """What tasks that make their own prompts (RULER) are told: lengths, and a tokenizer to count them with."""
-    configs = (
-        [read_json(model.files / name) for name in ("tokenizer_config.json", "config.json")] if model.files else []
-    )
-    # Tasks open the tokenizer in a way that would run such code.
-    told = {"tokenizer": str(model.files)} if configs and not any("auto_map" in config for config in configs) else {}
+    told = {}
+    if model.files:
+        configs = [read_json(model.files / name) for name in ("tokenizer_config.json", "config.json")]
+        if not any("auto_map" in config for config in configs):  # RULER would run the code that it names
+            told["tokenizer"] = str(model.files)
     if arguments.lengths:
         options.check_lengths(arguments.lengths, model)
         if not told:
@@ -141,9 +141,8 @@ def run(adapter: harness.Harness, manager: Any, tasks: list[Any], arguments: arg
         bootstrap_iters=BOOTSTRAP,
         log_samples=False,
     )
-    return json.loads(
-        json.dumps({name: found[name] for name in KEPT if name in found}, default=handle_non_serializable)
-    )
+    kept = {name: found[name] for name in KEPT if name in found}
+    return json.loads(json.dumps(kept, default=handle_non_serializable))
 
 
 def remarks(adapter: harness.Harness) -> list[str]:
