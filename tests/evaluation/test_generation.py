@@ -118,6 +118,13 @@ def test_an_end_of_sequence_ends_a_text_but_not_its_neighbours(llama):
         assert their_tokens(theirs, prompt, [1, end])[:cut] == one.tokens
 
 
+def test_more_tokens_can_end_a_text(llama):
+    made = generator(dataclasses.replace(llama[1], eos_ids=()))
+    free = made.generate(PROMPTS[:1], NEW)[0].tokens
+    ended = made.generate(PROMPTS[:1], NEW, stop_ids=[free[4]])[0]
+    assert (ended.tokens, ended.reason) == (free[: free.index(free[4])], "stop")
+
+
 def test_stop_strings_and_streaming(llama):
     _, description = llama
     made = generator(dataclasses.replace(description, eos_ids=()), batch_rows=2)
@@ -140,6 +147,7 @@ def test_what_is_drawn_depends_on_seed_and_prompt_alone(llama):
     alone = generator(description).generate(PROMPTS, NEW, sampling)
     assert alone == generator(description, batch_rows=4).generate(PROMPTS, NEW, sampling)
     assert alone != generator(description).generate(PROMPTS, NEW, Sampling(temperature=1.0, seed=4))
+    assert generator(description).generate(PROMPTS[2:], NEW, sampling, numbers=[2, 3]) == alone[2:]
 
 
 @pytest.mark.parametrize(
