@@ -1,12 +1,13 @@
 """A tiny model twice, behind lm-eval's own Hugging Face backend and behind ours; and tasks of local files."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
 import transformers
 
-from anchorjax.evaluation import harness, language_model
+from anchorjax.evaluation import generation, harness, language_model, scoring
 from anchorjax.evaluation.language_model import Description
 from anchorjax.evaluation.results import Results
 from tests.evaluation.making import write_tokenizer
@@ -30,7 +31,14 @@ class Pair:
     description: Description
 
     def ours(self, out: Path, **options) -> harness.Harness:
-        return harness.adapter(self.description, Results(out, {}), **options)
+        return harness.adapter(self.description, Results(out, {}), batch_rows=4, **options)
+
+
+def compile_little(monkeypatch) -> None:
+    """One device and three lengths: others give the same (test_scoring.py, test_generation.py), but take minutes."""
+    monkeypatch.setattr(language_model, "make_mesh", functools.partial(language_model.make_mesh, devices=1))
+    for module in (scoring, generation):
+        monkeypatch.setattr(module, "bucket", lambda size: next(coarse for coarse in (64, 320, 640) if size <= coarse))
 
 
 def pair(family: str, directory: Path, with_bos: bool) -> Pair:
