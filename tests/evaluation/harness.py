@@ -24,21 +24,22 @@ WORDS = ["time", "year", "way", "day", "man", "thing", "life", "child", "world",
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Attributes: theirs: an HFLM; directory and description: of the same weights."""
+    """Attributes: theirs: an HFLM; directory and description: of the same weights; with_bos: see `pair`."""
 
     theirs: object
     directory: Path
     description: Description
+    with_bos: bool
 
     def ours(self, out: Path, **options) -> harness.Harness:
         return harness.adapter(self.description, Results(out, {}), batch_rows=4, **options)
 
 
 def compile_little(monkeypatch) -> None:
-    """One device and three lengths: others give the same (test_scoring.py, test_generation.py), but take minutes."""
+    """One device and two lengths: others give the same (test_scoring.py, test_generation.py), but take minutes."""
     monkeypatch.setattr(language_model, "make_mesh", functools.partial(language_model.make_mesh, devices=1))
     for module in (scoring, generation):
-        monkeypatch.setattr(module, "bucket", lambda size: next(coarse for coarse in (64, 320, 640) if size <= coarse))
+        monkeypatch.setattr(module, "bucket", lambda size: 320 if size <= 320 else 640)
 
 
 def pair(family: str, directory: Path, with_bos: bool) -> Pair:
@@ -60,12 +61,13 @@ def pair(family: str, directory: Path, with_bos: bool) -> Pair:
         }
         (directory / "tokenizer.json").write_text(json.dumps(rules))
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
-    return Pair(HFLM(pretrained=model, tokenizer=tokenizer), directory, language_model.describe(hf=directory))
+    theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8)
+    return Pair(theirs, directory, language_model.describe(hf=directory), with_bos)
 
 
 def write_tasks(directory: Path) -> Path:
-    """choose (multiple choice, one example), choose_long (behind more than the context), finish (generates), read."""
-    sentences = [" ".join(WORDS[(i + j) % 13] for j in range(6)) for i in range(8)]
+    """choose (multiple choice, one example), finish (generates) and read (whole texts): all_of_them."""
+    sentences = [" ".join(WORDS[(i + j) % 13] for j in range(6)) for i in range(4)]
     documents = [
         {
             "question": f"What comes after {sentence}?",
@@ -106,7 +108,7 @@ def write_tasks(directory: Path) -> Path:
         "doc_to_target": "{{text}}",
         "metric_list": [{"metric": "word_perplexity"}, {"metric": "bits_per_byte"}],
     }
-    tasks = {"choose": choose, "choose_long": choose | {"num_fewshot": 6}, "finish": finish, "read": read}
+    tasks = {"choose": choose, "finish": finish, "read": read}
     for name, task in tasks.items():  # JSON is YAML
         (directory / f"{name}.yaml").write_text(json.dumps({"task": name} | task))
     (directory / "all.yaml").write_text(json.dumps({"group": "all_of_them", "task": list(tasks)}))

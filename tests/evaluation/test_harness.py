@@ -83,11 +83,10 @@ def test_generated_texts(pair, tmp_path):
         ("one two", GREEDY | {"until": ["<pad>"]}),
         ("<s>said before", GREEDY | {"temperature": 0.0}),
         (LONG, GREEDY),
-        (LONG, GREEDY | {"max_gen_toks": 255}),
     ]
     expected = [ask("generate_until", pair.theirs, [one])[0] for one in requests]  # alone, since rows disturb rows
     assert ask("generate_until", pair.ours(tmp_path), requests) == expected
-    assert expected[1] == free[:3]
+    assert expected[1] == free[: free.index(free[3:5])] != free
 
 
 def test_stop_strings_that_are_special_tokens(ours):
@@ -96,23 +95,18 @@ def test_stop_strings_that_are_special_tokens(ours):
 
 
 def test_scores_of_tasks(pair, tmp_path):
-    """Multiple choice with examples, texts that are generated, and whole texts; plain and as a chat."""
+    """Multiple choice with examples, texts that are generated, and whole texts; of one model as a chat."""
     manager = TaskManager(include_path=making.write_tasks(tmp_path), include_defaults=False)
-    ours = pair.ours(tmp_path / "out", chat=harness.ChatTemplate.open(pair.directory))
-    for names, chat in ((["all_of_them"], False), (["choose", "finish"], True)):
-        scores = [
-            simple_evaluate(
-                model=model, tasks=names, task_manager=manager, apply_chat_template=chat, bootstrap_iters=0
-            )["results"]
-            for model in (pair.theirs, ours)
-        ]
-        assert scores[0].keys() == scores[1].keys()
-        for task, score in scores[0].items():
-            assert score.keys() == scores[1][task].keys()
-            numbers = {name: value for name, value in score.items() if not isinstance(value, str)}
-            for name, value in numbers.items():
-                assert scores[1][task][name] == pytest.approx(value, rel=1e-4), (task, name)
-    assert ours.cut and ours.no_system
+    chat = harness.ChatTemplate.open(pair.directory) if pair.with_bos else None
+    ours = pair.ours(tmp_path / "out", chat=chat)
+    asked = {"tasks": ["all_of_them"], "task_manager": manager, "apply_chat_template": bool(chat), "bootstrap_iters": 0}
+    expected, made = (simple_evaluate(model=model, **asked)["results"] for model in (pair.theirs, ours))
+    assert made.keys() == expected.keys() == {"all_of_them", "choose", "finish", "read"}
+    for task, scores in expected.items():
+        assert made[task].keys() == scores.keys()
+        for name, value in scores.items():
+            assert made[task][name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-4)), name
+    assert ours.no_system == bool(chat)
 
 
 def test_chats_are_theirs(pair, tmp_path):
@@ -124,7 +118,7 @@ def test_chats_are_theirs(pair, tmp_path):
         messages = [{"role": "system", "content": "Be brief."}, *asked, {"role": "assistant", "content": begun}]
         expected = pair.theirs.apply_chat_template(messages, add_generation_prompt=False)
         assert ours.apply_chat_template(messages, add_generation_prompt=False) == expected
-        assert expected.endswith("[assistant] It is")
+        assert expected.endswith("[assistant] " + begun)
     assert ours.chat_template(True) == pair.theirs.chat_template(True) == making.TEMPLATE
 
 
@@ -148,11 +142,10 @@ def test_answers_are_kept_as_they_come(llama, tmp_path, monkeypatch):
 
 def test_what_is_drawn_is_the_requests_own(llama, tmp_path):
     """The same in any batch and after a kill; another draw for the same request again."""
-    drawn = {"do_sample": True, "temperature": 1.5, "max_gen_toks": 12, "top_k": 40}
-    requests = [("one two", drawn), ("one two", drawn), ("three", drawn), ("three", drawn | {"top_k": 1})]
+    drawn = {"do_sample": True, "temperature": 1.5, "max_gen_toks": 12}
+    requests = [("one two", drawn), ("one two", drawn), ("three", drawn)]
     texts = ask("generate_until", llama.ours(tmp_path / "a"), requests)
-    assert len(set(texts)) == 4
-    assert texts[3] == ask("generate_until", llama.theirs, [("three", GREEDY)])[0]
+    assert len(set(texts)) == 3
     again = llama.ours(tmp_path / "b")
     assert ask("generate_until", again, requests[2:]) == texts[2:]
     assert ask("generate_until", again, requests) == texts
