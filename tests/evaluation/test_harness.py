@@ -1,5 +1,6 @@
 """What lm-eval asks is answered as its own Hugging Face backend answers on the same weights."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,8 +9,10 @@ from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
+from anchorjax.data.tokenizer import ByteTokenizer
 from anchorjax.errors import EvaluationError
 from anchorjax.evaluation import harness, language_model
+from anchorjax.evaluation.results import Results
 from anchorjax.evaluation.sampling import Sampling
 from tests.evaluation import harness as making
 
@@ -157,6 +160,15 @@ def test_the_beginning_of_sequence_can_stand_before_every_text(llama, pair, tmp_
     for text in ("abc", "<s>abc"):
         assert ours.tok_encode(text) == [0, *plain.tok_encode("abc", add_special_tokens=False)]
     assert ours._windows("abc") == plain._windows("abc")
+
+
+def test_bytes_spell_nothing(llama, tmp_path):
+    """A run's tokenizer of bytes: <s> is text, and the beginning of sequence stands where `bos` puts it."""
+    description = dataclasses.replace(llama.description, tokenizer=ByteTokenizer(), files=None)
+    plain, ours = (harness.adapter(description, Results(tmp_path / str(bos), {}), bos=bos) for bos in (False, True))
+    assert plain.tok_encode("<s>") == ours.tok_encode("<s>", add_special_tokens=False) == [*b"<s>"]
+    assert ours.tok_encode("<s>") == [256, *b"<s>"]
+    assert ours._windows("<s>") == plain._windows("<s>") == [([256], [*b"<s>"])]
 
 
 @pytest.mark.parametrize(
