@@ -26,7 +26,7 @@ from anchorjax.evaluation.sampling import Sampling
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_model(parser)
-    options.add_answers(parser)
+    options.add_output(parser)
     parser.add_argument("--data", type=Path, required=True, help="directory with TASK.jsonl files")
     parser.add_argument("--tasks", default="", help="comma separated; default: all in English and Chinese with a file")
     parser.add_argument("--e", action="store_true", help="default tasks are those of LongBench-E: TASK_e.jsonl")
@@ -89,7 +89,7 @@ def line_end(task: Task, model: Description) -> dict:
     if not task.ends_with_line:
         return {}
     newline = int(model.tokenizer.encode("\n")[-1])
-    return {"end_ids": (newline,), "sampling": Sampling(not_first=(*model.eos_ids, newline))}
+    return {"stop_ids": (newline,), "sampling": Sampling(not_first=(*model.eos_ids, newline))}
 
 
 def summary(scores: dict[str, list[float]], samples: dict[str, Samples]) -> dict:

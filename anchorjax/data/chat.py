@@ -20,13 +20,15 @@ from anchorjax.errors import EvaluationError
 
 # For templates that write today's date: the same prompt on any day. Llama 3's use it where they are told no date.
 _TODAY = datetime.date(2024, 7, 26)
+_END = "THE_ANSWER_GOES_ON_HERE "  # behind an answer that has begun; the space tells whether the template strips
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ChatTemplate:
-    """A compiled template and the special tokens that it may write, by names such as "bos_token"."""
+    """A compiled template, its source, and the special tokens that it may write, by names such as "bos_token"."""
 
     template: jinja2.Template = dataclasses.field(repr=False)
+    source: str = dataclasses.field(repr=False)
     specials: Mapping[str, str]
 
     @classmethod
@@ -52,26 +54,28 @@ class ChatTemplate:
     def of(cls, source: str, specials: Mapping[str, str]) -> "ChatTemplate":
         """Raises ValueError: no valid template."""
         try:
-            return cls(_environment().from_string(source), specials)
+            return cls(_environment().from_string(source), source, specials)
         except (jinja2.TemplateError, RecursionError) as error:  # thousands of parentheses
             raise ValueError(f"the chat template is not valid: {error}") from error
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def render(self, messages: Sequence[Mapping[str, str]], begun: bool = False) -> str:
         """The messages ({"role": ..., "content": ...}) and the header of the assistant's next turn.
+
+        With `begun` the last message is what the assistant has begun to say, and the text ends with it.
 
         Raises ValueError: the template does not take these messages, or goes beyond its sandbox.
         """
+        messages = [dict(message) for message in messages]
+        if begun:
+            messages[-1]["content"] += _END
         try:
             # What transformers gives to every template: some ask whether tools or documents are None.
-            return self.template.render(
-                **self.specials,
-                messages=[dict(message) for message in messages],
-                tools=None,
-                documents=None,
-                add_generation_prompt=True,
+            text = self.template.render(
+                **self.specials, messages=messages, tools=None, documents=None, add_generation_prompt=not begun
             )
         except Exception as error:  # a program of somebody else's: anything can go wrong in it
             raise ValueError(f"the chat template does not take these messages: {error}") from error
+        return _up_to_end(text) if begun else text
 
 
 def frame(prompt: str, answer_prefix: str, tokenizer: Tokenizer, chat: ChatTemplate | None) -> tuple[str, np.ndarray]:
@@ -91,6 +95,14 @@ def frame(prompt: str, answer_prefix: str, tokenizer: Tokenizer, chat: ChatTempl
     if not chat or ids_T[:1].tolist() != [tokenizer.bos_id]:  # some templates write it themselves
         ids_T = np.concatenate([np.asarray([tokenizer.bos_id], np.int32), ids_T])
     return text, ids_T
+
+
+def _up_to_end(text: str) -> str:
+    """The text before the mark, as transformers cuts it: where a template strips a message, so is what is left."""
+    before, mark, after = text.rpartition(_END.rstrip())
+    if not mark:
+        raise ValueError("the chat template does not take these messages: it does not write what the last one begins")
+    return before if after.startswith(" ") else before.rstrip()
 
 
 def _source(directory: Path, config: Mapping[str, Any]) -> str | None:

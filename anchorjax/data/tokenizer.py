@@ -145,13 +145,19 @@ class HuggingFaceTokenizer:
         encodings = self.rules.encode_batch_fast(texts, add_special_tokens=False)
         return [np.asarray(encoding.ids, np.int32) for encoding in encodings]
 
-    def encode_with_specials(self, text: str) -> np.ndarray:
+    def encode_with_specials(self, text: str, frame: bool = False) -> np.ndarray:
         """int32 ids of a text in which special tokens are spelled to be themselves, as a chat template does.
 
-        None is added. An id can lie at or above `vocab_size`, which ends where plain text ends.
+        `frame` adds what tokenizer.json puts around a text, as transformers does unless told otherwise: the beginning
+        of sequence for Llama and Gemma, nothing for Qwen and SmolLM2. An id can lie at or above `vocab_size`, which
+        ends where plain text ends.
         """
-        encoding = self._rules_with_specials.encode_batch_fast([text], add_special_tokens=False)[0]
+        encoding = self._rules_with_specials.encode_batch_fast([text], add_special_tokens=frame)[0]
         return np.asarray(encoding.ids, np.int32)
+
+    def spell(self, index: int) -> str:
+        """The text that `encode_with_specials` reads as this special token."""
+        return self.rules.decode([index], skip_special_tokens=False)
 
     @functools.cached_property
     def _rules_with_specials(self):

@@ -1,8 +1,8 @@
-"""Answers of a model to samples, batch by batch, each kept as soon as it is there."""
+"""Answers of a model, batch by batch, each kept as soon as it is there."""
 
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import tqdm
@@ -23,6 +23,9 @@ class Sample(Protocol):
     max_new_tokens: int
 
 
+Question = TypeVar("Question")
+
+
 def answer(
     generator: Callable[[], Generator],
     samples: Sequence[Sample],
@@ -38,17 +41,36 @@ def answer(
       keys: of each sample in `results`.
       how: what else `Generator.generate` is told.
     """
-    missing = [place for place, key in enumerate(keys) if key not in results.answers]
+
+    def find(some: list[Sample]) -> list[dict[str, Any]]:
+        prompts, most = [one.ids_T.tolist() for one in some], max(one.max_new_tokens for one in some)
+        made = generator().generate(prompts, most, **how)
+        return [{"text": one.text, "tokens": len(one.tokens), "reason": one.reason} for one in made]
+
+    fill(results, dict(zip(keys, samples, strict=True)), find, lambda: generator().batch_rows, label)
+    return [results.answers[key]["text"] for key in keys]
+
+
+def fill(
+    results: Results,
+    questions: Mapping[str, Question],
+    find: Callable[[list[Question]], list[dict[str, Any]]],
+    batch_rows: Callable[[], int],
+    label: str,
+) -> None:
+    """Puts into `results` what is not there yet, in the order of the questions.
+
+    Args:
+      questions: by their keys in `results`.
+      find: answers to some of them.
+      batch_rows: how many questions at once; asked only if something is missing.
+    """
+    missing = [key for key in questions if key not in results.answers]
     with tqdm.tqdm(
-        total=len(keys), initial=len(keys) - len(missing), desc=label, disable=not sys.stderr.isatty()
+        total=len(questions), initial=len(questions) - len(missing), desc=label, disable=not sys.stderr.isatty()
     ) as bar:
         while missing:
-            rows = generator().batch_rows
-            places, missing = missing[:rows], missing[rows:]
-            some = [samples[place] for place in places]
-            prompts, most = [one.ids_T.tolist() for one in some], max(one.max_new_tokens for one in some)
-            made = generator().generate(prompts, most, **how)
-            for place, one in zip(places, made, strict=True):
-                results.add(keys[place], text=one.text, tokens=len(one.tokens), reason=one.reason)
-            bar.update(len(places))
-    return [results.answers[key]["text"] for key in keys]
+            some, missing = missing[: batch_rows()], missing[batch_rows() :]
+            for key, found in zip(some, find([questions[key] for key in some]), strict=True):
+                results.add(key, **found)
+            bar.update(len(some))

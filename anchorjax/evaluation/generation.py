@@ -74,34 +74,39 @@ class Generator:
         max_new_tokens: int,
         sampling: Sampling = Sampling(),  # noqa: B008 - frozen
         stop: Sequence[str] = (),
+        stop_ids: Sequence[int] = (),
+        numbers: Sequence[int] | None = None,
         show: Callable[[int, str], None] | None = None,
-        end_ids: Sequence[int] = (),
     ) -> list[Generation]:
         """In the order of the prompts.
 
         Args:
           prompts: ids, the beginning of sequence included.
           stop: strings before which a text ends.
+          stop_ids: tokens that end a text beside the model's own.
+          numbers: of the prompts, int32, on which chance depends; default: 0, 1, 2, ...
           show: called with (prompt, new text) as text comes, for streaming.
-          end_ids: tokens that end a text beside the model's own.
 
         Raises:
           UsageError: see `check`.
         """
         self.check(prompts, max_new_tokens)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # few pads in front
+        numbers, ends = numbers or range(len(prompts)), (*self.description.eos_ids, *stop_ids)
         texts: dict[int, _Text] = {}
-        end_ids = (*self.description.eos_ids, *end_ids)
         for first in range(0, len(order), self.batch_rows):
-            numbers = order[first : first + self.batch_rows]
-            some = {i: _Text(i, self.description.tokenizer, end_ids, stop, show) for i in numbers}
-            self._batch([prompts[i] for i in numbers], list(some.values()), max_new_tokens, sampling)
+            places = order[first : first + self.batch_rows]
+            some = {i: _Text(i, self.description.tokenizer, ends, stop, show) for i in places}
+            chosen = [numbers[i] for i in places]
+            self._batch([prompts[i] for i in places], chosen, list(some.values()), max_new_tokens, sampling)
             texts |= some
         return [texts[i].finish() for i in range(len(prompts))]
 
-    def _batch(self, prompts, texts: list["_Text"], max_new_tokens: int, sampling: Sampling) -> None:
+    def _batch(
+        self, prompts, numbers: list[int], texts: list["_Text"], max_new_tokens: int, sampling: Sampling
+    ) -> None:
         with jax.set_mesh(self.mesh):
-            for tokens_B in self._tokens(prompts, [text.number for text in texts], max_new_tokens, sampling):
+            for tokens_B in self._tokens(prompts, numbers, max_new_tokens, sampling):
                 for text, token in zip(texts, np.asarray(tokens_B).tolist(), strict=False):
                     text.add(token)
                 if all(text.reason for text in texts):

@@ -24,16 +24,16 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_samples(parser: argparse.ArgumentParser, samples: int) -> None:
-    """Options of which samples to make, with those of `add_answers`."""
+    """Options of which samples to make, with those of `add_output`."""
     parser.add_argument("--lengths", type=lengths, default=[4096], help="of prompt and answer: 4K,8192,1M")
     parser.add_argument("--samples", type=positive, default=samples, help="of each task and length")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--essays", type=Path, help="text for haystacks; default: Jane Austen")
-    add_answers(parser)
+    add_output(parser)
 
 
-def add_answers(parser: argparse.ArgumentParser) -> None:
-    """Options of how to ask, and where the answers go."""
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Options of how prompts are put, and where the answers go."""
     parser.add_argument("--template", default="base", choices=("base", "chat"), help="chat: the model's own template")
     parser.add_argument("--out", type=Path, help="directory; default: eval/ in the run's, else eval-results/MODEL/")
 

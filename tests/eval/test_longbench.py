@@ -78,9 +78,9 @@ def test_the_model_is_asked_as_pred_py_does(directory, tmp_path, monkeypatch):
     write(tmp_path, "samsum")
     asked = []
 
-    def generate(self, prompts, max_new_tokens, sampling=None, end_ids=()):
+    def generate(self, prompts, max_new_tokens, sampling=None, stop_ids=()):
         barred = sampling.not_first if sampling else ()
-        asked.append(([len(prompt) for prompt in prompts], max_new_tokens, barred, end_ids))
+        asked.append(([len(prompt) for prompt in prompts], max_new_tokens, barred, stop_ids))
         return [Generation((), "said", "stop") for _ in prompts]
 
     monkeypatch.setattr(Generator, "generate", generate)

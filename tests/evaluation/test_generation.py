@@ -123,13 +123,13 @@ def test_a_token_that_may_not_come_first_and_ends_a_text_later(llama):
     theirs, description = llama
     first, later = generator(dataclasses.replace(description, eos_ids=())).generate([PROMPTS[0]], NEW)[0].tokens[:2]
     made = generator(dataclasses.replace(description, eos_ids=(later,)))
-    one = made.generate([PROMPTS[0]], NEW, Sampling(not_first=(later, first)), end_ids=(first,))[0]
+    one = made.generate([PROMPTS[0]], NEW, Sampling(not_first=(later, first)), stop_ids=(first,))[0]
     options = {"max_new_tokens": NEW, "min_length": len(PROMPTS[0]) + 1, "do_sample": False, "pad_token_id": 2}
     out = theirs.generate(torch.tensor([PROMPTS[0]]), eos_token_id=[later, first], **options)
     expected = out[0, len(PROMPTS[0]) :].tolist()
     assert expected[0] != first
     assert list(one.tokens) == (expected[:-1] if expected[-1] in (first, later) else expected)
-    ends = made.generate([PROMPTS[0]], NEW, end_ids=(first,))[0]
+    ends = made.generate([PROMPTS[0]], NEW, stop_ids=(first,))[0]
     assert (ends.tokens, ends.reason) == ((), "stop")
 
 
@@ -155,6 +155,7 @@ def test_what_is_drawn_depends_on_seed_and_prompt_alone(llama):
     alone = generator(description).generate(PROMPTS, NEW, sampling)
     assert alone == generator(description, batch_rows=4).generate(PROMPTS, NEW, sampling)
     assert alone != generator(description).generate(PROMPTS, NEW, Sampling(temperature=1.0, seed=4))
+    assert generator(description).generate(PROMPTS[2:], NEW, sampling, numbers=[2, 3]) == alone[2:]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,166 @@
+"""lm-eval's tasks (MMLU, HellaSwag, its RULER, LongBench, your own): `python eval/harness.py --hf DIR --tasks=mmlu`.
+
+Needs requirements-eval.txt. A Hugging Face directory has the scores that lm-eval's own backend ("hf") gives it; a run
+is asked as it was trained, with the beginning of sequence before every text. lm-eval downloads the tasks' data, and
+runs the code of tasks in --include-path. Writes harness.json and every answer (answers.jsonl), with which a killed
+evaluation goes on. Exit codes: 0 done, 1 failed, 2 bad input.
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without installing
+
+from anchorjax.data.tokenizer import read_json
+from anchorjax.errors import EvaluationError, UsageError, UserError
+from anchorjax.evaluation import harness, options
+from anchorjax.evaluation.language_model import Description
+from anchorjax.evaluation.results import Results
+
+KINDS = ("multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until")
+# Resamplings for the standard errors that have no formula. lm-eval's 100,000 are for many processes; these are one,
+# since a process with JAX in it should not be forked.
+BOOTSTRAP = 1000
+KEPT = ("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_better", "n-samples")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_model(parser)
+    options.add_output(parser)
+    parser.add_argument("--tasks", required=True, help="comma separated names of tasks, groups or tags; * is allowed")
+    parser.add_argument("--include-path", type=Path, help="a directory with tasks of your own (YAML)")
+    parser.add_argument("--num-fewshot", type=int, help="examples in a prompt; default: the task's")
+    parser.add_argument("--limit", type=options.positive, help="documents of each task; such scores are for trying")
+    parser.add_argument("--lengths", type=options.lengths, help="of prompts, for tasks that make them: 4K,8K; RULER's")
+    parser.add_argument("--bos", choices=("auto", "always"), default="auto", help="before every text; auto: see above")
+    return options.run("harness.py", lambda: evaluate(parser.parse_args(argv)))
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    model = options.description(arguments)
+    if importlib.util.find_spec("lm_eval") is None:
+        raise UsageError("lm-eval is not installed: python -m pip install -r requirements-eval.txt")
+    if arguments.num_fewshot is not None and arguments.num_fewshot < 0:
+        raise UsageError(f"--num-fewshot={arguments.num_fewshot} is not allowed")
+    chat = options.chat_template(arguments, model)
+    bos = arguments.bos == "always" or model.is_run
+    manager, tasks = load_tasks(arguments, model)
+    request = options.request(model, context=model.context, bos=bos)
+    step = model.steps()[-1]
+    with Results(options.out_directory(arguments, model, "harness"), request) as results:
+        adapter = harness.adapter(model, results, step=step, batch_rows=arguments.batch_rows, bos=bos, chat=chat)
+        found = run(adapter, manager, tasks, arguments)
+        asked = {name: getattr(arguments, name) for name in ("tasks", "num_fewshot", "limit", "lengths", "template")}
+        notes = {"notes": remarks(adapter), "lm_eval": importlib.metadata.version("lm_eval")}
+        path = results.write("harness.json", request | {"step": step} | asked | found | notes)
+    print(tables(found))
+    for note in notes["notes"]:
+        print(f"note: {note}")
+    print(f"written to {path}")
+
+
+def load_tasks(arguments: argparse.Namespace, model: Description) -> tuple[Any, list[Any]]:
+    """lm-eval's TaskManager, and the tasks and groups that were asked for, with their data.
+
+    Raises UserError for what cannot be evaluated, before any weight is read.
+    """
+    from lm_eval.tasks import TaskManager
+
+    if arguments.include_path and not arguments.include_path.is_dir():
+        raise UsageError(f"--include-path={arguments.include_path} is not a directory")
+    manager = TaskManager(include_path=arguments.include_path, metadata=metadata(arguments, model))
+    names = []
+    for pattern in map(str.strip, arguments.tasks.split(",")):
+        matching = manager.match_tasks([pattern])
+        if not matching:
+            raise UsageError(f"--tasks: lm-eval has no task {pattern!r}, and no group or tag of that name")
+        names += matching
+    tasks = [task for name in dict.fromkeys(names) for task in load_task(name, manager, model)]
+    try:
+        manager.load(tasks)
+    except ValueError as error:
+        raise UsageError(f"--tasks: {error}") from error
+    return manager, tasks
+
+
+def load_task(name: str, manager: Any, model: Description) -> list[Any]:
+    """[the task], [the group] or all tasks of a tag."""
+    try:
+        loaded = manager.load([name])
+    except Exception as error:  # tasks are programs, and download their data: they raise anything
+        reason = next(iter(str(error).splitlines()), "")
+        raise EvaluationError(f"the task {name} cannot be loaded: {type(error).__name__}: {reason}") from error
+    for task in loaded["tasks"].values():
+        if task.OUTPUT_TYPE not in KINDS or getattr(task, "MULTIMODAL", False):
+            raise EvaluationError(f"the task {task.task_name} asks for more than a language model of text can do")
+        if getattr(task, "UNSAFE_CODE", False):
+            raise EvaluationError(f"the task {task.task_name} runs code that the model writes, which is not done here")
+        if task.OUTPUT_TYPE == "generate_until":
+            try:
+                harness.settings(task.config.generation_kwargs or {}, model.files)
+            except UserError as error:
+                raise EvaluationError(f"the task {task.task_name}: {error}") from error
+    return [loaded["groups"][name]] if name in loaded["groups"] else list(loaded["tasks"].values())
+
+
+def metadata(arguments: argparse.Namespace, model: Description) -> dict[str, Any]:
+    """What tasks that make their own prompts (RULER) are told: lengths, and a tokenizer to count them with."""
+    told = {}
+    if model.files:
+        configs = [read_json(model.files / name) for name in ("tokenizer_config.json", "config.json")]
+        if not any("auto_map" in config for config in configs):  # RULER would run the code that it names
+            told["tokenizer"] = str(model.files)
+    if arguments.lengths:
+        options.check_lengths(arguments.lengths, model)
+        if not told:
+            raise UsageError(f"--lengths needs a Hugging Face tokenizer without code of its own in {model.directory}")
+        told["max_seq_lengths"] = arguments.lengths
+    return told
+
+
+def run(adapter: harness.Harness, manager: Any, tasks: list[Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Of lm-eval's results what is in `KEPT`, as JSON."""
+    from lm_eval import simple_evaluate
+    from lm_eval.utils import handle_non_serializable
+
+    os.environ["DISABLE_MULTIPROC"] = "1"  # see BOOTSTRAP
+    found = simple_evaluate(
+        model=adapter,
+        tasks=tasks,
+        task_manager=manager,
+        num_fewshot=arguments.num_fewshot,
+        limit=arguments.limit,
+        apply_chat_template=arguments.template == "chat",
+        bootstrap_iters=BOOTSTRAP,
+        log_samples=False,
+    )
+    kept = {name: found[name] for name in KEPT if name in found}
+    return json.loads(json.dumps(kept, default=handle_non_serializable))
+
+
+def remarks(adapter: harness.Harness) -> list[str]:
+    """What a reader of the scores should know."""
+    idle = harness.not_applied(adapter.model.files)
+    found = {
+        f"{adapter.cut} requests were longer than {adapter.max_length} tokens and lost their beginning": adapter.cut,
+        "the chat template takes no system messages, and they were left out": adapter.no_system,
+        f"generation_config.json asks for {idle}, which is not applied": idle,
+    }
+    return [text for text, holds in found.items() if holds]
+
+
+def tables(found: dict[str, Any]) -> str:
+    from lm_eval.utils import make_table
+
+    return "\n".join(make_table(found, column) for column in ("results", "groups") if found.get(column))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
