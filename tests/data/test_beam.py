@@ -20,7 +20,7 @@ from anchorjax.data import beam, pieces
 from anchorjax.data import preparing as preparing_lib
 from anchorjax.data.runner import PROCESSES, Runner
 from anchorjax.data.tokenizer import ByteTokenizer
-from anchorjax.errors import DataError, UsageError
+from anchorjax.errors import DataError, PreparationError, UsageError
 from tests import tiny
 from tests.data import preparing
 from tests.data.preparing import data_config
@@ -140,30 +140,32 @@ def test_errors_of_workers_keep_their_type(tmp_path, monkeypatch, error, kind, w
         raise error
 
     failure = tmp_path / "failure.json"
+    monkeypatch.setattr(beam, "_work", lambda file: ({0: None, 1: None}, data_config(), "bytes"))
     monkeypatch.setattr(pieces, "make", fail)
-    beam._make(tmp_path, failure, {0: None}, data_config(), 0)
+    beam._make(tmp_path, failure, tmp_path / "work", 0)
     monkeypatch.setattr(pieces, "make", None)  # pieces that are not yet begun are left
-    beam._make(tmp_path, failure, {1: None}, data_config(), 1)
+    beam._make(tmp_path, failure, tmp_path / "work", 1)
     with pytest.raises(kind, match=words):
         beam._raise_failure(failure)
     assert not list(tmp_path.iterdir())
     beam._raise_failure(failure)
     with pytest.raises(FileNotFoundError, match="all workers must share its file system"):
-        beam._make(tmp_path / "elsewhere", failure, {0: None}, data_config(), 0)
+        beam._make(tmp_path / "elsewhere", failure, tmp_path / "work", 0)
 
 
 @needs_beam
 def test_runners_that_fail_say_so(tmp_path, folder, monkeypatch):
     monkeypatch.setenv("BEAM_RUNNER_FILES", str(tmp_path))
-    for name, words in (
+    for name, error, words in (
         (
             "Elsewhere",
+            DataError,
             r"has ended, but 12 pieces, such as 00000, are not in .*; its workers must share this file system",
         ),
-        ("Unreachable", r"Unreachable failed: no route to host \(see .*/store.part/beam.log\)"),
-        ("Failing", r"Failing failed: it ended as FAILED"),
+        ("Unreachable", PreparationError, r"Unreachable failed: no route to host \(see .*/store.part/beam.log\)"),
+        ("Failing", PreparationError, r"Failing failed: it ended as FAILED"),
     ):
-        with pytest.raises(DataError, match=words):
+        with pytest.raises(error, match=words):
             preparing_lib.prepare(options(folder, tmp_path / "store"), runner=Runner(f"tests.data.beam_runners.{name}"))
     assert "some words of a cluster" not in (tmp_path / "store.part" / "beam.log").read_text()
 
