@@ -27,9 +27,22 @@ def add_samples(parser: argparse.ArgumentParser, samples: int) -> None:
     """Options of which samples to make, and where the answers go."""
     parser.add_argument("--lengths", type=lengths, default=[4096], help="of prompt and answer: 4K,8192,1M")
     parser.add_argument("--samples", type=positive, default=samples, help="of each task and length")
-    parser.add_argument("--seed", type=int, default=42)
+    _add_common(parser)
     parser.add_argument("--template", default="base", choices=("base", "chat"), help="chat: the model's own template")
     parser.add_argument("--essays", type=Path, help="text for haystacks; default: Jane Austen")
+
+
+def add_documents(parser: argparse.ArgumentParser) -> None:
+    """Options of which documents to score, and where the answers go."""
+    parser.add_argument("--text", help="JSONL, Parquet or text file, folder of them, or public_domain: what ships")
+    parser.add_argument("--text-key", default="text", help="of JSONL and Parquet: where the text is")
+    parser.add_argument("--lengths", type=lengths, help="tokens of a row: 4K,8192,1M; default: 4K if the model can")
+    parser.add_argument("--samples", type=positive, help="documents of each length at most; default: 20")
+    _add_common(parser)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--out", type=Path, help="directory; default: eval/ in the run's, else eval-results/MODEL/")
 
 
