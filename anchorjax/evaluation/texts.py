@@ -71,7 +71,7 @@ class Documents:
     def __init__(self, name: str, texts: Sequence[str], tokenizer: Tokenizer, seed: int):
         """`name`: what messages call them."""
         self.name = name
-        self._texts = sorted(texts, key=lambda text: Document(text, "").draw(f"eval {seed}"[:16]))
+        self._texts = sorted(texts, key=lambda text: Document(text, "").draw(digest(str(seed))))
         self._encode = functools.cache(lambda index: tokenizer.encode(self._texts[index]))  # for several lengths
 
     def choose(self, length: int, samples: int, shortest: int | None = None) -> tuple[list[Chosen], int]:
