@@ -136,11 +136,8 @@ def table(by_length: Mapping[int, Mapping], last: int) -> str:
         heads, names = [*heads, f"last {last:,}"], [*names, "last_perplexity"]
     lines = ["".join(f"{head:>14}" for head in heads)]
     for length, found in by_length.items():
-        cells = [found[name] for name in names]
-        lines.append(
-            f"{length:>14,}"
-            + "".join(f"{cell:>14,.4f}" if isinstance(cell, float) else f"{cell:>14,}" for cell in cells)
-        )
+        cells = [length, *(found[name] for name in names)]
+        lines.append("".join(f"{cell:>14,.4f}" if isinstance(cell, float) else f"{cell:>14,}" for cell in cells))
     return "\n".join([*lines, "", *bucket_lines(length_columns(by_length))])
 
 
