@@ -41,22 +41,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--window", type=options.positive, default=0, help="tokens read at once; default: whole rows")
     parser.add_argument("--stride", type=options.positive, default=0, help="of windows; default: half of --window")
     parser.add_argument("--rows", type=int, default=0, help="without --text: rows to score; 0 is the whole split")
-    arguments = parser.parse_args(argv)
-    given = [name for name, value in vars(arguments).items() if value != parser.get_default(name)]
-    return options.run("perplexity.py", lambda: evaluate(arguments, given))
+    return options.run("perplexity.py", lambda: evaluate(parser.parse_args(argv), parser))
 
 
-def evaluate(arguments: argparse.Namespace, given: list[str]) -> None:
+def evaluate(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if arguments.rows < 0:
         raise UsageError(f"--rows={arguments.rows} is not allowed: it must be 0 or more")
     if arguments.hf or arguments.text or not arguments.workdir:
-        if arguments.rows:
-            raise UsageError("--rows is for the packed split of --workdir, without --text; --samples is for documents")
+        options.refuse(parser, arguments, ["rows"], "is for --workdir without --text; --samples is for documents")
         return score_texts(arguments)
-    for name in given:
-        if name not in PACKED:
-            raise UsageError(f"--{name.replace('_', '-')} is for --text: without it a run's own split is scored")
-    return score_packed(arguments.workdir.expanduser(), arguments)
+    others = [name for name in vars(arguments) if name not in PACKED]
+    options.refuse(parser, arguments, others, "is for --text: without it the run's own split is scored")
+    score_packed(arguments.workdir.expanduser(), arguments)
 
 
 def score_packed(workdir: Path, arguments: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ whatever a tokenizer's offsets leave out; and where there are no key tokens, not
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ import tqdm
 from anchorjax.data.tokenizer import Tokenizer
 from anchorjax.errors import EvaluationError, UsageError
 from anchorjax.evaluation import windows
+from anchorjax.evaluation.generation import bucket
 from anchorjax.evaluation.perplexity import perplexity
 from anchorjax.evaluation.results import Results
 from anchorjax.evaluation.scoring import Scorer
@@ -49,6 +51,14 @@ class Rule:
     stride: int = 1024
     alpha: float = 2.0
     beta: float = -2.0
+
+    def __post_init__(self):
+        if not (math.isfinite(self.alpha) and math.isfinite(self.beta)):
+            raise UsageError(f"--alpha={self.alpha} --beta={self.beta} is not allowed: both must be finite")
+
+    def windows(self, size: int) -> list[windows.Window]:
+        """In which the tokens of a document have the short context."""
+        return windows.short_contexts(size, self.context, self.stride)
 
     def key_tokens(self, long_T: np.ndarray, short_T: np.ndarray) -> np.ndarray:
         """bool [T] from -log p in the long and in the short context; NaN (no score) makes no key token."""
@@ -116,6 +126,10 @@ class Reader:
     tokenizer: Tokenizer
     step: int | None
 
+    def nats(self, documents: Sequence[np.ndarray], some: Sequence[Sequence[windows.Window]]) -> list[np.ndarray]:
+        """See `windows.score`; every window stands behind the beginning of sequence."""
+        return windows.score(self.scorer(), documents, some, [self.tokenizer.bos_id])
+
 
 def judge(evaluator: Reader, pieces: Sequence[Piece], rule: Rule, results: Results, itself: bool) -> dict[Piece, dict]:
     """{"tokens", "keys", "spans"} of each piece, by the evaluator; those that `results` has are not made again.
@@ -124,10 +138,9 @@ def judge(evaluator: Reader, pieces: Sequence[Piece], rule: Rule, results: Resul
       itself: the evaluator is the model that is measured; what `measure` needs is found in the same pass.
     """
     keys = {piece: f"keys {evaluator.step} {piece.name}" for piece in pieces}
-    for piece in _missing(keys, results, "key tokens"):
-        ids_T, offsets_T2 = piece.tokens(evaluator.tokenizer)
-        front = [evaluator.tokenizer.bos_id]
-        long_T, keys_T = read(evaluator.scorer(), ids_T, rule, front)
+    for piece, ids_T, offsets_T2, long_T in _read(evaluator, keys, results, "key tokens"):
+        short_T = evaluator.nats([ids_T], [rule.windows(len(ids_T))])[0]
+        keys_T = rule.key_tokens(long_T, short_T)
         spans = merge(offsets_T2, keys_T)
         if itself:
             results.add(f"{evaluator.step} {piece.name}", **_sums(long_T, inside(offsets_T2, spans)))
@@ -135,28 +148,27 @@ def judge(evaluator: Reader, pieces: Sequence[Piece], rule: Rule, results: Resul
     return {piece: results.answers[key] for piece, key in keys.items()}
 
 
-def read(scorer: Scorer, ids_T: np.ndarray, rule: Rule, front: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """(-log p in the long context, which are key tokens) of one document: float64 [T], bool [T]."""
-    size = len(ids_T)
-    (long_T,) = windows.score(scorer, [ids_T], [windows.whole(size)], front)
-    (short_T,) = windows.score(scorer, [ids_T], [windows.short_contexts(size, rule.context, rule.stride)], front)
-    return long_T, rule.key_tokens(long_T, short_T)
-
-
 def measure(model: Reader, spans: Mapping[Piece, Sequence[Span]], results: Results) -> dict[Piece, dict]:
     """{"nats", "tokens", "key_nats", "keys"} of each piece, by the model; key tokens are those inside the spans."""
     keys = {piece: f"{model.step} {piece.name}" for piece in spans}
-    for piece in _missing(keys, results, "documents"):
-        ids_T, offsets_T2 = piece.tokens(model.tokenizer)
-        (nats_T,) = windows.score(model.scorer(), [ids_T], [windows.whole(len(ids_T))], [model.tokenizer.bos_id])
+    for piece, _, offsets_T2, nats_T in _read(model, keys, results, "documents"):
         results.add(keys[piece], **_sums(nats_T, inside(offsets_T2, spans[piece])))
     return {piece: results.answers[key] for piece, key in keys.items()}
 
 
-def _missing(keys: Mapping[Piece, str], results: Results, label: str) -> Iterator[Piece]:
-    pieces = [piece for piece, key in keys.items() if key not in results.answers]
-    hidden = not sys.stderr.isatty()
-    return iter(tqdm.tqdm(pieces, desc=label, initial=len(keys) - len(pieces), total=len(keys), disable=hidden))
+def _read(
+    reader: Reader, keys: Mapping[Piece, str], results: Results, label: str
+) -> Iterator[tuple[Piece, np.ndarray, np.ndarray, np.ndarray]]:
+    """(piece, ids [T], offsets [T, 2], -log p with all text before it [T]) of those without an answer."""
+    missing = [(piece, *piece.tokens(reader.tokenizer)) for piece, key in keys.items() if key not in results.answers]
+    hidden = not missing or not sys.stderr.isatty()
+    with tqdm.tqdm(desc=label, total=len(keys), initial=len(keys) - len(missing), disable=hidden) as bar:
+        rows = reader.scorer().batch_rows if missing else 1
+        for some in windows.batches(missing, lambda one: bucket(len(one[1])), rows):
+            nats = reader.nats([ids_T for _, ids_T, _ in some], [windows.whole(len(ids_T)) for _, ids_T, _ in some])
+            for one, nats_T in zip(some, nats, strict=True):
+                yield *one, nats_T
+                bar.update()
 
 
 def _sums(nats_T: np.ndarray, keys_T: np.ndarray) -> dict:
@@ -181,6 +193,15 @@ def summary(sums: Sequence[Mapping]) -> dict:
     }
 
 
+def by_length(sums: Mapping[Piece, Mapping], too_short: Mapping[int, int]) -> dict[int, dict]:
+    """`summary` of the pieces of each length, and how many documents were `too_short` for it, where that is known."""
+    return {
+        length: {"too_short": too_short.get(length)}
+        | summary([one for piece, one in sums.items() if piece.length == length])
+        for length in sorted({piece.length for piece in sums})
+    }
+
+
 def to_json(judged: Mapping[Piece, Mapping]) -> list[dict]:
     """For a file of key tokens; `from_json` reads it."""
     return [
@@ -190,42 +211,50 @@ def to_json(judged: Mapping[Piece, Mapping]) -> list[dict]:
     ]
 
 
-def from_json(file: Path, texts: Sequence[str]) -> dict[Piece, list[Span]]:
-    """The spans of a file of key tokens, by the pieces of the texts in which they are.
+def from_json(file: Path, texts: Sequence[str]) -> tuple[dict[Piece, list[Span]], dict]:
+    """(spans of a file of key tokens, by the pieces of the texts in which they are; how the file was made).
 
     Raises:
       EvaluationError: the file cannot be read, or is about other texts.
     """
     by_digest = {digest(text): text for text in texts}
     try:
-        found = {}
-        for entry in json.loads(file.read_text())["documents"]:
-            text, end, length = by_digest.get(entry["document"]), int(entry["end"]), int(entry["length"])
-            if text is None:
-                raise EvaluationError(f"--key-tokens={file}: its document {entry['document']} is not in the text")
-            spans = [(int(begin), int(stop)) for begin, stop in entry["spans"]]
-            edges = [0, *(edge for span in spans for edge in span), min(end, len(text))]
-            if edges != sorted(edges):
-                raise ValueError(f"the spans of document {entry['document']} do not ascend within it")
-            found[Piece(text, end, length)] = spans
+        content = json.loads(file.expanduser().read_text())
+        made = {"evaluator": content["evaluator"], "rule": content["rule"], "key_tokens": digest(json.dumps(content))}
+        found = dict(_entry(entry, by_digest) for entry in content["documents"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EvaluationError(f"--key-tokens={file} holds no key tokens: {error!r}") from error
+        raise EvaluationError(f"--key-tokens={file} cannot be used: {error!r}") from error
     if not found:
-        raise UsageError(f"--key-tokens={file} holds no documents")
-    return found
+        raise EvaluationError(f"--key-tokens={file} cannot be used: it names no documents")
+    return found, made
+
+
+def _entry(entry: Mapping, by_digest: Mapping[str, str]) -> tuple[Piece, list[Span]]:
+    name, end, length = entry["document"], int(entry["end"]), int(entry["length"])
+    if name not in by_digest:
+        raise ValueError(f"the document {name} is not in the text")
+    spans = [(int(begin), int(stop)) for begin, stop in entry["spans"]]
+    edges = [0, *(edge for span in spans for edge in span), end, len(by_digest[name])]
+    if edges != sorted(edges):
+        raise ValueError(f"the spans of document {name} do not ascend within it")
+    return Piece(by_digest[name], end, length), spans
 
 
 def table(by_length: Mapping[int, Mapping]) -> str:
+    """A line for each length of what the function `by_length` finds."""
     heads = ("length", "documents", "too short", "tokens", "key tokens", "percent", "LongPPL", "perplexity")
     lines = ["".join(f"{head:>12}" for head in heads)]
     for length, found in by_length.items():
-        counts = (length, found["documents"], found["too_short"], found["tokens"], found["key_tokens"])
-        values = (100 * found["key_share"], found["longppl"], found["perplexity"])
-        lines.append(
-            "".join(f"{count:>12,}" for count in counts)
-            + "".join(f"{'-' if value is None else format(value, ',.4f'):>12}" for value in values)
-        )
+        cells = [length, *(found[name] for name in ("documents", "too_short", "tokens", "key_tokens"))]
+        cells += [100 * found["key_share"], found["longppl"], found["perplexity"]]
+        lines.append("".join(f"{_cell(cell):>12}" for cell in cells))
     empty = [f"{length:,}" for length, found in by_length.items() if not found["key_tokens"]]
     if empty:
         lines.append(f"no key tokens at length {', '.join(empty)}: LongPPL is not defined there")
     return "\n".join(lines)
+
+
+def _cell(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.4f}" if isinstance(value, float) else f"{value:,}"

@@ -79,20 +79,16 @@ def score(
     """
     todo = {f"{step} {length} {digest(one.ids_T)}": (length, one) for length, some in rows.items() for one in some}
     missing = [key for key in todo if key not in results.answers]
-    hidden = not sys.stderr.isatty()
+    hidden = not missing or not sys.stderr.isatty()
     with tqdm.tqdm(total=len(todo), initial=len(todo) - len(missing), unit="document", disable=hidden) as bar:
-        while missing:
-            length = todo[missing[0]][0]
-            # Of one length, and those in windows one by one: the shapes do not depend on what was there before.
-            together = 1 if measure.window else scorer().batch_rows
-            keys = [key for key in missing[:together] if todo[key][0] == length]
+        # Documents in windows come one by one, so that the windows that are batched are always the same.
+        together = scorer().batch_rows if missing and not measure.window else 1
+        for keys in windows.batches(missing, lambda key: todo[key][0], together):
             documents = [todo[key][1].ids_T for key in keys]
             some = [measure.windows(len(ids_T)) for ids_T in documents]
-            for key, ids_T, nats_T in zip(
-                keys, documents, windows.score(scorer(), documents, some, [tokenizer.bos_id]), strict=True
-            ):
-                results.add(key, **_sums(nats_T, tokenizer.token_bytes_V[ids_T], length, measure.last))
-            missing = missing[len(keys) :]
+            nats = windows.score(scorer(), documents, some, [tokenizer.bos_id])
+            for key, ids_T, nats_T in zip(keys, documents, nats, strict=True):
+                results.add(key, **_sums(nats_T, tokenizer.token_bytes_V[ids_T], todo[key][0], measure.last))
             bar.update(len(keys))
     found: dict[int, list[dict]] = {length: [] for length in rows}
     for key, (length, _) in todo.items():
