@@ -1,4 +1,4 @@
-"""perplexity.py and longppl.py on texts: numbers of transformers, what they write, that they go on, what they refuse."""
+"""perplexity.py and longppl.py on texts: numbers of transformers, what is written, going on, what is refused."""
 
 import gc
 import json
@@ -213,7 +213,7 @@ def test_a_model_that_judges_itself_may_find_nothing(model, text, tmp_path, caps
         (
             perplexity,
             ["--hf={hf}", "--text={text}", "--lengths=300"],
-            "--lengths: 300 is more than the model's context",
+            "--lengths: 300 is more than the model",
         ),
         (perplexity, ["--hf={hf}", "--text=none.jsonl"], "--text: there is no file 'none.jsonl'"),
         (perplexity, ["--hf={hf}", "--text={bad}", "--lengths=50"], "bad.jsonl:2: text is missing or null"),
@@ -230,7 +230,7 @@ def test_a_model_that_judges_itself_may_find_nothing(model, text, tmp_path, caps
         (
             longppl,
             ["--hf={hf}", "--text={text}", *LONGPPL, "--lengths=300"],
-            "more than the model's context of 256; --con",
+            "the model's context of 256; --context=N",
         ),
         (
             longppl,

@@ -95,11 +95,13 @@ def pair(tmp_path_factory):
     return theirs, longppl.Reader(lambda: Scorer(model, 2), description.tokenizer, None), directory
 
 
-def their_nats(theirs, ids: list[int]) -> np.ndarray:
-    """-log p of all but the first."""
+def their_nats(theirs, rows: list[list[int]]) -> np.ndarray:
+    """-log p [rows, longest - 1] of all tokens but the first; behind a row's end it means nothing."""
+    longest = max(map(len, rows))
+    tokens_RT = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
     with torch.no_grad():
-        logits_TV = theirs(torch.tensor([ids])).logits[0, :-1].double()
-    return -torch.log_softmax(logits_TV, -1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0].numpy()
+        nats_RTV = -torch.log_softmax(theirs(tokens_RT).logits[:, :-1].double(), -1)
+    return nats_RTV.gather(2, tokens_RT[:, 1:, None])[..., 0].numpy()
 
 
 class Kept:
@@ -115,12 +117,12 @@ class Kept:
 def test_judging_and_measuring_follow_the_definition(pair):
     theirs, reader, _ = pair
     bos, ids = reader.tokenizer.bos_id, reader.tokenizer.encode(TEXT).tolist()
-    long_T = their_nats(theirs, [bos, *ids])
+    long_T = their_nats(theirs, [[bos, *ids]])[0]
+    begins = {t: (t - RULE.context) // RULE.stride * RULE.stride for t in range(RULE.context, len(ids))}
+    short = their_nats(theirs, [[bos, *ids[begin : t + 1]] for t, begin in begins.items()])
     keys = []
-    for t in range(RULE.context, len(ids)):
-        begin = (t - RULE.context) // RULE.stride * RULE.stride
-        short = their_nats(theirs, [bos, *ids[begin : t + 1]])[-1]
-        if short - long_T[t] > RULE.alpha and -long_T[t] > RULE.beta:
+    for nats, (t, begin) in zip(short, begins.items(), strict=True):
+        if nats[t - begin] - long_T[t] > RULE.alpha and -long_T[t] > RULE.beta:
             keys.append(t)
     assert 3 < len(keys) < len(ids) / 2
     piece = Piece(TEXT, len(TEXT), len(ids) + 1)
