@@ -27,6 +27,15 @@ PERPLEXITY = ["--lengths=100,150", "--samples=3", f"--last={LAST}", "--batch-row
 LONGPPL = ["--lengths=100", "--samples=3", "--short-context=16", "--stride=20", "--alpha=0.05", "--beta=-4"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    """Meshes are the business of test_scoring.py; on one device a batch has as many rows as was asked for."""
+    with pytest.MonkeyPatch.context() as patch:
+        make_mesh = language_model.make_mesh
+        patch.setattr(language_model, "make_mesh", lambda model: make_mesh(model, 1))
+        yield
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """(transformers' model, its directory)."""
