@@ -64,14 +64,11 @@ def test_a_text_is_scored_as_a_row_that_one_document_fills(finished, tmp_path, m
     """An anchor, then the document, as in training."""
     text = "It is a truth universally acknowledged, that a single man in po"
     (tmp_path / "text.txt").write_text(text)
-    arguments = [
-        f"--workdir={finished}",
-        f"--text={tmp_path / 'text.txt'}",
-        "--lengths=64",
-        f"--out={tmp_path / 'out'}",
-    ]
+    make_mesh, out = language_model.make_mesh, tmp_path / "out"
+    monkeypatch.setattr(language_model, "make_mesh", lambda model: make_mesh(model, 1))  # compiles faster
+    arguments = [f"--workdir={finished}", f"--text={tmp_path / 'text.txt'}", "--lengths=64", f"--out={out}"]
     assert script.main(arguments) == 0
-    result = json.loads((tmp_path / "out/perplexity.json").read_text())
+    result = json.loads((out / "perplexity.json").read_text())
     found = result["lengths"]["64"]
 
     setup, tokenizer = held_out.load(finished), tokenizer_lib.load("bytes")
