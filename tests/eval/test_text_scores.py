@@ -23,16 +23,9 @@ WORDS = ["dear", "Emma", "was", "walking", "to", "Highbury", "again,", "and", "M
 RNG = np.random.default_rng(1)
 TEXTS = [" ".join(RNG.choice(WORDS, size)) for size in (5, 40, 40, 40, 40, 8)]
 LAST = 10
-PERPLEXITY = ["--lengths=100,110", "--samples=3", f"--last={LAST}", "--batch-rows=2"]
-LONGPPL = [
-    "--lengths=100",
-    "--samples=3",
-    "--batch-rows=2",
-    "--short-context=16",
-    "--stride=20",
-    "--alpha=0.05",
-    "--beta=-4",
-]
+PERPLEXITY = ["--lengths=100,110", "--samples=3", f"--last={LAST}"]
+LONGPPL = ["--lengths=100", "--samples=3", "--short-context=16", "--stride=20", "--alpha=0.05", "--beta=-4"]
+ROWS = "--batch-rows=2"  # for all that are compared or share compiled programs
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -81,7 +74,7 @@ def text(tmp_path_factory):
 def scored(model, text, tmp_path_factory):
     """What perplexity.py wrote."""
     out = tmp_path_factory.mktemp("perplexity") / "out"
-    assert perplexity.main([f"--hf={model[1]}", f"--text={text}", f"--out={out}", *PERPLEXITY]) == 0
+    assert perplexity.main([f"--hf={model[1]}", f"--text={text}", f"--out={out}", ROWS, *PERPLEXITY]) == 0
     return out
 
 
@@ -131,14 +124,14 @@ def killed(out, directory, keep: int):
 
 def test_a_killed_perplexity_goes_on_to_the_same_result(model, text, scored, tmp_path):
     out, kept = killed(scored, tmp_path / "out", 3)
-    assert perplexity.main([f"--hf={model[1]}", f"--text={text}", f"--out={out}", *PERPLEXITY]) == 0
+    assert perplexity.main([f"--hf={model[1]}", f"--text={text}", f"--out={out}", ROWS, *PERPLEXITY]) == 0
     assert (out / "answers.jsonl").read_bytes().splitlines(keepends=True)[:3] == kept
     assert (out / "perplexity.json").read_bytes() == (scored / "perplexity.json").read_bytes()
 
 
 def test_a_finished_perplexity_needs_no_weights(model, text, scored, monkeypatch):
     monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
-    assert perplexity.main([f"--hf={model[1]}", f"--text={text}", f"--out={scored}", *PERPLEXITY]) == 0
+    assert perplexity.main([f"--hf={model[1]}", f"--text={text}", f"--out={scored}", ROWS, *PERPLEXITY]) == 0
 
 
 def test_windows_reach_beyond_the_context(model, tmp_path, capsys):
@@ -146,7 +139,7 @@ def test_windows_reach_beyond_the_context(model, tmp_path, capsys):
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts/long.txt").write_text(" ".join(TEXTS))
     arguments = [f"--hf={model[1]}", f"--text={tmp_path / 'texts'}", "--lengths=400", f"--out={tmp_path / 'out'}"]
-    assert perplexity.main([*arguments, "--window=101", "--stride=30", "--batch-rows=2"]) == 0
+    assert perplexity.main([*arguments, "--window=101", "--stride=30", ROWS]) == 0
     found = json.loads((tmp_path / "out/perplexity.json").read_text())
     assert (found["window"], found["stride"], found["lengths"]["400"]["targets"]) == (101, 30, 399)
     first = their_nats(*model, " ".join(TEXTS), 65)
@@ -155,7 +148,7 @@ def test_windows_reach_beyond_the_context(model, tmp_path, capsys):
 
 
 def run_longppl(directory, text, out, *arguments: str) -> dict:
-    assert longppl.main([f"--hf={directory}", f"--text={text}", f"--out={out}", *arguments]) == 0
+    assert longppl.main([f"--hf={directory}", f"--text={text}", f"--out={out}", ROWS, *arguments]) == 0
     return json.loads((out / "longppl.json").read_text())
 
 
