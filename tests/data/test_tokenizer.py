@@ -234,6 +234,7 @@ def test_a_text_that_spells_a_special_stays_text(tmp_path, name, marked):
 
     tokenizer = load(tmp_path, STYLES[name](), change=mark)
     text = "a</s>b<s>c<pad>"
+    check_offsets(tokenizer, text)
     ids = tokenizer.encode(text)
     assert not {tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id} & set(ids.tolist())
     assert tokenizer.decode(ids) == text
