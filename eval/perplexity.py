@@ -1,114 +1,109 @@
-"""Held-out loss of a run's checkpoint: `python eval/perplexity.py --workdir=runs/quickstart`.
+"""Held-out loss of a run, or perplexity of texts by length, for a run or a Hugging Face directory.
 
-Scores the validation split packed exactly as in training (anchor, mask, positions). Prints a table, and as its
-last line one JSON object: `loss` (nats per target), `bits_per_byte`, `perplexity`, `targets`, `step`,
-`by_position` (loss by place in the row) and `by_context` (loss by tokens of the document before it in the row;
-not under the `full` mask).
+    python eval/perplexity.py --workdir=runs/quickstart
+    python eval/perplexity.py --hf DIR --lengths=1K,4K --last=512
+    python eval/perplexity.py --workdir DIR --text books.jsonl --lengths=16K --window=4K --stride=1K
+
+Without --text a run's validation split is scored packed exactly as in training (anchor, mask, positions), and the last
+line is one JSON object: `loss` (nats per target), `bits_per_byte`, `perplexity`, `targets`, `step`, `by_position` (loss
+by place in the row) and `by_context` (loss by tokens of the document before it in the row; not under the `full` mask).
+
+With --text, and always for --hf, whole documents are scored behind the beginning of sequence, cut to each of --lengths;
+those that are shorter are left out and counted. Both write perplexity.json and a picture of the loss by place. Every
+document's answer is kept (answers.jsonl), with which a killed evaluation goes on. Exit codes: 0 done, 1 failed, 2 bad
+input.
 """
 
 import argparse
 import dataclasses
-import itertools
+import functools
 import json
-import math
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without installing
 
-import jax
-import tqdm
-from absl import logging
+from anchorjax.errors import UsageError
+from anchorjax.evaluation import held_out, language_model, options, perplexity, texts
+from anchorjax.evaluation.language_model import Description
+from anchorjax.evaluation.results import Results
+from anchorjax.evaluation.scoring import Scorer
 
-from anchorjax import data
-from anchorjax.config import AttentionConfig, Config, MeshConfig, resolve
-from anchorjax.errors import CheckpointError, ConfigError, UserError, WorkdirError
-from anchorjax.training.checkpoint import Checkpoints
-from anchorjax.training.evaluate import Evaluator
-from anchorjax.training.setup import Setup, check_attention
-from anchorjax.training.workdir import load_config
+LENGTH, SAMPLES = 4096, 20
+PACKED = ("workdir", "rows", "out")  # the only options without --text
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", required=True, type=Path, help="directory of a training run")
-    parser.add_argument("--rows", type=int, default=0, help="rows to score; 0 is the whole validation split")
-    arguments = parser.parse_args(argv)
+    options.add_model(parser)
+    options.add_documents(parser)
+    parser.add_argument("--last", type=options.positive, default=0, help="also perplexity of so many tokens at the end")
+    parser.add_argument("--window", type=options.positive, default=0, help="tokens read at once; default: whole rows")
+    parser.add_argument("--stride", type=options.positive, default=0, help="of windows; default: half of --window")
+    parser.add_argument("--rows", type=int, default=0, help="without --text: rows to score; 0 is the whole split")
+    return options.run("perplexity.py", lambda: evaluate(parser.parse_args(argv), parser))
+
+
+def evaluate(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if arguments.rows < 0:
-        parser.error(f"--rows={arguments.rows} is not allowed: it must be 0 or more")
-    logging.set_verbosity(logging.ERROR)  # Orbax warns that a reader only reads
-    try:
-        result = evaluate(arguments.workdir.expanduser(), arguments.rows)
-    except UserError as error:
-        print(f"perplexity.py: {error}", file=sys.stderr)
-        return error.exit_code
-    print(table(result))
+        raise UsageError(f"--rows={arguments.rows} is not allowed: it must be 0 or more")
+    if arguments.hf or arguments.text or not arguments.workdir:
+        options.refuse(parser, arguments, ["rows"], "is for --workdir without --text; --samples is for documents")
+        return score_texts(arguments)
+    others = [name for name in vars(arguments) if name not in PACKED]
+    options.refuse(parser, arguments, others, "is for --text: without it the run's own split is scored")
+    score_packed(arguments.workdir.expanduser(), arguments)
+
+
+def score_packed(workdir: Path, arguments: argparse.Namespace) -> None:
+    setup = held_out.load(workdir)
+    out = arguments.out.expanduser() if arguments.out else workdir / "eval/perplexity"
+    with Results(out, {"split": "validation"}) as results:
+        result = held_out.evaluate(setup, workdir, arguments.rows)
+        path = results.write("perplexity.json", result)
+        results.write("perplexity.png", perplexity.picture(perplexity.packed_columns(result)))
+    print(perplexity.packed_table(result))
+    print(f"written to {path}")
     print(json.dumps(result))
-    return 0
 
 
-def evaluate(workdir: Path, max_rows: int) -> dict:
-    """Loads the newest checkpoint and scores it. Raises UserError if there is none that can be read."""
-    setup = Setup.make(fit_devices(resolve(load_config(workdir)), jax.device_count()), workdir)
-    checkpoints = Checkpoints(workdir, keep=1, read_only=True)
-    restored = checkpoints.restore_latest(setup.abstract_state())
-    if restored is None:
-        raise CheckpointError(f"there is no checkpoint in {workdir} yet")
-    state, meta = restored
-    store, tokenizer = data.load_store(setup.config.data, "validation")
-    if store.fingerprint != meta["data"]["held_out_fingerprint"]:
-        raise WorkdirError(f"the validation text or tokenizer is no longer that of {workdir}")
-    rows = list(data.eval_rows(store, tokenizer, setup.config.data, max_rows))
-    with jax.set_mesh(setup.mesh):
-        scored = Evaluator(setup.steps, tokenizer.token_bytes_V, setup.mesh)(
-            state.params, tqdm.tqdm(rows, unit="batch", disable=not sys.stderr.isatty())
+def score_texts(arguments: argparse.Namespace) -> None:
+    model = options.description(arguments)
+    stride = arguments.stride or arguments.window // 2
+    measure = perplexity.Measure(arguments.last, arguments.window, stride)
+    lengths = arguments.lengths or [min(LENGTH, model.context)]
+    check(lengths, measure, model)
+    text = arguments.text or texts.SHIPPED
+    documents = texts.Documents(text, texts.read(text, arguments.text_key), model.tokenizer, arguments.seed)
+    chosen = {length: documents.choose(length, arguments.samples or SAMPLES) for length in lengths}
+    request = options.request(model, text=text, **dataclasses.asdict(measure))
+    step = model.steps()[-1]
+    scorer = functools.cache(lambda: Scorer(language_model.load(model, step=step), arguments.batch_rows))
+    name = "perplexity-text" if model.is_run else "perplexity"
+    with Results(options.out_directory(arguments, model, name), request) as results:
+        rows = {length: some for length, (some, _) in chosen.items()}
+        sums = perplexity.score(scorer, rows, measure, model.tokenizer, step, results)
+        found = {
+            length: {"too_short": chosen[length][1], **perplexity.summary(sums[length], length, measure.last)}
+            for length in lengths
+        }
+        path = results.write("perplexity.json", request | {"seed": arguments.seed, "step": step, "lengths": found})
+        columns = perplexity.length_columns(found)
+        results.write("perplexity.png", perplexity.picture(columns))
+    print(perplexity.table(found, measure.last))
+    print(f"written to {path}")
+
+
+def check(lengths: list[int], measure: perplexity.Measure, model: Description) -> None:
+    """Raises UsageError for what the model or the documents cannot give."""
+    if measure.window > model.context:
+        raise UsageError(
+            f"--window={measure.window} is more than the model's context of {model.context}; --context=N allows more"
         )
-    perplexity = math.exp(scored["loss"]) if scored["loss"] < 700 else math.inf
-    return {"step": meta["step"], "perplexity": perplexity, **scored}
-
-
-def fit_devices(config: Config, devices: int) -> Config:
-    """The run's own mesh and attention where they fit, else one row a device and what suits the devices.
-
-    The loss depends on neither, but for rounding.
-    """
-    config = fit_mesh(config, devices)
-    try:
-        check_attention(config, config.check_devices(devices))
-        return config
-    except ConfigError as error:
-        print(f"perplexity.py: the run's attention does not fit ({error}); taking auto", file=sys.stderr)
-    return dataclasses.replace(config, attention=AttentionConfig("auto", 0, 0))
-
-
-def fit_mesh(config: Config, devices: int) -> Config:
-    """The run's own mesh where it fits, else one row a device."""
-    try:
-        config.check_devices(devices)
-        return config
-    except ConfigError:
-        print(f"perplexity.py: the run's mesh does not fit {devices} devices; taking data={devices}", file=sys.stderr)
-    rows = -(-config.data.batch_rows // devices) * devices
-    return dataclasses.replace(
-        config,
-        mesh=MeshConfig(data=devices, fsdp=1, context=1, tensor=1),
-        data=dataclasses.replace(config.data, batch_rows=rows),
-        train=dataclasses.replace(config.train, accumulation=1),
-    )
-
-
-def table(result: dict) -> str:
-    lines = [
-        f"step {result['step']}: loss {result['loss']:.4f} nats per target, perplexity {result['perplexity']:.3f}, "
-        f"{result['bits_per_byte']:.4f} bits per byte, {result['targets']:,} targets",
-        "",
-        "tokens before     loss by place in row   loss by place in document",
-    ]
-    tables = [result["by_position"], result.get("by_context", {})]
-    for bucket in dict.fromkeys(itertools.chain(*tables)):
-        cells = (table.get(bucket) for table in tables)
-        lines.append(f"{bucket:<18}" + "".join(f"{'-' if cell is None else f'{cell:.4f}':<23}" for cell in cells))
-    return "\n".join(lines)
+    if not measure.window:
+        options.check_lengths(lengths, model)
+    if lengths[0] <= max(1, measure.last):
+        raise UsageError(f"--lengths: {lengths[0]} leaves no room for --last={measure.last} behind the first token")
 
 
 if __name__ == "__main__":

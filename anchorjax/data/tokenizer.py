@@ -50,6 +50,13 @@ class Tokenizer(Protocol):
         """The same of several texts."""
         ...
 
+    def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of `encode`, and int64 [T, 2]: the characters [begin, end) of the text that each token is of.
+
+        Tokens that share a character (its bytes) both have all of it; the space before a word is the word's.
+        """
+        ...
+
     def decode(self, ids) -> str:
         """Text of a sequence of ids; specials and ids of no token are dropped, broken UTF-8 becomes U+FFFD."""
         ...
@@ -80,6 +87,11 @@ class ByteTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [self.encode(text) for text in texts]
+
+    def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        ids = self.encode(text)
+        character_T = np.cumsum((ids & 0xC0) != 0x80, dtype=np.int64) - 1  # other bytes go on with a character
+        return ids, np.stack([character_T, character_T + 1], -1)
 
     def decode(self, ids) -> str:
         ids = np.asarray(ids, np.int64)
@@ -145,6 +157,17 @@ class HuggingFaceTokenizer:
         encodings = self.rules.encode_batch_fast(texts, add_special_tokens=False)
         return [np.asarray(encoding.ids, np.int32) for encoding in encodings]
 
+    def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        encoding = self._rules_of_whole_words.encode(text, add_special_tokens=False)
+        return np.asarray(encoding.ids, np.int32), np.asarray(encoding.offsets, np.int64).reshape(-1, 2)
+
+    @functools.cached_property
+    def _rules_of_whole_words(self):
+        """Without what cuts spaces off the offsets of Llama 3's and Qwen's words, and does nothing else to a text."""
+        rules = self._copy_of_rules(encode_special_tokens=True)
+        rules.post_processor = None
+        return rules
+
     def encode_with_specials(self, text: str, frame: bool = False) -> np.ndarray:
         """int32 ids of a text in which special tokens are spelled to be themselves, as a chat template does.
 
@@ -161,8 +184,11 @@ class HuggingFaceTokenizer:
 
     @functools.cached_property
     def _rules_with_specials(self):
+        return self._copy_of_rules(encode_special_tokens=False)
+
+    def _copy_of_rules(self, encode_special_tokens: bool):
         rules = type(self.rules).from_str(self.rules.to_str())
-        rules.encode_special_tokens = False
+        rules.encode_special_tokens = encode_special_tokens  # which the file does not say
         return rules
 
     def decode(self, ids) -> str:

@@ -3,7 +3,7 @@
 import argparse
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from absl import logging
@@ -32,9 +32,23 @@ def add_samples(parser: argparse.ArgumentParser, samples: int) -> None:
     add_output(parser)
 
 
+def add_documents(parser: argparse.ArgumentParser) -> None:
+    """Options of which documents to score, and where the answers go."""
+    parser.add_argument("--text", help="JSONL, Parquet or text file, folder of them, or public_domain: what ships")
+    parser.add_argument("--text-key", default="text", help="of JSONL and Parquet: where the text is")
+    parser.add_argument("--lengths", type=lengths, help="tokens of a row: 4K,8192,1M; default: 4K if the model can")
+    parser.add_argument("--samples", type=positive, help="documents of each length at most; default: 20")
+    parser.add_argument("--seed", type=int, default=42)
+    _add_out(parser)
+
+
 def add_output(parser: argparse.ArgumentParser) -> None:
     """Options of how prompts are put, and where the answers go."""
     parser.add_argument("--template", default="base", choices=("base", "chat"), help="chat: the model's own template")
+    _add_out(parser)
+
+
+def _add_out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="directory; default: eval/ in the run's, else eval-results/MODEL/")
 
 
@@ -57,6 +71,13 @@ def positive(text: str) -> int:
 
 def positive_or_0(text: str) -> int:
     return 0 if text == "0" else positive(text)
+
+
+def refuse(parser: argparse.ArgumentParser, arguments: argparse.Namespace, names: Iterable[str], why: str) -> None:
+    """Raises UsageError if one of the options has another value than its default."""
+    for name in names:
+        if getattr(arguments, name) != parser.get_default(name):
+            raise UsageError(f"--{name.replace('_', '-')} {why}")
 
 
 def description(arguments: argparse.Namespace) -> Description:

@@ -30,6 +30,15 @@ def bucket_edges(row_length: int) -> list[int]:
     return edges
 
 
+def loss_by_bucket(edges: list[int], nats_E: np.ndarray, weights_E: np.ndarray) -> dict[str, float]:
+    """{"0-64": loss, ...}; buckets without a target are left out."""
+    return {
+        f"{start}-{end}": float(nats / weight)
+        for start, end, nats, weight in zip([0, *edges[:-1]], edges, nats_E, weights_E, strict=True)
+        if weight
+    }
+
+
 class Evaluator:
     """Compiled once; call it with weights and host batches."""
 
@@ -86,14 +95,5 @@ class Evaluator:
             "loss": float(total["nats"] / total["targets"]),
             "bits_per_byte": float(total["nats"] / math.log(2) / total["bytes"]),
             "targets": int(total["targets"]),
-            **{name: self._buckets(*total[name]) for name in places},
-        }
-
-    def _buckets(self, nats_E: np.ndarray, weights_E: np.ndarray) -> dict[str, float]:
-        """{"0-64": loss, ...}; buckets without a target are left out."""
-        starts = [0, *self._edges[:-1]]
-        return {
-            f"{start}-{end}": float(nats / weight)
-            for start, end, nats, weight in zip(starts, self._edges, nats_E, weights_E, strict=True)
-            if weight
+            **{name: loss_by_bucket(self._edges, *total[name]) for name in places},
         }

@@ -161,6 +161,43 @@ def test_every_text_survives_the_round_trip_through_every_style(style, text):
     assert tokenizer.decode(ids) == (text.removeprefix(" ") if name == "unigram" else text)
 
 
+def check_offsets(tokenizer, text: str) -> None:
+    """The ids are those of `encode`, and every character belongs to a token."""
+    ids, offsets_T2 = tokenizer.encode_with_offsets(text)
+    np.testing.assert_array_equal(ids, tokenizer.encode(text))
+    assert offsets_T2.shape == (len(ids), 2)
+    assert (np.diff(offsets_T2, axis=0) >= 0).all()
+    assert {c for begin, end in offsets_T2.tolist() for c in range(begin, end)} == set(range(len(text)))
+
+
+@given(text=st.text())
+def test_offsets_of_bytes_cover_a_text(text):
+    check_offsets(TOKENIZER, text)
+
+
+@given(text=TEXTS)
+def test_offsets_of_every_style_cover_a_text(style, text):
+    check_offsets(style[1], text)
+
+
+@pytest.mark.parametrize("name", ["byte_level", "gemma"])
+def test_offsets_say_what_each_token_is_of(tmp_path, name):
+    """Also with Llama 3's post-processor, which cuts the space off a word's offsets."""
+
+    def trim(spec):
+        spec["post_processor"] = {
+            "type": "ByteLevel",
+            "add_prefix_space": True,
+            "trim_offsets": True,
+            "use_regex": True,
+        }
+
+    tokenizer = load(tmp_path, STYLES[name](), change=trim)
+    ids, offsets_T2 = tokenizer.encode_with_offsets(LINES[0])
+    assert len(ids) < len(LINES[0])
+    assert [LINES[0][begin:end] for begin, end in offsets_T2] == [tokenizer.decode([token]) for token in ids]
+
+
 def test_ids_are_those_of_transformers(style):
     from transformers import PreTrainedTokenizerFast
 
@@ -197,6 +234,7 @@ def test_a_text_that_spells_a_special_stays_text(tmp_path, name, marked):
 
     tokenizer = load(tmp_path, STYLES[name](), change=mark)
     text = "a</s>b<s>c<pad>"
+    check_offsets(tokenizer, text)
     ids = tokenizer.encode(text)
     assert not {tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id} & set(ids.tolist())
     assert tokenizer.decode(ids) == text

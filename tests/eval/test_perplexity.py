@@ -1,4 +1,4 @@
-"""eval/perplexity.py on a finished run: the run's own held-out loss, again, from its checkpoint."""
+"""eval/perplexity.py on a finished run: its own held-out loss again, from its checkpoint, and that of a text."""
 
 import json
 import math
@@ -6,8 +6,17 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import pytest
+from matplotlib import image
 
+from anchorjax.data import eval_rows
+from anchorjax.data import store as store_lib
+from anchorjax.data import tokenizer as tokenizer_lib
+from anchorjax.evaluation import held_out, language_model
+from anchorjax.training.checkpoint import Checkpoints
+from anchorjax.training.evaluate import Evaluator
+from eval import perplexity as script
 from tests.training.jobs import ROOT
 
 
@@ -35,12 +44,43 @@ def test_equals_the_run_s_own_held_out_loss(jobs, finished):
     assert math.isclose(result["perplexity"], math.exp(result["loss"]))
     assert list(result["by_position"]) == ["0-64"] and set(result["by_context"]) == {"0-64"}
     assert math.isclose(result["by_position"]["0-64"], result["loss"], rel_tol=1e-6)
+    assert json.loads((finished / "eval/perplexity/perplexity.json").read_text()) == result
+    assert image.imread(finished / "eval/perplexity/perplexity.png").std() > 0
 
 
 def test_leaves_the_run_as_it_was(jobs, finished):
-    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    """Beside eval/."""
+
+    def files():
+        found = (path for path in finished.rglob("*") if path.is_file())
+        return {path: path.stat().st_mtime_ns for path in found if path.relative_to(finished).parts[0] != "eval"}
+
+    before = files()
     perplexity(jobs, f"--workdir={finished}", "--rows=2")
-    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
+    assert files() == before
+
+
+def test_a_text_is_scored_as_a_row_that_one_document_fills(finished, tmp_path, monkeypatch):
+    """An anchor, then the document, as in training."""
+    text = "It is a truth universally acknowledged, that a single man in po"
+    (tmp_path / "text.txt").write_text(text)
+    make_mesh, out = language_model.make_mesh, tmp_path / "out"
+    monkeypatch.setattr(language_model, "make_mesh", lambda model: make_mesh(model, 1))  # compiles faster
+    arguments = [f"--workdir={finished}", f"--text={tmp_path / 'text.txt'}", "--lengths=64", f"--out={out}"]
+    assert script.main(arguments) == 0
+    result = json.loads((out / "perplexity.json").read_text())
+    found = result["lengths"]["64"]
+
+    setup, tokenizer = held_out.load(finished), tokenizer_lib.load("bytes")
+    state, _ = Checkpoints(finished, keep=1, read_only=True).restore_latest(setup.abstract_state())
+    (batch,) = eval_rows(store_lib.build([{"text": text}], tokenizer), tokenizer, setup.config.data, 1)
+    batch.weights_BT[:, 63:] = 0  # the end of sequence, which a text that may be cut is not asked for
+    with jax.set_mesh(setup.mesh):
+        packed = Evaluator(setup.steps, tokenizer.token_bytes_V, setup.mesh)(state.params, [batch])
+    assert found["targets"] == packed["targets"] == len(text) == 63
+    assert result["step"] == 24
+    for name in ("loss", "bits_per_byte"):
+        assert math.isclose(found[name], packed[name], rel_tol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from anchorjax.config import DataConfig
 from anchorjax.data.documents import Fields, Shard
 
 KINDS = ("anchor_context", "array_record", "jsonl", "parquet", "text_folder")
+TEXT_KINDS = KINDS[1:]  # those whose documents are texts, not ids
 _TFDS_PREFIX = "tfds:"
 _NO_SOURCES = ("sequence", "tables", "tfds")  # modules that others here are made of
 MAX_WEIGHT = 100
@@ -101,11 +102,30 @@ def _split_weight(text: str) -> tuple[str, float]:
 def _of_one(name: str, default_source: str, config: DataConfig) -> list[Shard]:
     kind, _, path = name.partition(":")
     fields = Fields(config.text_key, config.source_key, default_source, config.max_row_bytes)
-    if kind not in KINDS:
-        module = importlib.import_module(f"{__name__}.sequence")
-        return module.shards(name, config.data_dir, fields)
+    if kind in KINDS:
+        return of_files(kind, path, fields)
+    return importlib.import_module(f"{__name__}.sequence").shards(name, config.data_dir, fields)
+
+
+def of_files(kind: str, path: str, fields: Fields) -> list[Shard]:
+    """The shards of "KIND:PATH". Raises ValueError if there is no such file, DataError for one that cannot be read."""
     module = importlib.import_module(f"{__name__}.{kind}")
     return module.shards(_files(path, module.SUFFIXES), fields)
+
+
+def kind_of(path: str) -> str:
+    """Which of TEXT_KINDS a file, or the files in a folder or of a pattern, are by their names.
+
+    Raises:
+      ValueError: there is no such file, or there are files of no kind or of several.
+    """
+    suffixes = {kind: importlib.import_module(f"{__name__}.{kind}").SUFFIXES for kind in TEXT_KINDS}
+    files = _files(path, tuple(itertools.chain(*suffixes.values())))
+    found = [kind for kind, ends in suffixes.items() if any(file.name.endswith(ends) for file in files)]
+    if len(found) != 1:
+        what = f"files of {len(found)} kinds ({', '.join(found)})" if found else "of no known kind"
+        raise ValueError(f"{path!r} is {what}; write KIND:PATH, with KIND one of {', '.join(TEXT_KINDS)}")
+    return found[0]
 
 
 def _default_sources(names: Sequence[str]) -> list[str]:

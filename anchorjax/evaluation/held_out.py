@@ -1,0 +1,72 @@
+"""A run's own held-out loss: the validation split packed exactly as in training, from the newest checkpoint."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import jax
+import tqdm
+
+from anchorjax import data
+from anchorjax.config import AttentionConfig, Config, MeshConfig, resolve
+from anchorjax.errors import CheckpointError, ConfigError, WorkdirError
+from anchorjax.evaluation.perplexity import perplexity
+from anchorjax.training.checkpoint import Checkpoints
+from anchorjax.training.evaluate import Evaluator
+from anchorjax.training.setup import Setup, check_attention
+from anchorjax.training.workdir import load_config
+
+
+def load(workdir: Path) -> Setup:
+    """Raises UserError: there is no run, or it cannot be set up on these devices."""
+    return Setup.make(_fit_devices(resolve(load_config(workdir)), jax.device_count()), workdir)
+
+
+def evaluate(setup: Setup, workdir: Path, max_rows: int) -> dict:
+    """Loads the newest checkpoint and scores `max_rows` rows (0: all).
+
+    Raises UserError if there is no checkpoint that can be read, or the text is no longer the run's.
+    """
+    restored = Checkpoints(workdir, keep=1, read_only=True).restore_latest(setup.abstract_state())
+    if restored is None:
+        raise CheckpointError(f"there is no checkpoint in {workdir} yet")
+    state, meta = restored
+    store, tokenizer = data.load_store(setup.config.data, "validation")
+    if store.fingerprint != meta["data"]["held_out_fingerprint"]:
+        raise WorkdirError(f"the validation text or tokenizer is no longer that of {workdir}")
+    rows = list(data.eval_rows(store, tokenizer, setup.config.data, max_rows))
+    with jax.set_mesh(setup.mesh):
+        scored = Evaluator(setup.steps, tokenizer.token_bytes_V, setup.mesh)(
+            state.params, tqdm.tqdm(rows, unit="batch", disable=not sys.stderr.isatty())
+        )
+    return {"step": meta["step"], "perplexity": perplexity(scored["loss"]), **scored}
+
+
+def _fit_devices(config: Config, devices: int) -> Config:
+    """The run's own mesh and attention where they fit, else one row a device and what suits the devices.
+
+    The loss depends on neither, but for rounding.
+    """
+    config = _fit_mesh(config, devices)
+    try:
+        check_attention(config, config.check_devices(devices))
+        return config
+    except ConfigError as error:
+        print(f"perplexity.py: the run's attention does not fit ({error}); taking auto", file=sys.stderr)
+    return dataclasses.replace(config, attention=AttentionConfig("auto", 0, 0))
+
+
+def _fit_mesh(config: Config, devices: int) -> Config:
+    """The run's own mesh where it fits, else one row a device."""
+    try:
+        config.check_devices(devices)
+        return config
+    except ConfigError:
+        print(f"perplexity.py: the run's mesh does not fit {devices} devices; taking data={devices}", file=sys.stderr)
+    rows = -(-config.data.batch_rows // devices) * devices
+    return dataclasses.replace(
+        config,
+        mesh=MeshConfig(data=devices, fsdp=1, context=1, tensor=1),
+        data=dataclasses.replace(config.data, batch_rows=rows),
+        train=dataclasses.replace(config.train, accumulation=1),
+    )

@@ -1,0 +1,138 @@
+"""LongPPL, perplexity of what needs a long context: `python eval/longppl.py --hf DIR --text books.jsonl --lengths=32K`.
+
+Key tokens are found by an evaluator (--evaluator-hf or --evaluator-workdir), come from a file that an earlier run wrote
+(--key-tokens), or are the model's own; see anchorjax/evaluation/longppl.py. Of each document the first --lengths tokens
+of the evaluator are taken, by all models the same characters. Only one model is in memory at a time.
+
+Writes longppl.json (LongPPL, perplexity, share of key tokens), key_tokens.json, and every document's answer
+(answers.jsonl), with which a killed evaluation goes on. Exit codes: 0 done, 1 failed, 2 bad input.
+"""
+
+import argparse
+import dataclasses
+import functools
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without installing
+
+from anchorjax.errors import UsageError
+from anchorjax.evaluation import language_model, longppl, options, texts
+from anchorjax.evaluation.language_model import Description
+from anchorjax.evaluation.longppl import Piece, Reader, Rule
+from anchorjax.evaluation.results import Results
+from anchorjax.evaluation.scoring import Scorer
+
+LENGTH, SAMPLES = 32768, 50  # as the paper has them
+RULE = ("short_context", "stride", "alpha", "beta")
+CHOICE = ("lengths", "samples", "seed", "shortest", "evaluator_hf", "evaluator_workdir", "evaluator_context")
+
+
+def main(argv: list[str] | None = None) -> int:
+    rule = Rule()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_model(parser)
+    options.add_documents(parser)
+    parser.add_argument("--shortest", type=options.positive, help="tokens of the documents to take; default: --lengths")
+    parser.add_argument("--evaluator-workdir", type=Path, help="a training run that finds the key tokens")
+    parser.add_argument("--evaluator-hf", type=Path, help="a Hugging Face directory that does; default: the model")
+    parser.add_argument("--evaluator-context", type=options.positive, default=0, help="as --context, for the evaluator")
+    parser.add_argument("--key-tokens", type=Path, help="key_tokens.json of an earlier run, in place of an evaluator")
+    parser.add_argument("--short-context", type=options.positive, default=rule.context, help="tokens, at least")
+    parser.add_argument(
+        "--stride", type=options.positive, default=rule.stride, help="tokens that share a short context"
+    )
+    parser.add_argument("--alpha", type=float, default=rule.alpha, help="least gain by the long context, in nats")
+    parser.add_argument("--beta", type=float, default=rule.beta, help="least log-probability in the long context")
+    return options.run("longppl.py", lambda: evaluate(parser.parse_args(argv), parser))
+
+
+def evaluate(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    model = options.description(arguments)
+    text = arguments.text or texts.SHIPPED
+    if arguments.key_tokens:
+        options.refuse(parser, arguments, RULE + CHOICE, "does not go with --key-tokens, which was made with its own")
+        evaluator, rule, too_short = None, None, {}
+        spans, made = longppl.from_json(arguments.key_tokens, texts.read(text, arguments.text_key))
+        pieces = list(spans)
+    else:
+        evaluator = describe_evaluator(arguments) or model
+        rule = Rule(*(getattr(arguments, name) for name in RULE))
+        pieces, too_short = choose(arguments, text, evaluator, evaluator is model)
+        made = {"evaluator": options.request(evaluator), "rule": dataclasses.asdict(rule)}
+    check_context(pieces, model)
+    request = options.request(model, text=text, **made)
+    with Results(options.out_directory(arguments, model, "longppl"), request) as results:
+        reader = make_reader(model, arguments.batch_rows)
+        if evaluator is not None:
+            judge = reader if evaluator is model else make_reader(evaluator, arguments.batch_rows)
+            made |= {"step": judge.step, "text": text}
+            judged = longppl.judge(judge, pieces, rule, results, itself=judge is reader)
+            results.write("key_tokens.json", made | {"documents": longppl.to_json(judged)})
+            spans = {piece: found["spans"] for piece, found in judged.items()}
+            judge = None  # one model at a time
+        sums = longppl.measure(reader, spans, results)
+        found = longppl.by_length(sums, too_short)
+        path = results.write("longppl.json", request | {"step": reader.step, "lengths": found})
+    print(longppl.table(found))
+    print(f"written to {path}")
+
+
+def describe_evaluator(arguments: argparse.Namespace) -> Description | None:
+    """None: the model judges itself."""
+    if not arguments.evaluator_workdir and not arguments.evaluator_hf:
+        if arguments.evaluator_context:
+            raise UsageError("--evaluator-context needs --evaluator-hf or --evaluator-workdir")
+        return None
+    if arguments.evaluator_workdir and arguments.evaluator_hf:
+        raise UsageError("give one of --evaluator-workdir and --evaluator-hf")
+    return language_model.describe(
+        workdir=arguments.evaluator_workdir,
+        hf=arguments.evaluator_hf,
+        dtype=arguments.dtype,
+        context=arguments.evaluator_context,
+    )
+
+
+def choose(
+    arguments: argparse.Namespace, text: str, evaluator: Description, itself: bool
+) -> tuple[list[Piece], dict[int, int]]:
+    """(the pieces of all lengths, by length how many documents were too short). Raises UserError; see `Documents`."""
+    lengths = arguments.lengths or [min(LENGTH, evaluator.context)]
+    if lengths[-1] > evaluator.context:
+        of, option = ("model", "--context") if itself else ("evaluator", "--evaluator-context")
+        raise UsageError(
+            f"--lengths: {lengths[-1]} is more than the {of}'s context of {evaluator.context}; {option}=N allows more"
+        )
+    if lengths[0] <= arguments.short_context + 1:
+        raise UsageError(
+            f"--lengths: {lengths[0]} has no token with a longer context than --short-context={arguments.short_context}"
+        )
+    all_texts = texts.read(text, arguments.text_key)
+    documents = texts.Documents(text, all_texts, evaluator.tokenizer, arguments.seed)
+    pieces, too_short = [], {}
+    for length in lengths:
+        chosen, too_short[length] = documents.choose(length, arguments.samples or SAMPLES, arguments.shortest)
+        pieces += [Piece.cut(one, evaluator.tokenizer, length) for one in chosen]
+    return pieces, too_short
+
+
+def check_context(pieces: list[Piece], model: Description) -> None:
+    """Raises UsageError: a piece has more tokens of the model than it takes."""
+    for piece in pieces:
+        size = len(piece.tokens(model.tokenizer)[0]) + 1
+        if size > model.context:
+            raise UsageError(
+                f"a document with {piece.length:,} tokens of the evaluator has {size:,} of the model, more than its "
+                f"context of {model.context:,}; --context=N allows more"
+            )
+
+
+def make_reader(model: Description, batch_rows: int) -> Reader:
+    step = model.steps()[-1]
+    scorer = functools.cache(lambda: Scorer(language_model.load(model, step=step), batch_rows))
+    return Reader(scorer, model.tokenizer, step)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
