@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from anchorjax.evaluation.perplexity import perplexity
 from anchorjax.evaluation.report.reading import Run
 
 
@@ -75,10 +76,6 @@ def _buckets(run: Run, evaluation: str, key: str, losses: Any) -> dict[str, floa
     if not all(map(is_number, losses.values())):
         raise run.damaged(evaluation, f"{key} holds what is no number")
     return {bucket: perplexity(loss) for bucket, loss in losses.items()}
-
-
-def perplexity(loss: float) -> float:
-    return math.exp(loss) if loss < 700 else math.inf
 
 
 def upper_end(bucket: str) -> int:
