@@ -16,6 +16,10 @@ import transformers
 
 from anchorjax import sharding
 from anchorjax.data import sources, tokenizer
+from anchorjax.data.chat import ChatTemplate
+from anchorjax.evaluation import language_model
+from anchorjax.evaluation.generation import Generator
+from anchorjax.evaluation.language_model import LanguageModel
 from anchorjax.huggingface import checkpoint as hf_checkpoint
 from anchorjax.huggingface import config as hf_config
 from anchorjax.huggingface.weights import Weights
@@ -24,7 +28,7 @@ from tests import smollm2
 from tests.models.making import shape_of
 from tests.training.jobs import ROOT
 
-TOKENS = 512
+TOKENS, NEW = 512, 24
 
 
 @pytest.fixture(scope="module")
@@ -88,11 +92,16 @@ def ours_BTV(model, tokens_BT):
 
 
 @pytest.fixture(scope="module")
-def theirs_BTV(directory, tokens_BT):
+def theirs(directory):
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     assert type(model) is transformers.LlamaForCausalLM
+    return model
+
+
+@pytest.fixture(scope="module")
+def theirs_BTV(theirs, tokens_BT):
     with torch.inference_mode():
-        return model(torch.tensor(tokens_BT).long()).logits.numpy()
+        return theirs(torch.tensor(tokens_BT).long()).logits.numpy()
 
 
 def perplexity(logits_BTV, tokens_BT) -> float:
@@ -112,6 +121,21 @@ def test_perplexity_on_real_text_is_that_of_transformers(ours_BTV, theirs_BTV, t
     ours, theirs = perplexity(ours_BTV, tokens_BT), perplexity(theirs_BTV, tokens_BT)
     assert f"{ours:.4g}" == f"{theirs:.4g}"
     assert 10 < ours < 60  # of a model that has learnt English; a random one has 49152
+
+
+def test_greedy_text_is_that_of_transformers(directory, model, theirs):
+    """A question in the chat format and the beginning of a sentence, side by side: ragged prompts in one batch."""
+    description = language_model.describe(hf=directory)
+    turns = ChatTemplate.open(directory).render([{"role": "user", "content": "What is the capital of France?"}])
+    prompts = [
+        description.tokenizer.encode_with_specials(text).tolist() for text in (turns, "It is a truth universally")
+    ]
+    generator = Generator(LanguageModel(description, model.params, model.mesh, None), batch_rows=2)
+    made = generator.generate(prompts, NEW)
+    for prompt, one in zip(prompts, made, strict=True):
+        out = theirs.generate(torch.tensor([prompt]), max_new_tokens=NEW, do_sample=False)[0, len(prompt) :].tolist()
+        assert list(one.tokens) == [token for token in out if token not in description.eos_ids]
+    assert made[0].text == "The capital of France is Paris." and made[0].reason == "stop"
 
 
 def test_queries_and_keys_in_the_order_of_gguf_are_noticed(model, ours_BTV, tokens_BT):
