@@ -27,18 +27,23 @@ def add_samples(parser: argparse.ArgumentParser, samples: int) -> None:
     """Options of which samples to make, and where the answers go."""
     parser.add_argument("--lengths", type=lengths, default=[4096], help="of prompt and answer: 4K,8192,1M")
     parser.add_argument("--samples", type=positive, default=samples, help="of each task and length")
-    parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--template", default="base", choices=("base", "chat"), help="chat: the model's own template")
-    parser.add_argument("--essays", type=Path, help="text for haystacks; default: Jane Austen")
+    add_texts(parser)
+
+
+def add_texts(parser: argparse.ArgumentParser) -> None:
+    """Options of which text samples are made of, and where what is found goes."""
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--essays", type=Path, help="text that samples are made of; default: Jane Austen")
     parser.add_argument("--out", type=Path, help="directory; default: eval/ in the run's, else eval-results/MODEL/")
 
 
-def lengths(text: str) -> list[int]:
+def lengths(text: str, least: int = 1) -> list[int]:
     """ "4K,8192,1M" -> [4096, 8192, 1048576]."""
     found = []
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)([kKmM]?)", part.strip())
-        if not match or not int(match[1]):
+        if not match or int(match[1]) < least:
             raise argparse.ArgumentTypeError(f"{part!r} is no length; write 4096, 4K or 1M")
         found.append(int(match[1]) * {"": 1, "k": 2**10, "m": 2**20}[match[2].lower()])
     return sorted(set(found))
