@@ -3,8 +3,8 @@
 RoPE's attention depends on distances alone, so that a row whose positions are all shifted by D should attend as
 before. What rounding makes of that is measured as in "When Precision Meets Position" (arXiv 2411.13476), Section 2:
 
-    Eq. 4   attention = sum over layers, heads and keys j of  n_j sum_i |A_ij - A'_ij|     n_j = 1 / (queries that see j)
-    Eq. 5   logit     = sum over layers and heads of  1/T sum_i |a_i1 - a'_i1|             of the first key, before softmax
+    Eq. 4   attention = sum over layers, heads, keys j of n_j sum_i |A_ij - A'_ij|    n_j = 1 / (queries that see j)
+    Eq. 5   logit     = sum over layers, heads of 1/T sum_i |a_i1 - a'_i1|            a_i1 of the first key
 
 A and A' are of whole forward passes, as in the paper: a layer's inputs already differ by what the layers before it made
 of the shift. All sets go through the decoder as rows of one batch, and attention weights are subtracted where they
@@ -133,9 +133,7 @@ def measure(
 def column_norms(segment_ids_T: np.ndarray, num_anchors: int, window: int | None, lengths: Sequence[int]) -> np.ndarray:
     """n_j of Eq. 4 [M, T]: one over the queries of the first t tokens that see key j; 0 where none does."""
     index_T = np.arange(len(segment_ids_T), dtype=np.int32)
-    sees_TS = allowed(
-        index_T[:, None], index_T[None], segment_ids_T[:, None], segment_ids_T[None], num_anchors, window
-    )
+    sees_TS = allowed(index_T[:, None], index_T[None], segment_ids_T[:, None], segment_ids_T[None], num_anchors, window)
     count_MS = np.stack([sees_TS[:length].sum(0) for length in lengths])
     return np.where(count_MS, 1 / np.maximum(count_MS, 1), 0)
 
@@ -173,7 +171,9 @@ def _attend(q_BTNH, k_BTKH, v_BTKH, view: _Sight, shape: Shape):
     q_BTNH, k_BTKH = rotated(q_BTNH, k_BTKH, view.view, shape)
     arrays = [reshard(x, EVERY_ROW) for x in (q_BTNH, k_BTKH, v_BTKH)]
     sums = P(None, None, None, "tensor"), P(None, None, "tensor"), P(None, None, "tensor"), P(None, None)
-    everywhere = jax.tree.map(lambda x: P(*[None] * x.ndim), (view.view.mask, view.norm_MS, view.group_gS, view.short_MT))
+    everywhere = jax.tree.map(
+        lambda x: P(*[None] * x.ndim), (view.view.mask, view.norm_MS, view.group_gS, view.short_MT)
+    )
     compare = jax.shard_map(_compare, in_specs=(*[EVERY_ROW] * 3, *everywhere), out_specs=(EVERY_ROW, sums))
     out_BTNH, found = compare(*arrays, view.view.mask, view.norm_MS, view.group_gS, view.short_MT)
     return reshard(out_BTNH.astype(q_BTNH.dtype), HEADS), found
@@ -186,9 +186,7 @@ def _compare(q_BTNH, k_BSKH, v_BSKH, mask: Mask, norm_MS, group_gS, short_MT):
 
     def one_block(start):
         cut = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=BLOCK, axis=1)
-        q_mask = dataclasses.replace(
-            mask, q_segment_ids_BT=cut(mask.q_segment_ids_BT), q_index_BT=cut(mask.q_index_BT)
-        )
+        q_mask = dataclasses.replace(mask, q_segment_ids_BT=cut(mask.q_segment_ids_BT), q_index_BT=cut(mask.q_index_BT))
         short_Mq = cut(short_MT)
         logits_BKGqS = reference.logits(cut(q_BTNH), k_BSKH, q_mask)
         weights_BKGqS, _ = reference.softmax(logits_BKGqS)

@@ -4,8 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
-from jax.sharding import reshard
+from jax.sharding import Mesh, reshard
 
 from anchorjax.evaluation.language_model import Description, LanguageModel, make_mesh
 from anchorjax.models.decoder import Decoder

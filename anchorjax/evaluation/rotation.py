@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from anchorjax import sharding
 from anchorjax.config import RopeConfig
 from anchorjax.models import rope
 
@@ -81,12 +82,15 @@ def table_errors(config: RopeConfig, head_width: int, lengths: Sequence[int]) ->
       "float64 phases" (`rope.tables`), "float32 phases", and "bfloat16 tables" of exact phases.
     """
     found: dict[str, list[float]] = {"float64 phases": [], "float32 phases": [], "bfloat16 tables": []}
+    mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
     for length in lengths:
         positions = np.arange(max(0, length - LAST), length, dtype=np.int32)
         frequency_h, factor = rope.frequencies(config, head_width, length)
         exact = factor * np.cos(positions.astype(np.float64)[:, None] * frequency_h)
+        with jax.set_mesh(mesh):
+            ours = rope.tables(jnp.asarray(positions)[None], length, head_width, config)[0][0]
         cosines = {
-            "float64 phases": rope.tables(jnp.asarray(positions)[None], length, head_width, config)[0][0],
+            "float64 phases": ours,
             "float32 phases": with_float32_phases(positions, length, head_width, config)[0],
             "bfloat16 tables": exact.astype(ml_dtypes.bfloat16),
         }
