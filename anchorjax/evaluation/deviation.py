@@ -18,6 +18,7 @@ g groups of keys (GROUPS), q the queries of a block.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -36,6 +37,7 @@ from anchorjax.sharding import BATCH, HEADS
 from anchorjax.types import PAD_SEGMENT
 
 BLOCK = 128  # queries whose weights exist at once; rows are padded to whole blocks
+STRIPES = 4  # of a row's queries, each of which sees no key behind its end
 GROUPS = ("first", "starts", "others")  # the row's first token; first tokens of documents behind it; all other keys
 EVERY_ROW = P(None, None, "tensor", None)  # of heads: a device has its heads of all sets of positions
 
@@ -179,35 +181,51 @@ def _attend(q_BTNH, k_BTKH, v_BTKH, view: _Sight, shape: Shape):
     return reshard(out_BTNH.astype(q_BTNH.dtype), HEADS), found
 
 
-def _compare(q_BTNH, k_BSKH, v_BSKH, mask: Mask, norm_MS, group_gS, short_MT):
+def _compare(q_BTNH, k_BTKH, v_BTKH, mask: Mask, norm_MS, group_gS, short_MT):
     """All rows on one device, with its heads, a block of queries after the other."""
-    B, T, N, H = q_BTNH.shape
-    sum_up = functools.partial(jnp.einsum, precision=reference.EXACT)
-
-    def one_block(start):
-        cut = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=BLOCK, axis=1)
-        q_mask = dataclasses.replace(mask, q_segment_ids_BT=cut(mask.q_segment_ids_BT), q_index_BT=cut(mask.q_index_BT))
-        short_Mq = cut(short_MT)
-        logits_BKGqS = reference.logits(cut(q_BTNH), k_BSKH, q_mask)
-        weights_BKGqS, _ = reference.softmax(logits_BKGqS)
-        out_BqNH = reference.weighted(weights_BKGqS, v_BSKH)
-        moved_pNqS = _difference(weights_BKGqS, N)
-        attention_pgMN = sum_up("pnqs,gs,ms,mq->pgmn", moved_pNqS, group_gS, norm_MS, short_Mq)
-        columns_pS = sum_up("pnqs,ms,mq->ps", moved_pNqS, norm_MS[-1:], short_Mq[-1:])
-        moved_pNqS = _difference(jnp.where(logits_BKGqS > -jnp.inf, logits_BKGqS, 0), N)
-        logit_pMN = sum_up("pnq,mq->pmn", moved_pNqS[..., 0], short_Mq)
-        seen_q = jnp.maximum(jnp.sum(q_mask.materialize()[0], -1), 1)
-        all_logits_pMN = sum_up("pnq,mq->pmn", jnp.sum(moved_pNqS, -1) / seen_q, short_Mq)
-        return out_BqNH, (attention_pgMN, logit_pMN, all_logits_pMN, columns_pS)
-
-    out_xBqNH, found = jax.lax.map(one_block, BLOCK * jnp.arange(T // BLOCK))
-    attention_pgMN, logit_pMN, all_logits_pMN, columns_pS = (jnp.sum(x, 0) for x in found)
+    T = q_BTNH.shape[1]
+    # Of a row's quarters the last alone sees all keys: three eighths of all pairs are never computed.
+    edges = sorted({T * quarter // STRIPES // BLOCK * BLOCK for quarter in range(STRIPES + 1)})
+    outs, sums = [], []
+    for first, stop in itertools.pairwise(edges):
+        seen_mask = dataclasses.replace(
+            mask, kv_segment_ids_BS=mask.kv_segment_ids_BS[:, :stop], kv_index_BS=mask.kv_index_BS[:, :stop]
+        )
+        keys = k_BTKH[:, :stop], v_BTKH[:, :stop], norm_MS[:, :stop], group_gS[:, :stop]
+        block = functools.partial(_compare_block, q_BTNH, *keys, seen_mask, short_MT)
+        out_xBqNH, (*parts, columns_xpS) = jax.lax.map(block, jnp.arange(first, stop, BLOCK))
+        outs.append(jnp.moveaxis(out_xBqNH, 0, 1).reshape(q_BTNH.shape[0], stop - first, *q_BTNH.shape[2:]))
+        columns_pT = jnp.pad(jnp.sum(columns_xpS, 0), ((0, 0), (0, T - stop)))
+        sums.append((*(jnp.sum(part, 0) for part in parts), columns_pT))
+    attention_pgMN, logit_pMN, all_logits_pMN, columns_pT = (sum(x) for x in zip(*sums, strict=True))
     length_M1 = jnp.sum(short_MT, -1)[:, None]
-    sums = attention_pgMN, logit_pMN / length_M1, all_logits_pMN / length_M1, jax.lax.psum(columns_pS, "tensor")
-    return jnp.moveaxis(out_xBqNH, 0, 1).reshape(B, T, N, H), sums
+    sums = attention_pgMN, logit_pMN / length_M1, all_logits_pMN / length_M1, jax.lax.psum(columns_pT, "tensor")
+    return jnp.concatenate(outs, 1), sums
 
 
-def _difference(x_BKGqS: jax.Array, heads: int) -> jax.Array:
-    """[p, N, q, S] of all rows but the first from the first."""
-    x_BNqS = x_BKGqS.reshape(x_BKGqS.shape[0], heads, *x_BKGqS.shape[3:])
-    return jnp.abs(x_BNqS[1:] - x_BNqS[:1])
+def _compare_block(q_BTNH, k_BSKH, v_BSKH, norm_MS, group_gS, mask: Mask, short_MT, start):
+    """Of BLOCK queries: (outputs [B, q, N, H], sums of differences over them)."""
+    cut = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=BLOCK, axis=1)
+    mask = dataclasses.replace(mask, q_segment_ids_BT=cut(mask.q_segment_ids_BT), q_index_BT=cut(mask.q_index_BT))
+    short_Mq = cut(short_MT)
+
+    def one_row(arrays):
+        q_1qNH, k_1SKH, v_1SKH = (x[None] for x in arrays)
+        logits_1KGqS = reference.logits(q_1qNH, k_1SKH, mask)
+        weights_1KGqS, _ = reference.softmax(logits_1KGqS)
+        finite_1KGqS = jnp.where(logits_1KGqS > -jnp.inf, logits_1KGqS, 0)
+        by_head = (x.reshape(-1, *x.shape[3:]) for x in (finite_1KGqS, weights_1KGqS))
+        return reference.weighted(weights_1KGqS, v_1SKH)[0], *by_head
+
+    # Row by row: of all at once, XLA would compile the first otherwise than those that it is subtracted from, and
+    # equal rows would differ in the last bit of exp.
+    out_BqNH, logits_BNqS, weights_BNqS = jax.lax.map(one_row, (cut(q_BTNH), k_BSKH, v_BSKH))
+    sum_up = functools.partial(jnp.einsum, precision=reference.EXACT)
+    moved_pNqS = jnp.abs(weights_BNqS[1:] - weights_BNqS[:1])
+    attention_pgMN = sum_up("pnqs,gs,ms,mq->pgmn", moved_pNqS, group_gS, norm_MS, short_Mq)
+    columns_pS = sum_up("pnqs,ms,mq->ps", moved_pNqS, norm_MS[-1:], short_Mq[-1:])
+    moved_pNqS = jnp.abs(logits_BNqS[1:] - logits_BNqS[:1])
+    logit_pMN = sum_up("pnq,mq->pmn", moved_pNqS[..., 0], short_Mq)
+    seen_q = jnp.maximum(jnp.sum(mask.materialize()[0], -1), 1)
+    all_logits_pMN = sum_up("pnq,mq->pmn", jnp.sum(moved_pNqS, -1) / seen_q, short_Mq)
+    return out_BqNH, (attention_pgMN, logit_pMN, all_logits_pMN, columns_pS)
