@@ -41,6 +41,9 @@ STRIPES = 4  # of a row's queries, each of which sees no key behind its end
 GROUPS = ("first", "starts", "others")  # the row's first token; first tokens of documents behind it; all other keys
 EVERY_ROW = P(None, None, "tensor", None)  # of heads: a device has its heads of all sets of positions
 
+# Otherwise XLA may leave out a rounding to bfloat16 and back, which is what is to be measured.
+EXACTLY = {"xla_allow_excess_precision": False}
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Row:
@@ -160,8 +163,7 @@ def _sight(segment_ids_T, num_anchors, window, positions_BT, lengths, shape: Sha
     return _Sight(View(mask, None, *pair), *(jnp.asarray(x, jnp.float32) for x in sums))
 
 
-# Without the option XLA may leave out a rounding to bfloat16 and back, which is what is to be measured.
-@functools.partial(jax.jit, static_argnames="shape", compiler_options={"xla_allow_excess_precision": False})
+@functools.partial(jax.jit, static_argnames="shape", compiler_options=EXACTLY)
 def _forward(params: Decoder, tokens_BT: jax.Array, sights: tuple[_Sight, ...], shape: Shape):
     """(attention [L, p, g, M, N], logit, all_logits [L, p, M, N], columns [L, p, S]) of B - 1 = p rows."""
     attend = functools.partial(_attend, shape=shape)

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from anchorjax import sharding
 from anchorjax.config import RopeConfig
@@ -58,10 +59,9 @@ def tables(
     if precision.phases == "float64":
         pair = rope.tables(positions_BT, length, head_width, config, local)
     else:
-        pair = (
-            jax.device_put(x, positions_BT.sharding.with_spec((*positions_BT.sharding.spec, None)))
-            for x in with_float32_phases(np.asarray(positions_BT), length, head_width, config, local)
-        )
+        mesh, spec = positions_BT.sharding.mesh, positions_BT.sharding.spec
+        place = jax.NamedSharding(mesh, PartitionSpec(*spec, None))
+        pair = jax.device_put(with_float32_phases(np.asarray(positions_BT), length, head_width, config, local), place)
     return tuple(x.astype(precision.tables).astype(jnp.float32) for x in pair)
 
 
