@@ -34,7 +34,7 @@ def test_errors_of_cosines(theta, length):
     errors = rotation.table_errors(config(theta=theta), H, [length])
     assert errors["float64 phases"][0] < 2e-7
     assert errors["float32 phases"][0] == pytest.approx(KNOWN[theta, length], rel=0.4)  # of all positions to here
-    assert 1e-3 < errors["bfloat16 tables"][0] <= 2**-9
+    assert 1e-3 < errors["bfloat16 tables"][0] <= 2**-9 + 1e-6  # ties, rounded to fp32 before
 
 
 def test_float32_phases_are_rounded_twice_and_nothing_else_is():
