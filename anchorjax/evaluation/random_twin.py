@@ -1,5 +1,6 @@
 """A model's twin: the same sizes, and weights that nothing was learnt by."""
 
+import functools
 import math
 
 import jax
@@ -8,7 +9,7 @@ from jax.sharding import Mesh, reshard
 
 from anchorjax.evaluation.language_model import Description, LanguageModel, make_mesh
 from anchorjax.models.decoder import Decoder
-from anchorjax.models.layers import named_leaves
+from anchorjax.models.layers import Shape, named_leaves
 
 
 def draw(description: Description, mesh: Mesh | None = None, seed: int = 0) -> LanguageModel:
@@ -16,18 +17,18 @@ def draw(description: Description, mesh: Mesh | None = None, seed: int = 0) -> L
 
     Norms change nothing, biases and adapters are 0.
     """
-    mesh, shape = mesh or make_mesh(description.model), description.shape(description.context)
-
-    @jax.jit
-    def make() -> Decoder:
-        key = jax.random.key(seed)
-        params = Decoder(key, shape)
-        names, structure = named_leaves(params), jax.tree.structure(params)
-        drawn = [_drawn(name, x, jax.random.fold_in(key, i)) for i, (name, x) in enumerate(names.items())]
-        return jax.tree.unflatten(structure, drawn)
-
+    mesh = mesh or make_mesh(description.model)
     with jax.set_mesh(mesh):
-        return LanguageModel(description, make(), mesh, None)
+        params = _draw(jax.random.key(seed), description.shape(description.context))
+    return LanguageModel(description, params, mesh, None)
+
+
+@functools.partial(jax.jit, static_argnames="shape")
+def _draw(key: jax.Array, shape: Shape) -> Decoder:
+    params = Decoder(key, shape)
+    leaves = enumerate(named_leaves(params).items())
+    drawn = [_drawn(name, x, jax.random.fold_in(key, number)) for number, (name, x) in leaves]
+    return jax.tree.unflatten(jax.tree.structure(params), drawn)
 
 
 def _drawn(name: str, x: jax.Array, key: jax.Array) -> jax.Array:

@@ -16,9 +16,9 @@ from eval import rope_precision
 from tests.evaluation.making import write_tokenizer
 from tests.huggingface import tiny
 
-VARIANTS = ("fp32-phases32", "bf16", "random-bf16")
+VARIANTS = ("bf16", "bf16-phases32", "random-bf16")  # which share compiled programs
 OPTIONS = ["--tokens=64", "--lengths=32,100", "--document-tokens=30", "--samples=2", "--shifts=0,16,17,1M"]
-OPTIONS += [f"--variants={','.join(VARIANTS)}", "--batch-rows=3"]
+OPTIONS += [f"--variants={','.join(VARIANTS)}", "--batch-rows=2"]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def result(measured):
 
 
 def test_every_experiment_is_written_and_drawn(measured, result):
-    of_layouts = dict.fromkeys(experiments.LAYOUTS, {"0", str(2**20)})
+    of_layouts = {layout: {"0", str(2**20)} for layout in experiments.LAYOUTS}
     labels = {"shifts": {"0", "16", "17", str(2**20)}, "lengths": {"0"}} | of_layouts
     for experiment, expected in labels.items():
         assert set(result[experiment]) == set(VARIANTS)
@@ -81,14 +81,6 @@ def test_numbers_hang_together(result):
         assert edges == [0, 1, 2, 3, 4, 5, 6, 7, 8, 16, 32, 64, 100]
         assert np.dot(found["columns"], np.diff(edges)) == pytest.approx(found["attention"]["all"][-1], rel=1e-4)
         assert sum(found["by_layer"]) == pytest.approx(found["attention"]["all"][-1], rel=1e-4)
-
-
-def test_rounding_shows(result):
-    """Of bfloat16 everywhere, of fp32 phases where positions are far."""
-    phases32, bf16 = ({k: v["attention"]["all"][0] for k, v in result["shifts"][name].items()} for name in VARIANTS[:2])
-    assert bf16["0"] > 100 * phases32["0"]
-    assert phases32[str(2**20)] > 10 * phases32["0"]
-    assert bf16[str(2**20)] < 3 * bf16["0"]
 
 
 def test_a_killed_measurement_goes_on_to_the_same_result(directory, measured, tmp_path):
@@ -140,7 +132,7 @@ def test_a_short_text_begins_anew():
         (["--hf={}", "--variants=bf16,fp8"], "there is no variant 'fp8'; there are fp32, "),
         (["--hf={}", "--experiments=needles"], "there is no experiment 'needles'; there are shifts, lengths, layouts"),
         (["--hf={}", "--reference=0,16"], "--reference=[0, 16] is not allowed: it is one shift"),
-        (["--hf={}", "--tokens=1K"], "--lengths: 1024 is more than the model's context of 256"),
+        (["--hf={}", "--tokens=1024"], "--lengths: 1024 is more than the model's context of 256"),
         (["--hf={}", "--tokens=64", "--lengths=64", "--document-tokens=63"], "too long for layouts"),
         (["--hf={}", "--tokens=64", "--lengths=64", "--document-tokens=9", "--essays=none"], "essays=none"),
     ],

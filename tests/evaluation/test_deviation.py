@@ -1,7 +1,5 @@
 """Deviation of attention: by its definition in numpy and transformers, for every precision, length and mesh."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -14,12 +12,13 @@ from anchorjax.evaluation import deviation, language_model
 from anchorjax.evaluation.deviation import GROUPS, Row
 from anchorjax.evaluation.rotation import PRECISIONS
 from anchorjax.masks import allowed
+from anchorjax.types import PAD_SEGMENT
 from tests.evaluation.making import write_tokenizer
 from tests.huggingface import tiny
 from tests.models.making import shape_of
 
 RNG = np.random.default_rng(5)
-T_OF_TOY, FP32, BF16, ALL_BF16 = 256, 1.3e-5, 0.0338, 0.0521  # measured elsewhere, with fp32 phases
+T_OF_TOY, FP32, BF16, ALL_BF16 = 64, 4.7e-6, 0.0317, 0.0485  # measured elsewhere, with fp32 phases
 
 
 def deviation_of(weights: np.ndarray, others: np.ndarray, sees_TS: np.ndarray, keys=slice(None)) -> float:
@@ -65,21 +64,24 @@ def toys():
     q_TNH, k_TNH, v_TNH = (np.random.default_rng(0).standard_normal((3, T, 8, 64)).astype(np.float32)).copy()
     found = {}
     mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
+    attend = jax.jit(deviation._attend, static_argnames="shape", compiler_options=deviation.EXACTLY)
+    pad = (0, deviation.BLOCK - T)
+    segment_ids_T = np.pad(np.zeros(T, np.int32), pad, constant_values=PAD_SEGMENT)
+    positions_BT = np.pad(np.arange(T, dtype=np.int32), pad) + np.array([[16], [16], [0]], np.int32)
     for name in ("fp32", "bf16", "bf16-tables", "bf16-rotation"):
         precision = PRECISIONS[name]
         sizes = {"num_layers": 1, "num_heads": 8, "num_kv_heads": 8, "head_width": 64}
         sizes |= {"compute_dtype": precision.compute}
         shape = shape_of(sizes, rope={"dtype": precision.rotation}, max_position=1024)
-        positions_BT = np.arange(T, dtype=np.int32) + np.array([[16], [16], [0]], np.int32)
         with jax.set_mesh(mesh):
             put = lambda x, spec: jax.device_put(x, jax.NamedSharding(mesh, spec))  # noqa: E731
             options = (put(positions_BT, sharding.BATCH), (T,), shape, precision)
-            sight = deviation._sight(np.zeros(T, np.int32), 0, None, *options)
+            sight = deviation._sight(segment_ids_T, 0, None, *options)
             rows = [
-                put(jnp.asarray(np.stack([x] * 3), precision.compute), sharding.HEADS) for x in (q_TNH, k_TNH, v_TNH)
+                put(jnp.asarray(np.stack([np.pad(x, (pad, (0, 0), (0, 0)))] * 3), precision.compute), sharding.HEADS)
+                for x in (q_TNH, k_TNH, v_TNH)
             ]
-            attend = jax.jit(functools.partial(deviation._attend, shape=shape), compiler_options=deviation.EXACTLY)
-            ours_p = np.asarray(attend(*rows, sight)[1][0]).sum((1, 2, 3))
+            ours_p = np.asarray(attend(*rows, sight, shape=shape)[1][0]).sum((1, 2, 3))
         sees_TS = np.tri(T, dtype=bool)
         weights = [
             softmax(np.einsum("tnh,snh->nts", toy(name, q_TNH, d), toy(name, k_TNH, d)) / 8, sees_TS)[None]
@@ -177,6 +179,19 @@ def test_both_equations_by_brute_force(pair):
     np.testing.assert_allclose(found.columns_pT[:, 0], found.attention_pgML[:, 0, -1].sum(-1), rtol=1e-5)
 
 
+def test_float32_phases_deviate_where_positions_are_far(pair):
+    row, index_T = make_row(), np.arange(60, dtype=np.int32)
+    far = Row(row.tokens_T, row.segment_ids_T, 1, index_T + np.array([[16], [0], [2**20 - 60]], np.int32))
+    exact, rounded = (
+        deviation.measure(pair[1], far, PRECISIONS[name], (25, 60), 2**20).attention_pgML.sum((1, 2, 3))
+        for name in ("fp32", "fp32-phases32")
+    )
+    assert exact.max() < 3 * exact.min()
+    assert rounded[0] == pytest.approx(exact[0], rel=1)
+    assert rounded[1] > 100 * exact[1]
+
+
+@pytest.mark.parametrize("pair", ["llama untied"], indirect=True)
 def test_stripes_and_meshes_change_nothing(pair, monkeypatch):
     """A row of several stripes is what its beginning is in one, and devices share heads and rows of it."""
     _, ours, _ = pair

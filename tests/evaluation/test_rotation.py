@@ -4,6 +4,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from anchorjax import sharding
 from anchorjax.config import RopeConfig
@@ -25,7 +26,7 @@ def tables(name: str, positions, length: int, **changes):
     with jax.set_mesh(mesh):
         positions_BT = jax.device_put(np.array([positions], np.int32), place)
         pair = rotation.tables(positions_BT, length, H, config(**changes), PRECISIONS[name], local=False)
-        assert all(x.dtype == np.float32 and x.sharding.spec == (*sharding.BATCH, None) for x in pair)
+        assert all(x.dtype == np.float32 and x.sharding.spec == PartitionSpec(*sharding.BATCH, None) for x in pair)
         return [np.asarray(x)[0] for x in pair]
 
 
