@@ -54,7 +54,7 @@ def _by_key(plan: Plan, values: dict[str, Sequence[float]]) -> bytes:
     return _lines(
         [Series(name, places, y) for name, y in values.items()],
         x_label="key, the first being 1; from 9 on the mean up to the next mark",
-        y_label="its share of the deviation",
+        y_label="deviation of one key (Eq. 4)",
         x_ticks=ticks,
     )
 
