@@ -7,6 +7,8 @@ from anchorjax.attention.anchors import NOTHING, bend
 from anchorjax.attention.plan import Plan
 from anchorjax.masks import Mask
 
+EXACT = jax.lax.Precision.HIGHEST
+
 
 def apply(
     q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask, plan: Plan | None
@@ -17,22 +19,33 @@ def apply(
     skipped here.
     """
     del plan
+    weights_BKGTS, lse_BKGT = softmax(logits(q_BTNH, k_BSKH, mask))
+    return weighted(weights_BKGTS, v_BSKH).astype(q_BTNH.dtype), jnp.moveaxis(lse_BKGT, 3, 1).reshape(q_BTNH.shape[:3])
+
+
+def logits(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mask) -> jax.Array:
+    """fp32 q k' / sqrt(H) [B, K, G, T, S], capped as the mask says; -inf where it forbids."""
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
     q_BTKGH = q_BTNH.astype(jnp.float32).reshape(B, T, K, N // K, H)
-    k_BSKH, v_BSKH = k_BSKH.astype(jnp.float32), v_BSKH.astype(jnp.float32)
-    exact = jax.lax.Precision.HIGHEST
-    logits_BKGTS = jnp.einsum("btkgh,bskh->bkgts", q_BTKGH, k_BSKH, precision=exact) * H**-0.5
+    logits_BKGTS = jnp.einsum("btkgh,bskh->bkgts", q_BTKGH, k_BSKH.astype(jnp.float32), precision=EXACT) * H**-0.5
     logits_BKGTS, _ = bend(logits_BKGTS, mask.soft_cap)
-    allowed_BTS = mask.materialize()[:, None, None]
-    logits_BKGTS = jnp.where(allowed_BTS, logits_BKGTS, -jnp.inf)
+    return jnp.where(mask.materialize()[:, None, None], logits_BKGTS, -jnp.inf)
+
+
+def softmax(logits_BKGTS: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Weights over the keys, and the log-sum-exp [B, K, G, T]; zeros and NOTHING where no key is allowed."""
     # A finite maximum even for rows that see nothing, so that no NaN arises in values or gradients.
     max_BKGT1 = jax.lax.stop_gradient(jnp.maximum(jnp.max(logits_BKGTS, -1, keepdims=True), NOTHING))
-    weights_BKGTS = jnp.where(allowed_BTS, jnp.exp(logits_BKGTS - max_BKGT1), 0.0)
+    weights_BKGTS = jnp.where(logits_BKGTS > -jnp.inf, jnp.exp(logits_BKGTS - max_BKGT1), 0.0)
     total_BKGT1 = jnp.sum(weights_BKGTS, -1, keepdims=True)
     seen = total_BKGT1 > 0
     total_BKGT1 = jnp.where(seen, total_BKGT1, 1.0)
-    out_BTKGH = jnp.einsum("bkgts,bskh->btkgh", weights_BKGTS / total_BKGT1, v_BSKH, precision=exact)
-    lse_BKGT = jnp.where(seen, max_BKGT1 + jnp.log(total_BKGT1), NOTHING)[..., 0]
-    lse_BTN = jnp.moveaxis(lse_BKGT, 3, 1).reshape(B, T, N)
-    return out_BTKGH.reshape(B, T, N, H).astype(q_BTNH.dtype), lse_BTN
+    return weights_BKGTS / total_BKGT1, jnp.where(seen, max_BKGT1 + jnp.log(total_BKGT1), NOTHING)[..., 0]
+
+
+def weighted(weights_BKGTS: jax.Array, v_BSKH: jax.Array) -> jax.Array:
+    """fp32 sums of values [B, T, N, H]."""
+    out_BTKGH = jnp.einsum("bkgts,bskh->btkgh", weights_BKGTS, v_BSKH.astype(jnp.float32), precision=EXACT)
+    B, T, K, G, H = out_BTKGH.shape
+    return out_BTKGH.reshape(B, T, K * G, H)

@@ -24,12 +24,17 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_samples(parser: argparse.ArgumentParser, samples: int) -> None:
-    """Options of which samples to make, with those of `add_output`."""
+    """Options of which samples to make, how prompts are put, and where the answers go."""
     parser.add_argument("--lengths", type=lengths, default=[4096], help="of prompt and answer: 4K,8192,1M")
     parser.add_argument("--samples", type=positive, default=samples, help="of each task and length")
-    parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--essays", type=Path, help="text for haystacks; default: Jane Austen")
-    add_output(parser)
+    add_texts(parser)
+    _add_template(parser)
+
+
+def add_texts(parser: argparse.ArgumentParser) -> None:
+    """Options of which text samples are made of, and where what is found goes."""
+    parser.add_argument("--essays", type=Path, help="text that samples are made of; default: Jane Austen")
+    _add_seed_and_out(parser)
 
 
 def add_documents(parser: argparse.ArgumentParser) -> None:
@@ -38,13 +43,21 @@ def add_documents(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text-key", default="text", help="of JSONL and Parquet: where the text is")
     parser.add_argument("--lengths", type=lengths, help="tokens of a row: 4K,8192,1M; default: 4K if the model can")
     parser.add_argument("--samples", type=positive, help="documents of each length at most; default: 20")
-    parser.add_argument("--seed", type=int, default=42)
-    _add_out(parser)
+    _add_seed_and_out(parser)
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
     """Options of how prompts are put, and where the answers go."""
+    _add_template(parser)
+    _add_out(parser)
+
+
+def _add_template(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--template", default="base", choices=("base", "chat"), help="chat: the model's own template")
+
+
+def _add_seed_and_out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, default=42)
     _add_out(parser)
 
 
@@ -52,12 +65,12 @@ def _add_out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="directory; default: eval/ in the run's, else eval-results/MODEL/")
 
 
-def lengths(text: str) -> list[int]:
+def lengths(text: str, least: int = 1) -> list[int]:
     """ "4K,8192,1M" -> [4096, 8192, 1048576]."""
     found = []
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)([kKmM]?)", part.strip())
-        if not match or not int(match[1]):
+        if not match or int(match[1]) < least:
             raise argparse.ArgumentTypeError(f"{part!r} is no length; write 4096, 4K or 1M")
         found.append(int(match[1]) * {"": 1, "k": 2**10, "m": 2**20}[match[2].lower()])
     return sorted(set(found))

@@ -135,21 +135,6 @@ def rotated(q_BTNH, k_BTKH, view: View, shape: Shape) -> tuple[jax.Array, jax.Ar
     return q_BTNH, rope.rotate(k_BTKH, cos_BTh, sin_BTh, shape.rope.dtype)
 
 
-def _attend_in_rows(q_BTNH, k_BTKH, v_BTKH, *, views: tuple[View, ...], is_global: jax.Array, shape: Shape):
-    """Queries to the keys of the same rows, by the layer's own view. Keeps nothing."""
-
-    def by(view):
-        def attend(q_BTNH, k_BTKH, v_BTKH):
-            q_BTNH, k_BTKH = rotated(q_BTNH, k_BTKH, view, shape)
-            return sharded.apply(q_BTNH, k_BTKH, v_BTKH, view.mask, view.plan, shape.attention.implementation)
-
-        return attend
-
-    if len(views) == 1:
-        return by(views[0])(q_BTNH, k_BTKH, v_BTKH), None
-    return jax.lax.cond(is_global, *map(by, views), q_BTNH, k_BTKH, v_BTKH), None
-
-
 class FeedForward(nnx.Module):
     def __init__(self, key: jax.Array, shape: Shape):
         D, F = shape.model.model_width, shape.model.ffn_width
@@ -244,6 +229,30 @@ class Decoder(nnx.Module):
         views = tuple(
             _view(window, positions_BT, segment_ids_BT, num_anchors, shape) for window in kinds_of_layers(config)
         )
+
+        def attend(q_BTNH, k_BTKH, v_BTKH, view: View):
+            q_BTNH, k_BTKH = rotated(q_BTNH, k_BTKH, view, shape)
+            implementation = shape.attention.implementation
+            return sharded.apply(q_BTNH, k_BTKH, v_BTKH, view.mask, view.plan, implementation), None
+
+        x_BTD, _ = self.through_blocks(tokens_BT, views, attend, shape, dropout_key)
+        return rms_norm(x_BTD, self.final_norm_D, config)
+
+    def through_blocks(
+        self,
+        tokens_BT: jax.Array,
+        views: tuple[Any, ...],
+        attend: Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]],
+        shape: Shape,
+        dropout_key: jax.Array | None = None,
+    ) -> tuple[jax.Array, Any]:
+        """The residual stream behind the last block [B, T, D], and what `attend` kept of each layer, stacked.
+
+        Args:
+          views: a pytree for each of `kinds_of_layers`.
+          attend: an `Attend` that is also given the layer's own view.
+        """
+        config = shape.model
         # Rounded after the look-up: the gradient of a frequent token is a sum over the whole row, and in
         # bfloat16 it stalls (64K equal terms gave 1/20 of their sum).
         embed_VD = gathered(self.embed_VD, P(None, None), "float32")
@@ -252,12 +261,17 @@ class Decoder(nnx.Module):
         def one_block(x_BTD, layer):
             block, number = layer
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, number)
-            attend = functools.partial(_attend_in_rows, views=views, is_global=is_global(number, config), shape=shape)
-            return block(x_BTD, attend, shape, key)
+
+            def attend_by_kind(*q_k_v):
+                by_kind = [functools.partial(attend, view=view) for view in views]
+                if len(by_kind) == 1:
+                    return by_kind[0](*q_k_v)
+                return jax.lax.cond(is_global(number, config), *by_kind, *q_k_v)
+
+            return block(x_BTD, attend_by_kind, shape, key)
 
         layers = (self.blocks, jnp.arange(config.num_layers))
-        x_BTD, _ = jax.lax.scan(_remat(one_block, config.remat), x_BTD, layers)
-        return rms_norm(x_BTD, self.final_norm_D, config)
+        return jax.lax.scan(_remat(one_block, config.remat), x_BTD, layers)
 
     def unembedding_DV(self, shape: Shape) -> jax.Array:
         """The output matrix in compute_dtype, cut over the vocabulary."""

@@ -1,0 +1,157 @@
+"""rope_precision.py on a tiny model: what it writes, that it goes on, and what it refuses."""
+
+import functools
+import json
+import shutil
+
+import numpy as np
+import pytest
+from matplotlib import image
+
+from anchorjax.data import tokenizer as tokenizer_lib
+from anchorjax.evaluation import language_model, random_twin
+from anchorjax.evaluation import rope_precision as experiments
+from anchorjax.evaluation.ruler.haystack import open_essays
+from eval import rope_precision
+from tests.evaluation.making import write_tokenizer
+from tests.huggingface import tiny
+
+VARIANTS = ("bf16-phases32", "random-bf16")  # which share compiled programs
+OPTIONS = ["--tokens=64", "--lengths=32,100", "--document-tokens=30", "--samples=2", "--shifts=0,16,17,1M"]
+OPTIONS += [f"--variants={','.join(VARIANTS)}", "--batch-rows=2"]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("model")
+    tiny.make("llama untied", directory)
+    write_tokenizer(directory)
+    return directory
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    """Programs of eight take four times as long to compile."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (language_model, random_twin):
+            patch.setattr(module, "make_mesh", functools.partial(language_model.make_mesh, devices=1))
+        yield
+
+
+@pytest.fixture(scope="module")
+def measured(directory, tmp_path_factory):
+    out = tmp_path_factory.mktemp("rope") / "out"
+    assert rope_precision.main([f"--hf={directory}", f"--out={out}", *OPTIONS]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def result(measured):
+    return json.loads((measured / "rope_precision.json").read_text())
+
+
+def test_every_experiment_is_written_and_drawn(measured, result):
+    of_layouts = {layout: {"0", str(2**20)} for layout in experiments.LAYOUTS}
+    labels = {"shifts": {"0", "16", "17", str(2**20)}, "lengths": {"0"}} | of_layouts
+    for experiment, expected in labels.items():
+        assert set(result[experiment]) == set(VARIANTS)
+        assert all(set(found) == expected for found in result[experiment].values())
+    assert len((measured / "answers.jsonl").read_text().splitlines()) == 1 + 2 * 2 * (4 + 1 + 4 * 2)
+    pictures = {path.name for path in measured.glob("*.png")}
+    layouts = {f"layouts-{variant}.png" for variant in VARIANTS}
+    assert pictures == {"shifts.png", "lengths.png", "logits.png", "keys.png", "tables.png"} | layouts
+    assert all(image.imread(measured / name).std() > 0 for name in pictures)
+
+
+def test_numbers_hang_together(result):
+    for variant in VARIANTS:
+        shifts = result["shifts"][variant]
+        assert set(shifts["16"]["attention"]["all"]) == {0.0}  # against itself
+        for experiment, labels in ((name, result[name][variant]) for name in ("shifts", "lengths", "anchor", "reset")):
+            for label, found in labels.items():
+                parts = found["attention"]
+                groups = np.sum([parts[name] for name in ("first", "starts", "others")], 0)
+                np.testing.assert_allclose(groups, parts["all"], rtol=1e-5)
+                assert all(np.less_equal(found["low"], np.add(parts["all"], 1e-12)))
+                assert all(np.less_equal(parts["all"], np.add(found["high"], 1e-12)))
+                if (experiment, label) != ("shifts", "16"):
+                    assert min(parts["all"]) > 0
+        found = result["lengths"][variant]["0"]
+        edges = experiments.column_edges(100)
+        assert edges == [0, 1, 2, 3, 4, 5, 6, 7, 8, 16, 32, 64, 100]
+        assert np.dot(found["columns"], np.diff(edges)) == pytest.approx(found["attention"]["all"][-1], rel=1e-4)
+        assert sum(found["by_layer"]) == pytest.approx(found["attention"]["all"][-1], rel=1e-4)
+
+
+def test_a_killed_measurement_goes_on_to_the_same_result(directory, measured, tmp_path):
+    out = shutil.copytree(measured, tmp_path / "out")
+    lines = (out / "answers.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "answers.jsonl").write_bytes(b"".join(lines[:3]) + b"".join(lines[5:-1]) + lines[-1][:10])
+    before = (out / "rope_precision.json").read_bytes()
+    (out / "rope_precision.json").unlink()
+    assert rope_precision.main([f"--hf={directory}", f"--out={out}", *OPTIONS]) == 0
+    assert (out / "rope_precision.json").read_bytes() == before
+    assert sorted((out / "answers.jsonl").read_bytes().splitlines(keepends=True)) == sorted(lines)
+
+
+def test_a_finished_measurement_needs_no_weights(directory, measured, monkeypatch):
+    monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
+    monkeypatch.setattr("anchorjax.evaluation.random_twin.draw", None)
+    assert rope_precision.main([f"--hf={directory}", f"--out={measured}", *OPTIONS]) == 0
+
+
+def test_rows_are_what_the_layouts_say(directory):
+    plan = experiments.Plan(("layouts",), ("bf16",), (0,), 16, 64, (100,), 30, 1, 42)
+    model, text = language_model.describe(hf=directory, dtype="float32"), open_essays(None)
+    rows = {name: experiments.make_row(plan, model, text, name, 0, (0, 2**17)) for name in experiments.LAYOUTS}
+    index_T = np.arange(100)
+    documents_T = np.concatenate([[0], np.repeat([1, 2, 3, 4], 30)])[:100]
+    for name, row in rows.items():
+        assert row.tokens_T[0] == model.tokenizer.bos_id
+        assert np.array_equal(row.tokens_T, rows["full"].tokens_T)
+        assert np.array_equal(row.segment_ids_T, 0 * documents_T if name == "full" else documents_T)
+        assert row.num_anchors == (name == "anchor")
+        reference_T = np.concatenate([[0], np.tile(np.arange(30), 4)])[:100] if name == "reset" else index_T + 16
+        assert np.array_equal(row.positions_PT, [reference_T, index_T, index_T + 2**17])
+    other = experiments.make_row(plan, model, text, "full", 1, (0,)).tokens_T
+    assert not np.array_equal(other[1:31], rows["full"].tokens_T[1:31])
+
+
+def test_a_short_text_begins_anew():
+    text = open_essays(None)
+    short = type(text).of("a short text", "One two. Three four.")
+    tokens = experiments.excerpt(short, tokenizer_lib.load("bytes"), 60, "1")
+    assert len(tokens) == 60 and bytes(tokens.astype(np.uint8)).decode().count("One two. Three four.") >= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give one of --workdir (a training run) and --hf (a Hugging Face directory)"),
+        (["--hf={}", "--dtype=bfloat16"], "--dtype=bfloat16 is not allowed: --variants says"),
+        (["--hf={}", "--variants=bf16,fp8"], "there is no variant 'fp8'; there are fp32, "),
+        (["--hf={}", "--experiments=needles"], "there is no experiment 'needles'; there are shifts, lengths, layouts"),
+        (["--hf={}", "--reference=0,16"], "--reference=[0, 16] is not allowed: it is one shift"),
+        (["--hf={}", "--tokens=1024"], "--lengths: 1024 is more than the model's context of 256"),
+        (["--hf={}", "--tokens=64", "--lengths=64", "--document-tokens=63"], "too long for layouts"),
+        (["--hf={}", "--tokens=64", "--lengths=64", "--document-tokens=9", "--essays=none"], "essays=none"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_before_any_weight_is_read(
+    arguments, message, directory, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
+    short = ["--tokens=64", "--lengths=64", "--document-tokens=9", "--shifts=0"]
+    assert rope_precision.main([*short, *(argument.format(directory) for argument in arguments)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_answers_to_another_request_are_kept(directory, measured, capsys):
+    before = (measured / "answers.jsonl").read_bytes()
+    assert rope_precision.main([f"--hf={directory}", f"--out={measured}", *OPTIONS, "--seed=1"]) == 2
+    assert "holds answers to another request (seed: 42 -> 1); give another --out" in capsys.readouterr().err
+    assert (measured / "answers.jsonl").read_bytes() == before
