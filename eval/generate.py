@@ -47,7 +47,7 @@ def generate(arguments: argparse.Namespace) -> None:
     generator = Generator(language_model.load(model), arguments.batch_rows)
     streamed = len(prompts) == 1
     show = (lambda _, text: print(text, end="", flush=True)) if streamed else None
-    made = generator.generate(prompts, arguments.max_new_tokens, sampling, arguments.stop, show)
+    made = generator.generate(prompts, arguments.max_new_tokens, sampling, stop=arguments.stop, show=show)
     print("" if streamed else "\n---\n".join(one.text for one in made))
 
 

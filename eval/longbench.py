@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--samples", type=options.positive_or_0, default=0, help="the first of each task; 0: all")
     parser.add_argument(
         "--max-length",
-        type=options.positive_or_0,
+        type=options.tokens_or_0,
         default=0,
         help="tokens of a prompt, cut in its middle if it has more; 0: what the model's context leaves",
     )

@@ -33,15 +33,15 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_model(parser)
     options.add_documents(parser)
-    parser.add_argument("--shortest", type=options.positive, help="tokens of the documents to take; default: --lengths")
+    parser.add_argument("--shortest", type=options.tokens, help="tokens of the documents to take; default: --lengths")
     parser.add_argument("--evaluator-workdir", type=Path, help="a training run that finds the key tokens")
     parser.add_argument("--evaluator-hf", type=Path, help="a Hugging Face directory that does; default: the model")
-    parser.add_argument("--evaluator-context", type=options.positive, default=0, help="as --context, for the evaluator")
-    parser.add_argument("--key-tokens", type=Path, help="key_tokens.json of an earlier run, in place of an evaluator")
-    parser.add_argument("--short-context", type=options.positive, default=rule.context, help="tokens, at least")
     parser.add_argument(
-        "--stride", type=options.positive, default=rule.stride, help="tokens that share a short context"
+        "--evaluator-context", type=options.tokens_or_0, default=0, help="as --context, for the evaluator"
     )
+    parser.add_argument("--key-tokens", type=Path, help="key_tokens.json of an earlier run, in place of an evaluator")
+    parser.add_argument("--short-context", type=options.tokens, default=rule.context, help="tokens, at least")
+    parser.add_argument("--stride", type=options.tokens, default=rule.stride, help="tokens that share a short context")
     parser.add_argument("--alpha", type=float, default=rule.alpha, help="least gain by the long context, in nats")
     parser.add_argument("--beta", type=float, default=rule.beta, help="least log-probability in the long context")
     return options.run("longppl.py", lambda: evaluate(parser.parse_args(argv), parser))

@@ -37,9 +37,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_model(parser)
     options.add_documents(parser)
-    parser.add_argument("--last", type=options.positive, default=0, help="also perplexity of so many tokens at the end")
-    parser.add_argument("--window", type=options.positive, default=0, help="tokens read at once; default: whole rows")
-    parser.add_argument("--stride", type=options.positive, default=0, help="of windows; default: half of --window")
+    parser.add_argument("--last", type=options.tokens, default=0, help="also perplexity of so many tokens at the end")
+    parser.add_argument("--window", type=options.tokens, default=0, help="tokens read at once; default: whole rows")
+    parser.add_argument("--stride", type=options.tokens, default=0, help="of windows; default: half of --window")
     parser.add_argument("--rows", type=int, default=0, help="without --text: rows to score; 0 is the whole split")
     return options.run("perplexity.py", lambda: evaluate(parser.parse_args(argv), parser))
 

@@ -35,10 +35,10 @@ def main(argv: list[str] | None = None) -> int:
     far = [2**16, 2**17, 2**20]
     parser.add_argument("--shifts", type=shifts, default=[*PAPER_SHIFTS, *far], help="of positions: 0,2,16,64K,1M")
     parser.add_argument("--reference", type=shifts, default=[16], help="the shift that others are compared with")
-    parser.add_argument("--tokens", type=options.positive, default=512, help="of the rows that are shifted")
+    parser.add_argument("--tokens", type=options.tokens, default=512, help="of the rows that are shifted")
     lengths = [2**i for i in range(6, 12)]
     parser.add_argument("--lengths", type=options.lengths, default=lengths, help="of rows: 64,1K,2K")
-    parser.add_argument("--document-tokens", type=options.positive, default=256, help="of documents in layouts")
+    parser.add_argument("--document-tokens", type=options.tokens, default=256, help="of documents in layouts")
     parser.add_argument("--samples", type=options.positive, default=5, help="texts")
     options.add_texts(parser)
     return options.run("rope_precision.py", lambda: evaluate(parser.parse_args(argv)))

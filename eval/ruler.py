@@ -41,8 +41,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     options.check_lengths(arguments.lengths, model)
     steps = _steps(arguments.last, model)
     samples = make_samples(arguments, model)
-    files = {name: str(getattr(arguments, name) or "") for name in ("essays", "squad", "hotpot")}
-    request = options.request(model, seed=arguments.seed, template=arguments.template, **files)
+    material = options.material(essays=arguments.essays, squad=arguments.squad, hotpot=arguments.hotpot)
+    request = options.request(model, seed=arguments.seed, template=arguments.template, **material)
     with Results(options.out_directory(arguments, model, "ruler"), request) as results:
         by_step = {step: score(model, step, samples, results, arguments.batch_rows) for step in steps}
         result = summary(by_step, samples)
@@ -114,7 +114,8 @@ def summary(by_step: dict, samples: dict) -> dict:
         for task in tasks
     }
     averages = {length: ruler.averages({task: mean[task][length] for task in tasks}) for length in lengths}
-    material = {task: samples[task, lengths[0]][0].material for task in tasks}
+    # The shortest lists of words are RULER's own where longer ones are not, and the other way round.
+    material = {task: next(filter(None, (samples[task, n][0].material for n in lengths)), "") for task in tasks}
     return {
         "scores": mean,
         "averages": averages,

@@ -42,12 +42,13 @@ def answer(
       how: what else `Generator.generate` is told.
     """
 
-    def find(some: list[Sample]) -> list[dict[str, Any]]:
+    def find(places: list[int]) -> list[dict[str, Any]]:
+        some = [samples[place] for place in places]  # only now: making a long sample takes seconds
         prompts, most = [one.ids_T.tolist() for one in some], max(one.max_new_tokens for one in some)
         made = generator().generate(prompts, most, **how)
         return [{"text": one.text, "tokens": len(one.tokens), "reason": one.reason} for one in made]
 
-    fill(results, dict(zip(keys, samples, strict=True)), find, lambda: generator().batch_rows, label)
+    fill(results, dict(zip(keys, range(len(samples)), strict=True)), find, lambda: generator().batch_rows, label)
     return [results.answers[key]["text"] for key in keys]
 
 

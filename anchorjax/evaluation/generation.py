@@ -73,6 +73,7 @@ class Generator:
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int,
         sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+        *,
         stop: Sequence[str] = (),
         stop_ids: Sequence[int] = (),
         numbers: Sequence[int] | None = None,

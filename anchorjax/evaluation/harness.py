@@ -199,7 +199,12 @@ class Harness:
             raise EvaluationError(f"a continuation of {new:,} tokens cannot be scored: 1 to {most:,} are allowed")
         row = context + continuation
         self.cut += len(row) > most + 1
-        return row[-most - 1 :], new
+        return self._last(row, most + 1), new
+
+    def _last(self, ids: list[int], size: int) -> list[int]:
+        """Without what is too long in front; a run's beginning of sequence stays, as it is the anchor."""
+        kept = ids[: int(self._bos)]
+        return ids if len(ids) <= size else [*kept, *ids[len(ids) - size + len(kept) :]]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         by_text = [self._windows(*request.args) for request in requests]
@@ -211,8 +216,12 @@ class Harness:
         from lm_eval import utils
 
         ids = self.tok_encode(text, add_special_tokens=False if self._bos else None)
-        windows = utils.get_rolling_token_windows(ids, self._prefix, self.max_length, context_len=1)
-        return [utils.make_disjoint_window(window) for window in windows]
+        front = [self._prefix] if self._bos else []  # of every window, where it is an anchor
+        size = self.max_length - len(front)
+        windows = map(
+            utils.make_disjoint_window, utils.get_rolling_token_windows(ids, self._prefix, size, context_len=1)
+        )
+        return [(front if context == front else front + context, new) for context, new in windows]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         asked: dict[Settings, dict[str, list[int]]] = {}
@@ -239,7 +248,7 @@ class Harness:
             )
         ids = self.tok_encode(text)
         self.cut += len(ids) > room
-        return ids[-room:]
+        return self._last(ids, room)
 
     def _generate(self, how: Settings, prompts: dict[str, list[int]]) -> None:
         tokenizer = self.model.tokenizer

@@ -143,14 +143,19 @@ def judge(evaluator: Reader, pieces: Sequence[Piece], rule: Rule, results: Resul
         keys_T = rule.key_tokens(long_T, short_T)
         spans = merge(offsets_T2, keys_T)
         if itself:
-            results.add(f"{evaluator.step} {piece.name}", **_sums(long_T, inside(offsets_T2, spans)))
+            results.add(_measured(evaluator, piece, spans), **_sums(long_T, inside(offsets_T2, spans)))
         results.add(keys[piece], tokens=len(ids_T), keys=int(keys_T.sum()), spans=spans)
     return {piece: results.answers[key] for piece, key in keys.items()}
 
 
+def _measured(model: Reader, piece: Piece, spans: Sequence[Span]) -> str:
+    """The key of a model's sums over a piece: another checkpoint of the evaluator finds other spans."""
+    return f"{model.step} {piece.name} {digest(json.dumps(spans))}"
+
+
 def measure(model: Reader, spans: Mapping[Piece, Sequence[Span]], results: Results) -> dict[Piece, dict]:
     """{"nats", "tokens", "key_nats", "keys"} of each piece, by the model; key tokens are those inside the spans."""
-    keys = {piece: f"{model.step} {piece.name}" for piece in spans}
+    keys = {piece: _measured(model, piece, some) for piece, some in spans.items()}
     for piece, _, offsets_T2, nats_T in _read(model, keys, results, "documents"):
         results.add(keys[piece], **_sums(nats_T, inside(offsets_T2, spans[piece])))
     return {piece: results.answers[key] for piece, key in keys.items()}

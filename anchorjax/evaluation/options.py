@@ -1,6 +1,7 @@
 """What every script in eval/ asks on its command line, and how it ends."""
 
 import argparse
+import hashlib
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -12,13 +13,17 @@ from anchorjax.data.chat import ChatTemplate
 from anchorjax.errors import UsageError, UserError
 from anchorjax.evaluation.language_model import DTYPES, Description, describe
 
+_SMALL = 2**24  # bytes: configuration, templates and tokenizers, not weights
+
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Options of which model to evaluate; `description` reads them."""
     parser.add_argument("--workdir", type=Path, help="a training run")
     parser.add_argument("--hf", type=Path, help="a Hugging Face directory")
     parser.add_argument("--dtype", default="auto", choices=DTYPES, help="of weights and activations; auto: the run's")
-    parser.add_argument("--context", type=int, default=0, help="tokens to allow; 0: what the model was trained on")
+    parser.add_argument(
+        "--context", type=tokens_or_0, default=0, help="tokens to allow; 0: what the model was trained on"
+    )
     parser.add_argument("--rope-theta", type=float, default=0.0, help="another RoPE base; 0: the model's own")
     parser.add_argument("--batch-rows", type=int, default=1, help="prompts at once")
 
@@ -76,6 +81,17 @@ def lengths(text: str, least: int = 1) -> list[int]:
     return sorted(set(found))
 
 
+def tokens(text: str) -> int:
+    """ "8K" -> 8192."""
+    if "," in text:
+        raise argparse.ArgumentTypeError(f"{text!r} must be one number of tokens; write 4096, 4K or 1M")
+    return lengths(text)[0]
+
+
+def tokens_or_0(text: str) -> int:
+    return 0 if text == "0" else tokens(text)
+
+
 def positive(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
@@ -95,7 +111,7 @@ def refuse(parser: argparse.ArgumentParser, arguments: argparse.Namespace, names
 
 def description(arguments: argparse.Namespace) -> Description:
     """Of the model that the arguments name. Raises UserError; see `describe`."""
-    for name in ("context", "rope_theta", "batch_rows"):
+    for name in ("rope_theta", "batch_rows"):
         if getattr(arguments, name) < (name == "batch_rows"):
             raise UsageError(f"--{name.replace('_', '-')}={getattr(arguments, name)} is not allowed")
     return describe(
@@ -137,13 +153,47 @@ def out_directory(arguments: argparse.Namespace, model: Description, name: str) 
 
 def request(model: Description, **more) -> dict:
     """What all answers depend on, for `Results`; which checkpoint of a run gave an answer, its key says."""
-    return {
+    files = {} if model.is_run else {"files": _fingerprint(model.directory)}
+    return files | {
         "model": str(model.directory.resolve()),
         "dtype": model.model.compute_dtype,
         "rope_theta": model.rope.theta,
         "tokenizer": model.tokenizer.name,
         **more,
     }
+
+
+def _fingerprint(directory: Path) -> str:
+    """Changes with a Hugging Face directory's small files, and with the size or time of its weights."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in directory.iterdir() if path.is_file()):
+        stat = file.stat()
+        small = stat.st_size < _SMALL
+        digest.update(f"{file.name} {stat.st_size} {'' if small else stat.st_mtime_ns}\n".encode())
+        if small:
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def material(**paths: Path | None) -> dict:
+    """What samples are made of, for `request`: the path of each file or folder, and a digest of what is in it.
+
+    Raises:
+      UsageError: it cannot be read.
+    """
+    whole = {name: path and path.expanduser().resolve() for name, path in paths.items()}
+    contents = {name: _contents(path) for name, path in whole.items() if path}
+    return {name: str(path or "") for name, path in whole.items()} | ({"contents": contents} if contents else {})
+
+
+def _contents(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        for file in sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]:
+            digest.update(file.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+    return digest.hexdigest()[:16]
 
 
 def run(name: str, main: Callable[[], None]) -> int:

@@ -77,7 +77,12 @@ def score(
       scorer: gives the model, which is loaded only if something is missing.
       step: of the checkpoint, in the keys of answers.
     """
-    todo = {f"{step} {length} {digest(one.ids_T)}": (length, one) for length, some in rows.items() for one in some}
+    keys_by_length = {length: [f"{step} {length} {digest(one.ids_T)}" for one in some] for length, some in rows.items()}
+    todo = {
+        key: (length, one)
+        for length, keys in keys_by_length.items()
+        for key, one in zip(keys, rows[length], strict=True)
+    }
     missing = [key for key in todo if key not in results.answers]
     hidden = not missing or not sys.stderr.isatty()
     with tqdm.tqdm(total=len(todo), initial=len(todo) - len(missing), unit="document", disable=hidden) as bar:
@@ -90,10 +95,7 @@ def score(
             for key, ids_T, nats_T in zip(keys, documents, nats, strict=True):
                 results.add(key, **_sums(nats_T, tokenizer.token_bytes_V[ids_T], todo[key][0], measure.last))
             bar.update(len(keys))
-    found: dict[int, list[dict]] = {length: [] for length in rows}
-    for key, (length, _) in todo.items():
-        found[length].append(results.answers[key])
-    return found
+    return {length: [results.answers[key] for key in keys] for length, keys in keys_by_length.items()}
 
 
 def _sums(nats_T: np.ndarray, bytes_T: np.ndarray, length: int, last: int) -> dict:

@@ -54,6 +54,7 @@ class Results:
             return
         try:
             before, *answers = (json.loads(line) for line in lines)
+            before = dict(before)
             self.answers = {answer["key"]: answer for answer in answers}
         except (ValueError, TypeError, KeyError) as error:
             raise EvaluationError(f"{self.directory / ANSWERS} is damaged: {error}") from error
