@@ -218,10 +218,9 @@ class Harness:
         ids = self.tok_encode(text, add_special_tokens=False if self._bos else None)
         front = [self._prefix] if self._bos else []  # of every window, where it is an anchor
         size = self.max_length - len(front)
-        windows = map(
-            utils.make_disjoint_window, utils.get_rolling_token_windows(ids, self._prefix, size, context_len=1)
-        )
-        return [(front if context == front else front + context, new) for context, new in windows]
+        windows = utils.get_rolling_token_windows(ids, self._prefix, size, context_len=1)
+        pairs = map(utils.make_disjoint_window, windows)
+        return [(context if context == front else front + context, new) for context, new in pairs]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         asked: dict[Settings, dict[str, list[int]]] = {}

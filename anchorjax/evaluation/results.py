@@ -4,10 +4,11 @@ answers.jsonl   the first line is the request, all others {"key": ..., and what 
 NAME.json       a result, written whole; NAME.png beside it
 """
 
+import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +70,26 @@ class Results:
         self._append(self.answers[key])
 
     def _append(self, line: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(line).encode() + b"\n")
-        self._file.flush()
+        with self._writing():
+            self._file.write(json.dumps(line).encode() + b"\n")
+            self._file.flush()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise EvaluationError(
+                f"{self.directory} cannot be written: {error.strerror}; run again to go on"
+            ) from error
 
     def write(self, name: str, content: Mapping[str, Any] | bytes) -> Path:
         """Replaces a file of the directory in one move."""
         data = content if isinstance(content, bytes) else (json.dumps(content, indent=2) + "\n").encode()
         part = self.directory / f"{name}.part"
-        part.write_bytes(data)
-        os.replace(part, self.directory / name)
+        with self._writing():
+            part.write_bytes(data)
+            os.replace(part, self.directory / name)
         return self.directory / name
 
     def __enter__(self) -> "Results":
