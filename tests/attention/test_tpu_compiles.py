@@ -64,7 +64,9 @@ def test_every_generation_s_own_name_is_known():
     assert {target: TPU_KINDS[kind] for target, kind in run_program(KINDS).items()} == {t: t for t in targets.TPUS}
 
 
-@pytest.mark.parametrize("target", targets.TPUS)
+@pytest.mark.parametrize(
+    "target", ["v5e", *(pytest.param(t, marks=pytest.mark.slow) for t in targets.TPUS if t != "v5e")]
+)
 def test_short_rows(target):
     (at_8k,) = temporaries(target, [2**13])
     assert at_8k < BYTES_PER_TOKEN * 2**13

@@ -6,10 +6,13 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from benchmarks.cpu_attention import PAIRS
 from tests.training.jobs import ROOT
 
 
+@pytest.mark.slow
 def test_prints_its_figures_and_one_json_line():
     command = [sys.executable, "benchmarks/cpu_attention.py", "--lengths=512", "--repeats=1", "--json"]
     env = os.environ | {"XLA_FLAGS": ""}

@@ -5,9 +5,12 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from tests.training.jobs import ROOT
 
 
+@pytest.mark.slow
 def test_prints_a_table_and_one_json_line():
     command = [sys.executable, "benchmarks/step_time.py", "--lengths=512,1024", "--repeats=1", "--json"]
     env = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # one device: the batch is one row

@@ -59,7 +59,7 @@ def test_a_store_on_disk_is_the_one_in_memory(prepared):
 def test_a_large_vocabulary_takes_four_bytes_and_has_the_same_fingerprint(tmp_path, monkeypatch):
     large = dataclasses.replace(BYTES, vocab_size=2**16 + 1)
     monkeypatch.setattr("anchorjax.data.preparing.tokenizer_lib.load", lambda name: large)
-    monkeypatch.setattr("anchorjax.data.pieces._tokenizer", lambda name: large)
+    monkeypatch.setattr("anchorjax.data.pieces._tokenizer", lambda directory, name: large)
     train, _ = preparing.prepare(tmp_path, f"jsonl:{preparing.write_jsonl(tmp_path / 'x.jsonl', ROWS)}")
     built = in_memory(train, large)
     assert (train.tokens.dtype, built.tokens.dtype) == (np.int32, np.int32)

@@ -234,7 +234,10 @@ def on_one_device(request):
     return request.param, loss_and_gradients(shape_of(**request.param), (1, 1, 1, 1))
 
 
-@pytest.mark.parametrize("mesh_shape", [(4, 1, 2, 1), (1, 4, 1, 2), (2, 1, 2, 2), (1, 2, 2, 2)])
+@pytest.mark.parametrize(
+    "mesh_shape",
+    [(1, 4, 1, 2), (2, 1, 2, 2), *(pytest.param(s, marks=pytest.mark.slow) for s in ((4, 1, 2, 1), (1, 2, 2, 2)))],
+)
 def test_every_mesh_gives_one_device_s_loss_and_gradients(mesh_shape, on_one_device):
     features, wanted = on_one_device
     value, grads = loss_and_gradients(shape_of(**features), mesh_shape)

@@ -54,7 +54,7 @@ TPU, GPU = ("v5p", "pallas_tpu", ["backward", "forward"]), ("h100", "pallas_gpu"
     ("target", "implementation", "kernels", "mesh", "features"),
     [
         (*TPU, "1,2,2,1", {}),
-        (*TPU, "2,1,1,2", GEMMA),
+        pytest.param(*TPU, "2,1,1,2", GEMMA, marks=pytest.mark.slow),
         (*GPU, "1,2,2,1", {}),
         pytest.param(*GPU, "2,1,1,2", GEMMA, marks=pytest.mark.slow),  # more than three minutes on two cores
     ],
