@@ -1,6 +1,9 @@
 """generate.py, ruler.py and needle.py on a tiny model: what they write, that they go on, and what they refuse."""
 
+import importlib
 import json
+import pathlib
+import re
 import shlex
 import shutil
 
@@ -160,6 +163,34 @@ def test_what_cannot_be_done_is_one_line_before_any_weight_is_read(
     assert message in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_was_changed_is_another_request(directory, scored, tmp_path, capsys):
+    changed = shutil.copytree(directory, tmp_path / directory.name)
+    out = shutil.copytree(scored, tmp_path / "out")
+    lines = (out / "answers.jsonl").read_text().replace(str(directory), str(changed)).splitlines()
+    request = json.loads(lines[0])
+    request["files"] = json.loads((scored / "answers.jsonl").read_text().splitlines()[0])["files"]
+    (out / "answers.jsonl").write_text("\n".join([json.dumps(request), *lines[1:], ""]))
+    config = json.loads((changed / "config.json").read_text())
+    (changed / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-4}))
+    assert ruler.main([f"--hf={changed}", f"--tasks={TASKS}", f"--out={out}", *LENGTHS]) == 2
+    assert "holds answers to another request (files: " in capsys.readouterr().err
+
+
+def test_commands_of_the_readme_are_understood(tmp_path, monkeypatch, capsys):
+    """Up to the model, which is not there."""
+    readme = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    found = re.findall(r"^\.venv/bin/python eval/(\w+)\.py (.+)$", readme, re.MULTILINE)
+    assert {script for script, _ in found} >= {"generate", "perplexity", "longppl", "ruler", "needle", "longbench"}
+    for script, arguments in found:
+        main = importlib.import_module(f"eval.{script}").main
+        assert main(shlex.split(arguments)) == 2
+        assert re.search(r"is not a directory|there is no run in|holds neither a run", capsys.readouterr().err), (
+            script,
+            arguments,
+        )
 
 
 def test_answers_to_another_request_are_kept(directory, scored, capsys):

@@ -162,6 +162,22 @@ def test_the_beginning_of_sequence_can_stand_before_every_text(llama, pair, tmp_
     assert ours._windows("abc") == plain._windows("abc")
 
 
+def test_a_run_s_beginning_of_sequence_is_never_cut_off(llama, tmp_path):
+    """It is the anchor; "hf" cuts it, and so does the description of a Hugging Face directory."""
+    short = dataclasses.replace(llama.description, context=20)
+    for bos in (False, True):
+        ours = harness.adapter(short, Results(tmp_path / str(bos), {}), bos=bos)
+        row, new = ours._row(ours.tok_encode("a" * 50), ours.tok_encode("b" * 4, add_special_tokens=False))
+        assert (len(row), new, row[0] == 0) == (21, 4, bos)
+        windows = ours._windows("abcdefg " * 9)
+        assert all(
+            (context[0] == 0) == (bos or first)
+            for first, (context, _) in zip([True, *[False] * 99], windows, strict=False)
+        )
+        assert max(len(context) + len(continuation) for context, continuation in windows) <= 21
+        assert sum(len(continuation) for _, continuation in windows) == 72
+
+
 def test_bytes_spell_nothing(llama, tmp_path):
     """A run's tokenizer of bytes: <s> is text, and the beginning of sequence stands where `bos` puts it."""
     description = dataclasses.replace(llama.description, tokenizer=ByteTokenizer(), files=None)
