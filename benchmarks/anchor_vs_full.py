@@ -12,9 +12,10 @@ trained on them from random weights, in bfloat16, with each of
 
 A retrieval document gives each of 15 signs a letter ("#q$b..."), goes on with a passage, and tells them again, four
 times, each time in another order. What is measured: the held-out loss, packed as trained; the share of letters that
-greedy decoding gets right just behind the passage, by the document's length (chance: 4%); tokens a second and seconds of
-training. A document that is asked about stands behind the anchor if the model was trained with one in sight, and alone
-if it was not. Variants take turns within a seed. Runs are ordinary ones (`train.py`): stopped, the same command goes on.
+greedy decoding gets right just behind the passage, by the document's length (chance: 4%); tokens a second and seconds
+of training. A document that is asked about stands behind the anchor if the model was trained with one in sight, and
+alone if it was not. Variants take turns within a seed. Runs are ordinary ones (`train.py`): stopped, the same command
+goes on.
 """
 
 import argparse
