@@ -67,7 +67,7 @@ def main() -> None:
     results: dict[str, list[dict]] = collections.defaultdict(list)
     for seed in map(int, arguments.seeds.split(",")):
         for variant in arguments.variants.split(","):
-            workdir = arguments.out / f"{variant}-{seed}"
+            workdir = arguments.out / f"{variant}-{arguments.steps}-{seed}"
             train(arguments.out / "store", workdir, variant, seed, arguments.steps)
             found = evaluated(workdir, variant)
             results[variant].append(found)
@@ -152,7 +152,9 @@ def evaluated(workdir: Path, variant: str) -> dict:
     """What one run came to."""
     file = workdir / "retrieval.json"
     if not file.exists():
-        file.write_text(json.dumps({length: accuracy(workdir, variant, length) for length in LENGTHS}))
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps({length: accuracy(workdir, variant, length) for length in LENGTHS}))
+        part.replace(file)
     summary = json.loads((workdir / "summary.json").read_text())
     return summary | {"retrieval": json.loads(file.read_text())}
 

@@ -131,10 +131,12 @@ def train(store: Path, model: Model, weights: Path, steps: int) -> None:
 
 def evaluated(model: Model, held_out: list[str], needles: int, out: Path) -> dict:
     """Perplexity by position, percent of needles by length, and of a run its seconds a step."""
-    file = out / f"{model.name.replace(' ', '_')}.json"
+    file = out / f"{model.name.replace(' ', '_')}-{needles}.json"
     if not file.exists():
         found = {"perplexity": perplexity(model, held_out), "needles": needles_found(model, needles)}
-        file.write_text(json.dumps(found))
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps(found))
+        part.replace(file)
         gc.collect()  # weights of one model at a time
     found = json.loads(file.read_text())
     if model.mask:

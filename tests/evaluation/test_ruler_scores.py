@@ -1,10 +1,7 @@
 """The metrics by hand."""
 
-import types
-
 import pytest
 
-from anchorjax.errors import EvaluationError
 from anchorjax.evaluation import ruler
 from anchorjax.evaluation.ruler.scores import clean, match
 
@@ -29,22 +26,6 @@ def test_matches(metric, prediction, references, expected):
 
 def test_cleaning():
     assert clean("  \n a\tb\x00\x1fc d\x7f\n\x00 ") == "a\nb\n\nc d\x7f"
-
-
-def sample(task, *references, length=4096):
-    return types.SimpleNamespace(task=task, references=references, length=length)
-
-
-def test_percent_of_each_task():
-    samples = [sample("vt", "A", "B"), sample("qa_1", "x", "y"), sample("vt", "C", "D"), sample("vt", "E")]
-    assert ruler.score(samples, ["a", "says y", "c d", "nil"]) == {"vt": 50.0, "qa_1": 100.0}
-
-
-def test_scores_that_cannot_be():
-    with pytest.raises(EvaluationError, match="1 predictions for 2 samples"):
-        ruler.score([sample("vt", "A"), sample("vt", "B")], ["a"])
-    with pytest.raises(EvaluationError, match=r"lengths \[4096, 8192\]"):
-        ruler.score([sample("vt", "A"), sample("vt", "B", length=8192)], ["a", "b"])
 
 
 def test_averages():

@@ -75,7 +75,7 @@ class Samples(Sequence):
         prompt = self.rows[index].prompt
         limit = self.limit
         while limit >= _SHORTEST:
-            text, ids_T = self._frame(middle_cut(prompt, limit, self._tokenizer))
+            text, ids_T = frame(middle_cut(prompt, limit, self._tokenizer), "", self._tokenizer, self._chat)
             excess = len(ids_T) - self._template_tokens - self.limit
             if excess <= 0:
                 return Sample(text, self.task.max_new_tokens, ids_T)
@@ -87,17 +87,11 @@ class Samples(Sequence):
         digest = hashlib.sha256(self.rows[index].prompt.encode()).hexdigest()
         return f"{self.task.name} {index} {digest[:16]}"
 
-    def _frame(self, prompt: str) -> tuple[str, np.ndarray]:
-        try:
-            return frame(prompt, "", self._tokenizer, self._chat)
-        except ValueError as error:
-            raise EvaluationError(f"--template=chat: {error}") from error
-
     def _count_template(self) -> int:
         if self._chat is None:
             return 0
         prompt = "x"
-        return len(self._frame(prompt)[1]) - 1 - len(self._tokenizer.encode(prompt))
+        return len(frame(prompt, "", self._tokenizer, self._chat)[1]) - 1 - len(self._tokenizer.encode(prompt))
 
 
 def middle_cut(text: str, limit: int, tokenizer: Tokenizer) -> str:

@@ -27,7 +27,7 @@ Prompts, answer prefixes, numbers of generated tokens, depths and metrics are th
 """
 
 from anchorjax.evaluation.ruler.sample import Sample
-from anchorjax.evaluation.ruler.scores import averages, match, score
+from anchorjax.evaluation.ruler.scores import averages, match
 from anchorjax.evaluation.ruler.tasks import TASKS, Samples, make
 
-__all__ = ["TASKS", "Sample", "Samples", "averages", "make", "match", "score"]
+__all__ = ["TASKS", "Sample", "Samples", "averages", "make", "match"]
