@@ -58,6 +58,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         adapter = harness.adapter(model, results, step=step, batch_rows=arguments.batch_rows, bos=bos, chat=chat)
         found = run(adapter, manager, tasks, arguments)
         asked = {name: getattr(arguments, name) for name in ("tasks", "num_fewshot", "limit", "lengths", "template")}
+        asked["include_path"] = options.absolute(arguments.include_path)
         notes = {"notes": remarks(adapter), "lm_eval": importlib.metadata.version("lm_eval")}
         path = results.write("harness.json", request | {"step": step} | asked | found | notes)
     print(tables(found))

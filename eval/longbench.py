@@ -51,7 +51,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     with Results(options.out_directory(arguments, model, "longbench"), request) as results:
         scores = {name: score(generator, one, step, model, results) for name, one in samples.items()}
         result = summary(scores, samples)
-        path = results.write("longbench.json", request | {"samples": arguments.samples, "step": step} | result)
+        asked = {"data": options.absolute(arguments.data), "samples": arguments.samples, "step": step}
+        path = results.write("longbench.json", request | asked | result)
         results.write("longbench.png", picture(result["scores"]))
     print(table(result))
     print(f"written to {path}")

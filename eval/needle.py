@@ -51,7 +51,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         template=arguments.template,
         haystack=arguments.haystack,
-        essays=str(arguments.essays or ""),
+        essays=options.absolute(arguments.essays),
     )
     step = model.steps()[-1]
     generator = functools.cache(lambda: Generator(language_model.load(model, step=step), arguments.batch_rows))

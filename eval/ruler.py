@@ -41,7 +41,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     options.check_lengths(arguments.lengths, model)
     steps = _steps(arguments.last, model)
     samples = make_samples(arguments, model)
-    files = {name: str(getattr(arguments, name) or "") for name in ("essays", "squad", "hotpot")}
+    files = {name: options.absolute(getattr(arguments, name)) for name in ("essays", "squad", "hotpot")}
     request = options.request(model, seed=arguments.seed, template=arguments.template, **files)
     with Results(options.out_directory(arguments, model, "ruler"), request) as results:
         by_step = {step: score(model, step, samples, results, arguments.batch_rows) for step in steps}

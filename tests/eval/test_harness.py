@@ -9,6 +9,7 @@ import pytest
 
 from eval import harness
 from tests.evaluation import harness as making
+from tests.evaluation import typed
 from tests.evaluation.making import write_tokenizer
 from tests.huggingface import tiny
 
@@ -72,6 +73,9 @@ def test_scores_are_written_and_printed(evaluate, tmp_path, capsys, monkeypatch)
     assert (tmp_path / "killed/answers.jsonl").read_bytes().splitlines(keepends=True)[:5] == lines[:5]
 
     monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "killed").rename(tmp_path / "model/harness")
+    typed.assert_makes_the_same(harness.main, tmp_path / "model", "harness")
     fewer = evaluate("out", "--tasks=choo*,read", "--limit=2")  # of the same answers
     assert fewer["n-samples"]["choose"] == {"original": 4, "effective": 2}
     assert set(fewer["results"]) == {"choose", "read"}

@@ -17,6 +17,7 @@ from anchorjax.evaluation import held_out, language_model
 from anchorjax.training.checkpoint import Checkpoints
 from anchorjax.training.evaluate import Evaluator
 from eval import perplexity as script
+from tests.evaluation import typed
 from tests.training.jobs import ROOT
 
 
@@ -46,6 +47,15 @@ def test_equals_the_run_s_own_held_out_loss(jobs, finished):
     assert math.isclose(result["by_position"]["0-64"], result["loss"], rel_tol=1e-6)
     assert json.loads((finished / "eval/perplexity/perplexity.json").read_text()) == result
     assert image.imread(finished / "eval/perplexity/perplexity.png").std() > 0
+
+
+def test_the_command_in_a_report_gives_the_same(jobs, finished, tmp_path):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+
+    def main(arguments):
+        return perplexity(jobs, *arguments).returncode
+
+    assert typed.assert_makes_the_same(main, workdir, "perplexity").endswith(" --rows=2")
 
 
 def test_leaves_the_run_as_it_was(jobs, finished):

@@ -92,9 +92,9 @@ def test_a_run_alone(inside):
         "python eval/ruler.py --workdir=runs/anchor --lengths=1024,2048,4096 "
         "--tasks=niah_single_1,niah_multikey_2,vt,cwe,fwe --samples=100 --seed=0 --template=base --last=2\n",
         "python eval/perplexity.py --workdir=runs/anchor --text=public_domain --lengths=64",  # not made yet
-        "python eval/longppl.py --workdir=runs/anchor --text=public_domain --lengths=1024 --seed=0 "
-        "--evaluator-hf=/models/Judge --short-context=256 --stride=64 --alpha=2.0 --beta=-2.0\n",
-        "python eval/longbench.py --workdir=runs/anchor --data=LONGBENCH --tasks=qasper,hotpotqa --max-length=900 "
+        "python eval/longppl.py --workdir=runs/anchor --text=public_domain --lengths=1024 --samples=50 --seed=0 "
+        "--evaluator-hf=/models/Judge --evaluator-context=8192 --short-context=256 --stride=64 --alpha=2.0 --beta=-2.0\n",
+        "python eval/longbench.py --workdir=runs/anchor --data=/data/LongBench --tasks=qasper,hotpotqa --max-length=900 "
         "--template=base\n",
         "python eval/harness.py --workdir=runs/anchor --tasks=hellaswag --num-fewshot=0 --template=base\n",
         "python eval/rope_precision.py --workdir=runs/anchor --experiments=lengths --shifts=0,16 --reference=16 "
@@ -136,7 +136,7 @@ def test_results_of_a_hugging_face_directory(inside):
 def test_perplexity_of_texts(inside, tmp_path):
     places = {"0-64": 1.0, "64-128": 0.5}
     found = {"1024": {"perplexity": 12.5, "bits_per_byte": 1.25, "last_perplexity": 8.0, "by_position": places}}
-    result = made_runs.REQUEST | {"text": "books.jsonl", "last": 512, "window": 0, "lengths": found}
+    result = made_runs.REQUEST | {"text": "books.jsonl", "seed": 0, "last": 512, "window": 0, "lengths": found}
     made_runs.put(tmp_path / "Tiny/perplexity/perplexity.json", result)
     assert report.main([str(tmp_path / "Tiny")]) == 0
     page = pages.read((tmp_path / "Tiny/report.html").read_text())

@@ -1,7 +1,6 @@
 """generate.py, ruler.py and needle.py on a tiny model: what they write, that they go on, and what they refuse."""
 
 import json
-import shlex
 import shutil
 
 import numpy as np
@@ -10,8 +9,8 @@ from matplotlib import image
 
 from anchorjax.evaluation import language_model
 from anchorjax.evaluation import ruler as ruler_lib
-from anchorjax.evaluation.report import commands, reading
 from eval import generate, needle, ruler
+from tests.evaluation import typed
 from tests.evaluation.making import write_tokenizer
 from tests.huggingface import tiny
 
@@ -59,20 +58,10 @@ def test_a_finished_evaluation_needs_no_weights(directory, scored, monkeypatch):
     assert ruler.main([f"--hf={directory}", f"--tasks={TASKS}", f"--out={scored}", *LENGTHS]) == 0
 
 
-def assert_command_of_report_makes_the_same(main, out):
-    """`out` is as MODEL/ruler. What is finished needs no weights: they are not there in the caller's tests."""
-    (run,) = reading.read([out.parent])
-    before = (out / f"{out.name}.json").read_bytes()
-    _, script, *arguments = shlex.split(commands.made(run, out.name))
-    assert script == f"eval/{out.name}.py"
-    assert main(arguments) == 0
-    assert (out / f"{out.name}.json").read_bytes() == before
-
-
 def test_the_command_in_a_report_gives_the_same_scores(scored, tmp_path, monkeypatch):
-    out = shutil.copytree(scored, tmp_path / "model/ruler")
+    shutil.copytree(scored, tmp_path / "model/ruler")
     monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
-    assert_command_of_report_makes_the_same(ruler.main, out)
+    typed.assert_makes_the_same(ruler.main, tmp_path / "model", "ruler")
 
 
 def test_scores_are_those_of_the_answers(directory, scored, tmp_path, monkeypatch):
@@ -102,7 +91,7 @@ def test_needle_draws_its_grid(directory, tmp_path, capsys, monkeypatch):
     assert image.imread(out / "needle.png").std() > 0
     assert "100%" in capsys.readouterr().out
     monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
-    assert_command_of_report_makes_the_same(needle.main, out)
+    typed.assert_makes_the_same(needle.main, out.parent, "needle")
 
 
 def test_generate_prints_one_text_or_several(directory, capsys):

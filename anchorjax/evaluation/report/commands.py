@@ -14,7 +14,10 @@ _TEXTS = ("text", "text_key", "lengths", "samples", "seed")
 OPTIONS = {
     "perplexity": ("rows",),
     "perplexity_text": (*_MODEL, *_TEXTS, "last", "window", "stride"),
-    "longppl": (*_MODEL, *_TEXTS, "shortest", "evaluator", "short_context", "stride", "alpha", "beta"),
+    "longppl": (
+        *(*_MODEL, *_TEXTS, "shortest", "evaluator", "evaluator_context", "short_context", "stride", "alpha", "beta"),
+        "key_tokens",
+    ),
     "ruler": (*_MODEL, "lengths", "tasks", "samples", "seed", "template", "essays", "squad", "hotpot", "last"),
     "needle": (*_MODEL, "lengths", "depths", "samples", "seed", "template", "haystack", "essays"),
     "longbench": (*_MODEL, "data", "tasks", "samples", "max_length", "template"),
@@ -41,6 +44,7 @@ def asked(run: Run, evaluation: str) -> dict[str, Any]:
         "dtype": config.get("model.compute_dtype"),
         "rope_theta": config.get("rope.theta"),
         "context": config.get("data.row_length"),
+        "text_key": "text",  # every script's default
     }
     return {
         key: result[key]
@@ -63,13 +67,20 @@ def _spelt_needle(run: Run, result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _spelt_longppl(run: Run, result: dict[str, Any]) -> dict[str, Any]:
+    if "key_tokens_file" in result:  # which the script takes in place of everything that chooses key tokens
+        kept = (*_MODEL, "text", "text_key")
+        return dict.fromkeys(set(OPTIONS["longppl"]) - set(kept)) | {"key_tokens": result["key_tokens_file"]}
     rule, evaluator = result.get("rule"), result.get("evaluator")
     spelt = _spelt_texts(run, result) | {"evaluator": None}
     if isinstance(rule, dict):
         spelt |= rule | {"short_context": rule.get("context")}
     spelt["context"] = result.get("context")  # not the rule's
-    if isinstance(evaluator, dict) and evaluator.get("model") != result.get("model"):
+    if isinstance(evaluator, dict) and (
+        result.get("evaluator_context") or evaluator.get("model") != result.get("model")
+    ):
         spelt["evaluator"] = evaluator.get("model")
+        if evaluator.get("dtype") != result.get("dtype"):  # one option for both, which was "auto" then
+            spelt["dtype"] = None
     return spelt
 
 
