@@ -216,7 +216,7 @@ def test_the_command_in_a_report_gives_the_same_longppl(judged, tmp_path, monkey
     shutil.copytree(judged[0], tmp_path / "model/longppl")
     monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
     command = typed.assert_makes_the_same(longppl.main, tmp_path / "model", "longppl")
-    assert " --samples=3 --seed=42 --evaluator-context=256" in command and "--evaluator-hf=" in command
+    assert " --samples=3 --seed=42 --evaluator-hf=" in command and " --evaluator-context=256 " in command
 
 
 def test_a_killed_longppl_goes_on_to_the_same_result(model, evaluator, judged, text, tmp_path):
@@ -245,6 +245,7 @@ def test_a_model_that_judges_itself_may_find_nothing(model, text, tmp_path, caps
             ["--hf={hf}", "--text={text}", "--lengths=300"],
             "--lengths: 300 is more than the model",
         ),
+        (longppl, ["--hf={hf}", "--context=32768"], "all that ships: name longer documents with --text"),
         (perplexity, ["--hf={hf}", "--text=none.jsonl"], "--text: there is no file 'none.jsonl'"),
         (perplexity, ["--hf={hf}", "--text={bad}", "--lengths=50"], "bad.jsonl:2: text is missing or null"),
         (perplexity, ["--hf={hf}", "--text={hf}/config.json", "--lengths=50"], "config.json:1: not JSON"),
