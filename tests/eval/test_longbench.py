@@ -113,6 +113,17 @@ def test_the_command_in_a_report_gives_the_same_scores(scored, tmp_path, monkeyp
     typed.assert_makes_the_same(longbench.main, tmp_path / "model", "longbench")
 
 
+def test_other_tasks_stand_beside_those_of_an_earlier_command(directory, data, scored, tmp_path, monkeypatch, capsys):
+    out = shutil.copytree(scored, tmp_path / "model/longbench")
+    (out / "longbench.json").unlink()
+    monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
+    for task in ("triviaqa", "hotpotqa"):
+        assert longbench.main([f"--hf={directory}", f"--data={data}", f"--out={out}", f"--tasks={task}"]) == 0
+    assert capsys.readouterr().err == ""
+    assert json.loads((out / "longbench.json").read_text()) == json.loads((scored / "longbench.json").read_text())
+    typed.assert_makes_the_same(longbench.main, out.parent, "longbench")
+
+
 def test_scores_are_those_of_the_answers(directory, data, scored, tmp_path, monkeypatch, capsys):
     """The first two are right of three; no weight is read for what is there, and other samples would be asked."""
     out = shutil.copytree(scored, tmp_path / "out")

@@ -64,6 +64,28 @@ def test_the_command_in_a_report_gives_the_same_scores(scored, tmp_path, monkeyp
     typed.assert_makes_the_same(ruler.main, tmp_path / "model", "ruler")
 
 
+def test_other_tasks_and_lengths_stand_beside_those_of_an_earlier_command(
+    directory, scored, tmp_path, monkeypatch, capsys
+):
+    """Of kept answers: by task, then by length, to what one command finds. What cannot stand so is named."""
+    out = shutil.copytree(scored, tmp_path / "model/ruler")
+    (out / "ruler.json").unlink()
+    monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
+    common = [f"--hf={directory}", f"--out={out}", "--context=2048"]
+    for arguments in (["--lengths=2K", "--tasks=niah_single_1"], ["--lengths=2K", "--tasks=vt"], ["--lengths=1536"]):
+        assert ruler.main([*common, "--samples=2", f"--tasks={TASKS}", *arguments]) == 0
+        assert capsys.readouterr().err == ""
+    assert json.loads((out / "ruler.json").read_text()) == json.loads((scored / "ruler.json").read_text())
+    typed.assert_makes_the_same(ruler.main, out.parent, "ruler")
+    for arguments, why in ((["--samples=1", "--tasks=vt"], "samples: 2 -> 1"), (["--samples=2"], "samples: 1 -> 2")):
+        assert ruler.main([*common, "--lengths=2K", f"--tasks={TASKS}", *arguments]) == 0
+        assert f"ruler.json: the results that it held are replaced ({why})" in capsys.readouterr().err
+    (out / "ruler.json").unlink()
+    for arguments in (["--lengths=2K", "--tasks=vt"], ["--lengths=1536", "--tasks=niah_single_1"]):
+        assert ruler.main([*common, "--samples=2", *arguments]) == 0
+    assert "replaced (other tasks at other lengths)" in capsys.readouterr().err
+
+
 def test_scores_are_those_of_the_answers(directory, scored, tmp_path, monkeypatch):
     """With every second reference in the answers, half of each score is there."""
     out = shutil.copytree(scored, tmp_path / "out")
