@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywher
 
 from anchorjax.data.tokenizer import read_json
 from anchorjax.errors import EvaluationError, UsageError, UserError
-from anchorjax.evaluation import harness, options
+from anchorjax.evaluation import earlier, harness, options
 from anchorjax.evaluation.language_model import Description
 from anchorjax.evaluation.results import Results
 
@@ -58,10 +58,16 @@ def evaluate(arguments: argparse.Namespace) -> None:
         adapter = harness.adapter(model, results, step=step, batch_rows=arguments.batch_rows, bos=bos, chat=chat)
         found = run(adapter, manager, tasks, arguments)
         asked = {name: getattr(arguments, name) for name in ("tasks", "num_fewshot", "limit", "lengths", "template")}
-        notes = {"notes": remarks(adapter), "lm_eval": importlib.metadata.version("lm_eval")}
-        path = results.write("harness.json", request | {"step": step} | asked | found | notes)
+        asked["include_path"] = options.absolute(arguments.include_path)
+        told = {"cut": adapter.cut, "no_system": adapter.no_system}
+        asked |= {"step": step, "lm_eval": importlib.metadata.version("lm_eval")}
+        same = [*request, *(name for name in asked if name != "tasks")]
+        whole = with_earlier(results.directory / "harness.json", request | asked | found | told, same)
+        path = results.write(
+            "harness.json", whole | {"notes": remarks(adapter, **{name: whole[name] for name in told})}
+        )
     print(tables(found))
-    for note in notes["notes"]:
+    for note in remarks(adapter, **told):
         print(f"note: {note}")
     print(f"written to {path}")
 
@@ -145,12 +151,33 @@ def run(adapter: harness.Harness, manager: Any, tasks: list[Any], arguments: arg
     return json.loads(json.dumps(kept, default=handle_non_serializable))
 
 
-def remarks(adapter: harness.Harness) -> list[str]:
-    """What a reader of the scores should know."""
+def with_earlier(file: Path, new: dict[str, Any], same: list[str]) -> dict[str, Any]:
+    """`new`, with other tasks that an earlier command found."""
+    before, new = earlier.beside(file, new, same, _overlap)
+    first, second = (set(result.get("results", ())) for result in (before, new))
+    if first <= second:
+        return new
+    if second < first:
+        return before
+    both = {"tasks": f"{before['tasks']},{new['tasks']}", "cut": before["cut"] + new["cut"]}
+    both["no_system"] = before["no_system"] or new["no_system"]
+    # A command may have found no groups; what only the earlier one has stays as it is.
+    return earlier.union(before, before | new, KEPT) | both
+
+
+def _overlap(before: dict[str, Any], new: dict[str, Any]) -> str:
+    """No single command asks for a task twice, as itself and in a group."""
+    first, second = set(before["results"]), set(new["results"])
+    apart = not first & second or first <= second or second <= first
+    return "" if apart else f"tasks: {before['tasks']!r} and {new['tasks']!r} overlap"
+
+
+def remarks(adapter: harness.Harness, cut: int, no_system: bool) -> list[str]:
+    """What a reader of the scores should know; see `Harness` for `cut` and `no_system`."""
     idle = harness.not_applied(adapter.model.files)
     found = {
-        f"{adapter.cut} requests were longer than {adapter.max_length} tokens and lost their beginning": adapter.cut,
-        "the chat template takes no system messages, and they were left out": adapter.no_system,
+        f"{cut} requests were longer than {adapter.max_length} tokens and lost their beginning": cut,
+        "the chat template takes no system messages, and they were left out": no_system,
         f"generation_config.json asks for {idle}, which is not applied": idle,
     }
     return [text for text, holds in found.items() if holds]

@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without installing
 
 from anchorjax import figures
-from anchorjax.evaluation import language_model, longbench, options
+from anchorjax.evaluation import earlier, language_model, longbench, options
 from anchorjax.evaluation.answering import answer
 from anchorjax.evaluation.generation import Generator
 from anchorjax.evaluation.language_model import Description
@@ -51,8 +51,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
     with Results(options.out_directory(arguments, model, "longbench"), request) as results:
         scores = {name: score(generator, one, step, model, results) for name, one in samples.items()}
         result = summary(scores, samples)
-        path = results.write("longbench.json", request | {"samples": arguments.samples, "step": step} | result)
-        results.write("longbench.png", picture(result["scores"]))
+        asked = {"data": options.absolute(arguments.data), "samples": arguments.samples, "step": step}
+        whole = with_earlier(results.directory / "longbench.json", request | asked | result, [*request, *asked])
+        path = results.write("longbench.json", whole)
+        results.write("longbench.png", picture(whole["scores"]))
     print(table(result))
     print(f"written to {path}")
 
@@ -104,6 +106,12 @@ def summary(scores: dict[str, list[float]], samples: dict[str, Samples]) -> dict
         "by_length": by_length,
         "averages": longbench.averages(means),
     }
+
+
+def with_earlier(file: Path, new: dict, same: list[str]) -> dict:
+    """`new`, with other tasks that an earlier command found."""
+    whole = earlier.union(*earlier.beside(file, new, same), ("scores", "counts", "prompt_tokens", "by_length"))
+    return whole | {"averages": longbench.averages(whole["scores"])}
 
 
 def table(result: dict) -> str:

@@ -2,7 +2,8 @@
 
 Key tokens are found by an evaluator (--evaluator-hf or --evaluator-workdir), come from a file that an earlier run wrote
 (--key-tokens), or are the model's own; see anchorjax/evaluation/longppl.py. Of each document the first --lengths tokens
-of the evaluator are taken, by all models the same characters. Only one model is in memory at a time.
+of the evaluator are taken, by all models the same characters; the text that ships has none as long as the default of
+32K, and is for trying with less. Only one model is in memory at a time.
 
 Writes longppl.json (LongPPL, perplexity, share of key tokens), key_tokens.json, and every document's answer
 (answers.jsonl), with which a killed evaluation goes on. Exit codes: 0 done, 1 failed, 2 bad input.
@@ -32,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     rule = Rule()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_model(parser)
-    options.add_documents(parser)
+    options.add_documents(parser, LENGTH, SAMPLES)
     parser.add_argument("--shortest", type=options.tokens, help="tokens of the documents to take; default: --lengths")
     parser.add_argument("--evaluator-workdir", type=Path, help="a training run that finds the key tokens")
     parser.add_argument("--evaluator-hf", type=Path, help="a Hugging Face directory that does; default: the model")
@@ -52,28 +53,32 @@ def evaluate(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
     text = arguments.text or texts.SHIPPED
     if arguments.key_tokens:
         options.refuse(parser, arguments, RULE + CHOICE, "does not go with --key-tokens, which was made with its own")
+        asked = {"key_tokens_file": options.absolute(arguments.key_tokens)}
         evaluator, rule, too_short = None, None, {}
         spans, made = longppl.from_json(arguments.key_tokens, texts.read(text, arguments.text_key))
         pieces = list(spans)
     else:
         evaluator = describe_evaluator(arguments) or model
         rule = Rule(*(getattr(arguments, name) for name in RULE))
+        asked = {name: getattr(arguments, name) for name in ("samples", "seed", "shortest")}
+        asked["evaluator_context"] = None if evaluator is model else evaluator.context
         pieces, too_short = choose(arguments, text, evaluator, evaluator is model)
         made = {"evaluator": options.request(evaluator), "rule": dataclasses.asdict(rule)}
     check_context(pieces, model)
-    request = options.request(model, text=text, **made)
+    asked |= {"text_key": arguments.text_key, "context": model.context}
+    request = options.request(model, text=texts.absolute(text), **made)
     with Results(options.out_directory(arguments, model, "longppl"), request) as results:
         reader = make_reader(model, arguments.batch_rows)
         if evaluator is not None:
             judge = reader if evaluator is model else make_reader(evaluator, arguments.batch_rows)
-            made |= {"step": judge.step, "text": text}
+            made |= {"step": judge.step, "text": texts.absolute(text)}
             judged = longppl.judge(judge, pieces, rule, results, itself=judge is reader)
             results.write("key_tokens.json", made | {"documents": longppl.to_json(judged)})
             spans = {piece: found["spans"] for piece, found in judged.items()}
             judge = None  # one model at a time
         sums = longppl.measure(reader, spans, results)
         found = longppl.by_length(sums, too_short)
-        path = results.write("longppl.json", request | {"step": reader.step, "lengths": found})
+        path = results.write("longppl.json", request | asked | {"step": reader.step, "lengths": found})
     print(longppl.table(found))
     print(f"written to {path}")
 
@@ -112,7 +117,7 @@ def choose(
     documents = texts.Documents(text, all_texts, evaluator.tokenizer, arguments.seed)
     pieces, too_short = [], {}
     for length in lengths:
-        chosen, too_short[length] = documents.choose(length, arguments.samples or SAMPLES, arguments.shortest)
+        chosen, too_short[length] = documents.choose(length, arguments.samples, arguments.shortest)
         pieces += [Piece.cut(one, evaluator.tokenizer, length) for one in chosen]
     return pieces, too_short
 

@@ -5,8 +5,9 @@
     python eval/perplexity.py --workdir DIR --text books.jsonl --lengths=16K --window=4K --stride=1K
 
 Without --text a run's validation split is scored packed exactly as in training (anchor, mask, positions), and the last
-line is one JSON object: `loss` (nats per target), `bits_per_byte`, `perplexity`, `targets`, `step`, `by_position` (loss
-by place in the row) and `by_context` (loss by tokens of the document before it in the row; not under the `full` mask).
+line is one JSON object: `rows` (as asked), `loss` (nats per target), `bits_per_byte`, `perplexity`, `targets`, `step`,
+`by_position` (loss by place in the row) and `by_context` (loss by tokens of the document before it in the row; not
+under the `full` mask).
 
 With --text, and always for --hf, whole documents are scored behind the beginning of sequence, cut to each of --lengths;
 those that are shorter are left out and counted. Both write perplexity.json and a picture of the loss by place. Every
@@ -36,7 +37,7 @@ PACKED = ("workdir", "rows", "out")  # the only options without --text
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_model(parser)
-    options.add_documents(parser)
+    options.add_documents(parser, LENGTH, SAMPLES)
     parser.add_argument("--last", type=options.tokens, default=0, help="also perplexity of so many tokens at the end")
     parser.add_argument("--window", type=options.tokens, default=0, help="tokens read at once; default: whole rows")
     parser.add_argument("--stride", type=options.tokens, default=0, help="of windows; default: half of --window")
@@ -59,7 +60,7 @@ def score_packed(workdir: Path, arguments: argparse.Namespace) -> None:
     setup = held_out.load(workdir)
     out = arguments.out.expanduser() if arguments.out else workdir / "eval/perplexity"
     with Results(out, {"split": "validation"}) as results:
-        result = held_out.evaluate(setup, workdir, arguments.rows)
+        result = {"rows": arguments.rows} | held_out.evaluate(setup, workdir, arguments.rows)
         path = results.write("perplexity.json", result)
         results.write("perplexity.png", perplexity.picture(perplexity.packed_columns(result)))
     print(perplexity.packed_table(result))
@@ -75,8 +76,8 @@ def score_texts(arguments: argparse.Namespace) -> None:
     check(lengths, measure, model)
     text = arguments.text or texts.SHIPPED
     documents = texts.Documents(text, texts.read(text, arguments.text_key), model.tokenizer, arguments.seed)
-    chosen = {length: documents.choose(length, arguments.samples or SAMPLES) for length in lengths}
-    request = options.request(model, text=text, **dataclasses.asdict(measure))
+    chosen = {length: documents.choose(length, arguments.samples) for length in lengths}
+    request = options.request(model, text=texts.absolute(text), **dataclasses.asdict(measure))
     step = model.steps()[-1]
     scorer = functools.cache(lambda: Scorer(language_model.load(model, step=step), arguments.batch_rows))
     name = "perplexity-text" if model.is_run else "perplexity"
@@ -87,7 +88,9 @@ def score_texts(arguments: argparse.Namespace) -> None:
             length: {"too_short": chosen[length][1], **perplexity.summary(sums[length], length, measure.last)}
             for length in lengths
         }
-        path = results.write("perplexity.json", request | {"seed": arguments.seed, "step": step, "lengths": found})
+        asked = {name: getattr(arguments, name) for name in ("text_key", "samples", "seed")}
+        told = {"context": model.context, "step": step, "lengths": found}
+        path = results.write("perplexity.json", request | asked | told)
         columns = perplexity.length_columns(found)
         results.write("perplexity.png", perplexity.picture(columns))
     print(perplexity.table(found, measure.last))

@@ -74,7 +74,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
         result = rope_precision.summary(passes, step, found)
         errors = rotation.table_errors(model.rope, model.model.head_width, POSITIONS)
         result["tables"] = {"positions": POSITIONS, "errors": errors}
-        path = results.write("rope_precision.json", request | {"step": step} | result)
+        told = {"essays": options.absolute(arguments.essays), "context": model.context, "step": step}
+        path = results.write("rope_precision.json", request | told | result)
         for name, png in rope_figures.pictures(plan, result):
             results.write(name, png)
     print(table(result))

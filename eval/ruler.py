@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without installing
 
 from anchorjax.errors import UsageError
-from anchorjax.evaluation import heat_maps, language_model, options, ruler
+from anchorjax.evaluation import earlier, heat_maps, language_model, options, ruler
 from anchorjax.evaluation.answering import answer
 from anchorjax.evaluation.generation import Generator
 from anchorjax.evaluation.language_model import Description
@@ -47,8 +47,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
         by_step = {step: score(model, step, samples, results, arguments.batch_rows) for step in steps}
         result = summary(by_step, samples)
         asked = {"samples": arguments.samples, "context": model.context, "steps": steps}
-        path = results.write("ruler.json", request | asked | result)
-        results.write("ruler.png", picture(result["scores"]))
+        whole = with_earlier(results.directory / "ruler.json", request | asked | result, [*request, *asked])
+        path = results.write("ruler.json", whole)
+        results.write("ruler.png", picture(whole["scores"]))
     print(table(result))
     print(f"written to {path}")
 
@@ -124,6 +125,23 @@ def summary(by_step: dict, samples: dict) -> dict:
     }
 
 
+def with_earlier(file: Path, new: dict, same: list[str]) -> dict:
+    """`new`, with other tasks or lengths that an earlier command found."""
+    before, new = earlier.beside(file, new, same, _ragged)
+    whole = earlier.union(before, new, ("scores", "by_step", "material"))
+    lengths = sorted(next(iter(whole["scores"].values())), key=int)
+    whole["scores"] = {task: {length: row[length] for length in lengths} for task, row in whole["scores"].items()}
+    columns = {length: {task: row[length] for task, row in whole["scores"].items()} for length in lengths}
+    return whole | {"averages": {length: ruler.averages(column) for length, column in columns.items()}}
+
+
+def _ragged(before: dict, new: dict) -> str:
+    """Not every task would have every length, as no single command asks."""
+    first, second = before["scores"], new["scores"]
+    same_lengths = set(next(iter(first.values()))) == set(next(iter(second.values())))
+    return "" if same_lengths or set(first) == set(second) else "other tasks at other lengths"
+
+
 def table(result: dict) -> str:
     lengths = list(next(iter(result["scores"].values())))
     lines = [f"{'percent':<18}" + "".join(f"{length:>9}" for length in lengths)]
@@ -140,7 +158,7 @@ def table(result: dict) -> str:
 def picture(scores: dict) -> bytes:
     lengths = list(next(iter(scores.values())))
     percent = [[row[length] for length in lengths] for row in scores.values()]
-    return heat_maps.by_length(percent, list(scores), lengths, "RULER, percent")
+    return heat_maps.by_length(percent, list(scores), list(map(int, lengths)), "RULER, percent")
 
 
 if __name__ == "__main__":

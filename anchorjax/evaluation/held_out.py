@@ -19,7 +19,10 @@ from anchorjax.training.workdir import load_config
 
 def load(workdir: Path) -> Setup:
     """Raises UserError: there is no run, or it cannot be set up on these devices."""
-    return Setup.make(_fit_devices(resolve(load_config(workdir)), jax.device_count()), workdir)
+    fields = load_config(workdir)
+    if "data" not in fields:
+        raise WorkdirError(f"{workdir} is a model's directory and no run, without a split of its own: give --text")
+    return Setup.make(_fit_devices(resolve(fields), jax.device_count()), workdir)
 
 
 def evaluate(setup: Setup, workdir: Path, max_rows: int) -> dict:

@@ -42,12 +42,15 @@ def add_texts(parser: argparse.ArgumentParser) -> None:
     _add_seed_and_out(parser)
 
 
-def add_documents(parser: argparse.ArgumentParser) -> None:
-    """Options of which documents to score, and where the answers go."""
-    parser.add_argument("--text", help="JSONL, Parquet or text file, folder of them, or public_domain: what ships")
+def add_documents(parser: argparse.ArgumentParser, length: int, samples: int) -> None:
+    """Options of which documents to score, and where the answers go; `length` and `samples` are what help names."""
+    shipped = "public_domain (default): what ships, chapters of some 4K tokens at most"
+    parser.add_argument("--text", help=f"JSONL, Parquet or text file, folder of them, or {shipped}")
     parser.add_argument("--text-key", default="text", help="of JSONL and Parquet: where the text is")
-    parser.add_argument("--lengths", type=lengths, help="tokens of a row: 4K,8192,1M; default: 4K if the model can")
-    parser.add_argument("--samples", type=positive, help="documents of each length at most; default: 20")
+    most = f"{length // 1024}K if the model can"
+    parser.add_argument("--lengths", type=lengths, help=f"tokens of a row: 4K,8192,1M; default: {most}")
+    of_each = f"documents of each length at most; default: {samples}"
+    parser.add_argument("--samples", type=positive, default=samples, help=of_each)
     _add_seed_and_out(parser)
 
 
@@ -143,6 +146,11 @@ def check_lengths(lengths: list[int], model: Description) -> None:
         )
 
 
+def absolute(path: Path | None) -> str:
+    """For records, which outlive the directory that a command was given in; "" for None."""
+    return str(path.expanduser().resolve()) if path else ""
+
+
 def out_directory(arguments: argparse.Namespace, model: Description, name: str) -> Path:
     if arguments.out:
         return arguments.out.expanduser()
@@ -181,9 +189,8 @@ def material(**paths: Path | None) -> dict:
     Raises:
       UsageError: it cannot be read.
     """
-    whole = {name: path and path.expanduser().resolve() for name, path in paths.items()}
-    contents = {name: _contents(path) for name, path in whole.items() if path}
-    return {name: str(path or "") for name, path in whole.items()} | ({"contents": contents} if contents else {})
+    contents = {name: _contents(path.expanduser()) for name, path in paths.items() if path}
+    return {name: absolute(path) for name, path in paths.items()} | ({"contents": contents} if contents else {})
 
 
 def _contents(path: Path) -> str:

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -30,14 +31,27 @@ def read(text: str, text_key: str = "text") -> list[str]:
     """
     if text == SHIPPED:
         return [document["text"] for _, document in public_domain.read(held_out=True)]
-    kind, colon, path = text.partition(":")
+    kind, path = _parts(text)
     try:
-        if not colon or kind not in sources.TEXT_KINDS:
-            kind, path = sources.kind_of(text), text
+        kind = kind or sources.kind_of(path)
         shards = sources.of_files(kind, path, Fields(text_key, "source", "documents", _MAX_ROW_BYTES))
     except ValueError as error:
         raise UsageError(f"--text: {error}") from error
     return [_checked(shard, number, row) for shard in shards for number, row in shard.rows()]
+
+
+def _parts(text: str) -> tuple[str, str]:
+    """(kind, path) of "KIND:PATH"; the kind is empty where none is named."""
+    kind, colon, path = text.partition(":")
+    return (kind, path) if colon and kind in sources.TEXT_KINDS else ("", text)
+
+
+def absolute(text: str) -> str:
+    """`text` for records, which outlive the directory that a command was given in."""
+    if text == SHIPPED:
+        return text
+    kind, path = _parts(text)
+    return f"{kind}{':' if kind else ''}{Path(path).expanduser().resolve()}"
 
 
 def _checked(shard, number: int, row: Document | BadRow) -> str:
@@ -95,8 +109,9 @@ class Documents:
             else:
                 short.append(len(ids) + 1)
         if not found:
+            longer = ", which is all that ships: name longer documents with --text" if self.name == SHIPPED else ""
             raise EvaluationError(
                 f"none of the {len(self._texts):,} documents of {self.name} has {wanted:,} tokens; the longest has "
-                f"{max(short):,}, the beginning of sequence included"
+                f"{max(short):,}, the beginning of sequence included{longer}"
             )
         return found, len(short) - 1

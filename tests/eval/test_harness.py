@@ -9,6 +9,7 @@ import pytest
 
 from eval import harness
 from tests.evaluation import harness as making
+from tests.evaluation import typed
 from tests.evaluation.making import write_tokenizer
 from tests.huggingface import tiny
 
@@ -72,9 +73,27 @@ def test_scores_are_written_and_printed(evaluate, tmp_path, capsys, monkeypatch)
     assert (tmp_path / "killed/answers.jsonl").read_bytes().splitlines(keepends=True)[:5] == lines[:5]
 
     monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "killed").rename(tmp_path / "model/harness")
+    typed.assert_makes_the_same(harness.main, tmp_path / "model", "harness")
+    (tmp_path / "model/harness").rename(tmp_path / "killed")
+    capsys.readouterr()
     fewer = evaluate("out", "--tasks=choo*,read", "--limit=2")  # of the same answers
+    assert "harness.json: the results that it held are replaced (limit: None -> 2)" in capsys.readouterr().err
     assert fewer["n-samples"]["choose"] == {"original": 4, "effective": 2}
     assert set(fewer["results"]) == {"choose", "read"}
+
+    assert evaluate("out", "--tasks=all_of_them") == found
+    (tmp_path / "out/harness.json").unlink()
+    capsys.readouterr()
+    evaluate("out", "--tasks=finish")
+    both = evaluate("out", "--tasks=choose")
+    assert set(both["results"]) == {"choose", "finish"} == set(both["versions"])
+    (tmp_path / "out").rename(tmp_path / "model/harness")
+    typed.assert_makes_the_same(harness.main, tmp_path / "model", "harness")
+    assert evaluate("model/harness", "--tasks=finish") == both  # which it holds
+    assert "replaced" not in capsys.readouterr().err
+    assert evaluate("model/harness", "--tasks=all_of_them")["results"] == found["results"]
 
 
 def test_chats_and_examples(evaluate):

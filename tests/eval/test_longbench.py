@@ -11,6 +11,7 @@ from anchorjax.evaluation import language_model
 from anchorjax.evaluation.generation import Generation, Generator
 from anchorjax.evaluation.longbench import TASKS
 from eval import longbench
+from tests.evaluation import typed
 from tests.evaluation.making import write_tokenizer
 from tests.huggingface import tiny
 
@@ -104,6 +105,23 @@ def test_a_killed_evaluation_goes_on_to_the_same_result(directory, data, scored,
     assert longbench.main([f"--hf={directory}", f"--data={data}", f"--out={out}"]) == 0
     assert (out / "answers.jsonl").read_bytes().splitlines(keepends=True)[:6] == lines[:6]
     assert json.loads((out / "longbench.json").read_text()) == json.loads((scored / "longbench.json").read_text())
+
+
+def test_the_command_in_a_report_gives_the_same_scores(scored, tmp_path, monkeypatch):
+    shutil.copytree(scored, tmp_path / "model/longbench")
+    monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
+    typed.assert_makes_the_same(longbench.main, tmp_path / "model", "longbench")
+
+
+def test_other_tasks_stand_beside_those_of_an_earlier_command(directory, data, scored, tmp_path, monkeypatch, capsys):
+    out = shutil.copytree(scored, tmp_path / "model/longbench")
+    (out / "longbench.json").unlink()
+    monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
+    for task in ("triviaqa", "hotpotqa"):
+        assert longbench.main([f"--hf={directory}", f"--data={data}", f"--out={out}", f"--tasks={task}"]) == 0
+    assert capsys.readouterr().err == ""
+    assert json.loads((out / "longbench.json").read_text()) == json.loads((scored / "longbench.json").read_text())
+    typed.assert_makes_the_same(longbench.main, out.parent, "longbench")
 
 
 def test_scores_are_those_of_the_answers(directory, data, scored, tmp_path, monkeypatch, capsys):

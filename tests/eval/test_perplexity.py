@@ -17,6 +17,7 @@ from anchorjax.evaluation import held_out, language_model
 from anchorjax.training.checkpoint import Checkpoints
 from anchorjax.training.evaluate import Evaluator
 from eval import perplexity as script
+from tests.evaluation import typed
 from tests.training.jobs import ROOT
 
 
@@ -32,9 +33,16 @@ def perplexity(jobs, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=jobs.directory, env=jobs.env, capture_output=True, text=True, timeout=300)
 
 
-def test_equals_the_run_s_own_held_out_loss(jobs, finished):
+@pytest.fixture(scope="module")
+def evaluated(jobs, finished):
+    """What the script printed."""
     done = perplexity(jobs, f"--workdir={finished}", "--rows=2")
     assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_equals_the_run_s_own_held_out_loss(finished, evaluated):
+    done = evaluated
     assert "Traceback" not in done.stderr and "WARNING" not in done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     summary = json.loads((finished / "summary.json").read_text())
@@ -48,7 +56,8 @@ def test_equals_the_run_s_own_held_out_loss(jobs, finished):
     assert image.imread(finished / "eval/perplexity/perplexity.png").std() > 0
 
 
-def test_leaves_the_run_as_it_was(jobs, finished):
+@pytest.mark.usefixtures("evaluated")
+def test_the_command_in_a_report_gives_the_same_and_leaves_the_run_as_it_was(jobs, finished):
     """Beside eval/."""
 
     def files():
@@ -56,7 +65,8 @@ def test_leaves_the_run_as_it_was(jobs, finished):
         return {path: path.stat().st_mtime_ns for path in found if path.relative_to(finished).parts[0] != "eval"}
 
     before = files()
-    perplexity(jobs, f"--workdir={finished}", "--rows=2")
+    command = typed.assert_makes_the_same(lambda options: perplexity(jobs, *options).returncode, finished, "perplexity")
+    assert command.endswith(" --rows=2")
     assert files() == before
 
 
@@ -103,6 +113,15 @@ def test_a_run_of_other_hardware_is_evaluated_here(jobs, finished, tmp_path, att
     assert "the run's attention does not fit" in line and "taking auto" in line
     summary = json.loads((finished / "summary.json").read_text())
     assert math.isclose(json.loads(done.stdout.splitlines()[-1])["loss"], summary["validation_loss"], rel_tol=1e-4)
+
+
+def test_a_model_that_is_no_run_needs_a_text(finished, tmp_path, capsys):
+    """Such as a directory of anchorjax.convert."""
+    config = json.loads((finished / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({name: config[name] for name in ("model", "rope")}))
+    assert script.main([f"--workdir={tmp_path}"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "is a model's directory and no run" in error and "give --text" in error
 
 
 @pytest.mark.parametrize(

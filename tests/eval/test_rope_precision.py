@@ -13,6 +13,7 @@ from anchorjax.evaluation import language_model, random_twin
 from anchorjax.evaluation import rope_precision as experiments
 from anchorjax.evaluation.ruler.haystack import open_essays
 from eval import rope_precision
+from tests.evaluation import typed
 from tests.evaluation.making import write_tokenizer
 from tests.huggingface import tiny
 
@@ -94,10 +95,11 @@ def test_a_killed_measurement_goes_on_to_the_same_result(directory, measured, tm
     assert sorted((out / "answers.jsonl").read_bytes().splitlines(keepends=True)) == sorted(lines)
 
 
-def test_a_finished_measurement_needs_no_weights(directory, measured, monkeypatch):
+def test_the_command_in_a_report_gives_the_same_without_weights(measured, tmp_path, monkeypatch):
+    shutil.copytree(measured, tmp_path / "model/rope_precision")
     monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
     monkeypatch.setattr("anchorjax.evaluation.random_twin.draw", None)
-    assert rope_precision.main([f"--hf={directory}", f"--out={measured}", *OPTIONS]) == 0
+    typed.assert_makes_the_same(rope_precision.main, tmp_path / "model", "rope_precision")
 
 
 def test_rows_are_what_the_layouts_say(directory):

@@ -13,8 +13,8 @@ from matplotlib import image
 
 from anchorjax.evaluation import language_model
 from anchorjax.evaluation import ruler as ruler_lib
-from anchorjax.evaluation.report import commands, reading
 from eval import generate, needle, ruler
+from tests.evaluation import typed
 from tests.evaluation.making import write_tokenizer
 from tests.huggingface import tiny
 
@@ -62,20 +62,32 @@ def test_a_finished_evaluation_needs_no_weights(directory, scored, monkeypatch):
     assert ruler.main([f"--hf={directory}", f"--tasks={TASKS}", f"--out={scored}", *LENGTHS]) == 0
 
 
-def assert_command_of_report_makes_the_same(main, out):
-    """`out` is as MODEL/ruler. What is finished needs no weights: they are not there in the caller's tests."""
-    (run,) = reading.read([out.parent])
-    before = (out / f"{out.name}.json").read_bytes()
-    _, script, *arguments = shlex.split(commands.made(run, out.name))
-    assert script == f"eval/{out.name}.py"
-    assert main(arguments) == 0
-    assert (out / f"{out.name}.json").read_bytes() == before
-
-
 def test_the_command_in_a_report_gives_the_same_scores(scored, tmp_path, monkeypatch):
-    out = shutil.copytree(scored, tmp_path / "model/ruler")
+    shutil.copytree(scored, tmp_path / "model/ruler")
     monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
-    assert_command_of_report_makes_the_same(ruler.main, out)
+    typed.assert_makes_the_same(ruler.main, tmp_path / "model", "ruler")
+
+
+def test_other_tasks_and_lengths_stand_beside_those_of_an_earlier_command(
+    directory, scored, tmp_path, monkeypatch, capsys
+):
+    """Of kept answers: by task, then by length, to what one command finds. What cannot stand so is named."""
+    out = shutil.copytree(scored, tmp_path / "model/ruler")
+    (out / "ruler.json").unlink()
+    monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
+    common = [f"--hf={directory}", f"--out={out}", "--context=2048"]
+    for arguments in (["--lengths=2K", "--tasks=niah_single_1"], ["--lengths=2K", "--tasks=vt"], ["--lengths=1536"]):
+        assert ruler.main([*common, "--samples=2", f"--tasks={TASKS}", *arguments]) == 0
+        assert capsys.readouterr().err == ""
+    assert json.loads((out / "ruler.json").read_text()) == json.loads((scored / "ruler.json").read_text())
+    typed.assert_makes_the_same(ruler.main, out.parent, "ruler")
+    for arguments, why in ((["--samples=1", "--tasks=vt"], "samples: 2 -> 1"), (["--samples=2"], "samples: 1 -> 2")):
+        assert ruler.main([*common, "--lengths=2K", f"--tasks={TASKS}", *arguments]) == 0
+        assert f"ruler.json: the results that it held are replaced ({why})" in capsys.readouterr().err
+    (out / "ruler.json").unlink()
+    for arguments in (["--lengths=2K", "--tasks=vt"], ["--lengths=1536", "--tasks=niah_single_1"]):
+        assert ruler.main([*common, "--samples=2", *arguments]) == 0
+    assert "replaced (other tasks at other lengths)" in capsys.readouterr().err
 
 
 def test_scores_are_those_of_the_answers(directory, scored, tmp_path, monkeypatch):
@@ -105,7 +117,7 @@ def test_needle_draws_its_grid(directory, tmp_path, capsys, monkeypatch):
     assert image.imread(out / "needle.png").std() > 0
     assert "100%" in capsys.readouterr().out
     monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
-    assert_command_of_report_makes_the_same(needle.main, out)
+    typed.assert_makes_the_same(needle.main, out.parent, "needle")
 
 
 def test_generate_prints_one_text_or_several(directory, capsys):

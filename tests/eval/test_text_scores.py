@@ -3,6 +3,7 @@
 import gc
 import json
 import math
+import os
 import shutil
 import weakref
 
@@ -16,6 +17,7 @@ from anchorjax.data import tokenizer as tokenizer_lib
 from anchorjax.evaluation import language_model
 from anchorjax.training.evaluate import bucket_edges
 from eval import longppl, perplexity
+from tests.evaluation import typed
 from tests.evaluation.making import write_tokenizer
 from tests.huggingface import tiny
 
@@ -134,6 +136,12 @@ def test_a_finished_perplexity_needs_no_weights(model, text, scored, monkeypatch
     assert perplexity.main([f"--hf={model[1]}", f"--text={text}", f"--out={scored}", ROWS, *PERPLEXITY]) == 0
 
 
+def test_the_command_in_a_report_gives_the_same_perplexity(scored, tmp_path, monkeypatch):
+    shutil.copytree(scored, tmp_path / "model/perplexity")
+    monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
+    typed.assert_makes_the_same(perplexity.main, tmp_path / "model", "perplexity_text")
+
+
 def test_windows_reach_beyond_the_context(model, tmp_path, capsys):
     """400 tokens with a context of 256; a folder of text files is a text, too."""
     (tmp_path / "texts").mkdir()
@@ -192,11 +200,23 @@ def test_longppl_is_that_of_the_characters_that_the_evaluator_chose(model, judge
     assert math.isclose(result["perplexity"], math.exp(np.mean(nats)), rel_tol=1e-4)
 
 
-def test_key_tokens_of_a_file_are_those_of_its_evaluator(model, judged, text, tmp_path):
-    result = run_longppl(model[1], text, tmp_path, f"--key-tokens={judged[0] / 'key_tokens.json'}")
+def test_key_tokens_of_a_file_are_those_of_its_evaluator(model, judged, text, tmp_path, monkeypatch):
+    monkeypatch.chdir(text.parent)
+    file = os.path.relpath(judged[0] / "key_tokens.json")
+    result = run_longppl(model[1], text.name, tmp_path / "model/longppl", f"--key-tokens={file}")
     whole = json.loads((judged[0] / "longppl.json").read_text())
     assert result["evaluator"] == whole["evaluator"] and result["rule"] == whole["rule"]
     assert result["lengths"]["100"] == whole["lengths"]["100"] | {"too_short": None}
+    monkeypatch.chdir(tmp_path)  # files are recorded by their whole paths
+    monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
+    typed.assert_makes_the_same(longppl.main, tmp_path / "model", "longppl")
+
+
+def test_the_command_in_a_report_gives_the_same_longppl(judged, tmp_path, monkeypatch):
+    shutil.copytree(judged[0], tmp_path / "model/longppl")
+    monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
+    command = typed.assert_makes_the_same(longppl.main, tmp_path / "model", "longppl")
+    assert " --samples=3 --seed=42 --evaluator-hf=" in command and " --evaluator-context=256 " in command
 
 
 def test_a_killed_longppl_goes_on_to_the_same_result(model, evaluator, judged, text, tmp_path):
@@ -225,6 +245,7 @@ def test_a_model_that_judges_itself_may_find_nothing(model, text, tmp_path, caps
             ["--hf={hf}", "--text={text}", "--lengths=300"],
             "--lengths: 300 is more than the model",
         ),
+        (longppl, ["--hf={hf}", "--context=32768"], "all that ships: name longer documents with --text"),
         (perplexity, ["--hf={hf}", "--text=none.jsonl"], "--text: there is no file 'none.jsonl'"),
         (perplexity, ["--hf={hf}", "--text={bad}", "--lengths=50"], "bad.jsonl:2: text is missing or null"),
         (perplexity, ["--hf={hf}", "--text={hf}/config.json", "--lengths=50"], "config.json:1: not JSON"),

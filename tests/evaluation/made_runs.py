@@ -11,7 +11,7 @@ from anchorjax import figures
 from tests import tiny
 
 LENGTHS, DEPTHS = [1024, 2048, 4096], [0.0, 25.0, 50.0, 75.0, 100.0]
-REQUEST = {"model": "/models/Tiny", "dtype": "float32", "rope_theta": 10_000.0, "tokenizer": "bytes", "seed": 0}
+REQUEST = {"model": "/models/Tiny", "dtype": "float32", "rope_theta": 10_000.0, "tokenizer": "bytes"}
 BUCKETS = ["0-64", "64-128", "128-256", "256-512", "512-1024"]
 
 
@@ -44,10 +44,14 @@ def write_run(directory: Path, evaluations: bool = True, shift: float = 0.0, **o
 
 def write_results(directory: Path, shift: float = 0.0) -> Path:
     """What evaluations that take any model leave behind."""
-    request = REQUEST | {"template": "base", "essays": "", "step": None}
+    request = REQUEST | {"template": "base", "step": None}
+    drawn = {"seed": 0, "essays": ""}
     percent = [[max(0.0, 100 - 10 * i - 20 * j * (1 + shift)) for j in range(len(DEPTHS))] for i in range(len(LENGTHS))]
     needle = {"lengths": LENGTHS, "depths": DEPTHS, "samples": 10, "haystack": "essays", "percent": percent}
-    put(directory / "needle/needle.json", request | needle | {"material": "Jane Austen in place of RULER's essays"})
+    put(
+        directory / "needle/needle.json",
+        request | drawn | needle | {"material": "Jane Austen in place of RULER's essays"},
+    )
     tasks = ("niah_single_1", "niah_multikey_2", "vt", "cwe", "fwe")
     scores = {
         task: {str(length): 90.5 - 7 * place - 10 * shift - length / 256 for length in LENGTHS}
@@ -55,9 +59,10 @@ def write_results(directory: Path, shift: float = 0.0) -> Path:
     }
     ruler = {"squad": "", "hotpot": "", "samples": 100, "steps": [250, 300], "scores": scores, "averages": {}}
     material = {"material": {"niah_multikey_2": "Jane Austen in place of RULER's essays"}}
-    put(directory / "ruler/ruler.json", request | ruler | material)
+    put(directory / "ruler/ruler.json", request | drawn | ruler | material)
     means = {"averages": {"English": {"overall": 21.875}}}
     scores = {"scores": {"qasper": 31.25, "hotpotqa": 12.5 - shift}, "samples": 0, "max_length": 900}
+    scores["data"] = "/data/LongBench"
     put(directory / "longbench/longbench.json", request | scores | means)
     metrics = {"alias": "hellaswag", "acc,none": 0.3125, "acc_stderr,none": 0.0125, "acc_norm,none": 0.34}
     tasks = {"tasks": "hellaswag", "num_fewshot": 0, "limit": None, "lengths": None, "bos": False}
@@ -70,8 +75,9 @@ def write_results(directory: Path, shift: float = 0.0) -> Path:
     (directory / "rope_precision/shifts.png").write_bytes(PICTURE)
     by_length = {"1024": {"longppl": 9.5 + shift, "perplexity": 6.25, "key_share": 0.125, "documents": 50}}
     rule = {"context": 256, "stride": 64, "alpha": 2.0, "beta": -2.0}
-    evaluator = {"evaluator": {"model": "/models/Judge"}, "rule": rule}
-    put(directory / "longppl/longppl.json", request | {"text": "public_domain"} | evaluator | {"lengths": by_length})
+    evaluator = {"evaluator": {"model": "/models/Judge"}, "rule": rule, "evaluator_context": 8192}
+    chosen = {"text": "public_domain", "text_key": "text", "samples": 50, "seed": 0, "shortest": None}
+    put(directory / "longppl/longppl.json", REQUEST | chosen | evaluator | {"lengths": by_length})
     return directory
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from anchorjax.evaluation.report.reading import TITLES, Run
 from anchorjax.evaluation.report.values import flat, ruler_lengths, ruler_scores
+from anchorjax.evaluation.texts import SHIPPED
+from anchorjax.training.workdir import read_json
 
 _MODEL = ("dtype", "rope_theta", "context")
 _TEXTS = ("text", "text_key", "lengths", "samples", "seed")
@@ -14,7 +16,10 @@ _TEXTS = ("text", "text_key", "lengths", "samples", "seed")
 OPTIONS = {
     "perplexity": ("rows",),
     "perplexity_text": (*_MODEL, *_TEXTS, "last", "window", "stride"),
-    "longppl": (*_MODEL, *_TEXTS, "shortest", "evaluator", "short_context", "stride", "alpha", "beta"),
+    "longppl": (
+        *(*_MODEL, *_TEXTS, "shortest", "evaluator", "evaluator_context", "short_context", "stride", "alpha", "beta"),
+        "key_tokens",
+    ),
     "ruler": (*_MODEL, "lengths", "tasks", "samples", "seed", "template", "essays", "squad", "hotpot", "last"),
     "needle": (*_MODEL, "lengths", "depths", "samples", "seed", "template", "haystack", "essays"),
     "longbench": (*_MODEL, "data", "tasks", "samples", "max_length", "template"),
@@ -25,7 +30,8 @@ OPTIONS = {
     ),
 }
 _ZERO_COUNTS = ("seed", "num_fewshot", "reference", "alpha", "beta")  # elsewhere it is as good as no option
-DATA = "LONGBENCH"  # stands for a directory that is not known
+DATA, TEXTS = "LONGBENCH", "TEXTS"  # stand for what is not known
+_SHIPPED_TOKENS = 4096  # of the longest document that ships, 3,572 words: some more, by most tokenizers
 _SCRIPTS = {"perplexity_text": "perplexity"}
 
 
@@ -41,6 +47,7 @@ def asked(run: Run, evaluation: str) -> dict[str, Any]:
         "dtype": config.get("model.compute_dtype"),
         "rope_theta": config.get("rope.theta"),
         "context": config.get("data.row_length"),
+        "text_key": "text",  # every script's default
     }
     return {
         key: result[key]
@@ -63,13 +70,20 @@ def _spelt_needle(run: Run, result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _spelt_longppl(run: Run, result: dict[str, Any]) -> dict[str, Any]:
+    if "key_tokens_file" in result:  # which the script takes in place of everything that chooses key tokens
+        kept = (*_MODEL, "text", "text_key")
+        return dict.fromkeys(set(OPTIONS["longppl"]) - set(kept)) | {"key_tokens": result["key_tokens_file"]}
     rule, evaluator = result.get("rule"), result.get("evaluator")
     spelt = _spelt_texts(run, result) | {"evaluator": None}
     if isinstance(rule, dict):
         spelt |= rule | {"short_context": rule.get("context")}
     spelt["context"] = result.get("context")  # not the rule's
-    if isinstance(evaluator, dict) and evaluator.get("model") != result.get("model"):
+    if isinstance(evaluator, dict) and (
+        result.get("evaluator_context") or evaluator.get("model") != result.get("model")
+    ):
         spelt["evaluator"] = evaluator.get("model")
+        if evaluator.get("dtype") != result.get("dtype"):  # one option for both, which was "auto" then
+            spelt["dtype"] = None
     return spelt
 
 
@@ -110,23 +124,38 @@ def missing(run: Run) -> list[str]:
 
 def would_make(run: Run, evaluation: str) -> str:
     """A command that would make a result: of a run, at lengths that it takes, where the scripts' own may be longer."""
-    options: dict[str, Any] = {
-        "perplexity_text": {"text": "public_domain"},
-        "longppl": {"text": "public_domain"},
+    length = flat(run.config or {}).get("data.row_length")
+    fitting: dict[str, dict[str, Any]] = {
+        "perplexity_text": {"text": SHIPPED},  # without a length it takes 4K at most
+        "longppl": _would_take(_context(run)),
         "longbench": {"data": DATA},
         "harness": {"tasks": "hellaswag"},
-    }.get(evaluation, {})
-    length = flat(run.config or {}).get("data.row_length")
+    }
     if isinstance(length, int):
-        fitting = {
-            "perplexity_text": {"lengths": length},
-            "longppl": {"lengths": length} | ({"short_context": length // 4} if length <= 4097 else {}),
+        fitting |= {
+            "perplexity_text": {"text": _long_enough(length), "lengths": length},
+            "longppl": _would_take(length) | {"lengths": length},
             "ruler": {"lengths": length},
             "needle": {"lengths": length},
             "rope_precision": {"tokens": min(512, length), "lengths": [length // 2, length]} if length < 2048 else {},
         }
-        options = options | fitting.get(evaluation, {})
-    return _command(run, evaluation, options)
+    return _command(run, evaluation, fitting.get(evaluation, {}))
+
+
+def _context(run: Run) -> int | None:
+    """Of the model that results are of, where one of them tells."""
+    return next((found["context"] for found in run.results.values() if isinstance(found.get("context"), int)), None)
+
+
+def _would_take(context: int | None) -> dict[str, Any]:
+    """Of longppl.py, whose own lengths are longer than what ships, and its short context as long as short models'."""
+    if context is None or context > _SHIPPED_TOKENS + 1:
+        return {"text": TEXTS}
+    return {"text": _long_enough(context), "lengths": context, "short_context": context // 4}
+
+
+def _long_enough(length: int) -> str:
+    return SHIPPED if length <= _SHIPPED_TOKENS else TEXTS
 
 
 def _command(run: Run, evaluation: str, values: dict[str, Any]) -> str:
@@ -135,18 +164,24 @@ def _command(run: Run, evaluation: str, values: dict[str, Any]) -> str:
         parts.append(f"--workdir={run.path}")
     else:
         model = _model(run)
-        parts.append(f"--hf={model}")
+        parts.append(f"--{_kind(model)}={model}")
         if run.path.expanduser() != Path("eval-results") / model.name:
             values = values | {"out": run.file(evaluation).parent}
     if "evaluator" in values:
-        kind = "workdir" if (Path(str(values["evaluator"])) / "metrics.jsonl").exists() else "hf"
-        values = {(f"evaluator_{kind}" if key == "evaluator" else key): value for key, value in values.items()}
+        kind = f"evaluator_{_kind(Path(str(values['evaluator'])))}"
+        values = {(kind if key == "evaluator" else key): value for key, value in values.items()}
     parts += [f"--{key.replace('_', '-')}={_text(value)}" for key, value in values.items()]
     return shlex.join(parts)
 
 
+def _kind(model: Path) -> str:
+    """The option that takes a model's directory: "workdir" for runs and what anchorjax.convert wrote, else "hf"."""
+    config = read_json(model / "config.json")
+    return "hf" if config is None or "model_type" in config else "workdir"
+
+
 def _model(run: Run) -> Path:
-    """The Hugging Face directory that results are of."""
+    """The directory of the model that results are of."""
     named = (result.get("model") for result in run.results.values())
     return Path(next((name for name in named if isinstance(name, str) and name), run.path.name))
 

@@ -106,8 +106,12 @@ def _missing(runs: Sequence[Run]) -> Section:
                 Paragraph(cells.about(runs, run, f"there is no result of {names}. These commands make them:"))
             )
             blocks.append(Code("\n".join(commands.would_make(run, evaluation) for evaluation in missing)))
-    if any(commands.DATA in block.text for block in blocks):
-        blocks.append(Paragraph(f"{commands.DATA} stands for the directory that holds LongBench's files."))
+    placeholders = {
+        commands.DATA: "the directory that holds LongBench's files",
+        commands.TEXTS: "longer documents than those that ship, in JSONL, Parquet or text files",
+    }
+    named = [name for name in placeholders if any(f"={name}" in block.text for block in blocks)]
+    blocks += [Paragraph(f"{name} stands for {placeholders[name]}.") for name in named]
     return Section("Not evaluated", blocks)
 
 
