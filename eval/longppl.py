@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without installing
 
 from anchorjax.errors import UsageError
-from anchorjax.evaluation import language_model, longppl, options, texts
+from anchorjax.evaluation import earlier, language_model, longppl, options, texts
 from anchorjax.evaluation.language_model import Description
 from anchorjax.evaluation.longppl import Piece, Reader, Rule
 from anchorjax.evaluation.results import Results
@@ -78,9 +78,17 @@ def evaluate(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
             judge = None  # one model at a time
         sums = longppl.measure(reader, spans, results)
         found = longppl.by_length(sums, too_short)
-        path = results.write("longppl.json", request | asked | {"step": reader.step, "lengths": found})
+        told = request | asked | {"step": reader.step}
+        earlier.beside(results.directory / "longppl.json", told | {"lengths": found}, told, _other_lengths)
+        path = results.write("longppl.json", told | {"lengths": found})
     print(longppl.table(found))
     print(f"written to {path}")
+
+
+def _other_lengths(before: dict, new: dict) -> str:
+    """Results of both would not be those of key_tokens.json, which is the last command's."""
+    lost = [length for length in before["lengths"] if length not in new["lengths"]]
+    return f"--lengths is without {', '.join(lost)}" if lost else ""
 
 
 def describe_evaluator(arguments: argparse.Namespace) -> Description | None:

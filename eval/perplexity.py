@@ -25,7 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without installing
 
 from anchorjax.errors import UsageError
-from anchorjax.evaluation import held_out, language_model, options, perplexity, texts
+from anchorjax.evaluation import earlier, held_out, language_model, options, perplexity, texts
 from anchorjax.evaluation.language_model import Description
 from anchorjax.evaluation.results import Results
 from anchorjax.evaluation.scoring import Scorer
@@ -89,9 +89,11 @@ def score_texts(arguments: argparse.Namespace) -> None:
             for length in lengths
         }
         asked = {name: getattr(arguments, name) for name in ("text_key", "samples", "seed")}
-        told = {"context": model.context, "step": step, "lengths": found}
-        path = results.write("perplexity.json", request | asked | told)
-        columns = perplexity.length_columns(found)
+        told = request | asked | {"context": model.context, "step": step}
+        before, new = earlier.beside(results.directory / "perplexity.json", told | {"lengths": found}, told)
+        whole = earlier.union(before, new, ["lengths"])  # with those of an earlier command
+        path = results.write("perplexity.json", whole)
+        columns = perplexity.length_columns({int(length): whole["lengths"][length] for length in whole["lengths"]})
         results.write("perplexity.png", perplexity.picture(columns))
     print(perplexity.table(found, measure.last))
     print(f"written to {path}")

@@ -142,6 +142,19 @@ def test_the_command_in_a_report_gives_the_same_perplexity(scored, tmp_path, mon
     typed.assert_makes_the_same(perplexity.main, tmp_path / "model", "perplexity_text")
 
 
+def test_other_lengths_stand_beside_those_of_an_earlier_command(model, text, scored, tmp_path, monkeypatch, capsys):
+    out = shutil.copytree(scored, tmp_path / "out")
+    (out / "perplexity.json").unlink()
+    monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
+    common = [f"--hf={model[1]}", f"--text={text}", f"--out={out}", *PERPLEXITY]
+    for length in (100, 110):
+        assert perplexity.main([*common, f"--lengths={length}"]) == 0
+    assert json.loads((out / "perplexity.json").read_text()) == json.loads((scored / "perplexity.json").read_text())
+    assert capsys.readouterr().err == ""
+    assert perplexity.main([*common, "--samples=2"]) == 0
+    assert "the results that it held are replaced (samples: 3 -> 2)" in capsys.readouterr().err
+
+
 def test_windows_reach_beyond_the_context(model, tmp_path, capsys):
     """400 tokens with a context of 256; a folder of text files is a text, too."""
     (tmp_path / "texts").mkdir()

@@ -1,5 +1,6 @@
 """The commands that a page about results shows: typed again, they must give the results again."""
 
+import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +15,11 @@ def assert_makes_the_same(main: Callable[[list[str]], int], path: Path, evaluati
     """
     (run,) = reading.read([path])
     file = run.file(evaluation)
-    before = file.read_bytes()
+    before = json.loads(file.read_bytes())
     command = commands.made(run, evaluation)
     _, script, *arguments = shlex.split(command)
     assert Path(script).stem in (evaluation, evaluation.removesuffix("_text"))
     file.unlink()
     assert main(arguments) == 0
-    assert file.read_bytes() == before
+    assert json.loads(file.read_bytes()) == before
     return command
