@@ -19,7 +19,6 @@ from anchorjax.data import sources, tokenizer
 from anchorjax.data.chat import ChatTemplate
 from anchorjax.evaluation import language_model
 from anchorjax.evaluation.generation import Generator
-from anchorjax.evaluation.language_model import LanguageModel
 from anchorjax.huggingface import checkpoint as hf_checkpoint
 from anchorjax.huggingface import config as hf_config
 from anchorjax.huggingface.weights import Weights
@@ -130,7 +129,8 @@ def test_greedy_text_is_that_of_transformers(directory, model, theirs):
     prompts = [
         description.tokenizer.encode_with_specials(text).tolist() for text in (turns, "It is a truth universally")
     ]
-    generator = Generator(LanguageModel(description, model.params, model.mesh, None), batch_rows=2)
+    loaded = language_model.load(description, model.mesh)  # its own: a generator uses weights up
+    generator = Generator(loaded, batch_rows=2)
     made = generator.generate(prompts, NEW)
     for prompt, one in zip(prompts, made, strict=True):
         out = theirs.generate(torch.tensor([prompt]), max_new_tokens=NEW, do_sample=False)[0, len(prompt) :].tolist()
