@@ -20,7 +20,7 @@ from xml.etree.ElementTree import Element
 
 from anchorjax.errors import UsageError
 
-_PNG = b"\x89PNG\r\n\x1a\n"
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # What HTML cannot hold, or UTF-8 cannot encode: control characters, surrogates, noncharacters; and the marks that turn
 # the direction of text, with which a name could rearrange the words around it.
 _UNPRINTABLE = re.compile(
@@ -129,7 +129,7 @@ class Figure:
     caption: str
 
     def __post_init__(self):
-        if not self.png.startswith(_PNG):
+        if not self.png.startswith(PNG_SIGNATURE):
             raise ValueError(f"figure {self.name!r} is no PNG")
         if not self.alt.strip() or not re.fullmatch("[a-z0-9_]+", self.name):
             raise ValueError(f"figure {self.name!r} needs an alt text ({self.alt!r}) and a plain name")

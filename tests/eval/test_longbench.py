@@ -12,8 +12,6 @@ from anchorjax.evaluation.generation import Generation, Generator
 from anchorjax.evaluation.longbench import TASKS
 from eval import longbench
 from tests.evaluation import typed
-from tests.evaluation.making import write_tokenizer
-from tests.huggingface import tiny
 
 LONG = " ".join(f"passage {i} of a long context." for i in range(40))  # more than the model takes
 
@@ -32,14 +30,6 @@ def sample(number: int, **changes) -> dict:
 def write(data, name, **changes):
     lines = [json.dumps(sample(number, **changes)) + "\n" for number in range(4)]
     (data / f"{name}.jsonl").write_text("".join(lines))
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("model")
-    tiny.make("llama untied", directory)
-    write_tokenizer(directory)
-    return directory
 
 
 @pytest.fixture(scope="module")

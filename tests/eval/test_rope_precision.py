@@ -14,20 +14,10 @@ from anchorjax.evaluation import rope_precision as experiments
 from anchorjax.evaluation.ruler.haystack import open_essays
 from eval import rope_precision
 from tests.evaluation import typed
-from tests.evaluation.making import write_tokenizer
-from tests.huggingface import tiny
 
 VARIANTS = ("bf16-phases32", "random-bf16")  # which share compiled programs
 OPTIONS = ["--tokens=64", "--lengths=32,100", "--document-tokens=30", "--samples=2", "--shifts=0,16,17,1M"]
 OPTIONS += [f"--variants={','.join(VARIANTS)}", "--batch-rows=2"]
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("model")
-    tiny.make("llama untied", directory)
-    write_tokenizer(directory)
-    return directory
 
 
 @pytest.fixture(scope="module", autouse=True)

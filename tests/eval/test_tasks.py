@@ -15,19 +15,9 @@ from anchorjax.evaluation import language_model
 from anchorjax.evaluation import ruler as ruler_lib
 from eval import generate, needle, ruler
 from tests.evaluation import typed
-from tests.evaluation.making import write_tokenizer
-from tests.huggingface import tiny
 
 TASKS = "niah_single_1,vt"
 LENGTHS = ["--lengths=1536,2K", "--context=2048", "--samples=2"]
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("model")
-    tiny.make("llama untied", directory)
-    write_tokenizer(directory)
-    return directory
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from typing import Any
 from anchorjax.errors import EvaluationError, UsageError
 from anchorjax.evaluation.results import ANSWERS
 from anchorjax.figures import MOST
+from anchorjax.page import PNG_SIGNATURE
 from anchorjax.training.workdir import load_commands, read_json
 
 TITLES = {
@@ -155,7 +156,7 @@ def _pictures(folder: Path) -> list[tuple[str, bytes]]:
     found = []
     for file in sorted(folder.glob("*.png")):
         content = file.read_bytes()
-        if not content.startswith(b"\x89PNG\r\n\x1a\n") or b"IEND" not in content[-12:]:
+        if not content.startswith(PNG_SIGNATURE) or b"IEND" not in content[-12:]:
             raise EvaluationError(f"{file} is damaged: it is no whole PNG")
         found.append((file.stem, content))
     return found
