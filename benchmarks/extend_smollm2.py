@@ -22,8 +22,10 @@ import gzip
 import itertools
 import json
 import math
+import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without installing
@@ -39,7 +41,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ROW, THETA = 16384, 5e5
 MASKS = ("full", "intra_doc", "anchor")
 HELD_OUT = ("persuasion", "append31", "Psa", "library/os")  # long ones, each of another source
-EDGES = (0, 2048, 4096, 8192, 10240, 12288, 16384)  # of positions whose perplexity is told
+EDGES = (0, 2048, 4096, 8192, 10240, 12288, 16384)
+BUCKETS = {f"{low}-{high}": (low, high) for low, high in itertools.pairwise(EDGES)}  # of positions
 NEEDLE_LENGTHS, DEPTHS = (8192, 16384), (10.0, 50.0, 90.0)
 
 
@@ -75,12 +78,17 @@ def main() -> None:
         Model(f"before, theta {THETA:g}", arguments.weights, theta=THETA),
         *(Model(mask, out / mask, mask) for mask in arguments.masks.split(",")),
     ]
-    found = {}
     for model in models:
         if model.mask:
             train(out / "store", model, arguments.weights, arguments.steps)
-        found[model.name] = evaluated(model, held_out, arguments.needles, out)
-        print(f"{model.name}: {json.dumps(found[model.name])}", flush=True)
+    found: dict[str, dict] = {model.name: trained(model) for model in models}
+    for name, measure in {
+        "perplexity": lambda model: perplexity(model, held_out),
+        f"needles-{arguments.needles}": lambda model: needles_found(model, arguments.needles),
+    }.items():
+        for model in models:
+            found[model.name] |= kept(out / f"{model.name.replace(' ', '_')}-{name}.json", measure, model)
+            print(f"{model.name}: {json.dumps(found[model.name])}", flush=True)
     print(table(found))
     if arguments.json:
         print(json.dumps(found))
@@ -129,20 +137,23 @@ def train(store: Path, model: Model, weights: Path, steps: int) -> None:
     run(["train.py", f"--workdir={model.directory}"], settings)
 
 
-def evaluated(model: Model, held_out: list[str], needles: int, out: Path) -> dict:
-    """Perplexity by position, percent of needles by length, and of a run its seconds a step."""
-    file = out / f"{model.name.replace(' ', '_')}-{needles}.json"
+def trained(model: Model) -> dict[str, float]:
+    """Seconds a step of a run, the median of its steps: {} of what was not trained here."""
+    if not model.mask:
+        return {}
+    with (model.directory / "metrics.jsonl").open() as lines:
+        seconds = [row["step_s"] for row in map(json.loads, lines) if "step_s" in row]
+    return {"s/step": statistics.median(seconds)}
+
+
+def kept(file: Path, measure: Callable[[Model], dict[str, float]], model: Model) -> dict[str, float]:
+    """What was measured of a model, measured once."""
     if not file.exists():
-        found = {"perplexity": perplexity(model, held_out), "needles": needles_found(model, needles)}
         part = file.with_suffix(".part")
-        part.write_text(json.dumps(found))
+        part.write_text(json.dumps(measure(model)))
         part.replace(file)
         gc.collect()  # weights of one model at a time
-    found = json.loads(file.read_text())
-    if model.mask:
-        summary = json.loads((model.directory / "summary.json").read_text())
-        found |= {"seconds_per_step": summary["seconds"] / summary["step"]}
-    return found
+    return json.loads(file.read_text())
 
 
 def begin(model: Model, bos_id: int) -> list[int]:
@@ -151,7 +162,7 @@ def begin(model: Model, bos_id: int) -> list[int]:
 
 
 def perplexity(model: Model, held_out: list[str]) -> dict[str, float]:
-    """Of all documents together: {"0-2048": ..., ...}; the first token has nothing before it and is not scored."""
+    """Of all documents together, by position; the first token has nothing before it and is not scored."""
     scorer = Scorer(language_model.load(model.describe()))
     tokenizer, rows = scorer.description.tokenizer, []
     for text in held_out:
@@ -159,7 +170,7 @@ def perplexity(model: Model, held_out: list[str]) -> dict[str, float]:
         tokens = tokenizer.encode(text)[: ROW - 1].tolist()
         rows.append(scorer.score([[*front, *tokens]])[0].nats_t[len(front) :])
     nats_DT = np.stack(rows)  # [documents, position of the token in front]
-    return {f"{low}-{high}": math.exp(nats_DT[:, low:high].mean()) for low, high in itertools.pairwise(EDGES)}
+    return {name: math.exp(nats_DT[:, low:high].mean()) for name, (low, high) in BUCKETS.items()}
 
 
 def needles_found(model: Model, repeats: int) -> dict[str, float]:
@@ -171,17 +182,16 @@ def needles_found(model: Model, repeats: int) -> dict[str, float]:
     for sample in grid:
         prompt = [*begin(model, tokenizer.bos_id), *sample.ids_T[1:].tolist()]
         answers.append(generator.generate([prompt], sample.max_new_tokens)[0].text)
-    return dict(zip(map(str, NEEDLE_LENGTHS), grid.heat_map(answers).mean(1).tolist(), strict=True))
+    percents = grid.heat_map(answers).mean(1).tolist()
+    return {f"needle {length}": percent for length, percent in zip(NEEDLE_LENGTHS, percents, strict=True)}
 
 
-def table(found: dict[str, dict]) -> str:
-    buckets = [f"{low}-{high}" for low, high in itertools.pairwise(EDGES)]
-    needles = [f"needle {length}" for length in NEEDLE_LENGTHS]
-    lines = [f"{'':<20}" + "".join(f"{name:>13}" for name in (*buckets, *needles, "s/step"))]
-    for name, row in found.items():
-        cells = [*row["perplexity"].values(), *row["needles"].values()]
-        speed = f"{row['seconds_per_step']:>13.1f}" if "seconds_per_step" in row else f"{'-':>13}"
-        lines.append(f"{name:<20}" + "".join(f"{cell:>13.2f}" for cell in cells) + speed)
+def table(found: dict[str, dict[str, float]]) -> str:
+    columns = [*BUCKETS, *(f"needle {length}" for length in NEEDLE_LENGTHS), "s/step"]
+    lines = [f"{'':<20}" + "".join(f"{name:>13}" for name in columns)]
+    for model, row in found.items():
+        cells = (f"{row[name]:.2f}" if name in row else "-" for name in columns)
+        lines.append(f"{model:<20}" + "".join(f"{cell:>13}" for cell in cells))
     return "\n".join(lines)
 
 

@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--top-p", type=float, default=1.0, help="draw among the likeliest with this share")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stop", action="append", default=[], help="a text before which to stop; several times")
-    return options.run("generate.py", lambda: generate(parser.parse_args(argv)))
+    return options.run("generate.py", lambda: generate(parser.parse_args(argv)), goes_on=False)
 
 
 def generate(arguments: argparse.Namespace) -> None:

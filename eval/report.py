@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's --workdir, or eval-results/MODEL")
     parser.add_argument("--out", type=Path, help="the page; default: report.html in the run's directory")
     command = shlex.join(["python", "eval/report.py", *argv])
-    return options.run("report.py", lambda: write(parser.parse_args(argv), command))
+    return options.run("report.py", lambda: write(parser.parse_args(argv), command), goes_on=False)
 
 
 def write(arguments: argparse.Namespace, command: str) -> None:

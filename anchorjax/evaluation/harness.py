@@ -24,7 +24,7 @@ from anchorjax.errors import EvaluationError
 from anchorjax.evaluation import language_model
 from anchorjax.evaluation.answering import fill
 from anchorjax.evaluation.generation import Generator
-from anchorjax.evaluation.language_model import GENERATION_CONFIG, Description
+from anchorjax.evaluation.language_model import Description
 from anchorjax.evaluation.results import Results
 from anchorjax.evaluation.sampling import Sampling
 from anchorjax.evaluation.scoring import Scorer
@@ -66,7 +66,7 @@ def settings(options: Mapping[str, Any], files: Path | None) -> Settings:
         return Settings(stop, most, Sampling())
     if not temperature:
         raise EvaluationError("generation_kwargs: do_sample=True needs a temperature above 0")
-    usual = _generation_config(files)
+    usual = language_model.generation_config(files)
     top_k = usual.get("top_k", TOP_K) if top_k is None else top_k
     top_p = usual.get("top_p", 1.0) if top_p is None else top_p
     return Settings(stop, most, Sampling(float(temperature), int(top_k), float(top_p)))
@@ -74,14 +74,9 @@ def settings(options: Mapping[str, Any], files: Path | None) -> Settings:
 
 def not_applied(files: Path | None) -> str:
     """What generation_config.json asks for and "hf" would do even where a task takes the likeliest token."""
-    usual = _generation_config(files)
+    usual = language_model.generation_config(files)
     asked = [f"{name}={usual[name]}" for name, idle in CHANGES.items() if usual.get(name, idle) != idle]
     return ", ".join(asked)
-
-
-def _generation_config(files: Path | None) -> dict[str, Any]:
-    found = read_json(files / GENERATION_CONFIG) if files else {}
-    return {name: value for name, value in found.items() if value is not None}
 
 
 def adapter(model: Description, results: Results, **options) -> "Harness":
@@ -177,29 +172,65 @@ class Harness:
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """(log p of the continuation, whether it is greedy) of (anything, context, continuation)."""
-        asked = [self._row(context, continuation) for _, context, continuation in requests]
-        keys = [self._key("score", *one) for one in asked]
+        """(log p of the continuation, whether it is greedy) of (anything, context, continuation).
 
-        def find(some: list[tuple[list[int], int]]) -> list[dict[str, Any]]:
-            scores = self._scorer().score([row for row, _ in some], likeliest=True)
+        One pass over a context answers for all its continuations of one token (MMLU's "A" to "D").
+        """
+        asked = [self._row(context, continuation) for _, context, continuation in requests]
+        choices, texts = collections.defaultdict(dict), {}
+        for context, continuation in asked:
+            if len(continuation) == 1:
+                choices[tuple(context)][continuation[0]] = None  # in order, once
+            else:
+                texts[self._key("score", context, continuation)] = context, continuation
+        found = self._choices({context: list(tokens) for context, tokens in choices.items()}) | self._texts(texts)
+        return [found[*context, None, *continuation] for context, continuation in asked]
+
+    def _choices(self, choices: dict[tuple[int, ...], list[int]]) -> dict[tuple, tuple[float, bool]]:
+        """By (*context, None, token)."""
+
+        def find(some: list[tuple[int, ...]]) -> list[dict[str, Any]]:
             return [
-                {"nats": float(score.nats_t[-new:].sum()), "greedy": bool(score.likeliest_t[-new:].all())}
+                {"nats": [float(one.nats_V[token]) for token in choices[context]], "likeliest": one.likeliest}
+                for one, context in zip(self._scorer().next(some), some, strict=True)
+            ]
+
+        contexts = sorted(choices, key=len, reverse=True)
+        questions = {self._key("choices", context, choices[context]): context for context in contexts}
+        fill(self.results, questions, find, lambda: self._scorer().batch_rows, "choices")
+        return {
+            (*context, None, token): (-nats, token == self.results.answers[key]["likeliest"])
+            for key, context in questions.items()
+            for token, nats in zip(choices[context], self.results.answers[key]["nats"], strict=True)
+        }
+
+    def _texts(self, texts: dict[str, tuple[list[int], list[int]]]) -> dict[tuple, tuple[float, bool]]:
+        """By (*context, None, *continuation), of what is longer than one token."""
+
+        def find(some: list[tuple[list[int], list[int]]]) -> list[dict[str, Any]]:
+            scores = self._scorer().score([context + new for context, new in some], likeliest=True)
+            return [
+                {"nats": float(score.nats_t[-len(new) :].sum()), "greedy": bool(score.likeliest_t[-len(new) :].all())}
                 for score, (_, new) in zip(scores, some, strict=True)
             ]
 
-        questions = dict(sorted(zip(keys, asked, strict=True), key=lambda pair: -len(pair[1][0])))
+        questions = dict(sorted(texts.items(), key=lambda text: -len(text[1][0] + text[1][1])))
         fill(self.results, questions, find, lambda: self._scorer().batch_rows, "likelihoods")
-        return [(-self.results.answers[key]["nats"], self.results.answers[key]["greedy"]) for key in keys]
+        answers = self.results.answers
+        return {
+            (*context, None, *new): (-answers[key]["nats"], answers[key]["greedy"])
+            for key, (context, new) in texts.items()
+        }
 
-    def _row(self, context: list[int], continuation: list[int]) -> tuple[list[int], int]:
-        """(ids, how many of them are scored). The last one is not read, so one more than the context fits."""
+    def _row(self, context: list[int], continuation: list[int]) -> tuple[list[int], list[int]]:
+        """Without what of the context is too long. The last token is not read, so one more than the context fits."""
         new, most = len(continuation), self.max_length
         if not 0 < new <= most:
             raise EvaluationError(f"a continuation of {new:,} tokens cannot be scored: 1 to {most:,} are allowed")
         row = context + continuation
         self.cut += len(row) > most + 1
-        return self._last(row, most + 1), new
+        row = self._last(row, most + 1)
+        return row[:-new], row[-new:]
 
     def _last(self, ids: list[int], size: int) -> list[int]:
         """Without what is too long in front; a run's beginning of sequence stays, as it is the anchor."""

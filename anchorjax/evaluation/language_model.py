@@ -1,7 +1,6 @@
 """A model to evaluate: a run's newest checkpoint or a Hugging Face directory, on whatever devices there are."""
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,8 @@ from anchorjax.huggingface import config as hf_config
 from anchorjax.models.decoder import Decoder
 from anchorjax.models.layers import Shape, named_leaves
 from anchorjax.training.checkpoint import Checkpoints, bytes_of_largest
-from anchorjax.training.pretrained import SOURCE, Pretrained
+from anchorjax.training.pretrained import Pretrained
 
-GENERATION_CONFIG = "generation_config.json"  # beside a config.json: which tokens end an answer
 DTYPES = ("auto", "float32", "bfloat16")
 _CONTEXT = 2048  # what transformers takes where config.json names no max_position_embeddings
 
@@ -107,7 +105,7 @@ def describe(
     if dtype == "auto":
         on_device = "float32" if jax.default_backend() == "cpu" else "bfloat16"
         dtype = fields["model"]["compute_dtype"] if data else on_device
-    tokenizer, files = _tokenizer(pretrained, data.get("tokenizer", "auto"), bool(data))
+    tokenizer, files = _tokenizer(pretrained, data.get("tokenizer", "auto"))
     theta = {"theta": rope_theta} if rope_theta else {}
     sections = fields if workdir is not None else {}
     stays = {"compute_dtype": dtype, "param_dtype": dtype, "remat": "none", "dropout": 0.0}
@@ -130,37 +128,32 @@ def _positions(pretrained: Pretrained) -> int:
     return fields.get("max_position_embeddings") or _CONTEXT
 
 
-def _tokenizer(pretrained: Pretrained, name: str, is_run: bool) -> tuple[Tokenizer, Path | None]:
-    """A run's own, which lies in its directory if it began with a checkpoint; else the checkpoint's.
-
-    A run that began with none, and named none, is of bytes: see training/setup.py.
-    """
-    if is_run and name == "auto" and pretrained.source is None:
-        name = "bytes"
-    own = pretrained.directory / SOURCE if name != "auto" else pretrained.source
-    candidates = [own, pretrained.source, Path(name).expanduser()]
-    if name != "bytes":
-        files = next((path for path in candidates if path and (path / "tokenizer.json").exists()), None)
-        if files is None:
-            raise WeightsError(f"{pretrained.directory} has no tokenizer.json")
-        name = str(files)
+def _tokenizer(pretrained: Pretrained, name: str) -> tuple[Tokenizer, Path | None]:
+    """What lies in the directory; else what a run's `data.tokenizer` names."""
+    name = name if pretrained.tokenizer == "auto" else pretrained.tokenizer
+    if name == "auto":
+        raise WeightsError(f"{pretrained.directory} has no tokenizer.json")
     try:
-        return tokenizer_lib.load(name), None if name == "bytes" else Path(name)
+        return tokenizer_lib.load(name), None if name == "bytes" else Path(name).expanduser()
     except ValueError as error:
         raise WeightsError(str(error)) from error
 
 
+def generation_config(files: Path | None) -> dict[str, Any]:
+    """What generation_config.json says, if there is one. Raises WeightsError if it cannot be read."""
+    try:
+        found = tokenizer_lib.read_json(files / "generation_config.json") if files else {}
+    except ValueError as error:
+        raise WeightsError(str(error)) from error
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def _eos_ids(tokenizer: Tokenizer, files: Path | None) -> tuple[int, ...]:
     """The tokenizer's, and those of generation_config.json: chat models end a turn by another token than a text."""
-    try:
-        found = json.loads((files / GENERATION_CONFIG).read_text()).get("eos_token_id", []) if files else []
-    except FileNotFoundError:
-        found = []
-    except (OSError, ValueError, AttributeError) as error:
-        raise WeightsError(f"{files / GENERATION_CONFIG} cannot be read: {error}") from error
+    found = generation_config(files).get("eos_token_id", [])
     found = found if isinstance(found, list) else [found]
     if not all(type(index) is int and 0 <= index for index in found):
-        raise WeightsError(f"{files / GENERATION_CONFIG}: eos_token_id is {found}; allowed: token ids")
+        raise WeightsError(f"{files}/generation_config.json: eos_token_id is {found}; allowed: token ids")
     return tuple(dict.fromkeys([tokenizer.eos_id, *found]))
 
 

@@ -203,8 +203,8 @@ def _contents(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def run(name: str, main: Callable[[], None]) -> int:
-    """Calls `main` and turns a user's faults into one line and an exit code."""
+def run(name: str, main: Callable[[], None], goes_on: bool = True) -> int:
+    """Calls `main` and turns a user's faults into one line and an exit code; `goes_on`: where it was stopped."""
     logging.set_verbosity(logging.ERROR)  # Orbax warns that a reader only reads
     try:
         main()
@@ -213,5 +213,5 @@ def run(name: str, main: Callable[[], None]) -> int:
         print(f"{name}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"{name}: stopped; run again to go on", file=sys.stderr)
+        print(f"{name}: stopped{'; run again to go on' if goes_on else ''}", file=sys.stderr)
         return 1

@@ -6,7 +6,8 @@ trained with. Rows are padded at the end to one of a few lengths, so that few pr
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +40,19 @@ class Score:
     likeliest_t: np.ndarray | None
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Next:
+    """What may come behind one row.
+
+    Attributes:
+      nats_V: float32 [V], -log p of every token.
+      likeliest: the token that greedy decoding takes.
+    """
+
+    nats_V: np.ndarray
+    likeliest: int
+
+
 class Scorer:
     """A model that is ready to score rows."""
 
@@ -54,6 +68,27 @@ class Scorer:
         Raises:
           UsageError: a row is empty or longer than the model's context.
         """
+
+        def find(rows, arrays, **options):
+            nats_BT, likeliest_BT = jax.device_get(_score(self._params, *arrays, **options, likeliest=likeliest))
+            for place, row in enumerate(rows):
+                kept = np.s_[place, : len(row) - 1]
+                yield Score(nats_BT[kept], likeliest_BT[kept] if likeliest else None)
+
+        return self._by_batches(rows, find)
+
+    def next(self, rows: Sequence[Sequence[int]]) -> list[Next]:
+        """In the order of the rows, which are as in `score`."""
+
+        def find(rows, arrays, **options):
+            last_B = np.array([*map(len, rows), *[1] * (self.batch_rows - len(rows))], np.int32) - 1
+            nats_BV, likeliest_B = jax.device_get(_next(self._params, *arrays, last_B, **options))
+            return map(Next, nats_BV[: len(rows)], likeliest_B.tolist())
+
+        return self._by_batches(rows, find)
+
+    def _by_batches(self, rows: Sequence[Sequence[int]], find: Callable[..., Iterable[Any]]) -> list[Any]:
+        """What `find` gives for each row, from (rows, their arrays, options of the program)."""
         for row in rows:
             if not 0 < len(row) <= self.description.context:
                 raise UsageError(
@@ -61,40 +96,29 @@ class Scorer:
                     "the model's context; --context=N allows more"
                 )
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # few pads
-        scores: dict[int, Score] = {}
+        found: dict[int, Any] = {}
         for first in range(0, len(order), self.batch_rows):
             numbers = order[first : first + self.batch_rows]
-            scores |= zip(numbers, self._batch([rows[i] for i in numbers], likeliest), strict=True)
-        return [scores[i] for i in range(len(rows))]
+            some = [rows[i] for i in numbers]
+            columns = bucket(max(map(len, some)))
+            options = {"num_anchors": self.description.num_anchors, "shape": self.description.shape(columns)}
+            with jax.set_mesh(self.mesh):
+                found |= zip(numbers, find(some, self._arrays(some, columns), **options), strict=True)
+        return [found[i] for i in range(len(rows))]
 
-    def _batch(self, rows: Sequence[Sequence[int]], likeliest: bool) -> list[Score]:
-        columns = bucket(max(map(len, rows)))
+    def _arrays(self, rows: Sequence[Sequence[int]], columns: int) -> tuple[jax.Array, jax.Array]:
+        """(tokens, segment ids) [B, columns]."""
         tokens_BT = np.zeros((self.batch_rows, columns), np.int32)
         segment_ids_BT = np.full((self.batch_rows, columns), PAD_SEGMENT, np.int32)
         for place, row in enumerate(rows):
             tokens_BT[place, : len(row)], segment_ids_BT[place, : len(row)] = row, 0
-        with jax.set_mesh(self.mesh):
-            arrays = (jax.device_put(x, jax.NamedSharding(self.mesh, BATCH)) for x in (tokens_BT, segment_ids_BT))
-            nats_BT, likeliest_BT = _score(
-                self._params,
-                *arrays,
-                num_anchors=self.description.num_anchors,
-                shape=self.description.shape(columns),
-                likeliest=likeliest,
-            )
-        nats_BT = np.asarray(nats_BT)
-        likeliest_BT = np.asarray(likeliest_BT) if likeliest else None
-        return [
-            Score(nats_BT[place, : len(row) - 1], likeliest_BT[place, : len(row) - 1] if likeliest else None)
-            for place, row in enumerate(rows)
-        ]
+        return jax.device_put((tokens_BT, segment_ids_BT), jax.NamedSharding(self.mesh, BATCH))
 
 
 @functools.partial(jax.jit, static_argnames=("num_anchors", "shape", "likeliest"))
 def _score(params: Decoder, tokens_BT, segment_ids_BT, *, num_anchors: int, shape: Shape, likeliest: bool):
     """(nats, whether greedy) of the next token at each place, whole on each device; the last place is meaningless."""
-    positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
-    hidden_BTD = params.hidden(tokens_BT, reshard(positions_BT, BATCH), segment_ids_BT, num_anchors, shape)
+    hidden_BTD = _hidden(params, tokens_BT, segment_ids_BT, num_anchors, shape)
     unembedding_DV, soft_cap = params.unembedding_DV(shape), shape.model.final_soft_cap
     targets_BT = jnp.concatenate([tokens_BT[:, 1:], tokens_BT[:, :1]], 1)
     nats_BT = token_nats(hidden_BTD, unembedding_DV, targets_BT, CHUNK, soft_cap)
@@ -102,6 +126,22 @@ def _score(params: Decoder, tokens_BT, segment_ids_BT, *, num_anchors: int, shap
         return reshard(nats_BT, P(None, None)), None
     greedy_BT = _greedy(hidden_BTD, unembedding_DV, soft_cap)
     return reshard(nats_BT, P(None, None)), reshard(greedy_BT == targets_BT, P(None, None))
+
+
+@functools.partial(jax.jit, static_argnames=("num_anchors", "shape"))
+def _next(params: Decoder, tokens_BT, segment_ids_BT, last_B, *, num_anchors: int, shape: Shape):
+    """(nats of every token, the likeliest) behind place last_B of each row: fp32 [B, V], int32 [B]."""
+    hidden_BTD = reshard(_hidden(params, tokens_BT, segment_ids_BT, num_anchors, shape), P(ROWS, None, None))
+    is_last_BT = reshard(jnp.arange(tokens_BT.shape[1]) == last_B[:, None], P(ROWS, None))
+    last_BD = jnp.sum(hidden_BTD, 1, where=is_last_BT[:, :, None])
+    logits_BV = logits(last_BD, params.unembedding_DV(shape), shape.model.final_soft_cap)
+    logits_BV = reshard(logits_BV, P(None, None))
+    return -jax.nn.log_softmax(logits_BV), jnp.argmax(logits_BV, -1).astype(jnp.int32)
+
+
+def _hidden(params: Decoder, tokens_BT, segment_ids_BT, num_anchors: int, shape: Shape) -> jax.Array:
+    positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
+    return params.hidden(tokens_BT, reshard(positions_BT, BATCH), segment_ids_BT, num_anchors, shape)
 
 
 def _greedy(hidden_BTD: jax.Array, unembedding_DV: jax.Array, soft_cap: float) -> jax.Array:

@@ -33,12 +33,14 @@ class Pretrained:
     Attributes:
       model, rope: the fields of ModelConfig and RopeConfig that it decides.
       source: where a Hugging Face config.json and the tokenizer lie; None if there are none.
+      tokenizer: what it was trained with, as in `data.tokenizer`; "auto" if that is not known.
     """
 
     directory: Path
     model: Mapping[str, Any]
     rope: Mapping[str, Any]
     source: Path | None
+    tokenizer: str = "auto"
     has_adapters: bool = False
 
     @classmethod
@@ -49,14 +51,17 @@ class Pretrained:
             raise WeightsError(f"{directory} is not a directory: it must hold a Hugging Face checkpoint, or be a run's")
         fields = hf_config.load(directory)
         if "model_type" in fields:
-            return cls(directory, *hf_config.read(fields), directory)
+            return cls(directory, *hf_config.read(fields), directory, _tokenizer(directory))
         if not isinstance(fields.get("model"), dict) or not isinstance(fields.get("rope"), dict):
             raise WeightsError(f"{directory}/config.json is neither a Hugging Face checkpoint's nor a run's")
         model = {key: value for key, value in fields["model"].items() if key in OPEN}
         rope = {key: value for key, value in fields["rope"].items() if key != "dtype"}
         source = directory / SOURCE
         has_adapters = bool(fields.get("lora", {}).get("rank"))
-        return cls(directory, model, rope, source if (source / hf_config.FILE).exists() else None, has_adapters)
+        tokenizer = _tokenizer(source, fields)
+        return cls(
+            directory, model, rope, source if (source / hf_config.FILE).exists() else None, tokenizer, has_adapters
+        )
 
     def complete(self, config: Config) -> Config:
         """The run's configuration, with what it leaves to the checkpoint filled in.
@@ -64,12 +69,10 @@ class Pretrained:
         Raises:
           ConfigError: it asks for another model, or the checkpoint has no tokenizer and it names none.
         """
-        tokenizer = config.data.tokenizer
+        tokenizer = self.tokenizer if config.data.tokenizer == "auto" else config.data.tokenizer
         if tokenizer == "auto":
-            if self.source is None or not (self.source / "tokenizer.json").exists():
-                where = self.source or self.directory
-                raise ConfigError("data.tokenizer", "auto", f"{where} has no tokenizer.json; name a directory")
-            tokenizer = str(self.source)
+            where = self.source or self.directory
+            raise ConfigError("data.tokenizer", "auto", f"{where} has no tokenizer.json; name a directory")
         data = dataclasses.replace(config.data, tokenizer=tokenizer)
         return dataclasses.replace(config, data=data).completed(self.model, self.rope)
 
@@ -89,6 +92,14 @@ class Pretrained:
         checkpoints = Checkpoints(self.directory, keep=1, read_only=True, host_bytes=bytes_of_largest(like))
         restored = checkpoints.restore_weights(like)
         return jax.tree.unflatten(jax.tree.structure(params), (leaves | restored).values())
+
+
+def _tokenizer(files: Path, run: Mapping[str, Any] | None = None) -> str:
+    """Bytes if the run named them, else what lies in `files`, else bytes if it named nothing and had no checkpoint."""
+    name = run.get("data", {}).get("tokenizer") if run else None
+    if name != "bytes" and (files / "tokenizer.json").exists():
+        return str(files)
+    return "bytes" if name == "bytes" or (name == "auto" and not (files / hf_config.FILE).exists()) else "auto"
 
 
 def find(config: Config, workdir: Path | None = None) -> Pretrained | None:

@@ -11,7 +11,7 @@ from lm_eval.tasks import TaskManager
 
 from anchorjax.data.tokenizer import ByteTokenizer
 from anchorjax.errors import EvaluationError
-from anchorjax.evaluation import harness, language_model
+from anchorjax.evaluation import harness, language_model, scoring
 from anchorjax.evaluation.results import Results
 from anchorjax.evaluation.sampling import Sampling
 from tests.evaluation import harness as making
@@ -132,7 +132,7 @@ def test_answers_are_kept_as_they_come(llama, tmp_path, monkeypatch):
 
     whole = everything(llama.ours(tmp_path / "a"))
     lines = (tmp_path / "a/answers.jsonl").read_bytes().splitlines(keepends=True)
-    assert len(lines) == 1 + len(set(PAIRS)) + 1
+    assert len(lines) == 1 + len(set(PAIRS)) - len({answer for context, answer in PAIRS if context == "pick"}) + 1 + 1
     (tmp_path / "b").mkdir()
     (tmp_path / "b/answers.jsonl").write_bytes(b"".join(lines[:4]) + lines[4][:9])
     scores, texts = everything(llama.ours(tmp_path / "b"))
@@ -141,6 +141,16 @@ def test_answers_are_kept_as_they_come(llama, tmp_path, monkeypatch):
     assert (tmp_path / "b/answers.jsonl").read_bytes().splitlines(keepends=True)[:4] == lines[:4]
     monkeypatch.setattr(language_model, "load", None)
     assert everything(llama.ours(tmp_path / "a")) == whole
+
+
+def test_choices_of_one_token_share_a_pass(llama, tmp_path, monkeypatch):
+    """As in lm-eval's own backend: MMLU asks four letters of each context."""
+    rows = []
+    inside = scoring.Scorer.next
+    monkeypatch.setattr(scoring.Scorer, "next", lambda self, some: rows.extend(some) or inside(self, some))
+    requests = [(context, answer) for context in ("one", "two", "three") for answer in "ABCD"]
+    assert len(ask("loglikelihood", llama.ours(tmp_path), requests)) == 12
+    assert len(rows) == 3
 
 
 def test_what_is_drawn_is_the_requests_own(llama, tmp_path):

@@ -48,6 +48,16 @@ def test_scores_are_those_of_transformers(pair, devices):
     assert score.likeliest_t.all()
 
 
+@pytest.mark.parametrize("devices", [1, 8])
+def test_what_may_come_next_is_what_transformers_says(pair, devices):
+    theirs, description = pair
+    for row, found in zip(ROWS, scorer(description, devices, batch_rows=2).next(ROWS), strict=True):
+        with torch.no_grad():
+            logits_V = theirs(torch.tensor([row])).logits[0, -1].double()
+        np.testing.assert_allclose(found.nats_V, -torch.log_softmax(logits_V, -1).numpy(), atol=2e-4)
+        assert found.likeliest == logits_V.argmax()
+
+
 def greedy(theirs, first: int, new: int) -> list[int]:
     out = theirs.generate(torch.tensor([[first]]), max_new_tokens=new, do_sample=False, eos_token_id=None)
     return out[0, 1:].tolist()
