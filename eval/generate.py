@@ -18,7 +18,7 @@ from anchorjax.evaluation.sampling import Sampling
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options.Parser(description=__doc__.splitlines()[0])
     options.add_model(parser)
     parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
     parser.add_argument("--prompt-file", type=Path, action="append", default=[], help="a file that holds a prompt")

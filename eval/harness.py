@@ -2,8 +2,8 @@
 
 Needs requirements-eval.txt. A Hugging Face directory has the scores that lm-eval's own backend ("hf") gives it; a run
 is asked as it was trained, with the beginning of sequence before every text. lm-eval downloads the tasks' data, and
-runs the code of tasks in --include-path. Writes harness.json and every answer (answers.jsonl), with which a killed
-evaluation goes on. Exit codes: 0 done, 1 failed, 2 bad input.
+runs the code of tasks in --include-path. Writes harness.json, a picture, and every answer (answers.jsonl), with which a
+killed evaluation goes on. Exit codes: 0 done, 1 failed, 2 bad input.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without installing
 
+from anchorjax import figures
 from anchorjax.data.tokenizer import read_json
 from anchorjax.errors import EvaluationError, UsageError, UserError
 from anchorjax.evaluation import earlier, harness, options
@@ -31,7 +32,7 @@ KEPT = ("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options.Parser(description=__doc__.splitlines()[0])
     options.add_model(parser)
     options.add_output(parser)
     parser.add_argument("--tasks", required=True, help="comma separated names of tasks, groups or tags; * is allowed")
@@ -66,6 +67,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         path = results.write(
             "harness.json", whole | {"notes": remarks(adapter, **{name: whole[name] for name in told})}
         )
+        results.write("harness.png", picture(whole["results"]))
     print(tables(found))
     for note in remarks(adapter, **told):
         print(f"note: {note}")
@@ -181,6 +183,18 @@ def remarks(adapter: harness.Harness, cut: int, no_system: bool) -> list[str]:
         f"generation_config.json asks for {idle}, which is not applied": idle,
     }
     return [text for text, holds in found.items() if holds]
+
+
+def picture(results: dict[str, dict[str, Any]]) -> bytes:
+    """The first metric of each task, where it is a share: perplexities have another axis."""
+    shares = {}
+    for task, row in results.items():
+        metrics = {name: value for name, value in row.items() if "," in name and "_stderr," not in name}
+        name, value = next(iter(metrics.items()), ("", None))
+        if isinstance(value, int | float) and 0 <= value <= 1 and "perplexity" not in name:
+            shares[f"{task} {name.removesuffix(',none')}"] = 100 * value
+    x_label = "first metric of each task, percent" if shares else "no task has a share for its first metric"
+    return figures.png(figures.bars(list(shares), list(shares.values()), x_label=x_label, name_value="{:.1f}".format))
 
 
 def tables(found: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ from anchorjax.evaluation.sampling import Sampling
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options.Parser(description=__doc__.splitlines()[0])
     options.add_model(parser)
     options.add_output(parser)
     parser.add_argument("--data", type=Path, required=True, help="directory with TASK.jsonl files")

@@ -5,8 +5,8 @@ Key tokens are found by an evaluator (--evaluator-hf or --evaluator-workdir), co
 of the evaluator are taken, by all models the same characters; the text that ships has none as long as the default of
 32K, and is for trying with less. Only one model is in memory at a time.
 
-Writes longppl.json (LongPPL, perplexity, share of key tokens), key_tokens.json, and every document's answer
-(answers.jsonl), with which a killed evaluation goes on. Exit codes: 0 done, 1 failed, 2 bad input.
+Writes longppl.json (LongPPL, perplexity, share of key tokens), key_tokens.json, a picture, and every
+document's answer (answers.jsonl), with which a killed evaluation goes on. Exit codes: 0 done, 1 failed, 2 bad input.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without installing
 
+from anchorjax import figures
 from anchorjax.errors import UsageError
 from anchorjax.evaluation import earlier, language_model, longppl, options, texts
 from anchorjax.evaluation.language_model import Description
@@ -31,7 +32,7 @@ CHOICE = ("lengths", "samples", "seed", "shortest", "evaluator_hf", "evaluator_w
 
 def main(argv: list[str] | None = None) -> int:
     rule = Rule()
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options.Parser(description=__doc__.splitlines()[0])
     options.add_model(parser)
     options.add_documents(parser, LENGTH, SAMPLES)
     parser.add_argument("--shortest", type=options.tokens, help="tokens of the documents to take; default: --lengths")
@@ -81,8 +82,20 @@ def evaluate(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
         told = request | asked | {"step": reader.step}
         earlier.beside(results.directory / "longppl.json", told | {"lengths": found}, told, _other_lengths)
         path = results.write("longppl.json", told | {"lengths": found})
+        results.write("longppl.png", picture(found))
     print(longppl.table(found))
     print(f"written to {path}")
+
+
+def picture(found: dict[int, dict]) -> bytes:
+    """LongPPL and perplexity by length; a length without a key token has no LongPPL."""
+    series = []
+    for label, name in (("LongPPL", "longppl"), ("perplexity", "perplexity")):
+        points = {length: row[name] for length, row in found.items() if row[name] is not None}
+        if points:
+            series.append(figures.Series(label, list(points), list(points.values())))
+    ticks = {"x_ticks": list(found), "name_tick": figures.name_length}
+    return figures.png(figures.lines(series, x_label="tokens", y_label="LongPPL and perplexity", log_y=True, **ticks))
 
 
 def _other_lengths(before: dict, new: dict) -> str:

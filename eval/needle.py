@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywher
 
 import numpy as np
 
-from anchorjax.evaluation import heat_maps, language_model, options
+from anchorjax.evaluation import earlier, heat_maps, language_model, options
 from anchorjax.evaluation.answering import answer
 from anchorjax.evaluation.generation import Generator
 from anchorjax.evaluation.needle import Grid
@@ -21,7 +21,7 @@ from anchorjax.evaluation.results import Results
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options.Parser(description=__doc__.splitlines()[0])
     options.add_model(parser)
     options.add_samples(parser, samples=1)
     parser.add_argument("--depths", type=options.positive, default=11, help="how many, from 0 to 100 percent")
@@ -45,7 +45,6 @@ def evaluate(arguments: argparse.Namespace) -> None:
     )
     request = options.request(
         model,
-        lengths=arguments.lengths,
         depths=depths,
         samples=arguments.samples,
         seed=arguments.seed,
@@ -56,17 +55,31 @@ def evaluate(arguments: argparse.Namespace) -> None:
     step = model.steps()[-1]
     generator = functools.cache(lambda: Generator(language_model.load(model, step=step), arguments.batch_rows))
     with Results(options.out_directory(arguments, model, "needle"), request) as results:
-        answers = answer(generator, grid, [f"{step} {index}" for index in range(len(grid))], results, "needles")
-        percent = grid.heat_map(answers)
-        found = {"percent": percent.tolist(), "mean": float(percent.mean()), "material": grid[0].material}
-        path = results.write("needle.json", request | {"step": step, "context": model.context} | found)
-        rows = [f"{depth:g}%" for depth in depths]
-        results.write("needle.png", heat_maps.by_length(percent.T, rows, arguments.lengths, "Needle found, percent"))
+        of_length = len(depths) * arguments.samples
+        keys = [f"{step} {length} {index}" for length in arguments.lengths for index in range(of_length)]
+        answers = answer(generator, grid, keys, results, "needles")
+        found = {"lengths": arguments.lengths, "percent": grid.heat_map(answers).tolist()}
+        found |= {"step": step, "context": model.context, "material": grid[0].material}
+        file = results.directory / "needle.json"
+        result = with_earlier(file, request | found, [*request, "step", "context", "material"])
+        results.write(file.name, result)
+        percent, rows = np.asarray(result["percent"]), [f"{depth:g}%" for depth in depths]
+        results.write("needle.png", heat_maps.by_length(percent.T, rows, result["lengths"], "Needle found, percent"))
     print(f"{'length':>9}" + "".join(f"{depth:>7g}%" for depth in depths))
-    for length, row in zip(arguments.lengths, percent, strict=True):
+    for length, row in zip(result["lengths"], percent, strict=True):
         print(f"{length:>9}" + "".join(f"{value:>8.0f}" for value in row))
-    print(f"mean {percent.mean():.1f} percent; {grid[0].material or 'haystacks as in RULER'}")
-    print(f"written to {path}")
+    print(f"mean {result['mean']:.1f} percent; {grid[0].material or 'haystacks as in RULER'}")
+    print(f"written to {file}")
+
+
+def with_earlier(file: Path, new: dict, same: list[str]) -> dict:
+    """`new`, with other lengths that an earlier command found, and the mean of all."""
+    before, new = earlier.beside(file, new, same)
+    rows = dict(zip(before.get("lengths", []), before.get("percent", []), strict=True))
+    rows |= dict(zip(new["lengths"], new["percent"], strict=True))
+    lengths = sorted(rows)
+    percent = [rows[length] for length in lengths]
+    return new | {"lengths": lengths, "percent": percent, "mean": float(np.mean(percent))}
 
 
 if __name__ == "__main__":

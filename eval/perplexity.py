@@ -10,9 +10,9 @@ line is one JSON object: `rows` (as asked), `loss` (nats per target), `bits_per_
 under the `full` mask).
 
 With --text, and always for --hf, whole documents are scored behind the beginning of sequence, cut to each of --lengths;
-those that are shorter are left out and counted. Both write perplexity.json and a picture of the loss by place. Every
-document's answer is kept (answers.jsonl), with which a killed evaluation goes on. Exit codes: 0 done, 1 failed, 2 bad
-input.
+those that are shorter are left out and counted. Both write perplexity.json and a picture of the loss by place. What
+each document or batch gave is kept (answers.jsonl), with which a killed evaluation goes on. Exit codes: 0 done, 1
+failed, 2 bad input.
 """
 
 import argparse
@@ -35,7 +35,7 @@ PACKED = ("workdir", "rows", "out")  # the only options without --text
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options.Parser(description=__doc__.splitlines()[0])
     options.add_model(parser)
     options.add_documents(parser, LENGTH, SAMPLES)
     parser.add_argument("--last", type=options.tokens, default=0, help="also perplexity of so many tokens at the end")
@@ -60,7 +60,7 @@ def score_packed(workdir: Path, arguments: argparse.Namespace) -> None:
     setup = held_out.load(workdir)
     out = arguments.out.expanduser() if arguments.out else workdir / "eval/perplexity"
     with Results(out, {"split": "validation"}) as results:
-        result = {"rows": arguments.rows} | held_out.evaluate(setup, workdir, arguments.rows)
+        result = {"rows": arguments.rows} | held_out.evaluate(setup, workdir, arguments.rows, results)
         path = results.write("perplexity.json", result)
         results.write("perplexity.png", perplexity.picture(perplexity.packed_columns(result)))
     print(perplexity.packed_table(result))

@@ -17,7 +17,7 @@ from anchorjax.evaluation import options, report
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's --workdir, or eval-results/MODEL")
     parser.add_argument("--out", type=Path, help="the page; default: report.html in the run's directory")
     command = shlex.join(["python", "eval/report.py", *argv])

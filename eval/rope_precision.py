@@ -26,7 +26,7 @@ DEFAULT_VARIANTS = (*rotation.PRECISIONS, "random-fp32", "random-bf16")
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options.Parser(description=__doc__.splitlines()[0])
     options.add_model(parser)
     parser.set_defaults(batch_rows=8)
     parser.add_argument("--experiments", type=_names, default=EXPERIMENTS, help=f"of {', '.join(EXPERIMENTS)}")

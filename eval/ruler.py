@@ -1,10 +1,10 @@
 """RULER: 13 tasks of retrieval, tracking and counting by length: `python eval/ruler.py --hf DIR --lengths=4K,8K`.
 
-Writes ruler.json (percent by task and length, with the averages over all 13 tasks and over the 11 of the
-AnchorAttention paper), a heat map, and every answer (answers.jsonl), with which a killed evaluation goes on. With
---last=5 the scores are means over a run's last five checkpoints, as the paper has them. The tasks with questions (qa_1,
-qa_2) need --squad and --hotpot; essays are Jane Austen's unless --essays names RULER's. Exit codes: 0 done, 1 failed,
-2 bad input.
+Writes ruler.json (percent by task and length, with the averages over what was scored, over all 13 tasks and over the 11
+of the AnchorAttention paper), a heat map, and every answer (answers.jsonl), with which a killed evaluation goes on.
+With --last=5 the scores are means over a run's last five checkpoints, as the paper has them. The tasks with questions
+(qa_1, qa_2) need --squad and --hotpot; essays are Jane Austen's unless --essays names RULER's. Exit codes: 0 done, 1
+failed, 2 bad input.
 """
 
 import argparse
@@ -26,7 +26,7 @@ QUESTIONS = {"qa_1": "squad", "qa_2": "hotpot"}
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options.Parser(description=__doc__.splitlines()[0])
     options.add_model(parser)
     options.add_samples(parser, samples=100)
     parser.add_argument("--tasks", default="", help=f"comma separated, of {', '.join(ruler.TASKS)}; default: all")
@@ -147,7 +147,8 @@ def table(result: dict) -> str:
     lines = [f"{'percent':<18}" + "".join(f"{length:>9}" for length in lengths)]
     for task, row in result["scores"].items():
         lines.append(f"{task:<18}" + "".join(f"{row[length]:>9.1f}" for length in lengths))
-    for name, label in (("ruler", "mean of 13"), ("paper", "mean of 11 (paper)")):
+    scored = [("scored", f"mean of {len(result['scores'])}")] if len(result["scores"]) < len(ruler.TASKS) else []
+    for name, label in (*scored, ("ruler", "mean of 13"), ("paper", "mean of 11 (paper)")):
         cells = [result["averages"][length].get(name, math.nan) for length in lengths]
         if not all(map(math.isnan, cells)):
             lines.append(f"{label:<18}" + "".join(f"{cell:>9.1f}" for cell in cells))

@@ -31,6 +31,7 @@ from anchorjax.evaluation.scoring import Scorer
 
 MAX_NEW_TOKENS = 256  # where a task does not say
 TOP_K = 50  # of transformers, where neither a task nor generation_config.json says
+_Ids = tuple[int, ...]
 CHANGES = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}  # not done here; what asks for nothing
 
 
@@ -51,6 +52,7 @@ def settings(options: Mapping[str, Any], files: Path | None) -> Settings:
 
     Raises:
       EvaluationError: an option that is not known here, or a value that cannot be.
+      WeightsError: generation_config.json cannot be read.
     """
     from lm_eval.models.utils import normalize_gen_kwargs
 
@@ -92,7 +94,8 @@ def adapter(model: Description, results: Results, **options) -> "Harness":
 class Harness:
     """What lm-eval asks of a model, without lm-eval's base class (`adapter` adds it).
 
-    Answers are kept in `results` under a hash of the tokens asked about: they serve every task and any order.
+    Answers are kept in `results` under a hash of the tokens asked about: they serve every task and any order;
+    those to choices of one token, every task with the same choices.
 
     Attributes:
       cut: how many requests were longer than the context and lost their beginning.
@@ -177,19 +180,19 @@ class Harness:
         One pass over a context answers for all its continuations of one token (MMLU's "A" to "D").
         """
         asked = [self._row(context, continuation) for _, context, continuation in requests]
-        choices, texts = collections.defaultdict(dict), {}
+        choices, texts = collections.defaultdict(set), []
         for context, continuation in asked:
             if len(continuation) == 1:
-                choices[tuple(context)][continuation[0]] = None  # in order, once
+                choices[context].add(continuation[0])
             else:
-                texts[self._key("score", context, continuation)] = context, continuation
-        found = self._choices({context: list(tokens) for context, tokens in choices.items()}) | self._texts(texts)
-        return [found[*context, None, *continuation] for context, continuation in asked]
+                texts.append((context, continuation))
+        found = self._choices({context: sorted(tokens) for context, tokens in choices.items()}) | self._texts(texts)
+        return [found[pair] for pair in asked]
 
-    def _choices(self, choices: dict[tuple[int, ...], list[int]]) -> dict[tuple, tuple[float, bool]]:
-        """By (*context, None, token)."""
+    def _choices(self, choices: dict[_Ids, list[int]]) -> dict[tuple[_Ids, _Ids], tuple[float, bool]]:
+        """By (context, (token,))."""
 
-        def find(some: list[tuple[int, ...]]) -> list[dict[str, Any]]:
+        def find(some: list[_Ids]) -> list[dict[str, Any]]:
             return [
                 {"nats": [float(one.nats_V[token]) for token in choices[context]], "likeliest": one.likeliest}
                 for one, context in zip(self._scorer().next(some), some, strict=True)
@@ -199,37 +202,37 @@ class Harness:
         questions = {self._key("choices", context, choices[context]): context for context in contexts}
         fill(self.results, questions, find, lambda: self._scorer().batch_rows, "choices")
         return {
-            (*context, None, token): (-nats, token == self.results.answers[key]["likeliest"])
+            (context, (token,)): (-nats, token == self.results.answers[key]["likeliest"])
             for key, context in questions.items()
             for token, nats in zip(choices[context], self.results.answers[key]["nats"], strict=True)
         }
 
-    def _texts(self, texts: dict[str, tuple[list[int], list[int]]]) -> dict[tuple, tuple[float, bool]]:
-        """By (*context, None, *continuation), of what is longer than one token."""
+    def _texts(self, texts: list[tuple[_Ids, _Ids]]) -> dict[tuple[_Ids, _Ids], tuple[float, bool]]:
+        """By (context, continuation), of what is longer than one token."""
 
-        def find(some: list[tuple[list[int], list[int]]]) -> list[dict[str, Any]]:
+        def find(some: list[tuple[_Ids, _Ids]]) -> list[dict[str, Any]]:
             scores = self._scorer().score([context + new for context, new in some], likeliest=True)
             return [
                 {"nats": float(score.nats_t[-len(new) :].sum()), "greedy": bool(score.likeliest_t[-len(new) :].all())}
                 for score, (_, new) in zip(scores, some, strict=True)
             ]
 
-        questions = dict(sorted(texts.items(), key=lambda text: -len(text[1][0] + text[1][1])))
+        texts = sorted(texts, key=lambda text: -len(text[0]) - len(text[1]))
+        questions = {self._key("score", context + new, len(new)): (context, new) for context, new in texts}
         fill(self.results, questions, find, lambda: self._scorer().batch_rows, "likelihoods")
         answers = self.results.answers
-        return {
-            (*context, None, *new): (-answers[key]["nats"], answers[key]["greedy"])
-            for key, (context, new) in texts.items()
-        }
+        return {text: (-answers[key]["nats"], answers[key]["greedy"]) for key, text in questions.items()}
 
-    def _row(self, context: list[int], continuation: list[int]) -> tuple[list[int], list[int]]:
+    def _row(self, context: list[int], continuation: list[int]) -> tuple[_Ids, _Ids]:
         """Without what of the context is too long. The last token is not read, so one more than the context fits."""
         new, most = len(continuation), self.max_length
+        if not context:
+            raise EvaluationError("a continuation without a context of at least one token cannot be scored")
         if not 0 < new <= most:
             raise EvaluationError(f"a continuation of {new:,} tokens cannot be scored: 1 to {most:,} are allowed")
         row = context + continuation
         self.cut += len(row) > most + 1
-        row = self._last(row, most + 1)
+        row = tuple(self._last(row, most + 1))
         return row[:-new], row[-new:]
 
     def _last(self, ids: list[int], size: int) -> list[int]:

@@ -11,6 +11,7 @@ from anchorjax import data
 from anchorjax.config import AttentionConfig, Config, MeshConfig, resolve
 from anchorjax.errors import CheckpointError, ConfigError, WorkdirError
 from anchorjax.evaluation.perplexity import perplexity
+from anchorjax.evaluation.results import Results
 from anchorjax.training.checkpoint import Checkpoints
 from anchorjax.training.evaluate import Evaluator
 from anchorjax.training.setup import Setup, check_attention
@@ -25,8 +26,8 @@ def load(workdir: Path) -> Setup:
     return Setup.make(_fit_devices(resolve(fields), jax.device_count()), workdir)
 
 
-def evaluate(setup: Setup, workdir: Path, max_rows: int) -> dict:
-    """Loads the newest checkpoint and scores `max_rows` rows (0: all).
+def evaluate(setup: Setup, workdir: Path, max_rows: int, results: Results) -> dict:
+    """Loads the newest checkpoint and scores `max_rows` rows (0: all) that `results` does not have.
 
     Raises UserError if there is no checkpoint that can be read, or the text is no longer the run's.
     """
@@ -38,10 +39,15 @@ def evaluate(setup: Setup, workdir: Path, max_rows: int) -> dict:
     if store.fingerprint != meta["data"]["held_out_fingerprint"]:
         raise WorkdirError(f"the validation text or tokenizer is no longer that of {workdir}")
     rows = list(data.eval_rows(store, tokenizer, setup.config.data, max_rows))
+    evaluator = Evaluator(setup.steps, tokenizer.token_bytes_V, setup.mesh)
+    # Of one step, rows are always the same ones; which of them are a batch depends on the devices.
+    begin = f"{meta['step']} {max_rows} {setup.config.data.batch_rows}"
+    keys = [f"{begin} {index}" for index in range(len(rows))]
     with jax.set_mesh(setup.mesh):
-        scored = Evaluator(setup.steps, tokenizer.token_bytes_V, setup.mesh)(
-            state.params, tqdm.tqdm(rows, unit="batch", disable=not sys.stderr.isatty())
-        )
+        for key, batch in zip(keys, tqdm.tqdm(rows, unit="batch", disable=not sys.stderr.isatty()), strict=True):
+            if key not in results.answers:
+                results.add(key, sums=evaluator.sums(state.params, batch))
+    scored = evaluator.summary(results.answers[key]["sums"] for key in keys)
     return {"step": meta["step"], "perplexity": perplexity(scored["loss"]), **scored}
 
 

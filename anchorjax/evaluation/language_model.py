@@ -105,7 +105,7 @@ def describe(
     if dtype == "auto":
         on_device = "float32" if jax.default_backend() == "cpu" else "bfloat16"
         dtype = fields["model"]["compute_dtype"] if data else on_device
-    tokenizer, files = _tokenizer(pretrained, data.get("tokenizer", "auto"))
+    tokenizer, files = _tokenizer(pretrained)
     theta = {"theta": rope_theta} if rope_theta else {}
     sections = fields if workdir is not None else {}
     stays = {"compute_dtype": dtype, "param_dtype": dtype, "remat": "none", "dropout": 0.0}
@@ -128,9 +128,8 @@ def _positions(pretrained: Pretrained) -> int:
     return fields.get("max_position_embeddings") or _CONTEXT
 
 
-def _tokenizer(pretrained: Pretrained, name: str) -> tuple[Tokenizer, Path | None]:
-    """What lies in the directory; else what a run's `data.tokenizer` names."""
-    name = name if pretrained.tokenizer == "auto" else pretrained.tokenizer
+def _tokenizer(pretrained: Pretrained) -> tuple[Tokenizer, Path | None]:
+    name = pretrained.tokenizer
     if name == "auto":
         raise WeightsError(f"{pretrained.directory} has no tokenizer.json")
     try:

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NoReturn
 
 from absl import logging
 
@@ -14,6 +15,13 @@ from anchorjax.errors import UsageError, UserError
 from anchorjax.evaluation.language_model import DTYPES, Description, describe
 
 _SMALL = 2**24  # bytes: configuration, templates and tokenizers, not weights
+
+
+class Parser(argparse.ArgumentParser):
+    """With faults in one line, as all others are."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

@@ -41,7 +41,7 @@ class Score:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Next:
+class NextToken:
     """What may come behind one row.
 
     Attributes:
@@ -77,18 +77,18 @@ class Scorer:
 
         return self._by_batches(rows, find)
 
-    def next(self, rows: Sequence[Sequence[int]]) -> list[Next]:
+    def next(self, rows: Sequence[Sequence[int]]) -> list[NextToken]:
         """In the order of the rows, which are as in `score`."""
 
         def find(rows, arrays, **options):
             last_B = np.array([*map(len, rows), *[1] * (self.batch_rows - len(rows))], np.int32) - 1
             nats_BV, likeliest_B = jax.device_get(_next(self._params, *arrays, last_B, **options))
-            return map(Next, nats_BV[: len(rows)], likeliest_B.tolist())
+            return map(NextToken, nats_BV[: len(rows)], likeliest_B.tolist())
 
         return self._by_batches(rows, find)
 
     def _by_batches(self, rows: Sequence[Sequence[int]], find: Callable[..., Iterable[Any]]) -> list[Any]:
-        """What `find` gives for each row, from (rows, their arrays, options of the program)."""
+        """What `find` gives for each row, from (rows, their arrays, options of the program), called in the mesh."""
         for row in rows:
             if not 0 < len(row) <= self.description.context:
                 raise UsageError(

@@ -6,7 +6,8 @@ slightly pessimistic rather than slightly flattering.
 """
 
 import math
-from collections.abc import Iterable
+import operator
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ def bucket_edges(row_length: int) -> list[int]:
     return edges
 
 
-def loss_by_bucket(edges: list[int], nats_E: np.ndarray, weights_E: np.ndarray) -> dict[str, float]:
+def loss_by_bucket(edges: list[int], nats_E: Sequence[float], weights_E: Sequence[float]) -> dict[str, float]:
     """{"0-64": loss, ...}; buckets without a target are left out."""
     return {
         f"{start}-{end}": float(nats / weight)
@@ -75,6 +76,15 @@ class Evaluator:
         }
 
     def __call__(self, params: Decoder, batches: Iterable[Batch]) -> dict:
+        """The `summary` of all batches."""
+        return self.summary(self.sums(params, batch) for batch in batches)
+
+    def sums(self, params: Decoder, batch: Batch) -> dict:
+        """Of one batch, as JSON keeps it to the last bit."""
+        part = self._sums(params, shard_batch(batch, self._mesh))
+        return jax.tree.map(lambda x: np.asarray(x, np.float64).tolist(), part)
+
+    def summary(self, parts: Iterable[dict]) -> dict:
         """`loss` (nats per target), `bits_per_byte`, `targets`, and the loss in buckets of places.
 
         `by_position` goes by place in the row, `by_context` by tokens of the same document before it in the
@@ -84,16 +94,14 @@ class Evaluator:
           ValueError: the batches hold no target at all.
         """
         total = None
-        for batch in batches:
-            part = self._sums(params, shard_batch(batch, self._mesh))
-            part = jax.tree.map(lambda x: np.asarray(x, np.float64), part)
-            total = part if total is None else jax.tree.map(np.add, total, part)
+        for part in parts:
+            total = part if total is None else jax.tree.map(operator.add, total, part)
         if total is None or not total["targets"]:
             raise ValueError("there is no held-out text to evaluate on")
         places = ("by_position", "by_context") if self._knows_documents else ("by_position",)
         return {
-            "loss": float(total["nats"] / total["targets"]),
-            "bits_per_byte": float(total["nats"] / math.log(2) / total["bytes"]),
+            "loss": total["nats"] / total["targets"],
+            "bits_per_byte": total["nats"] / math.log(2) / total["bytes"] if total["bytes"] else math.inf,
             "targets": int(total["targets"]),
             **{name: loss_by_bucket(self._edges, *total[name]) for name in places},
         }

@@ -95,11 +95,16 @@ class Pretrained:
 
 
 def _tokenizer(files: Path, run: Mapping[str, Any] | None = None) -> str:
-    """Bytes if the run named them, else what lies in `files`, else bytes if it named nothing and had no checkpoint."""
-    name = run.get("data", {}).get("tokenizer") if run else None
+    """Bytes if the run named them; else what lies in `files`; else what the run named, or bytes if it named nothing.
+
+    A run that began with a checkpoint has `files`, if empty: without them, they were lost and nothing is known.
+    """
+    run = run or {}
+    name = run.get("data", {}).get("tokenizer", "auto")
     if name != "bytes" and (files / "tokenizer.json").exists():
         return str(files)
-    return "bytes" if name == "bytes" or (name == "auto" and not (files / hf_config.FILE).exists()) else "auto"
+    is_known = "data" in run and not (files / hf_config.FILE).exists() and (files.is_dir() or not run.get("init_from"))
+    return "bytes" if name == "auto" and is_known else name
 
 
 def find(config: Config, workdir: Path | None = None) -> Pretrained | None:

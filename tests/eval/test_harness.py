@@ -6,6 +6,7 @@ import logging
 
 import lm_eval.tasks
 import pytest
+from matplotlib import image
 
 from eval import harness
 from tests.evaluation import harness as making
@@ -62,6 +63,7 @@ def test_scores_are_written_and_printed(evaluate, tmp_path, capsys, monkeypatch)
     assert set(found["results"]) == {"all_of_them", "choose", "finish", "read"}
     assert found["n-samples"]["choose"] == {"original": 4, "effective": 4}
     assert found["notes"] == []
+    assert image.imread(tmp_path / "out/harness.png").std() > 0
     out = capsys.readouterr().out
     assert f"|{found['results']['read']['word_perplexity,none']:.4f}|" in out.replace(" ", "")
     assert "- choose" in out and "written to" in out

@@ -70,6 +70,29 @@ def test_the_command_in_a_report_gives_the_same_and_leaves_the_run_as_it_was(job
     assert files() == before
 
 
+def test_a_killed_evaluation_of_packed_rows_goes_on(finished, tmp_path, monkeypatch, capsys):
+    """Each batch is scored once, and the result has the same bits."""
+    scored, sums = [], Evaluator.sums
+
+    def at_most(count: int):
+        def one(self, params, batch):
+            if len(scored) == count:
+                raise KeyboardInterrupt
+            scored.append(batch)
+            return sums(self, params, batch)
+
+        monkeypatch.setattr(Evaluator, "sums", one)
+        return script.main([f"--workdir={finished}", "--rows=24", f"--out={tmp_path}"])
+
+    assert at_most(2) == 1
+    assert "stopped; run again to go on" in capsys.readouterr().err
+    assert at_most(9) == 0 and len(scored) == 3
+    found = json.loads((tmp_path / "perplexity.json").read_text())
+    shutil.rmtree(tmp_path)
+    assert at_most(9) == 0 and len(scored) == 6
+    assert json.loads((tmp_path / "perplexity.json").read_text()) == found
+
+
 def test_a_text_is_scored_as_a_row_that_one_document_fills(finished, tmp_path, monkeypatch):
     """An anchor, then the document, as in training."""
     text = "It is a truth universally acknowledged, that a single man in po"

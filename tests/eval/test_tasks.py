@@ -31,7 +31,8 @@ def test_ruler_writes_scores_and_a_picture(scored):
     result = json.loads((scored / "ruler.json").read_text())
     assert set(result["scores"]) == set(TASKS.split(","))
     assert all(set(row) == {"1536", "2048"} for row in result["scores"].values())
-    assert result["averages"] == {"1536": {}, "2048": {}}  # not all of their tasks
+    means = {length: sum(row[length] for row in result["scores"].values()) / 2 for length in ("1536", "2048")}
+    assert result["averages"] == {length: {"scored": mean} for length, mean in means.items()}  # not all tasks
     picture = image.imread(scored / "ruler.png")
     assert picture.std() > 0
     assert len((scored / "answers.jsonl").read_text().splitlines()) == 1 + 2 * 2 * 2
@@ -108,6 +109,10 @@ def test_needle_draws_its_grid(directory, tmp_path, capsys, monkeypatch):
     assert "100%" in capsys.readouterr().out
     monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
     typed.assert_makes_the_same(needle.main, out.parent, "needle")
+    (out / "needle.json").unlink()
+    for length in ("1536", "1K"):  # one after the other, of kept answers
+        assert needle.main([*arguments, f"--lengths={length}", f"--out={out}"]) == 0
+    assert json.loads((out / "needle.json").read_text()) == result
 
 
 def test_generate_prints_one_text_or_several(directory, capsys):
@@ -243,7 +248,7 @@ def test_another_checkpoint_of_a_run_is_asked_anew(run, tmp_path, monkeypatch):
     assert needle.main(arguments) == 0
     assert json.loads((tmp_path / "needle.json").read_text())["step"] == last
     answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()[1:]]
-    assert [answer["key"] for answer in answers] == [f"{before} 0", f"{last} 0"]
+    assert [answer["key"] for answer in answers] == [f"{before} 1024 0", f"{last} 1024 0"]
 
 
 def test_a_run_goes_on_as_its_training_step_would(run):

@@ -207,6 +207,7 @@ def test_longppl_is_that_of_the_characters_that_the_evaluator_chose(model, judge
         assert len(nats_T) == end
         nats += nats_T.tolist()
         keys += [nats_T[place] for begin, stop in document["spans"] for place in range(begin, stop)]
+    assert image.imread(judged[0] / "longppl.png").std() > 0
     assert result["documents"] == 3 and 5 < len(keys) < len(nats) / 2
     assert (result["key_tokens"], result["tokens"]) == (len(keys), len(nats))
     assert math.isclose(result["longppl"], math.exp(np.mean(keys)), rel_tol=1e-4)
@@ -240,6 +241,15 @@ def test_a_killed_longppl_goes_on_to_the_same_result(model, evaluator, judged, t
         assert (out / "answers.jsonl").read_bytes().splitlines(keepends=True)[:lines] == kept
         for name in ("longppl.json", "key_tokens.json"):
             assert (out / name).read_bytes() == (judged[0] / name).read_bytes()
+
+
+def test_what_longppl_replaces_is_said(model, evaluator, judged, text, tmp_path, capsys):
+    """Both would not be those of one file of key tokens."""
+    out = shutil.copytree(judged[0], tmp_path / "out")
+    for arguments, why in ((["--lengths=90"], "--lengths is without 100"), (["--samples=2"], "samples: 3 -> 2")):
+        shutil.copy(judged[0] / "longppl.json", out)
+        run_longppl(model[1], text, out, f"--evaluator-hf={evaluator}", *LONGPPL, *arguments)
+        assert f"longppl.json: the results that it held are replaced ({why})" in capsys.readouterr().err
 
 
 def test_a_model_that_judges_itself_may_find_nothing(model, text, tmp_path, capsys):

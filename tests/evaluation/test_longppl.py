@@ -140,13 +140,13 @@ def test_judging_and_measuring_follow_the_definition(pair):
 
 def test_agrees_with_the_authors_package(pair):
     """Without a beginning of sequence, which its evaluator and its model do not agree on."""
-    package = pytest.importorskip("longppl.longppl")
+    from longppl.longppl import compute_longppl
     from transformers import PreTrainedTokenizerFast
 
     theirs, reader, directory = pair
     rules = PreTrainedTokenizerFast(tokenizer_file=str(directory / "tokenizer.json"))
     bounds = {"trunc_len": RULE.context, "sliding_window": RULE.stride, "alpha": RULE.alpha, "beta": RULE.beta}
-    wanted = package.compute_longppl(TEXT, theirs, theirs, rules, rules, **bounds)
+    wanted = compute_longppl(TEXT, theirs, theirs, rules, rules, **bounds)
 
     ids_T, offsets_T2 = reader.tokenizer.encode_with_offsets(TEXT)
     scorer, size = reader.scorer(), len(ids_T)

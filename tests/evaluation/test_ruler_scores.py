@@ -32,10 +32,11 @@ def test_averages():
     scores = {task: float(i) for i, task in enumerate(ruler.TASKS)}
     assert len(scores) == 13
     without = [value for task, value in scores.items() if task not in ("niah_multikey_3", "cwe")]
-    assert ruler.averages(scores) == {"ruler": 6.0, "paper": sum(without) / 11} and len(without) == 11
+    assert ruler.averages(scores) == {"scored": 6.0, "ruler": 6.0, "paper": sum(without) / 11} and len(without) == 11
     del scores["cwe"]
-    assert ruler.averages(scores) == {"paper": sum(without) / 11}
+    assert ruler.averages(scores) == {"scored": sum(scores.values()) / 12, "paper": sum(without) / 11}
     del scores["vt"]
-    assert ruler.averages(scores) == {}
+    assert ruler.averages(scores) == {"scored": sum(scores.values()) / 11}
+    assert ruler.averages({}) == {}
     metrics = {task: entry.metric for task, entry in ruler.TASKS.items()}
     assert [task for task, metric in metrics.items() if metric == "part"] == ["qa_1", "qa_2"]

@@ -214,15 +214,17 @@ def test_specials_that_no_text_has_need_no_place_in_the_model(llama_with_tokeniz
 
 
 def test_what_starts_from_a_run_of_bytes_is_of_bytes(converted, tmp_path):
-    """Also at second hand; a run of an unknown tokenizer is none of bytes."""
+    """Also at second hand; a run whose tokenizer is lost is none of bytes."""
     fields = json.loads((converted / "config.json").read_text())
     for name, init_from, tokenizer in [("first", "", "auto"), ("second", "first", "auto"), ("third", "", "bytes")]:
         run = fields | {"init_from": init_from, "data": {"tokenizer": tokenizer}}
-        (tmp_path / name).mkdir()
+        (tmp_path / name / "source").mkdir(parents=True)
         (tmp_path / name / "config.json").write_text(json.dumps(run))
         assert setup_of(tmp_path / name, data__tokenizer="auto").tokenizer.name == "bytes"
-    with pytest.raises(ConfigError, match=r"has no tokenizer\.json"):
-        setup_of(converted, data__tokenizer="auto")
+    (tmp_path / "second" / "source").rmdir()
+    for directory in (converted, tmp_path / "second"):
+        with pytest.raises(ConfigError, match=r"has no tokenizer\.json"):
+            setup_of(directory, data__tokenizer="auto")
 
 
 def test_a_run_may_start_from_a_run_and_lose_it(llama, converted, tmp_path):

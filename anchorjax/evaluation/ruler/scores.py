@@ -21,10 +21,11 @@ def match(metric: str, prediction: str, references: Sequence[str]) -> float:
 
 
 def averages(scores: Mapping[str, float]) -> dict[str, float]:
-    """Percent: "ruler", the mean of all 13 tasks, and "paper", of 11; each only if all of its tasks are there."""
-    sets = {"ruler": list(TASKS), "paper": [task for task in TASKS if task not in NOT_IN_PAPER]}
+    """Percent: "scored", the mean of what is there; "ruler", of all 13 tasks, and "paper", of 11, if they are there."""
+    paper = [task for task in TASKS if task not in NOT_IN_PAPER]
+    sets = {"scored": list(scores), "ruler": list(TASKS), "paper": paper}
     return {
         name: sum(scores[task] for task in tasks) / len(tasks)
         for name, tasks in sets.items()
-        if all(task in scores for task in tasks)
+        if tasks and all(task in scores for task in tasks)
     }

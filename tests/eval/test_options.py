@@ -1,0 +1,27 @@
+"""What is wrong with a command line is said in one line, before anything is read."""
+
+import pytest
+
+from eval import generate, harness, longbench, longppl, needle, perplexity, report, rope_precision, ruler
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        (ruler, ["--hf=x", "--lengths=4K,abc"], "argument --lengths: 'abc' is no length; write 4096, 4K or 1M"),
+        (needle, ["--hf=x", "--samples=0"], "argument --samples: '0' is not a whole number above 0"),
+        (longbench, ["--hf=x"], "the following arguments are required: --data"),
+        (harness, ["--hf=x"], "the following arguments are required: --tasks"),
+        (longppl, ["--hf=x", "--alpha=much"], "argument --alpha: invalid float value: 'much'"),
+        (perplexity, ["--hf=x", "--window=8K,4K"], "argument --window: '8K,4K' must be one number of tokens"),
+        (rope_precision, ["--hf=x", "--tokens=many"], "argument --tokens: 'many' is no length"),
+        (generate, ["--hf=x", "--max-tokens=3"], "unrecognized arguments: --max-tokens=3"),
+        (report, [], "the following arguments are required: RUN"),
+    ],
+)
+def test_faults_are_one_line(script, arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        script.main(arguments)
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
