@@ -41,7 +41,7 @@ from anchorjax.evaluation.scoring import Scorer
 ROOT = Path(__file__).resolve().parents[1]
 ROW, THETA = 16384, 5e5
 MASKS = ("full", "intra_doc", "anchor")
-HELD_OUT = ("persuasion", "append31", "Psa", "library/os")  # long ones, each of another source
+HELD_OUT = ("append31", "library/os", "persuasion", "Psa")  # long ones, each of another source
 EDGES = (0, 2048, 4096, 8192, 10240, 12288, 16384)
 BUCKETS = {f"{low}-{high}": (low, high) for low, high in itertools.pairwise(EDGES)}  # of positions
 NEEDLE_LENGTHS, DEPTHS = (8192, 16384), (10.0, 50.0, 90.0)
@@ -68,14 +68,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/extend_smollm2"))
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--masks", default=",".join(MASKS), help="comma separated")
-    parser.add_argument("--needles", type=int, default=1, help="at each length and depth")
+    parser.add_argument("--documents", type=int, default=len(HELD_OUT), help="of those held out, to score")
+    parser.add_argument("--needles", type=int, default=1, help="at each length and depth; 0: none")
     parser.add_argument("--json", action="store_true", help="end with one JSON line")
     arguments = parser.parse_args()
     if arguments.steps < 2:
         parser.error(f"--steps={arguments.steps} is not allowed: the first compiles, so that at least 2 are needed")
     out = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    held_out = split(arguments.corpus, arguments.weights, out)
+    held_out = split(arguments.corpus, arguments.weights, out)[: arguments.documents]
     models = [
         Model("before", arguments.weights),
         Model(f"before, theta {THETA:g}", arguments.weights, theta=THETA),
@@ -85,10 +86,10 @@ def main() -> None:
         if model.mask:
             train(out / "store", model, arguments.weights, arguments.steps)
     found: dict[str, dict] = {model.name: trained(model) for model in models}
-    for name, measure in {
-        "perplexity": lambda model: perplexity(model, held_out),
-        f"needles-{arguments.needles}": lambda model: needles_found(model, arguments.needles),
-    }.items():
+    measures = {f"perplexity-{arguments.documents}": lambda model: perplexity(model, held_out)}
+    if arguments.needles:
+        measures[f"needles-{arguments.needles}"] = lambda model: needles_found(model, arguments.needles)
+    for name, measure in measures.items():
         for model in models:
             found[model.name] |= kept(out / f"{model.name.replace(' ', '_')}-{name}.json", measure, model)
             print(f"{model.name}: {json.dumps(found[model.name])}", flush=True)
@@ -109,12 +110,10 @@ def split(corpus: Path, weights: Path, out: Path) -> list[str]:
             part.replace(file)
         settings = {"init_from": weights.resolve(), "data.source": f"jsonl:{file}", "data.store": out / "store"}
         run(["-m", "anchorjax.prepare"], settings)
-    held_out = [row["text"] for row in rows if row["title"] in HELD_OUT]
-    if len(held_out) != len(HELD_OUT):
-        sys.exit(
-            f"{corpus} has {len(held_out)} documents of the titles {', '.join(HELD_OUT)}; it must have one of each"
-        )
-    return held_out
+    found = [[row["text"] for row in rows if row["title"] == title] for title in HELD_OUT]
+    if any(len(texts) != 1 for texts in found):
+        sys.exit(f"{corpus} must have one document of each of the titles {', '.join(HELD_OUT)}")
+    return [text for [text] in found]
 
 
 def run(program: list[str], settings: dict) -> None:
