@@ -38,7 +38,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tasks", required=True, help="comma separated names of tasks, groups or tags; * is allowed")
     parser.add_argument("--include-path", type=Path, help="a directory with tasks of your own (YAML)")
     parser.add_argument("--num-fewshot", type=int, help="examples in a prompt; default: the task's")
-    parser.add_argument("--limit", type=options.positive, help="documents of each task; such scores are for trying")
+    few = "documents of each task; such scores are for trying"
+    parser.add_argument("--limit", "--samples", type=options.positive, help=few)
+    parser.add_argument("--seed", type=int, help="of examples and of prompts that tasks make; default: lm-eval's own")
     parser.add_argument("--lengths", type=options.lengths, help="of prompts, for tasks that make them: 4K,8K; RULER's")
     parser.add_argument("--bos", choices=("auto", "always"), default="auto", help="before every text; auto: see above")
     return options.run("harness.py", lambda: evaluate(parser.parse_args(argv)))
@@ -58,7 +60,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
     with Results(options.out_directory(arguments, model, "harness"), request) as results:
         adapter = harness.adapter(model, results, step=step, batch_rows=arguments.batch_rows, bos=bos, chat=chat)
         found = run(adapter, manager, tasks, arguments)
-        asked = {name: getattr(arguments, name) for name in ("tasks", "num_fewshot", "limit", "lengths", "template")}
+        asked = {
+            name: getattr(arguments, name) for name in ("tasks", "num_fewshot", "limit", "seed", "lengths", "template")
+        }
         asked["include_path"] = options.absolute(arguments.include_path)
         told = {"cut": adapter.cut, "no_system": adapter.no_system}
         asked |= {"step": step, "lm_eval": importlib.metadata.version("lm_eval")}
@@ -139,6 +143,7 @@ def run(adapter: harness.Harness, manager: Any, tasks: list[Any], arguments: arg
     from lm_eval.utils import handle_non_serializable
 
     os.environ["DISABLE_MULTIPROC"] = "1"  # see BOOTSTRAP
+    seeds = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
     found = simple_evaluate(
         model=adapter,
         tasks=tasks,
@@ -148,6 +153,7 @@ def run(adapter: harness.Harness, manager: Any, tasks: list[Any], arguments: arg
         apply_chat_template=arguments.template == "chat",
         bootstrap_iters=BOOTSTRAP,
         log_samples=False,
+        **({} if arguments.seed is None else dict.fromkeys(seeds, arguments.seed)),
     )
     kept = {name: found[name] for name in KEPT if name in found}
     return json.loads(json.dumps(kept, default=handle_non_serializable))

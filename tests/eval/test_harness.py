@@ -98,6 +98,20 @@ def test_scores_are_written_and_printed(evaluate, tmp_path, capsys, monkeypatch)
     assert evaluate("model/harness", "--tasks=all_of_them")["results"] == found["results"]
 
 
+def test_examples_are_drawn_by_the_seed(evaluate, tmp_path):
+    """The command in a report has it, 0 included."""
+    prompts = {}
+    for seed in (0, 1):
+        name = f"{seed}/harness"
+        found = evaluate(name, "--tasks=choose", "--samples=2", "--num-fewshot=2", f"--seed={seed}")
+        assert (found["seed"], found["limit"]) == (seed, 2)
+        prompts[seed] = [
+            json.loads(line)["key"] for line in (tmp_path / name / "answers.jsonl").open() if "key" in line
+        ]
+        typed.assert_makes_the_same(harness.main, tmp_path / str(seed), "harness")
+    assert prompts[0] != prompts[1]
+
+
 def test_chats_and_examples(evaluate):
     """Other prompts; what had to be left out of them is said."""
     found = evaluate("chat", "--tasks=choose", "--template=chat", "--num-fewshot=3")

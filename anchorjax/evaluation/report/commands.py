@@ -23,7 +23,7 @@ OPTIONS = {
     "ruler": (*_MODEL, "lengths", "tasks", "samples", "seed", "template", "essays", "squad", "hotpot", "last"),
     "needle": (*_MODEL, "lengths", "depths", "samples", "seed", "template", "haystack", "essays"),
     "longbench": (*_MODEL, "data", "tasks", "samples", "max_length", "template"),
-    "harness": (*_MODEL, "tasks", "include_path", "num_fewshot", "limit", "lengths", "bos", "template"),
+    "harness": (*_MODEL, "tasks", "include_path", "num_fewshot", "limit", "seed", "lengths", "bos", "template"),
     "rope_precision": (
         *("rope_theta", "context", "experiments", "variants", "shifts", "reference", "tokens", "lengths"),
         *("document_tokens", "samples", "seed", "essays", "batch_rows"),
