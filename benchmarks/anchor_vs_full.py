@@ -154,6 +154,14 @@ def retrieval(rng: random.Random, stage: Stage) -> str:
     return text
 
 
+def question(rng: random.Random, length: int) -> tuple[str, str]:
+    """(what is told, a piece that no model has seen and a sign; its letter), of `length` bytes together."""
+    letter, sign = letters(rng), rng.choice(SIGNS)
+    told = telling(rng, letter)
+    between = piece(rng, books()[1], length - len(told) - len("\n\n#q"))
+    return f"{told}\n{between}\n{sign}", letter[sign]
+
+
 def make_store(out: Path, stage: Stage) -> None:
     """One document in a hundred is held out."""
     store = out / "store"
@@ -215,17 +223,15 @@ def evaluated(workdir: Path, variant: str) -> dict:
 
 
 def accuracy(workdir: Path, variant: str, length: int) -> float:
-    """Share of letters that are right; the question is the first behind a piece of the books."""
+    """Share of letters that are right."""
     generator = loaded(workdir)
     tokenizer = generator.description.tokenizer
     begin = [] if VARIANTS[variant][0] == "intra_doc" else [tokenizer.bos_id]
     rng, prompts, answers = random.Random(2), [], []
     for _ in range(QUESTIONS):
-        letter, sign = letters(rng), rng.choice(SIGNS)
-        told = telling(rng, letter)
-        between = piece(rng, books()[1], length - len(told) - len("\n\n#q"))
-        prompts.append([*begin, *tokenizer.encode(f"{told}\n{between}\n{sign}").tolist()])
-        answers.append(letter[sign])
+        text, answer = question(rng, length)
+        prompts.append([*begin, *tokenizer.encode(text).tolist()])
+        answers.append(answer)
     made = generator.generate(prompts, 1)
     return sum(one.text == answer for one, answer in zip(made, answers, strict=True)) / QUESTIONS
 
