@@ -40,8 +40,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywher
 from anchorjax.data.sources.public_domain import CORPUS
 from anchorjax.evaluation import language_model
 from anchorjax.evaluation.generation import Generator
+from benchmarks import runs
 
-ROOT = Path(__file__).resolve().parents[1]
 VARIANTS = {
     "full": ("full", "continue"),
     "intra_doc": ("intra_doc", "continue"),
@@ -174,10 +174,7 @@ def make_store(out: Path, stage: Stage) -> None:
         text = retrieval(rng, stage) if asks else piece(rng, books()[0], drawn(rng, stage.plain))
         rows.append({"text": text, "source": "retrieval" if asks else "books"})
     file = out / "documents.jsonl"
-    if not file.exists():  # preparing goes on only with the same file
-        part = file.with_suffix(".part")
-        part.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        part.replace(file)
+    runs.write_documents(file, rows)
     run(["-m", "anchorjax.prepare"], {"data.source": f"jsonl:{file}", "data.store": store})
 
 
@@ -185,9 +182,7 @@ def make_store(out: Path, stage: Stage) -> None:
 
 
 def run(program: list[str], settings: dict) -> None:
-    overrides = (f"--config.{name}={value}" for name, value in settings.items())
-    command = [sys.executable, *program, "--config=configs/quickstart.py", *overrides]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    runs.run("configs/quickstart.py", program, settings, stdout=subprocess.DEVNULL)
 
 
 def train(data: Path, workdir: Path, stage: Stage, settings: dict) -> None:
@@ -210,16 +205,13 @@ def train(data: Path, workdir: Path, stage: Stage, settings: dict) -> None:
 
 def evaluated(workdir: Path, variant: str) -> dict:
     """What one run came to."""
-    file = workdir / "retrieval.json"
-    if not file.exists():
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps({length: accuracy(workdir, variant, length) for length in LENGTHS}))
-        part.replace(file)
+    retrieved = runs.kept(
+        workdir / "retrieval.json", lambda: {length: accuracy(workdir, variant, length) for length in LENGTHS}
+    )
     summary = json.loads((workdir / "summary.json").read_text())
-    with (workdir / "metrics.jsonl").open() as lines:
-        step_s = statistics.median(row["step_s"] for row in map(json.loads, lines) if "step_s" in row)
+    step_s = runs.step_seconds(workdir)
     speed = {"step_s": step_s, "tokens_per_s": LONG.row * LONG.rows / step_s}
-    return {"loss": summary["validation_loss"], **speed, "retrieval": json.loads(file.read_text())}
+    return {"loss": summary["validation_loss"], **speed, "retrieval": retrieved}
 
 
 def accuracy(workdir: Path, variant: str, length: int) -> float:
@@ -245,9 +237,9 @@ def table(results: dict[str, list[dict]]) -> str:
     """Mean and standard deviation over the seeds; questions are the same ones for all."""
     names = ("loss", "step_s", "tokens_per_s")
     lines = [f"{'':<16}" + "".join(f"{name!s:>18}" for name in (*names, *LENGTHS))]
-    for variant, runs in results.items():
-        columns = [[run[name] for run in runs] for name in names]
-        columns += [[run["retrieval"][str(length)] for run in runs] for length in LENGTHS]
+    for variant, seeds in results.items():
+        columns = [[seed[name] for seed in seeds] for name in names]
+        columns += [[seed["retrieval"][str(length)] for seed in seeds] for length in LENGTHS]
         lines.append(f"{variant:<16}" + "".join(f"{spread(values):>18}" for values in columns))
     return "\n".join(lines)
 

@@ -23,10 +23,8 @@ import gzip
 import itertools
 import json
 import math
-import statistics
-import subprocess
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without installing
@@ -37,8 +35,8 @@ from anchorjax.evaluation import language_model
 from anchorjax.evaluation.generation import Generator
 from anchorjax.evaluation.needle import Grid
 from anchorjax.evaluation.scoring import Scorer
+from benchmarks import runs
 
-ROOT = Path(__file__).resolve().parents[1]
 ROW, THETA = 16384, 5e5
 MASKS = ("full", "intra_doc", "anchor")
 HELD_OUT = ("append31", "library/os", "persuasion", "Psa")  # long ones, each of another source
@@ -91,7 +89,8 @@ def main() -> None:
         measures[f"needles-{arguments.needles}"] = lambda model: needles_found(model, arguments.needles)
     for name, measure in measures.items():
         for model in models:
-            found[model.name] |= kept(out / f"{model.name.replace(' ', '_')}-{name}.json", measure, model)
+            found[model.name] |= runs.kept(out / f"{model.name.replace(' ', '_')}-{name}.json", partial(measure, model))
+            gc.collect()  # weights of one model at a time
             print(f"{model.name}: {json.dumps(found[model.name])}", flush=True)
     print(table(found))
     if arguments.json:
@@ -104,10 +103,7 @@ def split(corpus: Path, weights: Path, out: Path) -> list[str]:
         rows = [json.loads(line) for line in lines]
     if not (out / "store").exists():
         file = out / "documents.jsonl"
-        if not file.exists():  # preparing goes on only with the same file
-            part = file.with_suffix(".part")
-            part.write_text("".join(json.dumps(row) + "\n" for row in rows if row["title"] not in HELD_OUT))
-            part.replace(file)
+        runs.write_documents(file, (row for row in rows if row["title"] not in HELD_OUT))
         settings = {"init_from": weights.resolve(), "data.source": f"jsonl:{file}", "data.store": out / "store"}
         run(["-m", "anchorjax.prepare"], settings)
     found = [[row["text"] for row in rows if row["title"] == title] for title in HELD_OUT]
@@ -117,9 +113,7 @@ def split(corpus: Path, weights: Path, out: Path) -> list[str]:
 
 
 def run(program: list[str], settings: dict) -> None:
-    overrides = (f"--config.{name}={value}" for name, value in settings.items())
-    command = [sys.executable, *program, "--config=configs/smollm2_135m_anchor.py", *overrides]
-    subprocess.run(command, cwd=ROOT, check=True)
+    runs.run("configs/smollm2_135m_anchor.py", program, settings)
 
 
 def train(store: Path, model: Model, weights: Path, steps: int) -> None:
@@ -146,19 +140,7 @@ def trained(model: Model) -> dict[str, float]:
     """Seconds a step of a run, the median of its steps: {} of what was not trained here."""
     if not model.mask:
         return {}
-    with (model.directory / "metrics.jsonl").open() as lines:
-        seconds = [row["step_s"] for row in map(json.loads, lines) if "step_s" in row]
-    return {"s/step": statistics.median(seconds)}
-
-
-def kept(file: Path, measure: Callable[[Model], dict[str, float]], model: Model) -> dict[str, float]:
-    """What was measured of a model, measured once."""
-    if not file.exists():
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps(measure(model)))
-        part.replace(file)
-        gc.collect()  # weights of one model at a time
-    return json.loads(file.read_text())
+    return {"s/step": runs.step_seconds(model.directory)}
 
 
 def begin(model: Model, bos_id: int) -> list[int]:

@@ -31,8 +31,8 @@ from anchorjax.evaluation.scoring import Scorer
 
 MAX_NEW_TOKENS = 256  # where a task does not say
 TOP_K = 50  # of transformers, where neither a task nor generation_config.json says
-_Ids = tuple[int, ...]
 CHANGES = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}  # not done here; what asks for nothing
+_Ids = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
