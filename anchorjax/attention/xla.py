@@ -87,21 +87,17 @@ def _backward(q_BTNH, k_BSKH, v_BSKH, mask, plan, dout_BTNH, lse_BTN, delta_BTN)
 
         def query_tile(n, carry):
             dq_RKHGt, dk_KsH, dv_KsH = carry
-            r, _, flags = unpack(entries[n])
+            r, _, _ = unpack(entries[n])
             s_KsGt, slope = bend(tiles.matmul("ksh,khgt->ksgt", k_KsH, q_RKHGt[r]), mask.soft_cap)
             dp_KsGt = tiles.matmul("ksh,khgt->ksgt", v_KsH, do_RKHGt[r])
-
-            def add(sums, masked: bool):
-                dk_KsH, dv_KsH = sums
-                s = jnp.where(tiles.visible(r, c, 1, 0)[:, None], s_KsGt, -jnp.inf) if masked else s_KsGt
-                p_KsGt = jnp.exp(s - lse_RKGt[r][:, None])
-                ds_KsGt = p_KsGt * (dp_KsGt - delta_RKGt[r][:, None]) * slope
-                dv_KsH += tiles.matmul("ksgt,kgth->ksh", p_KsGt, do_RKGtH[r])
-                dk_KsH += tiles.matmul("ksgt,kgth->ksh", ds_KsGt, q_RKGtH[r])
-                return dk_KsH, dv_KsH, tiles.matmul("khs,ksgt->khgt", k_KHs, ds_KsGt)
-
-            *sums, dq_KHGt = _masked_or_not(flags, add, (dk_KsH, dv_KsH))
-            return dq_RKHGt.at[r].add(dq_KHGt), *sums
+            # Every tile compares: with a branch for whole ones, as in the forward pass, both passes took 4% to 14% longer
+            # on a CPU, whose XLA splits no loop inside of a branch over cores.
+            s_KsGt = jnp.where(tiles.visible(r, c, 1, 0)[:, None], s_KsGt, -jnp.inf)
+            p_KsGt = jnp.exp(s_KsGt - lse_RKGt[r][:, None])
+            ds_KsGt = p_KsGt * (dp_KsGt - delta_RKGt[r][:, None]) * slope
+            dv_KsH += tiles.matmul("ksgt,kgth->ksh", p_KsGt, do_RKGtH[r])
+            dk_KsH += tiles.matmul("ksgt,kgth->ksh", ds_KsGt, q_RKGtH[r])
+            return dq_RKHGt.at[r].add(tiles.matmul("khs,ksgt->khgt", k_KHs, ds_KsGt)), dk_KsH, dv_KsH
 
         zero_KsH = jnp.zeros_like(k_KsH)
         dq_RKHGt, *dkv = jax.lax.fori_loop(start, start + length, query_tile, (dq_RKHGt, zero_KsH, zero_KsH))

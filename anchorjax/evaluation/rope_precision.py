@@ -8,7 +8,8 @@ Three experiments, each of passes at several sets of positions (`deviation.measu
               as if a longer row ended here) against D2; and reset: intra_doc at continued positions against positions
               that begin anew in every document, which in exact arithmetic is no difference
 
-A variant is a precision of `rotation.PRECISIONS`, of the checkpoint's weights or ("random-...") of a random twin's.
+A variant is a precision of `rotation.PRECISIONS`, of the checkpoint's weights or of a random twin's ("random-...", and
+"narrow-..." with smaller weights).
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ import tqdm
 
 from anchorjax.data import num_anchors
 from anchorjax.errors import EvaluationError
-from anchorjax.evaluation import deviation
+from anchorjax.evaluation import deviation, random_twin
 from anchorjax.evaluation.deviation import GROUPS, Deviation, Row
 from anchorjax.evaluation.language_model import Description, LanguageModel
 from anchorjax.evaluation.results import Results
@@ -32,8 +33,9 @@ from anchorjax.evaluation.ruler.haystack import Essays
 
 EXPERIMENTS = ("shifts", "lengths", "layouts")
 LAYOUTS = ("full", "intra_doc", "anchor", "reset")
-RANDOM = "random-"
-VARIANTS = (*PRECISIONS, *(RANDOM + name for name in PRECISIONS))
+# What names of variants begin with: whose weights, "" the checkpoint's, else the spread of a random twin's.
+WEIGHTS = {"": None, "random-": random_twin.KAIMING, "narrow-": random_twin.LINEAR}
+VARIANTS = tuple(prefix + name for prefix in WEIGHTS for name in PRECISIONS)
 FAR = 2**16
 PAPER_SHIFTS = (0, 2, 4, 6, 8, 10, 12, 14, 15, 17, 18, 20, 22, 50, 100, 200, 500, 1000, 2000)  # against 16
 DIGITS = 7  # of what is kept; fp32 has no more
@@ -104,7 +106,7 @@ def passes(plan: Plan, description: Description, text: Essays, batch_rows: int) 
     near, far = (0,), tuple(shift for shift in plan.shifts if shift >= FAR)
     of_layouts = {"layouts": dict.fromkeys(LAYOUTS, near + far)}
     shifts_of = {"shifts": {"shifts": plan.shifts}, "lengths": {"lengths": near}} | of_layouts
-    for variant in sorted(plan.variants, key=lambda name: name.startswith(RANDOM)):
+    for variant in sorted(plan.variants, key=lambda name: list(WEIGHTS).index(weights_of(name))):
         for experiment in plan.experiments:
             for name, shifts in shifts_of[experiment].items():
                 for sample in range(plan.samples):
@@ -113,6 +115,11 @@ def passes(plan: Plan, description: Description, text: Essays, batch_rows: int) 
                         lengths = (plan.tokens,) if name == "shifts" else plan.lengths
                         row = functools.partial(make_row, plan, description, text, name, sample, some)
                         yield Pass(variant, name, sample, tuple(map(str, some)), lengths, row)
+
+
+def weights_of(variant: str) -> str:
+    """Of WEIGHTS."""
+    return max((prefix for prefix in WEIGHTS if variant.startswith(prefix)), key=len)
 
 
 def make_row(plan: Plan, description: Description, text: Essays, name: str, sample: int, shifts: Sequence[int]) -> Row:
@@ -151,13 +158,13 @@ def run(
     plan: Plan,
     some: Sequence[Pass],
     step: int | None,
-    load: Callable[[bool], LanguageModel],
+    load: Callable[[str], LanguageModel],
     results: Results,
 ) -> dict[str, dict[str, Any]]:
     """What is found, by key; passes whose numbers `results` has are not run again.
 
     Args:
-      load: gives the checkpoint's weights, or a random twin's; of both only the last is kept.
+      load: gives a model with those of WEIGHTS; only the last is kept.
     """
     model = functools.lru_cache(maxsize=1)(load)
     with tqdm.tqdm(some, desc="passes", disable=not sys.stderr.isatty()) as bar:
@@ -166,9 +173,10 @@ def run(
             if not missing:
                 continue
             bar.set_postfix_str(f"{one.variant} {one.experiment} {one.sample}")
-            is_random, precision = one.variant.startswith(RANDOM), PRECISIONS[one.variant.removeprefix(RANDOM)]
+            weights = weights_of(one.variant)
+            precision = PRECISIONS[one.variant.removeprefix(weights)]
             # Whole even if a part is missing: what a pass gives depends, to the last bit, on what else is in it.
-            found = deviation.measure(model(is_random), one.row(), precision, one.lengths, plan.max_position)
+            found = deviation.measure(model(weights), one.row(), precision, one.lengths, plan.max_position)
             for place, label in enumerate(one.labels):
                 if label in missing:
                     results.add(one.key(step, label), **record(found, place))

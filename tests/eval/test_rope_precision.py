@@ -15,7 +15,7 @@ from anchorjax.evaluation.ruler.haystack import open_essays
 from eval import rope_precision
 from tests.evaluation import typed
 
-VARIANTS = ("bf16-phases32", "random-bf16")  # which share compiled programs
+VARIANTS = ("bf16-phases32", "random-bf16", "narrow-bf16")  # which share compiled programs
 OPTIONS = ["--tokens=64", "--lengths=32,100", "--document-tokens=30", "--samples=2", "--shifts=0,16,17,1M"]
 OPTIONS += [f"--variants={','.join(VARIANTS)}", "--batch-rows=2"]
 
@@ -47,7 +47,7 @@ def test_every_experiment_is_written_and_drawn(measured, result):
     for experiment, expected in labels.items():
         assert set(result[experiment]) == set(VARIANTS)
         assert all(set(found) == expected for found in result[experiment].values())
-    assert len((measured / "answers.jsonl").read_text().splitlines()) == 1 + 2 * 2 * (4 + 1 + 4 * 2)
+    assert len((measured / "answers.jsonl").read_text().splitlines()) == 1 + 3 * 2 * (4 + 1 + 4 * 2)
     pictures = {path.name for path in measured.glob("*.png")}
     layouts = {f"layouts-{variant}.png" for variant in VARIANTS}
     assert pictures == {"shifts.png", "lengths.png", "logits.png", "keys.png", "tables.png"} | layouts
@@ -72,6 +72,11 @@ def test_numbers_hang_together(result):
         assert edges == [0, 1, 2, 3, 4, 5, 6, 7, 8, 16, 32, 64, 100]
         assert np.dot(found["columns"], np.diff(edges)) == pytest.approx(found["attention"]["all"][-1], rel=1e-4)
         assert sum(found["by_layer"]) == pytest.approx(found["attention"]["all"][-1], rel=1e-4)
+
+
+def test_each_twin_has_its_own_weights(result):
+    found = {name: result["lengths"][name]["0"]["attention"]["all"][-1] for name in VARIANTS}
+    assert found["random-bf16"] > 1.5 * found["narrow-bf16"]
 
 
 def test_a_killed_measurement_goes_on_to_the_same_result(directory, measured, tmp_path):

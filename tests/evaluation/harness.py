@@ -42,11 +42,14 @@ def compile_little(monkeypatch) -> None:
         monkeypatch.setattr(module, "bucket", lambda size: 320 if size <= 320 else 640)
 
 
-def pair(family: str, directory: Path, with_bos: bool) -> Pair:
-    """`with_bos`: tokenizer.json puts <s> before a text."""
+def pair(family: str, directory: Path, with_bos: bool, context: int = 0, batch_rows: int = 8) -> Pair:
+    """`with_bos`: tokenizer.json puts <s> before a text; `context`: other than the tiny model's; rows are theirs."""
     from lm_eval.models.huggingface import HFLM
 
     model = tiny.make(family, directory)
+    if context:
+        model.config.max_position_embeddings = context
+        model.config.save_pretrained(directory)
     write_tokenizer(directory)
     config = json.loads((directory / "tokenizer_config.json").read_text())
     config |= {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": TEMPLATE}
@@ -61,7 +64,7 @@ def pair(family: str, directory: Path, with_bos: bool) -> Pair:
         }
         (directory / "tokenizer.json").write_text(json.dumps(rules))
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
-    theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8)
+    theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_rows)
     return Pair(theirs, directory, language_model.describe(hf=directory), with_bos)
 
 

@@ -22,7 +22,9 @@ def twin(description):
     return random_twin.draw(description, seed=3)
 
 
-def test_weights_are_kaiming_uniform_and_spread_like_the_checkpoint(description, twin):
+@pytest.mark.parametrize("spread", [random_twin.KAIMING, random_twin.LINEAR])
+def test_weights_are_uniform_and_cut_like_the_checkpoint(description, spread):
+    twin = random_twin.draw(description, seed=3, spread=spread)
     theirs = named_leaves(language_model.load(description).params)
     model, seen = description.model, set()
     inputs = {"o_NHD": model.num_heads * model.head_width, "down_FD": model.ffn_width}
@@ -32,7 +34,7 @@ def test_weights_are_kaiming_uniform_and_spread_like_the_checkpoint(description,
         if "norm" in kind or "bias" in kind:
             assert (values == ("norm" in kind)).all(), name
             continue
-        bound = (6 / inputs.get(kind, model.model_width)) ** 0.5
+        bound = (spread / inputs.get(kind, model.model_width)) ** 0.5
         assert 0.95 * bound < np.abs(values).max() <= bound, name
         assert values.std() == pytest.approx(bound / 3**0.5, rel=0.1), name
         seen.add(values.tobytes())
