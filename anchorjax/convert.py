@@ -108,7 +108,7 @@ def to_hf(checkpoint: Path, directory: Path, dtype: str | None) -> None:
         if source.is_dir():
             copy_files(source, part, TOKENIZER)
     print(f"{shape.model.family}, {max_position:,} positions, written to {directory}, {dtype}")
-    if shape.rope.scaling in ("dynamic", "longrope"):
+    if shape.rope.depends_on_length:
         print(f"note: {shape.rope.scaling} RoPE goes by the row's length here and by the prompt's in transformers")
     if shape.model.window:
         print("note: here the anchor stays in sight of layers with a window; other tools lose it there")

@@ -56,7 +56,9 @@ def _forward(q_BTNH, k_BSKH, v_BSKH, mask, plan):
                 l_KGt = l_KGt * rescale_KGt + jnp.sum(p_KGts, -1)
                 return m_new_KGt, l_KGt, acc_KGtH * rescale_KGt[..., None] + pv_KGtH
 
-            return _masked_or_not(flags, add, state)
+            # Only tiles at the edge of a document compare segments and indices.
+            masked, whole = functools.partial(add, masked=True), functools.partial(add, masked=False)
+            return jax.lax.cond(flags & NEEDS_MASK != 0, masked, whole, state)
 
         m_tN, l_tN, acc_tNH = tiles.anchor_state(r, q_tNH, sees_tA, anchors)
         state = tiles.scalars_first(m_tN), tiles.scalars_first(l_tN), tiles.heads_first(acc_tNH)
@@ -90,8 +92,8 @@ def _backward(q_BTNH, k_BSKH, v_BSKH, mask, plan, dout_BTNH, lse_BTN, delta_BTN)
             r, _, _ = unpack(entries[n])
             s_KsGt, slope = bend(tiles.matmul("ksh,khgt->ksgt", k_KsH, q_RKHGt[r]), mask.soft_cap)
             dp_KsGt = tiles.matmul("ksh,khgt->ksgt", v_KsH, do_RKHGt[r])
-            # Every tile compares: with a branch for whole ones, as in the forward pass, both passes took 4% to 14% longer
-            # on a CPU, whose XLA splits no loop inside of a branch over cores.
+            # Every tile compares: with a branch, as in the forward pass, a step of both took 4% to 14% longer on a CPU,
+            # whose XLA splits no loop inside of a branch over cores.
             s_KsGt = jnp.where(tiles.visible(r, c, 1, 0)[:, None], s_KsGt, -jnp.inf)
             p_KsGt = jnp.exp(s_KsGt - lse_RKGt[r][:, None])
             ds_KsGt = p_KsGt * (dp_KsGt - delta_RKGt[r][:, None]) * slope
@@ -108,12 +110,6 @@ def _backward(q_BTNH, k_BSKH, v_BSKH, mask, plan, dout_BTNH, lse_BTN, delta_BTN)
     dq_RKHGt, dkv_MsKH = jax.lax.scan(key_tile, jnp.zeros_like(q_RKHGt), xs)
     dq_RtNH = jax.lax.map(lambda x_KHGt: tiles.heads_last(jnp.moveaxis(x_KHGt, 1, 3)) * tiles.scale, dq_RKHGt)
     return tiles.join(dq_RtNH, tiles.T), *(tiles.join(x, tiles.S) for x in dkv_MsKH)
-
-
-def _masked_or_not(flags, add, state):
-    """Only tiles at the edge of a document compare segments and indices."""
-    masked, whole = functools.partial(add, masked=True), functools.partial(add, masked=False)
-    return jax.lax.cond(flags & NEEDS_MASK != 0, masked, whole, state)
 
 
 class _Tiles:

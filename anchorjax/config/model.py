@@ -123,6 +123,11 @@ class RopeConfig(Section):
             else:
                 self.require(not factors, name, given + "be empty")
 
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether pairs turn more slowly in longer rows."""
+        return self.scaling in ("dynamic", "longrope")
+
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig(Section):

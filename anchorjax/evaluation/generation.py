@@ -6,6 +6,7 @@ compiles anything new. The device works on token n + 1 while the host reads toke
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -45,6 +46,14 @@ def bucket(size: int) -> int:
     size = max(size, SMALLEST)
     step = (1 << (size - 1).bit_length() - 1) // 4
     return -(-size // step) * step
+
+
+def batches(rows: Sequence[Sequence[int]], most: int, kind: Callable[[int], int]) -> Iterator[list[int]]:
+    """Places of at most so many rows, ascending in length: few pads. Of one batch `kind` of the lengths is the same."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    for _, some in itertools.groupby(order, key=lambda i: kind(len(rows[i]))):
+        alike = list(some)
+        yield from (alike[first : first + most] for first in range(0, len(alike), most))
 
 
 class Generator:
@@ -92,11 +101,13 @@ class Generator:
           UsageError: see `check`.
         """
         self.check(prompts, max_new_tokens)
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # few pads in front
         numbers, ends = numbers or range(len(prompts)), (*self.description.eos_ids, *stop_ids)
         texts: dict[int, _Text] = {}
-        for first in range(0, len(order), self.batch_rows):
-            places = order[first : first + self.batch_rows]
+
+        def room(longest: int) -> int:  # RoPE may depend on it, and an answer must not on what else is asked
+            return self._room(longest, max_new_tokens)[2] if self.description.rope.depends_on_length else 0
+
+        for places in batches(prompts, self.batch_rows, room):
             some = {i: _Text(i, self.description.tokenizer, ends, stop, show) for i in places}
             chosen = [numbers[i] for i in places]
             self._batch([prompts[i] for i in places], chosen, list(some.values()), max_new_tokens, sampling)
@@ -115,12 +126,9 @@ class Generator:
 
     def _tokens(self, prompts, numbers: list[int], max_new_tokens: int, sampling: Sampling) -> Iterator[jax.Array]:
         """Arrays [B] of new tokens, each asked of the device one ahead of being handed out."""
-        longest = max(map(len, prompts))
-        chunks = -(-longest // self.chunk)
-        chunk = min(self.chunk, bucket(-(-longest // chunks)))  # alike in size: few pads
-        columns = chunks * chunk
+        chunk, columns, room = self._room(max(map(len, prompts)), max_new_tokens)
         tokens_BP, start_B = self._laid_out(prompts, columns)
-        shape = self.description.shape(bucket(columns + max_new_tokens))
+        shape = self.description.shape(room)
         prompt_B = np.resize(np.asarray(numbers, np.int32), self.batch_rows)
         cache = _empty_cache(start_B, shape)
         step = functools.partial(_step, num_anchors=self.description.num_anchors, shape=shape, sampling=sampling)
@@ -132,6 +140,12 @@ class Generator:
             tokens_B, cache = step(self.layers, cache, tokens_B[:, None], prompt_B, np.int32(place))
             yield ready_B
         yield tokens_B
+
+    def _room(self, longest: int, max_new_tokens: int) -> tuple[int, int, int]:
+        """(tokens of a chunk, columns of the prompts, of the cache)."""
+        chunks = -(-longest // self.chunk)
+        chunk = min(self.chunk, bucket(-(-longest // chunks)))  # alike in size: few pads
+        return chunk, chunks * chunk, bucket(chunks * chunk + max_new_tokens)
 
     def _laid_out(self, prompts, columns: int) -> tuple[np.ndarray, np.ndarray]:
         """Prompts with pads in front [B, columns], and where each begins [B]. Rows too many are copies of the last."""

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from jax.sharding import reshard
 
 from anchorjax.errors import UsageError
-from anchorjax.evaluation.generation import bucket
+from anchorjax.evaluation.generation import batches, bucket
 from anchorjax.evaluation.language_model import LanguageModel
 from anchorjax.models.decoder import Decoder, logits
 from anchorjax.models.layers import Shape
@@ -95,10 +95,10 @@ class Scorer:
                     f"a row of {len(row):,} tokens cannot be scored: 1 to {self.description.context:,} are allowed, "
                     "the model's context; --context=N allows more"
                 )
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # few pads
+        # RoPE may depend on the columns, and a score must not on what else is asked.
+        kind = bucket if self.description.rope.depends_on_length else lambda length: 0
         found: dict[int, Any] = {}
-        for first in range(0, len(order), self.batch_rows):
-            numbers = order[first : first + self.batch_rows]
+        for numbers in batches(rows, self.batch_rows, kind):
             some = [rows[i] for i in numbers]
             columns = bucket(max(map(len, some)))
             options = {"num_anchors": self.description.num_anchors, "shape": self.description.shape(columns)}

@@ -15,6 +15,7 @@ from anchorjax.errors import UsageError
 from anchorjax.evaluation import generation, language_model
 from anchorjax.evaluation.generation import Generator, bucket
 from anchorjax.evaluation.sampling import Sampling, allowed_logits
+from anchorjax.evaluation.scoring import Scorer
 from anchorjax.models.decoder import logits
 from tests.evaluation.making import write_tokenizer
 from tests.huggingface import tiny
@@ -95,6 +96,21 @@ def test_greedy_text_is_that_of_a_whole_forward_pass_at_every_step(name, tmp_pat
     model = language_model.load(description, one_device(description))
     expected = whole_pass_tokens(model, PROMPTS[0], bucket(32 + NEW))  # two chunks of 16, and the answer
     assert Generator(model, chunk=16).generate(PROMPTS[:1], NEW)[0].tokens == expected
+
+
+@pytest.mark.parametrize("name", ["llama dynamic", "llama longrope"])
+def test_company_changes_nothing_where_rope_goes_by_length(name, tmp_path):
+    """Or an evaluation that was killed would end otherwise: what is still to be asked comes in other batches."""
+    tiny.make(name, tmp_path)
+    write_tokenizer(tmp_path)
+    description = dataclasses.replace(language_model.describe(hf=tmp_path, context=64), eos_ids=())
+    model = language_model.load(description, one_device(description))
+    scores = [Scorer(model, batch_rows).score(PROMPTS) for batch_rows in (1, 4)]
+    for alone, together in zip(*scores, strict=True):
+        np.testing.assert_allclose(alone.nats_t, together.nats_t, rtol=1e-5)
+    made = generator(description, batch_rows=4)
+    together = [one.tokens for one in made.generate(PROMPTS, NEW)]
+    assert together == [made.generate([prompt], NEW)[0].tokens for prompt in PROMPTS]
 
 
 def test_chunks_and_meshes_change_nothing(llama):
