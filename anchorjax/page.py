@@ -12,12 +12,12 @@ import dataclasses
 import os
 import re
 import struct
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
+from anchorjax import atomic
 from anchorjax.errors import UsageError
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -221,8 +221,8 @@ def write(page: Page, path: Path) -> Path:
         if page.figures:
             folder.mkdir(exist_ok=True)
         for figure in page.figures:
-            _replace(folder / f"{figure.name}.png", figure.png)
-        _replace(path, content)
+            atomic.write(folder / f"{figure.name}.png", figure.png)
+        atomic.write(path, content)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror or error}; give another --out=PATH") from error
     return folder
@@ -259,24 +259,6 @@ def printable(text: str) -> str:
 def _figures(blocks: Sequence[Block]) -> list[Figure]:
     found = [_figures(block.blocks) if isinstance(block, Folded | Side) else [block] for block in blocks]
     return [block for some in found for block in some if isinstance(block, Figure)]
-
-
-def _replace(path: Path, content: bytes) -> None:
-    descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(content)
-            os.fchmod(descriptor, 0o666 & ~_umask())  # mkstemp's own would hide a report from the others of a group
-        os.replace(part, path)
-    except BaseException:
-        os.unlink(part)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)  # there is no way to ask without setting it
-    os.umask(mask)
-    return mask
 
 
 def _element(tag: str, text: str, attributes: dict[str, str] | None = None) -> Element:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from anchorjax import atomic
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -26,18 +28,11 @@ def step_seconds(workdir: Path) -> float:
 def kept(file: Path, measure: Callable[[], Any]) -> Any:
     """What was measured before, or is now and will not be again: JSON."""
     if not file.exists():
-        write(file, json.dumps(measure()))
+        atomic.write(file, json.dumps(measure()))
     return json.loads(file.read_text())
 
 
 def write_documents(file: Path, rows: Iterable[dict]) -> None:
     """JSON lines, unless they are there: preparing goes on only with the same file."""
     if not file.exists():
-        write(file, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def write(file: Path, text: str) -> None:
-    """Whole or not at all."""
-    part = file.with_suffix(".part")
-    part.write_text(text)
-    part.replace(file)
+        atomic.write(file, "".join(json.dumps(row) + "\n" for row in rows))

@@ -16,6 +16,7 @@ FOUNDATION = {"types", "errors", "config", "masks", "sharding"}
 ALLOWED = {
     "__init__": set(),
     "types": set(),
+    "atomic": set(),
     "errors": set(),
     "masks": {"types"},
     "config": {"errors", "types"},
@@ -25,14 +26,14 @@ ALLOWED = {
     "huggingface": {"errors", "config", "models"},
     "attention": FOUNDATION,
     "models": FOUNDATION | {"attention"},
-    "data": {"types", "errors", "config", "sharding"},
-    "page": {"errors"},
+    "data": {"types", "errors", "config", "sharding", "atomic"},
+    "page": {"errors", "atomic"},
     "figures": {"page"},
     "report": FOUNDATION | {"attention", "data", "page", "figures"},
     "prepare": {"errors", "config", "command_line", "data", "training", "report"},
     "convert": FOUNDATION | {"models", "huggingface", "training"},
-    "training": FOUNDATION | {"attention", "models", "data", "huggingface"},
-    "evaluation": FOUNDATION | {"attention", "models", "data", "huggingface", "training", "page", "figures"},
+    "training": FOUNDATION | {"attention", "models", "data", "huggingface", "atomic"},
+    "evaluation": FOUNDATION | {"attention", "models", "data", "huggingface", "training", "page", "figures", "atomic"},
 }
 OUTSIDE = {"configs", "train", "eval", "tests", "benchmarks"}
 

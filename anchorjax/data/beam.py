@@ -27,6 +27,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from anchorjax import atomic
 from anchorjax.config import DataConfig
 from anchorjax.data import pieces
 from anchorjax.data.processes import KILLED
@@ -249,9 +250,7 @@ def _make(directory: Path, failure: Path, work: Path, number: int) -> None:
     except Exception as error:
         kind = next((kind for kind in _ERRORS if isinstance(error, _ERRORS[kind])), None)
         content = {"kind": kind, "text": str(error) if kind else traceback.format_exc()}
-        part = failure.with_suffix(f".{uuid.uuid4().hex}")
-        part.write_text(json.dumps(content))
-        os.replace(part, failure)
+        atomic.write(failure, json.dumps(content))
 
 
 @functools.lru_cache(maxsize=1)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from anchorjax import atomic
 from anchorjax.config import DataConfig
 from anchorjax.data import beam, joining, pieces, processes, sources
 from anchorjax.data import tokenizer as tokenizer_lib
@@ -136,9 +137,7 @@ def _check_request(file: Path, request: dict[str, object]) -> None:
     except (ValueError, TypeError) as error:
         raise DataError(f"{file} is damaged: {error}; remove {file.parent} to begin again") from error
     except FileNotFoundError:
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps(request, indent=2) + "\n")
-        os.replace(part, file)
+        atomic.write(file, json.dumps(request, indent=2) + "\n")
         return
     differing = [name for name in request if before.get(name) != request[name]]
     changed = [f"{name}: {before.get(name)!r} -> {request[name]!r}" for name in differing]

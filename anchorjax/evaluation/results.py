@@ -7,11 +7,11 @@ NAME.json       a result, written whole; NAME.png beside it
 import contextlib
 import fcntl
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from anchorjax import atomic
 from anchorjax.errors import EvaluationError
 
 ANSWERS = "answers.jsonl"
@@ -85,11 +85,9 @@ class Results:
 
     def write(self, name: str, content: Mapping[str, Any] | bytes) -> Path:
         """Replaces a file of the directory in one move."""
-        data = content if isinstance(content, bytes) else (json.dumps(content, indent=2) + "\n").encode()
-        part = self.directory / f"{name}.part"
+        data = content if isinstance(content, bytes) else json.dumps(content, indent=2) + "\n"
         with self._writing():
-            part.write_bytes(data)
-            os.replace(part, self.directory / name)
+            atomic.write(self.directory / name, data)
         return self.directory / name
 
     def __enter__(self) -> "Results":

@@ -10,6 +10,7 @@ from pathlib import Path
 import tqdm
 from tensorboardX import SummaryWriter
 
+from anchorjax import atomic
 from anchorjax.config import Config
 from anchorjax.training import flops
 
@@ -98,9 +99,7 @@ class Writer:
     def __init__(self, workdir: Path, first_step: int, steps: int, tensorboard: bool):
         self._path = workdir / "metrics.jsonl"
         kept = [line for line in _lines(self._path) if not _comes_again(line, first_step, steps)]
-        part = self._path.with_suffix(".part")
-        part.write_text("".join(kept))
-        part.replace(self._path)
+        atomic.write(self._path, "".join(kept))
         self._file = open(self._path, "a")  # noqa: SIM115 - open for the run
         self._events = None
         if tensorboard:

@@ -8,11 +8,11 @@ summary.json    written at the end
 
 import fcntl
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from anchorjax import atomic
 from anchorjax.config import Config
 from anchorjax.errors import WorkdirError
 
@@ -79,10 +79,8 @@ class Workdir:
             )
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Replaces the file in one move: a reader, or a kill, never meets half of it."""
-        part = self.path / f"{name}.part"
-        part.write_text(json.dumps(content, indent=2) + "\n")
-        os.replace(part, self.path / name)
+        """Replaces the file, whole."""
+        atomic.write(self.path / name, json.dumps(content, indent=2) + "\n")
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """What `write_json` wrote, or None. Raises WorkdirError if it is no longer that."""

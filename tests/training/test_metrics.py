@@ -88,7 +88,7 @@ def test_resumed_file_drops_what_will_be_repeated_and_what_was_cut_off(tmp_path)
         "kind": "train",
         "loss": 0.2,
     }
-    assert not (tmp_path / "metrics.part").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 def test_last_evaluation_comes_again_until_the_run_is_finished(tmp_path):
