@@ -87,7 +87,9 @@ def lines(
         axes[0].set_yscale("log")
         _tick_log(axes[0].yaxis)
         drawn = np.concatenate([np.ravel(y) for one in series for y in (one.y, one.low, one.high) if y is not None])
-        y_range = drawn.min() / 1.6, drawn.max() * 1.6  # wide enough for one tick, whatever the values
+        drawn = drawn[np.isfinite(drawn)]
+        if drawn.size:
+            y_range = drawn.min() / 1.6, drawn.max() * 1.6  # wide enough for one tick, whatever the values
     axes[0].set_ylim(*y_range)
     _label(axes[0], x_label, y_label)
     _legend(axes[0], len(series))

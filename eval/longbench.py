@@ -80,7 +80,8 @@ def score(
     generator: Callable[[], Generator], samples: Samples, step: int | None, model: Description, results: Results
 ) -> list[float]:
     """Percent of each sample."""
-    keys = [f"{step} {samples.key(index)}" for index in range(len(samples))]
+    mark = model.mark(step)
+    keys = [f"{mark} {samples.key(index)}" for index in range(len(samples))]
     how = line_end(samples.task, model)
     answers = answer(generator, samples, keys, results, samples.task.name, **how)
     return [longbench.score(samples.task, *pair) for pair in zip(answers, samples.rows, strict=True)]

@@ -157,7 +157,7 @@ def check_context(pieces: list[Piece], model: Description) -> None:
 def make_reader(model: Description, batch_rows: int) -> Reader:
     step = model.steps()[-1]
     scorer = functools.cache(lambda: Scorer(language_model.load(model, step=step), batch_rows))
-    return Reader(scorer, model.tokenizer, step)
+    return Reader(scorer, model.tokenizer, step, model.mark(step))
 
 
 if __name__ == "__main__":

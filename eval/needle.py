@@ -53,10 +53,11 @@ def evaluate(arguments: argparse.Namespace) -> None:
         **options.material(essays=arguments.essays),
     )
     step = model.steps()[-1]
+    mark = model.mark(step)
     generator = functools.cache(lambda: Generator(language_model.load(model, step=step), arguments.batch_rows))
     with Results(options.out_directory(arguments, model, "needle"), request) as results:
         of_length = len(depths) * arguments.samples
-        keys = [f"{step} {length} {index}" for length in arguments.lengths for index in range(of_length)]
+        keys = [f"{mark} {length} {index}" for length in arguments.lengths for index in range(of_length)]
         answers = answer(generator, grid, keys, results, "needles")
         found = {"lengths": arguments.lengths, "percent": grid.heat_map(answers).tolist()}
         found |= {"step": step, "context": model.context, "material": grid[0].material}

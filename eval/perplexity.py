@@ -59,7 +59,7 @@ def evaluate(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
 def score_packed(workdir: Path, arguments: argparse.Namespace) -> None:
     setup = held_out.load(workdir)
     out = arguments.out.expanduser() if arguments.out else workdir / "eval/perplexity"
-    with Results(out, {"split": "validation"}) as results:
+    with Results(out, {"split": "validation", "model": str(workdir.resolve())}) as results:
         result = {"rows": arguments.rows} | held_out.evaluate(setup, workdir, arguments.rows, results)
         path = results.write("perplexity.json", result)
         results.write("perplexity.png", perplexity.picture(perplexity.packed_columns(result)))
@@ -83,7 +83,7 @@ def score_texts(arguments: argparse.Namespace) -> None:
     name = "perplexity-text" if model.is_run else "perplexity"
     with Results(options.out_directory(arguments, model, name), request) as results:
         rows = {length: some for length, (some, _) in chosen.items()}
-        sums = perplexity.score(scorer, rows, measure, model.tokenizer, step, results)
+        sums = perplexity.score(scorer, rows, measure, model.tokenizer, model.mark(step), results)
         found = {
             length: {"too_short": chosen[length][1], **perplexity.summary(sums[length], length, measure.last)}
             for length in lengths

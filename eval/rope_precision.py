@@ -67,14 +67,15 @@ def evaluate(arguments: argparse.Namespace) -> None:
     passes = list(rope_precision.passes(plan, model, text, arguments.batch_rows))
     # A pass of other rows may differ in the last bits.
     asked = dataclasses.asdict(plan) | {"text": text.material, "batch_rows": arguments.batch_rows}
+    asked |= options.material(essays=arguments.essays)
     request, step = options.request(model, **asked), model.steps()[-1]
-    load = functools.partial(_load, model, step, plan.seed)
+    load, mark = functools.partial(_load, model, step, plan.seed), model.mark(step)
     with Results(options.out_directory(arguments, model, "rope_precision"), request) as results:
-        found = rope_precision.run(plan, passes, step, load, results)
-        result = rope_precision.summary(passes, step, found)
+        found = rope_precision.run(plan, passes, mark, load, results)
+        result = rope_precision.summary(passes, mark, found)
         errors = rotation.table_errors(model.rope, model.model.head_width, POSITIONS)
         result["tables"] = {"positions": POSITIONS, "errors": errors}
-        told = {"essays": options.absolute(arguments.essays), "context": model.context, "step": step}
+        told = {"context": model.context, "step": step}
         path = results.write("rope_precision.json", request | told | result)
         for name, png in rope_figures.pictures(plan, result):
             results.write(name, png)

@@ -96,9 +96,9 @@ def score(
     def generator() -> Generator:
         return Generator(language_model.load(model, step=step), batch_rows)
 
-    scores: dict[str, dict[int, float]] = {}
+    mark, scores = model.mark(step), {}
     for (task, length), some in samples.items():
-        keys = [f"{step} {task} {length} {index}" for index in range(len(some))]
+        keys = [f"{mark} {task} {length} {index}" for index in range(len(some))]
         label = f"{task} {length}" + (f" of step {step}" if step is not None else "")
         answers = answer(generator, some, keys, results, label)
         metric = ruler.TASKS[task].metric

@@ -26,7 +26,7 @@ class Document:
 
     def __post_init__(self):
         """Raises BadRow: no file takes the name of the source."""
-        _utf8(self.source, "the name of the source")
+        utf8(self.source, "the name of the source")
 
     def draw(self, purpose: str) -> float:
         """A number in [0, 1) that depends on the content and the purpose only, so copies of a text share it."""
@@ -92,12 +92,12 @@ class Fields:
             raise BadRow(f"{self.text} is empty")
         if "\0" in text:
             raise BadRow(f"{self.text} holds a NUL character")
-        if len(_utf8(text, self.text)) > self.max_bytes:
+        if len(utf8(text, self.text)) > self.max_bytes:
             raise BadRow(f"longer than data.max_row_bytes={self.max_bytes}")
         return text
 
 
-def _utf8(text: str, key: str) -> bytes:
+def utf8(text: str, key: str) -> bytes:
     """Raises BadRow: JSON can write half of a surrogate pair, which no file and no tokenizer takes."""
     try:
         return text.encode()

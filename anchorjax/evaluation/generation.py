@@ -15,8 +15,8 @@ from jax.sharding import PartitionSpec as P
 from jax.sharding import reshard
 
 from anchorjax.data import Tokenizer
-from anchorjax.errors import UsageError
-from anchorjax.evaluation.language_model import LanguageModel
+from anchorjax.errors import EvaluationError, UsageError
+from anchorjax.evaluation.language_model import Description, LanguageModel
 from anchorjax.evaluation.sampling import Sampling, next_tokens
 from anchorjax.models.cached import Cache, Layers, advance
 from anchorjax.models.layers import Shape
@@ -72,10 +72,11 @@ class Generator:
             self.layers = Layers.of(model.params, self.description.shape(self.description.context))
 
     def check(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-        """Raises UsageError for an empty prompt, or one that does not fit the model's context with its answer."""
+        """Raises UserError for prompts that are empty, too long for the context with their answer, or of other ids."""
         check_context(max(map(len, prompts)), max_new_tokens, self.description.context)
         if not all(map(len, prompts)):
             raise UsageError("a prompt is empty: it needs at least the beginning of sequence")
+        check_ids(prompts, self.description)
 
     def generate(
         self,
@@ -98,7 +99,7 @@ class Generator:
           show: called with (prompt, new text) as text comes, for streaming.
 
         Raises:
-          UsageError: see `check`.
+          UserError: see `check`.
         """
         self.check(prompts, max_new_tokens)
         numbers, ends = numbers or range(len(prompts)), (*self.description.eos_ids, *stop_ids)
@@ -167,6 +168,16 @@ def check_context(prompt: int, answer: int, context: int) -> None:
         raise UsageError(
             f"a prompt of {prompt:,} tokens and {answer:,} new ones are more than the model's context of {context:,}; "
             "--context=N allows more"
+        )
+
+
+def check_ids(rows: Sequence[Sequence[int]], model: Description) -> None:
+    """Raises EvaluationError for a token that the model does not know, in whose place it would take another."""
+    largest = max(max(row, default=0) for row in rows)
+    if largest >= model.model.vocab_size:
+        raise EvaluationError(
+            f"the tokenizer of {model.directory} gives the token {largest:,}, and the model knows "
+            f"{model.model.vocab_size:,}: it is another model's, or has tokens that were added later"
         )
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from anchorjax.data.chat import ChatTemplate
 from anchorjax.data.tokenizer import read_json
-from anchorjax.errors import EvaluationError
+from anchorjax.errors import EvaluationError, WeightsError
 from anchorjax.evaluation import language_model
 from anchorjax.evaluation.answering import fill
 from anchorjax.evaluation.generation import Generator
@@ -121,6 +121,7 @@ class Harness:
         super().__init__()
         self.model, self.results, self.cut, self.no_system = model, results, 0, False
         self._step, self._batch_rows, self._bos, self._chat = step, batch_rows, bos, chat
+        self._mark = model.mark(step)
         self._prefix = _prefix(model)
         self._ready: Scorer | Generator | None = None
 
@@ -310,7 +311,7 @@ class Harness:
                 yield int(ids[0])
 
     def _key(self, *what: Any) -> str:
-        return hashlib.sha256(json.dumps([self._step, *what]).encode()).hexdigest()[:32]
+        return hashlib.sha256(json.dumps([self._mark, *what]).encode()).hexdigest()[:32]
 
     def _scorer(self) -> Scorer:
         if not isinstance(self._ready, Scorer):
@@ -334,5 +335,8 @@ def _prefix(model: Description) -> int:
     """
     if model.is_run or model.files is None:
         return model.tokenizer.bos_id
-    named = read_json(model.files / "special_tokens_map.json") | read_json(model.files / "tokenizer_config.json")
+    try:
+        named = read_json(model.files / "special_tokens_map.json") | read_json(model.files / "tokenizer_config.json")
+    except ValueError as error:
+        raise WeightsError(str(error)) from error
     return model.tokenizer.eos_id if named.get("bos_token") is None else model.tokenizer.bos_id

@@ -9,10 +9,10 @@ import tqdm
 
 from anchorjax import data
 from anchorjax.config import AttentionConfig, Config, MeshConfig, resolve
-from anchorjax.errors import CheckpointError, ConfigError, WorkdirError
+from anchorjax.errors import ConfigError, WorkdirError
 from anchorjax.evaluation.perplexity import perplexity
 from anchorjax.evaluation.results import Results
-from anchorjax.training.checkpoint import Checkpoints
+from anchorjax.training.checkpoint import Checkpoints, mark
 from anchorjax.training.evaluate import Evaluator
 from anchorjax.training.setup import Setup, check_attention
 from anchorjax.training.workdir import load_config
@@ -33,15 +33,15 @@ def evaluate(setup: Setup, workdir: Path, max_rows: int, results: Results) -> di
     """
     restored = Checkpoints(workdir, keep=1, read_only=True).restore_latest(setup.abstract_state())
     if restored is None:
-        raise CheckpointError(f"there is no checkpoint in {workdir} yet")
+        raise WorkdirError(f"there is no checkpoint in {workdir} yet")
     state, meta = restored
     store, tokenizer = data.load_store(setup.config.data, "validation")
     if store.fingerprint != meta["data"]["held_out_fingerprint"]:
         raise WorkdirError(f"the validation text or tokenizer is no longer that of {workdir}")
     rows = list(data.eval_rows(store, tokenizer, setup.config.data, max_rows))
     evaluator = Evaluator(setup.steps, tokenizer.token_bytes_V, setup.mesh)
-    # Of one step, rows are always the same ones; which of them are a batch depends on the devices.
-    begin = f"{meta['step']} {max_rows} {setup.config.data.batch_rows}"
+    # Of one checkpoint, rows are always the same ones; which of them are a batch depends on the devices.
+    begin = f"{mark(meta)} {max_rows} {setup.config.data.batch_rows}"
     keys = [f"{begin} {index}" for index in range(len(rows))]
     with jax.set_mesh(setup.mesh):
         for key, batch in zip(keys, tqdm.tqdm(rows, unit="batch", disable=not sys.stderr.isatty()), strict=True):

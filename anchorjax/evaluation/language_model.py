@@ -65,6 +65,12 @@ class Description:
             return [None]
         return list(Checkpoints(self.directory, keep=1, read_only=True).steps())
 
+    def mark(self, step: int | None) -> str:
+        """Tells the weights of a checkpoint from any others, in keys of answers. None has a Hugging Face directory."""
+        if step is None:
+            return str(step)
+        return Checkpoints(self.directory, keep=1, read_only=True).mark(step)
+
     def shape(self, row_length: int) -> Shape:
         """For rows of that many tokens, with this machine's attention."""
         chosen = attention.choose(AttentionConfig("auto", 0, 0), row_length)

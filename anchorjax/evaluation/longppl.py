@@ -17,12 +17,10 @@ whatever a tokenizer's offsets leave out; and where there are no key tokens, not
 import dataclasses
 import json
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import tqdm
 
 from anchorjax.data.tokenizer import Tokenizer
 from anchorjax.errors import EvaluationError, UsageError
@@ -119,12 +117,14 @@ class Reader:
 
     Attributes:
       scorer: gives it, which is loaded only if something is missing.
-      step: of its checkpoint, in the keys of answers.
+      step: of its checkpoint.
+      mark: of its weights, in the keys of answers.
     """
 
     scorer: Callable[[], Scorer]
     tokenizer: Tokenizer
     step: int | None
+    mark: str
 
     def nats(self, documents: Sequence[np.ndarray], some: Sequence[Sequence[windows.Window]]) -> list[np.ndarray]:
         """See `windows.score`; every window stands behind the beginning of sequence."""
@@ -137,7 +137,7 @@ def judge(evaluator: Reader, pieces: Sequence[Piece], rule: Rule, results: Resul
     Args:
       itself: the evaluator is the model that is measured; what `measure` needs is found in the same pass.
     """
-    keys = {piece: f"keys {evaluator.step} {piece.name}" for piece in pieces}
+    keys = {piece: f"keys {evaluator.mark} {piece.name}" for piece in pieces}
     for piece, ids_T, offsets_T2, long_T in _read(evaluator, keys, results, "key tokens"):
         short_T = evaluator.nats([ids_T], [rule.windows(len(ids_T))])[0]
         keys_T = rule.key_tokens(long_T, short_T)
@@ -150,7 +150,7 @@ def judge(evaluator: Reader, pieces: Sequence[Piece], rule: Rule, results: Resul
 
 def _measured(model: Reader, piece: Piece, spans: Sequence[Span]) -> str:
     """The key of a model's sums over a piece: another checkpoint of the evaluator finds other spans."""
-    return f"{model.step} {piece.name} {digest(json.dumps(spans))}"
+    return f"{model.mark} {piece.name} {digest(json.dumps(spans))}"
 
 
 def measure(model: Reader, spans: Mapping[Piece, Sequence[Span]], results: Results) -> dict[Piece, dict]:
@@ -165,15 +165,14 @@ def _read(
     reader: Reader, keys: Mapping[Piece, str], results: Results, label: str
 ) -> Iterator[tuple[Piece, np.ndarray, np.ndarray, np.ndarray]]:
     """(piece, ids [T], offsets [T, 2], -log p with all text before it [T]) of those without an answer."""
-    missing = [(piece, *piece.tokens(reader.tokenizer)) for piece, key in keys.items() if key not in results.answers]
-    hidden = not missing or not sys.stderr.isatty()
-    with tqdm.tqdm(desc=label, total=len(keys), initial=len(keys) - len(missing), disable=hidden) as bar:
-        rows = reader.scorer().batch_rows if missing else 1
-        for some in windows.batches(missing, lambda one: bucket(len(one[1])), rows):
-            nats = reader.nats([ids_T for _, ids_T, _ in some], [windows.whole(len(ids_T)) for _, ids_T, _ in some])
-            for one, nats_T in zip(some, nats, strict=True):
-                yield *one, nats_T
-                bar.update()
+    if results.have(keys.values()):
+        return
+    read = {key: (piece, *piece.tokens(reader.tokenizer)) for piece, key in keys.items()}
+    batches = windows.batches(list(read), lambda key: bucket(len(read[key][1])), reader.scorer().batch_rows)
+    for some in results.unfinished(batches, label):
+        ids = [read[key][1] for key in some]
+        nats = reader.nats(ids, [windows.whole(len(ids_T)) for ids_T in ids])
+        yield from ((*read[key], nats_T) for key, nats_T in zip(some, nats, strict=True) if key not in results.answers)
 
 
 def _sums(nats_T: np.ndarray, keys_T: np.ndarray) -> dict:

@@ -73,7 +73,7 @@ def _add_template(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_seed_and_out(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--seed", type=seed, default=42)
     _add_out(parser)
 
 
@@ -111,6 +111,12 @@ def positive(text: str) -> int:
 
 def positive_or_0(text: str) -> int:
     return 0 if text == "0" else positive(text)
+
+
+def seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**32 - 1}")
+    return int(text)
 
 
 def refuse(parser: argparse.ArgumentParser, arguments: argparse.Namespace, names: Iterable[str], why: str) -> None:
@@ -168,9 +174,9 @@ def out_directory(arguments: argparse.Namespace, model: Description, name: str) 
 
 
 def request(model: Description, **more) -> dict:
-    """What all answers depend on, for `Results`; which checkpoint of a run gave an answer, its key says."""
-    files = {} if model.is_run else {"files": _fingerprint(model.directory)}
-    return files | {
+    """What all answers depend on, for `Results`; which weights of ours gave an answer, its key says (`model.mark`)."""
+    return {
+        "files": _fingerprint(model),
         "model": str(model.directory.resolve()),
         "dtype": model.model.compute_dtype,
         "rope_theta": model.rope.theta,
@@ -179,15 +185,19 @@ def request(model: Description, **more) -> dict:
     }
 
 
-def _fingerprint(directory: Path) -> str:
-    """Changes with a Hugging Face directory's small files, and with the size or time of its weights."""
+def _fingerprint(model: Description) -> str:
+    """Changes with the small files of model and tokenizer, and with the size or time of Hugging Face's weights.
+
+    Of a run's own directory no file counts: training goes on there.
+    """
+    directories = [directory for directory in (model.files, None if model.is_run else model.directory) if directory]
     digest = hashlib.sha256()
-    for file in sorted(path for path in directory.iterdir() if path.is_file()):
+    for file in sorted({path for directory in directories for path in directory.iterdir() if path.is_file()}):
         stat = file.stat()
-        small = stat.st_size < _SMALL
-        digest.update(f"{file.name} {stat.st_size} {'' if small else stat.st_mtime_ns}\n".encode())
-        if small:
-            digest.update(file.read_bytes())
+        if stat.st_size < _SMALL:
+            digest.update(f"{file.name} {stat.st_size}\n".encode() + file.read_bytes())
+        elif model.is_hugging_face:
+            digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 

@@ -5,11 +5,9 @@ A row is a document behind the beginning of sequence, which plays the anchor in 
 
 import dataclasses
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import tqdm
 
 from anchorjax import figures
 from anchorjax.data.tokenizer import Tokenizer
@@ -23,7 +21,7 @@ from anchorjax.training.evaluate import bucket_edges, loss_by_bucket
 
 def perplexity(loss: float) -> float:
     """Of a loss in nats; infinite where floats end."""
-    return math.exp(loss) if loss < 700 else math.inf
+    return math.inf if loss >= 700 else math.exp(loss)
 
 
 def bits_per_byte(nats: float, num_bytes: int) -> float:
@@ -68,33 +66,29 @@ def score(
     rows: Mapping[int, Sequence[Chosen]],
     measure: Measure,
     tokenizer: Tokenizer,
-    step: int | None,
+    mark: str,
     results: Results,
 ) -> dict[int, list[dict]]:
     """The sums of each document by length; those that `results` has are not made again.
 
     Args:
       scorer: gives the model, which is loaded only if something is missing.
-      step: of the checkpoint, in the keys of answers.
+      mark: of the weights, in the keys of answers.
     """
-    keys_by_length = {length: [f"{step} {length} {digest(one.ids_T)}" for one in some] for length, some in rows.items()}
+    keys_by_length = {length: [f"{mark} {length} {digest(one.ids_T)}" for one in some] for length, some in rows.items()}
     todo = {
         key: (length, one)
         for length, keys in keys_by_length.items()
         for key, one in zip(keys, rows[length], strict=True)
     }
-    missing = [key for key in todo if key not in results.answers]
-    hidden = not missing or not sys.stderr.isatty()
-    with tqdm.tqdm(total=len(todo), initial=len(todo) - len(missing), unit="document", disable=hidden) as bar:
-        # Documents in windows come one by one, so that the windows that are batched are always the same.
-        together = scorer().batch_rows if missing and not measure.window else 1
-        for keys in windows.batches(missing, lambda key: todo[key][0], together):
-            documents = [todo[key][1].ids_T for key in keys]
-            some = [measure.windows(len(ids_T)) for ids_T in documents]
-            nats = windows.score(scorer(), documents, some, [tokenizer.bos_id])
-            for key, ids_T, nats_T in zip(keys, documents, nats, strict=True):
-                results.add(key, **_sums(nats_T, tokenizer.token_bytes_V[ids_T], todo[key][0], measure.last))
-            bar.update(len(keys))
+    # Documents in windows come one by one, so that the windows that are batched are always the same.
+    together = 1 if measure.window or results.have(todo) else scorer().batch_rows
+    for keys in results.unfinished(windows.batches(list(todo), lambda key: todo[key][0], together), "documents"):
+        documents = [todo[key][1].ids_T for key in keys]
+        some = [measure.windows(len(ids_T)) for ids_T in documents]
+        nats = windows.score(scorer(), documents, some, [tokenizer.bos_id])
+        for key, ids_T, nats_T in zip(keys, documents, nats, strict=True):
+            results.add(key, **_sums(nats_T, tokenizer.token_bytes_V[ids_T], todo[key][0], measure.last))
     return {length: [results.answers[key] for key in keys] for length, keys in keys_by_length.items()}
 
 

@@ -7,9 +7,12 @@ NAME.json       a result, written whole; NAME.png beside it
 import contextlib
 import fcntl
 import json
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import tqdm
 
 from anchorjax import atomic
 from anchorjax.errors import EvaluationError
@@ -60,14 +63,38 @@ class Results:
         except (ValueError, TypeError, KeyError) as error:
             raise EvaluationError(f"{self.directory / ANSWERS} is damaged: {error}") from error
         changed = [name for name in {**before, **self._request} if before.get(name) != self._request.get(name)]
+        if changed and not self.answers:
+            self._file.truncate(0)
+            self._append(self._request)
+            return
         if changed:
             what = "; ".join(f"{name}: {before.get(name)!r} -> {self._request.get(name)!r}" for name in changed)
             raise EvaluationError(f"{self.directory} holds answers to another request ({what}); give another --out")
         self._file.truncate(len(whole))
 
     def add(self, key: str, **found: Any) -> None:
-        self.answers[key] = {"key": key, **found}
-        self._append(self.answers[key])
+        """Keeps an answer, unless there is one."""
+        if key not in self.answers:
+            self.answers[key] = {"key": key, **found}
+            self._append(self.answers[key])
+
+    def have(self, keys: Iterable[str]) -> bool:
+        return all(key in self.answers for key in keys)
+
+    def unfinished(self, batches: Iterable[Sequence[str]], label: str) -> Iterator[Sequence[str]]:
+        """Those of which an answer is missing, with a progress bar.
+
+        They come whole, as they would have been asked at once: in other company a row may come out otherwise, by what
+        rounding makes of it.
+        """
+        batches = list(batches)
+        left = [keys for keys in batches if not self.have(keys)]
+        total, missing = (sum(map(len, some)) for some in (batches, left))
+        hidden = not left or not sys.stderr.isatty()
+        with tqdm.tqdm(desc=label, total=total, initial=total - missing, disable=hidden) as bar:
+            for keys in left:
+                yield keys
+                bar.update(len(keys))
 
     def _append(self, line: Mapping[str, Any]) -> None:
         with self._writing():

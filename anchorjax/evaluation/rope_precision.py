@@ -71,6 +71,8 @@ class Plan:
             unknown = [one for one in chosen if one not in known]
             if unknown or not chosen:
                 raise EvaluationError(f"there is no {name} {''.join(unknown[:1])!r}; there are {', '.join(known)}")
+        if self.max_position >= 2**31:
+            raise EvaluationError(f"shifts and lengths ask for {self.max_position:,} positions; allowed: below 2**31")
         if "layouts" in self.experiments and self.document_tokens > self.lengths[-1] - 2:
             raise EvaluationError(
                 f"documents of {self.document_tokens} tokens are too long for layouts: a row of {self.lengths[-1]} "
@@ -93,8 +95,8 @@ class Pass:
     lengths: tuple[int, ...]
     row: Callable[[], Row]
 
-    def key(self, step: int | None, label: str) -> str:
-        return f"{step} {self.variant} {self.experiment} {self.sample} {label}"
+    def key(self, mark: str, label: str) -> str:
+        return f"{mark} {self.variant} {self.experiment} {self.sample} {label}"
 
 
 def passes(plan: Plan, description: Description, text: Essays, batch_rows: int) -> Iterator[Pass]:
@@ -157,19 +159,20 @@ def excerpt(text: Essays, tokenizer, tokens: int, seed: str) -> np.ndarray:
 def run(
     plan: Plan,
     some: Sequence[Pass],
-    step: int | None,
+    mark: str,
     load: Callable[[str], LanguageModel],
     results: Results,
 ) -> dict[str, dict[str, Any]]:
     """What is found, by key; passes whose numbers `results` has are not run again.
 
     Args:
+      mark: of the weights, in the keys of answers.
       load: gives a model with those of WEIGHTS; only the last is kept.
     """
     model = functools.lru_cache(maxsize=1)(load)
     with tqdm.tqdm(some, desc="passes", disable=not sys.stderr.isatty()) as bar:
         for one in bar:
-            missing = [label for label in one.labels if one.key(step, label) not in results.answers]
+            missing = [label for label in one.labels if one.key(mark, label) not in results.answers]
             if not missing:
                 continue
             bar.set_postfix_str(f"{one.variant} {one.experiment} {one.sample}")
@@ -179,8 +182,8 @@ def run(
             found = deviation.measure(model(weights), one.row(), precision, one.lengths, plan.max_position)
             for place, label in enumerate(one.labels):
                 if label in missing:
-                    results.add(one.key(step, label), **record(found, place))
-    return {key: results.answers[key] for one in some for key in (one.key(step, label) for label in one.labels)}
+                    results.add(one.key(mark, label), **record(found, place))
+    return {key: results.answers[key] for one in some for key in (one.key(mark, label) for label in one.labels)}
 
 
 def record(found: Deviation, place: int) -> dict[str, Any]:
@@ -205,12 +208,12 @@ def rounded(values: np.ndarray) -> list[float]:
     return [float(f"{value:.{DIGITS}g}") for value in values]
 
 
-def summary(some: Sequence[Pass], step: int | None, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def summary(some: Sequence[Pass], mark: str, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Experiment (or layout) -> variant -> label -> means over the samples, and "low" and "high" of all keys' sums."""
     gathered: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for one in some:
         for label in one.labels:
-            gathered.setdefault((one.experiment, one.variant, label), []).append(found[one.key(step, label)])
+            gathered.setdefault((one.experiment, one.variant, label), []).append(found[one.key(mark, label)])
     result: dict[str, Any] = {}
     for (experiment, variant, label), records in gathered.items():
         entry = _means(records)

@@ -15,8 +15,8 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 from jax.sharding import reshard
 
-from anchorjax.errors import UsageError
-from anchorjax.evaluation.generation import batches, bucket
+from anchorjax.errors import EvaluationError, UsageError
+from anchorjax.evaluation.generation import batches, bucket, check_ids
 from anchorjax.evaluation.language_model import LanguageModel
 from anchorjax.models.decoder import Decoder, logits
 from anchorjax.models.layers import Shape
@@ -67,12 +67,14 @@ class Scorer:
 
         Raises:
           UsageError: a row is empty or longer than the model's context.
+          EvaluationError: it has a token that the model does not know, or the model gives NaN.
         """
 
         def find(rows, arrays, **options):
             nats_BT, likeliest_BT = jax.device_get(_score(self._params, *arrays, **options, likeliest=likeliest))
             for place, row in enumerate(rows):
                 kept = np.s_[place, : len(row) - 1]
+                self._check(nats_BT[kept])
                 yield Score(nats_BT[kept], likeliest_BT[kept] if likeliest else None)
 
         return self._by_batches(rows, find)
@@ -83,9 +85,18 @@ class Scorer:
         def find(rows, arrays, **options):
             last_B = np.array([*map(len, rows), *[1] * (self.batch_rows - len(rows))], np.int32) - 1
             nats_BV, likeliest_B = jax.device_get(_next(self._params, *arrays, last_B, **options))
+            self._check(nats_BV[: len(rows)])
             return map(NextToken, nats_BV[: len(rows)], likeliest_B.tolist())
 
         return self._by_batches(rows, find)
+
+    def _check(self, nats: np.ndarray) -> None:
+        if np.isnan(nats).any():
+            dtype = self.description.model.compute_dtype
+            raise EvaluationError(
+                f"{self.description.directory} gives no probabilities (NaN) in {dtype}: its weights are damaged, or "
+                "want another --dtype"
+            )
 
     def _by_batches(self, rows: Sequence[Sequence[int]], find: Callable[..., Iterable[Any]]) -> list[Any]:
         """What `find` gives for each row, from (rows, their arrays, options of the program), called in the mesh."""
@@ -95,6 +106,7 @@ class Scorer:
                     f"a row of {len(row):,} tokens cannot be scored: 1 to {self.description.context:,} are allowed, "
                     "the model's context; --context=N allows more"
                 )
+        check_ids(rows, self.description)
         # RoPE may depend on the columns, and a score must not on what else is asked.
         kind = bucket if self.description.rope.depends_on_length else lambda length: 0
         found: dict[int, Any] = {}

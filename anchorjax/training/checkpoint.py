@@ -9,6 +9,8 @@ one that exists.
 """
 
 import dataclasses
+import hashlib
+import json
 import logging
 import time
 from collections.abc import Mapping
@@ -18,7 +20,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from anchorjax.errors import CheckpointError
+from anchorjax.errors import CheckpointError, WorkdirError
 from anchorjax.models.layers import named_leaves
 from anchorjax.training.digest import digests
 from anchorjax.training.state import TrainState
@@ -114,11 +116,18 @@ class Checkpoints:
         return None
 
     def steps(self) -> list[int]:
-        """Of the checkpoints there are, in order. Raises CheckpointError if there is none."""
+        """Of the checkpoints there are, in order. Raises WorkdirError if there is none."""
         steps = sorted(self._manager.all_steps())
         if not steps:
-            raise CheckpointError(f"there is no checkpoint in {self.directory.parent}")
+            raise WorkdirError(f"there is no checkpoint in {self.directory.parent}")
         return steps
+
+    def mark(self, step: int) -> str:
+        """See the function `mark`. Raises CheckpointError: the checkpoint cannot be read."""
+        try:
+            return mark(self._meta(step))
+        except Exception as error:  # damage surfaces as whatever Orbax's parser trips over
+            raise self._unreadable(step, error) from error
 
     def restore_weights(self, like: Mapping[str, jax.Array], step: int | None = None) -> dict[str, jax.Array]:
         """The weights alone of one checkpoint, by name.
@@ -128,8 +137,9 @@ class Checkpoints:
           step: None takes the newest.
 
         Raises:
-          CheckpointError: there is none, it lacks one of these weights or has others, or cannot be read. Others
-            are not looked at: the caller asked for this one.
+          WorkdirError: there is none.
+          CheckpointError: it lacks one of these weights or has others, or cannot be read. Others are not looked at:
+            the caller asked for this one.
         """
         steps = self.steps()
         step = steps[-1] if step is None else step
@@ -148,10 +158,11 @@ class Checkpoints:
             }
             leaves = self._leaves(step, target, meta)
         except Exception as error:  # damage surfaces as whatever Orbax's parser trips over
-            raise CheckpointError(
-                f"checkpoint {step} in {self.directory} cannot be read: {_first_line(error)}"
-            ) from error
+            raise self._unreadable(step, error) from error
         return {name.removeprefix(_WEIGHTS): x.astype(prefixed[name].dtype) for name, x in leaves.items()}
+
+    def _unreadable(self, step: int, error: Exception) -> CheckpointError:
+        return CheckpointError(f"checkpoint {step} in {self.directory} cannot be read: {_first_line(error)}")
 
     def _restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         meta, target = self._meta(step), named_leaves(like)
@@ -189,6 +200,12 @@ class Checkpoints:
     def close(self) -> None:
         self.wait()
         self._manager.close()
+
+
+def mark(meta: Mapping[str, Any]) -> str:
+    """Of a checkpoint, by its `meta`: the step, and letters that tell its weights from any others."""
+    weights = sorted(item for item in meta["digests"].items() if item[0].startswith(_WEIGHTS))
+    return f"{meta['step']}-{hashlib.sha256(json.dumps(weights).encode()).hexdigest()[:8]}"
 
 
 def _first_line(error: Exception) -> str:

@@ -15,7 +15,7 @@ import tokenizers
 
 from anchorjax import convert
 from anchorjax.config import SIZES
-from anchorjax.errors import CheckpointError, ConfigError, WeightsError
+from anchorjax.errors import ConfigError, WeightsError, WorkdirError
 from anchorjax.huggingface import checkpoint as hf_checkpoint
 from anchorjax.huggingface import config as hf_config
 from anchorjax.huggingface.weights import Weights
@@ -263,5 +263,5 @@ def test_a_run_without_checkpoint_is_no_start(tmp_path):
     config = tiny.mapping()
     (tmp_path / "config.json").write_text(json.dumps(config))
     setup = setup_of(tmp_path)
-    with pytest.raises(CheckpointError, match="there is no checkpoint in"):
+    with pytest.raises(WorkdirError, match="there is no checkpoint in"):
         first_params(setup)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from anchorjax.data.documents import BadRow
+from anchorjax.data.documents import BadRow, utf8
 from anchorjax.data.sources.jsonl import Lines, parse
 from anchorjax.errors import EvaluationError
 from anchorjax.evaluation.longbench.metrics import RETRIEVED
@@ -86,6 +86,7 @@ def _row(value: Any, task: Task) -> Row:
     for name, text in texts.items():
         if not isinstance(text, str):
             raise BadRow(f"{name!r} is {text!r}; it must be a string")
+        utf8(text, name)
     answers = _names(value, "answers")
     pattern = RETRIEVED.get(task.metric)
     if pattern and not all(re.search(pattern, answer) for answer in answers):

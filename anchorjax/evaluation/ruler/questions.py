@@ -62,7 +62,11 @@ def recipes(option: str, setting: Setting) -> Callable[[random.Random, int], Rec
 def _open(path: Path, option: str) -> QuestionSet:
     _, file, read = _SETS[option]
     try:
-        found = read(json.loads(path.read_text(encoding="utf-8")))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(
+            content, ensure_ascii=False
+        ).encode()  # JSON can write half of a surrogate pair, no tokenizer takes it
+        found = read(content)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EvaluationError(f"{option}={path} cannot be read as {file}: {error!r}") from error
     if not found.questions:
