@@ -1,7 +1,7 @@
 """lm-eval's tasks (MMLU, HellaSwag, its RULER, LongBench, your own): `python eval/harness.py --hf DIR --tasks=mmlu`.
 
 Needs requirements-eval.txt. A Hugging Face directory has the scores that lm-eval's own backend ("hf") gives it; a run
-is asked as it was trained, with the beginning of sequence before every text. lm-eval downloads the tasks' data, and
+is asked with the beginning of sequence before every text, as all scripts do. lm-eval downloads the tasks' data, and
 runs the code of tasks in --include-path. Writes harness.json, a picture, and every answer (answers.jsonl), with which a
 killed evaluation goes on. Exit codes: 0 done, 1 failed, 2 bad input.
 """

@@ -14,6 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without installing
 
+from anchorjax import figures
 from anchorjax.errors import UsageError
 from anchorjax.evaluation import language_model, options, random_twin, rope_figures, rope_precision, rotation
 from anchorjax.evaluation.language_model import Description, LanguageModel
@@ -80,6 +81,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
         for name, png in rope_figures.pictures(plan, result):
             results.write(name, png)
     print(table(result))
+    if left_out := list(result.get("shifts") or result.get("lengths") or ())[figures.MOST :]:
+        print(f"no picture but those of layouts has more than {figures.MOST} variants; left out: {', '.join(left_out)}")
     print(f"written to {path}")
 
 

@@ -31,6 +31,7 @@ OPTIONS = {
 }
 _ZERO_COUNTS = ("seed", "num_fewshot", "reference", "alpha", "beta")  # elsewhere it is as good as no option
 DATA, TEXTS = "LONGBENCH", "TEXTS"  # stand for what is not known
+_PROMPT, _ROW = 4096, 2048  # the longest that ruler.py and needle.py, and rope_precision.py, take of themselves
 _SHIPPED_TOKENS = 4096  # of the longest document that ships, 3,572 words: some more, by most tokenizers
 _SCRIPTS = {"perplexity_text": "perplexity"}
 
@@ -124,10 +125,10 @@ def missing(run: Run) -> list[str]:
 
 def would_make(run: Run, evaluation: str) -> str:
     """A command that would make a result: of a run, at lengths that it takes, where the scripts' own may be longer."""
-    length = flat(run.config or {}).get("data.row_length")
+    length, context = flat(run.config or {}).get("data.row_length"), _context(run)
     fitting: dict[str, dict[str, Any]] = {
         "perplexity_text": {"text": SHIPPED},  # without a length it takes 4K at most
-        "longppl": _would_take(_context(run)),
+        "longppl": _would_take(context),
         "longbench": {"data": DATA},
         "harness": {"tasks": "hellaswag"},
     }
@@ -135,10 +136,12 @@ def would_make(run: Run, evaluation: str) -> str:
         fitting |= {
             "perplexity_text": {"text": _long_enough(length), "lengths": length},
             "longppl": _would_take(length) | {"lengths": length},
-            "ruler": {"lengths": length},
-            "needle": {"lengths": length},
-            "rope_precision": {"tokens": min(512, length), "lengths": [length // 2, length]} if length < 2048 else {},
         }
+    fits = length if isinstance(length, int) else context if context and context < _PROMPT else None
+    if fits:
+        fitting |= {"ruler": {"lengths": fits}, "needle": {"lengths": fits}}
+        if fits < _ROW:
+            fitting["rope_precision"] = {"tokens": min(512, fits), "lengths": [fits // 2, fits]}
     return _command(run, evaluation, fitting.get(evaluation, {}))
 
 

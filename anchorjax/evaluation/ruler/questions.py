@@ -63,9 +63,7 @@ def _open(path: Path, option: str) -> QuestionSet:
     _, file, read = _SETS[option]
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        json.dumps(
-            content, ensure_ascii=False
-        ).encode()  # JSON can write half of a surrogate pair, no tokenizer takes it
+        json.dumps(content, ensure_ascii=False).encode()  # no half of a surrogate pair, which no tokenizer takes
         found = read(content)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EvaluationError(f"{option}={path} cannot be read as {file}: {error!r}") from error
