@@ -59,7 +59,7 @@ def evaluate(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
 def score_packed(workdir: Path, arguments: argparse.Namespace) -> None:
     setup = held_out.load(workdir)
     out = arguments.out.expanduser() if arguments.out else workdir / "eval/perplexity"
-    with Results(out, {"split": "validation", "model": str(workdir.resolve())}) as results:
+    with Results(out, {"split": "validation"}) as results:
         result = {"rows": arguments.rows} | held_out.evaluate(setup, workdir, arguments.rows, results)
         path = results.write("perplexity.json", result)
         results.write("perplexity.png", perplexity.picture(perplexity.packed_columns(result)))

@@ -122,6 +122,12 @@ def test_a_logarithmic_axis_has_a_tick_whatever_the_values(value):
     assert any(low <= tick <= high for tick in axes.get_yticks())
 
 
+def test_what_is_infinite_has_no_place_on_a_logarithmic_axis():
+    for values in ([3.0, float("inf")], [float("inf")] * 2):
+        figure = figures.lines([Series("a", [1, 2], values)], x_label="x", y_label="y", log_y=True)
+        assert figures.png(figure).startswith(b"\x89PNG") and np.isfinite(figure.axes[0].get_ylim()).all()
+
+
 def test_no_global_state():
     code = """
 import sys, warnings

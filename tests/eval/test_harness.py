@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import shutil
 
 import lm_eval.tasks
 import pytest
@@ -145,6 +146,20 @@ def test_what_cannot_be_done_is_one_line_before_any_weight_is_read(
     error = capsys.readouterr().err.splitlines()[-1:]
     assert len(error) == 1 and error[0].startswith("harness.py: ") and message in error[0]
     assert not list(tmp_path.iterdir())
+
+
+def test_more_examples_than_a_task_has(directory, tasks, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
+    arguments = ["--tasks=choose", "--num-fewshot=9", f"--include-path={tasks}", f"--out={tmp_path}"]
+    assert harness.main([f"--hf={directory}", *arguments]) == 2
+    assert "harness.py: --num-fewshot=9 is not allowed: " in capsys.readouterr().err
+
+
+def test_a_damaged_file_of_specials(directory, tmp_path, capsys):
+    changed = shutil.copytree(directory, tmp_path / "model")
+    (changed / "special_tokens_map.json").write_text("{")
+    assert harness.main([f"--hf={changed}", "--tasks=choose", f"--out={tmp_path / 'out'}"]) == 2
+    assert "special_tokens_map.json" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_without_lm_eval(directory, capsys, monkeypatch):

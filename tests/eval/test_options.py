@@ -16,6 +16,8 @@ from eval import generate, harness, longbench, longppl, needle, perplexity, repo
         (perplexity, ["--hf=x", "--window=8K,4K"], "argument --window: '8K,4K' must be one number of tokens"),
         (rope_precision, ["--hf=x", "--tokens=many"], "argument --tokens: 'many' is no length"),
         (generate, ["--hf=x", "--max-tokens=3"], "unrecognized arguments: --max-tokens=3"),
+        (needle, ["--hf=x", "--seed=-1"], "argument --seed: '-1' is not a whole number from 0 to 4294967295"),
+        (harness, ["--hf=x", "--tasks=x", "--seed=4294967296"], "argument --seed: '4294967296' is not a whole"),
         (report, [], "the following arguments are required: RUN"),
     ],
 )

@@ -53,6 +53,9 @@ def test_equals_the_run_s_own_held_out_loss(finished, evaluated):
     assert list(result["by_position"]) == ["0-64"] and set(result["by_context"]) == {"0-64"}
     assert math.isclose(result["by_position"]["0-64"], result["loss"], rel_tol=1e-6)
     assert json.loads((finished / "eval/perplexity/perplexity.json").read_text()) == result
+    answers = map(json.loads, (finished / "eval/perplexity/answers.jsonl").open())
+    mark = Checkpoints(finished, keep=1, read_only=True).mark(result["step"])
+    assert {answer["key"].split()[0] for answer in answers if "key" in answer} == {mark}
     assert image.imread(finished / "eval/perplexity/perplexity.png").std() > 0
 
 
@@ -126,7 +129,7 @@ def test_a_text_is_scored_as_a_row_that_one_document_fills(finished, tmp_path, m
     ids=lambda attention: attention["implementation"],
 )
 def test_a_run_of_other_hardware_is_evaluated_here(jobs, finished, tmp_path, attention):
-    workdir = shutil.copytree(finished, tmp_path / "run")
+    workdir = shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("eval"))
     config = json.loads((workdir / "config.json").read_text())
     config["attention"] = attention
     (workdir / "config.json").write_text(json.dumps(config))

@@ -146,6 +146,8 @@ def test_texts_that_ship_are_named_where_they_are_long_enough(inside, tmp_path):
     short = "--text=public_domain --lengths=2048 --short-context=512"
     assert f"longppl.py --hf=/models/Tiny {short} --out={tmp_path / 'Short/longppl'}\n" in text
     assert f"longppl.py --hf=/models/Tiny --text=TEXTS --out={tmp_path / 'Long/longppl'}\n" in text
+    assert f"ruler.py --hf=/models/Tiny --lengths=2048 --out={tmp_path / 'Short/ruler'}\n" in text
+    assert f"ruler.py --hf=/models/Tiny --out={tmp_path / 'Long/ruler'}\n" in text
     assert "TEXTS stands for longer documents than those that ship" in text
 
 

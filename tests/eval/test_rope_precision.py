@@ -131,6 +131,7 @@ def test_a_short_text_begins_anew():
         (["--hf={}", "--reference=0,16"], "--reference=[0, 16] is not allowed: it is one shift"),
         (["--hf={}", "--tokens=1024"], "--lengths: 1024 is more than the model's context of 256"),
         (["--hf={}", "--tokens=64", "--lengths=64", "--document-tokens=63"], "too long for layouts"),
+        (["--hf={}", "--shifts=2048M"], "shifts and lengths ask for 2,147,483,712 positions; allowed: below 2**31"),
         (["--hf={}", "--tokens=64", "--lengths=64", "--document-tokens=9", "--essays=none"], "essays=none"),
     ],
 )
@@ -145,6 +146,17 @@ def test_what_cannot_be_done_is_one_line_before_any_weight_is_read(
     assert message in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_other_essays_of_the_same_name_are_another_request(directory, tmp_path, capsys):
+    for name, words in (("a", "One two. "), ("b", "Three four. ")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "text.txt").write_text(words * 99)
+    options = [f"--hf={directory}", f"--out={tmp_path / 'out'}", "--experiments=lengths", "--lengths=32", "--tokens=32"]
+    options += ["--variants=bf16", "--samples=1", "--shifts=0"]
+    assert rope_precision.main([*options, f"--essays={tmp_path / 'a/text.txt'}"]) == 0
+    assert rope_precision.main([*options, f"--essays={tmp_path / 'b/text.txt'}"]) == 2
+    assert "holds answers to another request (essays: " in capsys.readouterr().err
 
 
 def test_answers_to_another_request_are_kept(directory, measured, capsys):

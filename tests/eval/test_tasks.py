@@ -147,6 +147,7 @@ def test_a_prompt_is_drawn_alike_in_any_batch(directory, capsys):
         (generate, ["--hf={}", "--prompt-file=none"], "--prompt-file=none cannot be read"),
         (generate, ["--hf={}", f"--prompt={'x' * 300}"], "more than the model's context of 256; --context=N"),
         (generate, ["--hf={}", "--prompt=x", "--top-p=2"], "--top-p=2.0 is not allowed"),
+        (generate, ["--hf={}", "--prompt=caf\udce9"], r"--prompt='caf\udce9' is not UTF-8"),
         (generate, ["--hf={}", "--prompt=x", "--template=chat"], "--template=chat: "),
         (ruler, ["--hf={}", "--lengths=1M"], "--lengths: 1048576 is more than the model's context of 256"),
         (ruler, ["--hf={}", "--lengths=2K", "--context=2048", "--tasks=niah"], "there is no task 'niah' in RULER"),

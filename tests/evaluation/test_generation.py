@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from anchorjax import sharding
-from anchorjax.errors import UsageError
+from anchorjax.errors import EvaluationError, UsageError
 from anchorjax.evaluation import generation, language_model
 from anchorjax.evaluation.generation import Generator, bucket
 from anchorjax.evaluation.sampling import Sampling, allowed_logits
@@ -234,6 +234,8 @@ def test_requests_that_cannot_be_met(llama):
         made.generate([[5] * 250], NEW)
     with pytest.raises(UsageError, match="a prompt is empty"):
         made.generate([[5], []], NEW)
+    with pytest.raises(EvaluationError, match=f"gives the token {VOCABULARY + 3}, and the model knows {VOCABULARY}"):
+        made.generate([[5], [VOCABULARY + 3]], NEW)
     with pytest.raises(UsageError, match="--max-new-tokens=0 is not allowed"):
         made.generate([[5]], 0)
     with pytest.raises(UsageError, match=r"--top-p=0 is not allowed: it must be above 0 and at most 1"):

@@ -98,6 +98,7 @@ def test_as_many_samples_as_are_asked_for(tmp_path):
         ("qasper", "[]", "a list; it must be an object"),
         ("qasper", {"context": 3}, "'context' is 3; it must be a string"),
         ("qasper", {"input": None}, "'input' is None"),
+        ("qasper", {"context": "half \ud800"}, "context holds a lone surrogate"),
         ("qasper", {"answers": []}, "'answers' must be a list of strings, and not be empty"),
         ("qasper", {"answers": "yes"}, "'answers' must be a list"),
         ("trec", {"all_classes": None}, "'all_classes' must be a list"),

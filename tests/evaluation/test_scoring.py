@@ -1,10 +1,11 @@
 """Scores of rows are transformers' log-probabilities, on any mesh and in any company."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 
-from anchorjax.errors import UsageError
+from anchorjax.errors import EvaluationError, UsageError
 from anchorjax.evaluation import language_model
 from anchorjax.evaluation.scoring import CHUNK, Scorer
 from tests.evaluation.making import write_tokenizer
@@ -70,6 +71,18 @@ def test_rows_longer_than_a_chunk_of_logits(pair):
     nats_t, likeliest_t = their_scores(theirs, row)
     np.testing.assert_allclose(score.nats_t, nats_t, atol=2e-4)
     np.testing.assert_array_equal(score.likeliest_t, likeliest_t)
+
+
+def test_what_is_no_probability_is_refused(pair):
+    """An id past the table would take another token's row, and NaN would become an infinite perplexity."""
+    ready = scorer(pair[1], 1)
+    for ask in (ready.score, ready.next):
+        with pytest.raises(EvaluationError, match=f"gives the token {VOCABULARY}, and the model knows {VOCABULARY}"):
+            ask([[3, VOCABULARY, 4]])
+    ready._params.embed_VD[...] = ready._params.embed_VD[...].at[5, 0].set(jnp.nan)
+    for ask in (ready.score, ready.next):
+        with pytest.raises(EvaluationError, match=r"gives no probabilities \(NaN\) in float32"):
+            ask([[3, 5, 4]])
 
 
 @pytest.mark.parametrize("length", [0, 2 * CHUNK + 1])
