@@ -155,10 +155,11 @@ def test_more_examples_than_a_task_has(directory, tasks, tmp_path, capsys, monke
     assert "harness.py: --num-fewshot=9 is not allowed: " in capsys.readouterr().err
 
 
-def test_a_damaged_file_of_specials(directory, tmp_path, capsys):
+def test_a_damaged_file_of_specials(directory, tasks, tmp_path, capsys):
     changed = shutil.copytree(directory, tmp_path / "model")
     (changed / "special_tokens_map.json").write_text("{")
-    assert harness.main([f"--hf={changed}", "--tasks=choose", f"--out={tmp_path / 'out'}"]) == 2
+    options = ["--tasks=choose", f"--include-path={tasks}", f"--out={tmp_path / 'out'}"]
+    assert harness.main([f"--hf={changed}", *options]) == 2
     assert "special_tokens_map.json" in capsys.readouterr().err.splitlines()[-1]
 
 

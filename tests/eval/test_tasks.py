@@ -249,7 +249,8 @@ def test_another_checkpoint_of_a_run_is_asked_anew(run, tmp_path, monkeypatch):
     assert needle.main(arguments) == 0
     assert json.loads((tmp_path / "needle.json").read_text())["step"] == last
     answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()[1:]]
-    assert [answer["key"] for answer in answers] == [f"{before} 1024 0", f"{last} 1024 0"]
+    mark = language_model.describe(workdir=run).mark
+    assert [answer["key"] for answer in answers] == [f"{mark(before)} 1024 0", f"{mark(last)} 1024 0"]
 
 
 def test_a_run_goes_on_as_its_training_step_would(run):

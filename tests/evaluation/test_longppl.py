@@ -14,6 +14,7 @@ from anchorjax.data import tokenizer as tokenizer_lib
 from anchorjax.errors import EvaluationError, UsageError
 from anchorjax.evaluation import language_model, longppl, windows
 from anchorjax.evaluation.longppl import Piece, Rule
+from anchorjax.evaluation.results import Results
 from anchorjax.evaluation.scoring import Scorer
 from anchorjax.evaluation.texts import Chosen
 from tests.evaluation.making import write_tokenizer
@@ -92,7 +93,7 @@ def pair(tmp_path_factory):
     write_tokenizer(directory)
     description = language_model.describe(hf=directory)
     model = language_model.load(description, language_model.make_mesh(description.model, 1))
-    return theirs, longppl.Reader(lambda: Scorer(model, 2), description.tokenizer, None), directory
+    return theirs, longppl.Reader(lambda: Scorer(model, 2), description.tokenizer, None, "None"), directory
 
 
 def their_nats(theirs, rows: list[list[int]]) -> np.ndarray:
@@ -104,17 +105,7 @@ def their_nats(theirs, rows: list[list[int]]) -> np.ndarray:
     return nats_RTV.gather(2, tokens_RT[:, 1:, None])[..., 0].numpy()
 
 
-class Kept:
-    """Answers in memory, in place of `Results`."""
-
-    def __init__(self):
-        self.answers = {}
-
-    def add(self, key, **found):
-        self.answers[key] = found
-
-
-def test_judging_and_measuring_follow_the_definition(pair):
+def test_judging_and_measuring_follow_the_definition(pair, tmp_path):
     theirs, reader, _ = pair
     bos, ids = reader.tokenizer.bos_id, reader.tokenizer.encode(TEXT).tolist()
     long_T = their_nats(theirs, [[bos, *ids]])[0]
@@ -126,7 +117,7 @@ def test_judging_and_measuring_follow_the_definition(pair):
             keys.append(t)
     assert 3 < len(keys) < len(ids) / 2
     piece = Piece(TEXT, len(TEXT), len(ids) + 1)
-    alone, apart = Kept(), Kept()
+    alone, apart = (Results(tmp_path / name, {}) for name in ("alone", "apart"))
     judged = longppl.judge(reader, [piece], RULE, alone, itself=True)[piece]
     assert judged["keys"] == len(keys)
     assert [t for begin, end in judged["spans"] for t in range(begin, end)] == keys, "a token is a character here"
