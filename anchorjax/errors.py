@@ -36,7 +36,7 @@ class PreparationError(UserError):
 
 
 class WorkdirError(UserError):
-    """A working directory that belongs to another run, to other data, or to a job that is still running."""
+    """A working directory that belongs to another run, to other data, or to a running job; or has no checkpoint yet."""
 
     exit_code = 2
 

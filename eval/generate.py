@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token")
     parser.add_argument("--top-k", type=int, default=0, help="draw among the k likeliest tokens; 0: all")
     parser.add_argument("--top-p", type=float, default=1.0, help="draw among the likeliest with this share")
-    parser.add_argument("--seed", type=options.seed, default=0)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stop", action="append", default=[], help="a text before which to stop; several times")
     return options.run("generate.py", lambda: generate(parser.parse_args(argv)), goes_on=False)
 
@@ -37,7 +37,7 @@ def generate(arguments: argparse.Namespace) -> None:
     texts = [*arguments.prompt, *map(_read, arguments.prompt_file)]
     if not texts:
         raise UsageError("give a --prompt or a --prompt-file")
-    for text in texts:
+    for text in arguments.prompt:
         try:
             text.encode()
         except UnicodeEncodeError as error:  # bytes of a command line that are no text

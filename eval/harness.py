@@ -68,7 +68,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         }
         asked["include_path"] = options.absolute(arguments.include_path)
         told = {"cut": adapter.cut, "no_system": adapter.no_system}
-        asked |= {"step": step, "lm_eval": importlib.metadata.version("lm_eval")}
+        asked |= {"step": step, "weights": model.mark(step), "lm_eval": importlib.metadata.version("lm_eval")}
         same = [*request, *(name for name in asked if name != "tasks")]
         whole = with_earlier(results.directory / "harness.json", request | asked | found | told, same)
         path = results.write(
@@ -162,7 +162,8 @@ def run(adapter: harness.Harness, manager: Any, tasks: list[Any], arguments: arg
     except (AssertionError, ValueError) as error:  # what its samplers raise for more examples than a task has
         if not any(Path(frame.filename).name == "samplers.py" for frame in traceback.extract_tb(error.__traceback__)):
             raise
-        raise UsageError(f"--num-fewshot={arguments.num_fewshot} is not allowed: {error}") from error
+        asked = "num_fewshot of a task" if arguments.num_fewshot is None else f"--num-fewshot={arguments.num_fewshot}"
+        raise UsageError(f"{asked} is not allowed: {error}") from error
     kept = {name: found[name] for name in KEPT if name in found}
     return json.loads(json.dumps(kept, default=handle_non_serializable))
 

@@ -47,11 +47,13 @@ def evaluate(arguments: argparse.Namespace) -> None:
         model, context=model.context, max_length=arguments.max_length, template=arguments.template
     )
     step = model.steps()[-1]
+    mark = model.mark(step)
     generator = functools.cache(lambda: Generator(language_model.load(model, step=step), arguments.batch_rows))
     with Results(options.out_directory(arguments, model, "longbench"), request) as results:
-        scores = {name: score(generator, one, step, model, results) for name, one in samples.items()}
+        scores = {name: score(generator, one, mark, model, results) for name, one in samples.items()}
         result = summary(scores, samples)
         asked = {"data": options.absolute(arguments.data), "samples": arguments.samples, "step": step}
+        asked["weights"] = mark
         whole = with_earlier(results.directory / "longbench.json", request | asked | result, [*request, *asked])
         path = results.write("longbench.json", whole)
         results.write("longbench.png", picture(whole["scores"]))
@@ -77,10 +79,9 @@ def read_samples(arguments: argparse.Namespace, model: Description) -> dict[str,
 
 
 def score(
-    generator: Callable[[], Generator], samples: Samples, step: int | None, model: Description, results: Results
+    generator: Callable[[], Generator], samples: Samples, mark: str, model: Description, results: Results
 ) -> list[float]:
     """Percent of each sample."""
-    mark = model.mark(step)
     keys = [f"{mark} {samples.key(index)}" for index in range(len(samples))]
     how = line_end(samples.task, model)
     answers = answer(generator, samples, keys, results, samples.task.name, **how)

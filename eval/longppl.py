@@ -79,7 +79,7 @@ def evaluate(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
             judge = None  # one model at a time
         sums = longppl.measure(reader, spans, results)
         found = longppl.by_length(sums, too_short)
-        told = request | asked | {"step": reader.step}
+        told = request | asked | {"step": reader.step, "weights": reader.mark}
         earlier.beside(results.directory / "longppl.json", told | {"lengths": found}, told, _other_lengths)
         path = results.write("longppl.json", told | {"lengths": found})
         results.write("longppl.png", picture(found))

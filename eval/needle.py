@@ -60,9 +60,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
         keys = [f"{mark} {length} {index}" for length in arguments.lengths for index in range(of_length)]
         answers = answer(generator, grid, keys, results, "needles")
         found = {"lengths": arguments.lengths, "percent": grid.heat_map(answers).tolist()}
-        found |= {"step": step, "context": model.context, "material": grid[0].material}
+        found |= {"step": step, "weights": mark, "context": model.context, "material": grid[0].material}
         file = results.directory / "needle.json"
-        result = with_earlier(file, request | found, [*request, "step", "context", "material"])
+        result = with_earlier(file, request | found, [*request, "step", "weights", "context", "material"])
         results.write(file.name, result)
         percent, rows = np.asarray(result["percent"]), [f"{depth:g}%" for depth in depths]
         results.write("needle.png", heat_maps.by_length(percent.T, rows, result["lengths"], "Needle found, percent"))

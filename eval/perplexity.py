@@ -79,17 +79,18 @@ def score_texts(arguments: argparse.Namespace) -> None:
     chosen = {length: documents.choose(length, arguments.samples) for length in lengths}
     request = options.request(model, text=texts.absolute(text), **dataclasses.asdict(measure))
     step = model.steps()[-1]
+    mark = model.mark(step)
     scorer = functools.cache(lambda: Scorer(language_model.load(model, step=step), arguments.batch_rows))
     name = "perplexity-text" if model.is_run else "perplexity"
     with Results(options.out_directory(arguments, model, name), request) as results:
         rows = {length: some for length, (some, _) in chosen.items()}
-        sums = perplexity.score(scorer, rows, measure, model.tokenizer, model.mark(step), results)
+        sums = perplexity.score(scorer, rows, measure, model.tokenizer, mark, results)
         found = {
             length: {"too_short": chosen[length][1], **perplexity.summary(sums[length], length, measure.last)}
             for length in lengths
         }
         asked = {name: getattr(arguments, name) for name in ("text_key", "samples", "seed")}
-        told = request | asked | {"context": model.context, "step": step}
+        told = request | asked | {"context": model.context, "step": step, "weights": mark}
         before, new = earlier.beside(results.directory / "perplexity.json", told | {"lengths": found}, told)
         whole = earlier.union(before, new, ["lengths"])  # with those of an earlier command
         path = results.write("perplexity.json", whole)

@@ -76,7 +76,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         result = rope_precision.summary(passes, mark, found)
         errors = rotation.table_errors(model.rope, model.model.head_width, POSITIONS)
         result["tables"] = {"positions": POSITIONS, "errors": errors}
-        told = {"context": model.context, "step": step}
+        told = {"context": model.context, "step": step, "weights": mark}
         path = results.write("rope_precision.json", request | told | result)
         for name, png in rope_figures.pictures(plan, result):
             results.write(name, png)

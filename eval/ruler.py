@@ -47,6 +47,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         by_step = {step: score(model, step, samples, results, arguments.batch_rows) for step in steps}
         result = summary(by_step, samples)
         asked = {"samples": arguments.samples, "context": model.context, "steps": steps}
+        asked["weights"] = [model.mark(step) for step in steps]
         whole = with_earlier(results.directory / "ruler.json", request | asked | result, [*request, *asked])
         path = results.write("ruler.json", whole)
         results.write("ruler.png", picture(whole["scores"]))
@@ -96,7 +97,8 @@ def score(
     def generator() -> Generator:
         return Generator(language_model.load(model, step=step), batch_rows)
 
-    mark, scores = model.mark(step), {}
+    mark = model.mark(step)
+    scores: dict[str, dict[int, float]] = {}
     for (task, length), some in samples.items():
         keys = [f"{mark} {task} {length} {index}" for index in range(len(some))]
         label = f"{task} {length}" + (f" of step {step}" if step is not None else "")

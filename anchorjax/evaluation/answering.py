@@ -1,9 +1,11 @@
 """Answers of a model, batch by batch, each kept as soon as it is there."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import tqdm
 
 from anchorjax.evaluation.generation import Generator
 from anchorjax.evaluation.results import Results
@@ -64,10 +66,11 @@ def fill(
       find: answers to some of them.
       batch_rows: how many questions at once; asked only if something is missing.
     """
-    keys = list(questions)
-    if results.have(keys):
-        return
-    rows = batch_rows()
-    for some in results.unfinished((keys[first : first + rows] for first in range(0, len(keys), rows)), label):
-        for key, found in zip(some, find([questions[key] for key in some]), strict=True):
-            results.add(key, **found)
+    missing = results.missing(questions)
+    with tqdm.tqdm(
+        total=len(questions), initial=len(questions) - len(missing), desc=label, disable=not sys.stderr.isatty()
+    ) as bar:
+        while missing:
+            some, missing = missing[: batch_rows()], missing[batch_rows() :]
+            results.add_all(dict(zip(some, find([questions[key] for key in some]), strict=True)))
+            bar.update(len(some))

@@ -6,7 +6,6 @@ compiles anything new. The device works on token n + 1 while the host reads toke
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -15,15 +14,15 @@ from jax.sharding import PartitionSpec as P
 from jax.sharding import reshard
 
 from anchorjax.data import Tokenizer
-from anchorjax.errors import EvaluationError, UsageError
-from anchorjax.evaluation.language_model import Description, LanguageModel
+from anchorjax.errors import UsageError
+from anchorjax.evaluation.batching import batches, bucket, check_ids
+from anchorjax.evaluation.language_model import LanguageModel
 from anchorjax.evaluation.sampling import Sampling, next_tokens
 from anchorjax.models.cached import Cache, Layers, advance
 from anchorjax.models.layers import Shape
 from anchorjax.sharding import BATCH, ROWS
 
 CHUNK = 4096  # tokens of a prompt taken in at once, at most: bounds activations
-SMALLEST = 16  # of buckets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,21 +38,6 @@ class Generation:
     tokens: tuple[int, ...]
     text: str
     reason: str
-
-
-def bucket(size: int) -> int:
-    """The next of 16, 20, 24, 28, 32, 40, 48, ...: four to an octave, so that a quarter is the most that is idle."""
-    size = max(size, SMALLEST)
-    step = (1 << (size - 1).bit_length() - 1) // 4
-    return -(-size // step) * step
-
-
-def batches(rows: Sequence[Sequence[int]], most: int, kind: Callable[[int], int]) -> Iterator[list[int]]:
-    """Places of at most so many rows, ascending in length: few pads. Of one batch `kind` of the lengths is the same."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    for _, some in itertools.groupby(order, key=lambda i: kind(len(rows[i]))):
-        alike = list(some)
-        yield from (alike[first : first + most] for first in range(0, len(alike), most))
 
 
 class Generator:
@@ -104,11 +88,8 @@ class Generator:
         self.check(prompts, max_new_tokens)
         numbers, ends = numbers or range(len(prompts)), (*self.description.eos_ids, *stop_ids)
         texts: dict[int, _Text] = {}
-
-        def room(longest: int) -> int:  # RoPE may depend on it, and an answer must not on what else is asked
-            return self._room(longest, max_new_tokens)[2] if self.description.rope.depends_on_length else 0
-
-        for places in batches(prompts, self.batch_rows, room):
+        kind = self._kind(max_new_tokens)
+        for places in batches(range(len(prompts)), self.batch_rows, lambda i: len(prompts[i]), kind):
             some = {i: _Text(i, self.description.tokenizer, ends, stop, show) for i in places}
             chosen = [numbers[i] for i in places]
             self._batch([prompts[i] for i in places], chosen, list(some.values()), max_new_tokens, sampling)
@@ -127,9 +108,9 @@ class Generator:
 
     def _tokens(self, prompts, numbers: list[int], max_new_tokens: int, sampling: Sampling) -> Iterator[jax.Array]:
         """Arrays [B] of new tokens, each asked of the device one ahead of being handed out."""
-        chunk, columns, room = self._room(max(map(len, prompts)), max_new_tokens)
+        chunk, columns = self._columns(max(map(len, prompts)))
         tokens_BP, start_B = self._laid_out(prompts, columns)
-        shape = self.description.shape(room)
+        shape = self.description.shape(bucket(columns + max_new_tokens))
         prompt_B = np.resize(np.asarray(numbers, np.int32), self.batch_rows)
         cache = _empty_cache(start_B, shape)
         step = functools.partial(_step, num_anchors=self.description.num_anchors, shape=shape, sampling=sampling)
@@ -142,11 +123,17 @@ class Generator:
             yield ready_B
         yield tokens_B
 
-    def _room(self, longest: int, max_new_tokens: int) -> tuple[int, int, int]:
-        """(tokens of a chunk, columns of the prompts, of the cache)."""
+    def _kind(self, max_new_tokens: int) -> Callable[[int], int] | None:
+        """For `batches`: where RoPE depends on the cache's columns, an answer must not depend on what is beside it."""
+        if not self.description.rope.depends_on_length:
+            return None
+        return lambda length: bucket(self._columns(length)[1] + max_new_tokens)
+
+    def _columns(self, longest: int) -> tuple[int, int]:
+        """(tokens of a chunk, columns of the prompts)."""
         chunks = -(-longest // self.chunk)
         chunk = min(self.chunk, bucket(-(-longest // chunks)))  # alike in size: few pads
-        return chunk, chunks * chunk, bucket(chunks * chunk + max_new_tokens)
+        return chunk, chunks * chunk
 
     def _laid_out(self, prompts, columns: int) -> tuple[np.ndarray, np.ndarray]:
         """Prompts with pads in front [B, columns], and where each begins [B]. Rows too many are copies of the last."""
@@ -168,16 +155,6 @@ def check_context(prompt: int, answer: int, context: int) -> None:
         raise UsageError(
             f"a prompt of {prompt:,} tokens and {answer:,} new ones are more than the model's context of {context:,}; "
             "--context=N allows more"
-        )
-
-
-def check_ids(rows: Sequence[Sequence[int]], model: Description) -> None:
-    """Raises EvaluationError for a token that the model does not know, in whose place it would take another."""
-    largest = max(max(row, default=0) for row in rows)
-    if largest >= model.model.vocab_size:
-        raise EvaluationError(
-            f"the tokenizer of {model.directory} gives the token {largest:,}, and the model knows "
-            f"{model.model.vocab_size:,}: it is another model's, or has tokens that were added later"
         )
 
 

@@ -23,6 +23,7 @@ from anchorjax.data.tokenizer import read_json
 from anchorjax.errors import EvaluationError, WeightsError
 from anchorjax.evaluation import language_model
 from anchorjax.evaluation.answering import fill
+from anchorjax.evaluation.batching import check_ids
 from anchorjax.evaluation.generation import Generator
 from anchorjax.evaluation.language_model import Description
 from anchorjax.evaluation.results import Results
@@ -231,6 +232,7 @@ class Harness:
             raise EvaluationError("a continuation without a context of at least one token cannot be scored")
         if not 0 < new <= most:
             raise EvaluationError(f"a continuation of {new:,} tokens cannot be scored: 1 to {most:,} are allowed")
+        check_ids([continuation], self.model)
         row = context + continuation
         self.cut += len(row) > most + 1
         row = tuple(self._last(row, most + 1))

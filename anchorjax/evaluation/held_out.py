@@ -12,7 +12,7 @@ from anchorjax.config import AttentionConfig, Config, MeshConfig, resolve
 from anchorjax.errors import ConfigError, WorkdirError
 from anchorjax.evaluation.perplexity import perplexity
 from anchorjax.evaluation.results import Results
-from anchorjax.training.checkpoint import Checkpoints, mark
+from anchorjax.training.checkpoint import Checkpoints, weights_mark
 from anchorjax.training.evaluate import Evaluator
 from anchorjax.training.setup import Setup, check_attention
 from anchorjax.training.workdir import load_config
@@ -41,7 +41,7 @@ def evaluate(setup: Setup, workdir: Path, max_rows: int, results: Results) -> di
     rows = list(data.eval_rows(store, tokenizer, setup.config.data, max_rows))
     evaluator = Evaluator(setup.steps, tokenizer.token_bytes_V, setup.mesh)
     # Of one checkpoint, rows are always the same ones; which of them are a batch depends on the devices.
-    begin = f"{mark(meta)} {max_rows} {setup.config.data.batch_rows}"
+    begin = f"{weights_mark(meta)} {max_rows} {setup.config.data.batch_rows}"
     keys = [f"{begin} {index}" for index in range(len(rows))]
     with jax.set_mesh(setup.mesh):
         for key, batch in zip(keys, tqdm.tqdm(rows, unit="batch", disable=not sys.stderr.isatty()), strict=True):

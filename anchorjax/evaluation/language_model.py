@@ -66,9 +66,12 @@ class Description:
         return list(Checkpoints(self.directory, keep=1, read_only=True).steps())
 
     def mark(self, step: int | None) -> str:
-        """Tells the weights of a checkpoint from any others, in keys of answers. None has a Hugging Face directory."""
+        """Tells the weights of a checkpoint from any others, in keys of answers.
+
+        A Hugging Face directory has no steps: what is in it stands in the request (`options.request`).
+        """
         if step is None:
-            return str(step)
+            return "-"
         return Checkpoints(self.directory, keep=1, read_only=True).mark(step)
 
     def shape(self, row_length: int) -> Shape:
@@ -192,7 +195,7 @@ def load(description: Description, mesh: Mesh | None = None, step: int | None = 
       step: of a run's checkpoints; None takes the newest.
 
     Raises:
-      WeightsError, CheckpointError: they cannot be read, or are of another model.
+      WeightsError, WorkdirError, CheckpointError: they cannot be read, or are of another model.
     """
     mesh = mesh or make_mesh(description.model)
     shape = description.shape(description.context)

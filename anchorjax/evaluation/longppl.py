@@ -17,15 +17,17 @@ whatever a tokenizer's offsets leave out; and where there are no key tokens, not
 import dataclasses
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import tqdm
 
 from anchorjax.data.tokenizer import Tokenizer
 from anchorjax.errors import EvaluationError, UsageError
 from anchorjax.evaluation import windows
-from anchorjax.evaluation.generation import bucket
+from anchorjax.evaluation.batching import batches, bucket
 from anchorjax.evaluation.perplexity import perplexity
 from anchorjax.evaluation.results import Results
 from anchorjax.evaluation.scoring import Scorer
@@ -138,13 +140,16 @@ def judge(evaluator: Reader, pieces: Sequence[Piece], rule: Rule, results: Resul
       itself: the evaluator is the model that is measured; what `measure` needs is found in the same pass.
     """
     keys = {piece: f"keys {evaluator.mark} {piece.name}" for piece in pieces}
-    for piece, ids_T, offsets_T2, long_T in _read(evaluator, keys, results, "key tokens"):
-        short_T = evaluator.nats([ids_T], [rule.windows(len(ids_T))])[0]
-        keys_T = rule.key_tokens(long_T, short_T)
-        spans = merge(offsets_T2, keys_T)
-        if itself:
-            results.add(_measured(evaluator, piece, spans), **_sums(long_T, inside(offsets_T2, spans)))
-        results.add(keys[piece], tokens=len(ids_T), keys=int(keys_T.sum()), spans=spans)
+    for batch in _read(evaluator, keys, results, "key tokens"):
+        found = {}
+        for piece, ids_T, offsets_T2, long_T in batch:
+            short_T = evaluator.nats([ids_T], [rule.windows(len(ids_T))])[0]
+            keys_T = rule.key_tokens(long_T, short_T)
+            spans = merge(offsets_T2, keys_T)
+            if itself:
+                found[_measured(evaluator, piece, spans)] = _sums(long_T, inside(offsets_T2, spans))
+            found[keys[piece]] = {"tokens": len(ids_T), "keys": int(keys_T.sum()), "spans": spans}
+        results.add_all(found)
     return {piece: results.answers[key] for piece, key in keys.items()}
 
 
@@ -156,23 +161,25 @@ def _measured(model: Reader, piece: Piece, spans: Sequence[Span]) -> str:
 def measure(model: Reader, spans: Mapping[Piece, Sequence[Span]], results: Results) -> dict[Piece, dict]:
     """{"nats", "tokens", "key_nats", "keys"} of each piece, by the model; key tokens are those inside the spans."""
     keys = {piece: _measured(model, piece, some) for piece, some in spans.items()}
-    for piece, _, offsets_T2, nats_T in _read(model, keys, results, "documents"):
-        results.add(keys[piece], **_sums(nats_T, inside(offsets_T2, spans[piece])))
+    for batch in _read(model, keys, results, "documents"):
+        results.add_all(
+            {keys[piece]: _sums(nats_T, inside(offsets_T2, spans[piece])) for piece, _, offsets_T2, nats_T in batch}
+        )
     return {piece: results.answers[key] for piece, key in keys.items()}
 
 
 def _read(
     reader: Reader, keys: Mapping[Piece, str], results: Results, label: str
-) -> Iterator[tuple[Piece, np.ndarray, np.ndarray, np.ndarray]]:
-    """(piece, ids [T], offsets [T, 2], -log p with all text before it [T]) of those without an answer."""
-    if results.have(keys.values()):
-        return
-    read = {key: (piece, *piece.tokens(reader.tokenizer)) for piece, key in keys.items()}
-    batches = windows.batches(list(read), lambda key: bucket(len(read[key][1])), reader.scorer().batch_rows)
-    for some in results.unfinished(batches, label):
-        ids = [read[key][1] for key in some]
-        nats = reader.nats(ids, [windows.whole(len(ids_T)) for ids_T in ids])
-        yield from ((*read[key], nats_T) for key, nats_T in zip(some, nats, strict=True) if key not in results.answers)
+) -> Iterator[list[tuple[Piece, np.ndarray, np.ndarray, np.ndarray]]]:
+    """(piece, ids [T], offsets [T, 2], -log p with all text before it [T]) of those without an answer, by batches."""
+    missing = [(piece, *piece.tokens(reader.tokenizer)) for piece, key in keys.items() if key not in results.answers]
+    hidden = not missing or not sys.stderr.isatty()
+    with tqdm.tqdm(desc=label, total=len(keys), initial=len(keys) - len(missing), disable=hidden) as bar:
+        rows = reader.scorer().batch_rows if missing else 1
+        for some in batches(missing, rows, lambda one: len(one[1]), kind=bucket):
+            nats = reader.nats([ids_T for _, ids_T, _ in some], [windows.whole(len(ids_T)) for _, ids_T, _ in some])
+            yield [(*one, nats_T) for one, nats_T in zip(some, nats, strict=True)]
+            bar.update(len(some))
 
 
 def _sums(nats_T: np.ndarray, keys_T: np.ndarray) -> dict:

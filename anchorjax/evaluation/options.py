@@ -14,7 +14,7 @@ from anchorjax.data.chat import ChatTemplate
 from anchorjax.errors import UsageError, UserError
 from anchorjax.evaluation.language_model import DTYPES, Description, describe
 
-_SMALL = 2**24  # bytes: configuration, templates and tokenizers, not weights
+_SMALL = 2**26  # bytes: configuration, templates and tokenizers, not weights
 
 
 class Parser(argparse.ArgumentParser):
@@ -186,7 +186,7 @@ def request(model: Description, **more) -> dict:
 
 
 def _fingerprint(model: Description) -> str:
-    """Changes with the small files of model and tokenizer, and with the size or time of Hugging Face's weights.
+    """Changes with the small files of model and tokenizer, and with the size or time of large ones: weights.
 
     Of a run's own directory no file counts: training goes on there.
     """
@@ -194,10 +194,10 @@ def _fingerprint(model: Description) -> str:
     digest = hashlib.sha256()
     for file in sorted({path for directory in directories for path in directory.iterdir() if path.is_file()}):
         stat = file.stat()
-        if stat.st_size < _SMALL:
-            digest.update(f"{file.name} {stat.st_size}\n".encode() + file.read_bytes())
-        elif model.is_hugging_face:
-            digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        small = stat.st_size < _SMALL
+        digest.update(f"{file.name} {stat.st_size} {'' if small else stat.st_mtime_ns}\n".encode())
+        if small:
+            digest.update(file.read_bytes())
     return digest.hexdigest()
 
 

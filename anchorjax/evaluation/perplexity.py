@@ -5,14 +5,17 @@ A row is a document behind the beginning of sequence, which plays the anchor in 
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+import tqdm
 
 from anchorjax import figures
 from anchorjax.data.tokenizer import Tokenizer
 from anchorjax.errors import UsageError
 from anchorjax.evaluation import windows
+from anchorjax.evaluation.batching import batches
 from anchorjax.evaluation.results import Results
 from anchorjax.evaluation.scoring import Scorer
 from anchorjax.evaluation.texts import Chosen, digest
@@ -81,14 +84,21 @@ def score(
         for length, keys in keys_by_length.items()
         for key, one in zip(keys, rows[length], strict=True)
     }
-    # Documents in windows come one by one, so that the windows that are batched are always the same.
-    together = 1 if measure.window or results.have(todo) else scorer().batch_rows
-    for keys in results.unfinished(windows.batches(list(todo), lambda key: todo[key][0], together), "documents"):
-        documents = [todo[key][1].ids_T for key in keys]
-        some = [measure.windows(len(ids_T)) for ids_T in documents]
-        nats = windows.score(scorer(), documents, some, [tokenizer.bos_id])
-        for key, ids_T, nats_T in zip(keys, documents, nats, strict=True):
-            results.add(key, **_sums(nats_T, tokenizer.token_bytes_V[ids_T], todo[key][0], measure.last))
+    missing = results.missing(todo)
+    hidden = not missing or not sys.stderr.isatty()
+    with tqdm.tqdm(total=len(todo), initial=len(todo) - len(missing), unit="document", disable=hidden) as bar:
+        # Documents in windows come one by one, so that the windows that are batched are always the same.
+        together = scorer().batch_rows if missing and not measure.window else 1
+        for keys in batches(missing, together, lambda key: todo[key][0], kind=int):
+            documents = [todo[key][1].ids_T for key in keys]
+            some = [measure.windows(len(ids_T)) for ids_T in documents]
+            nats = windows.score(scorer(), documents, some, [tokenizer.bos_id])
+            sums = (
+                _sums(nats_T, tokenizer.token_bytes_V[ids_T], todo[key][0], measure.last)
+                for key, ids_T, nats_T in zip(keys, documents, nats, strict=True)
+            )
+            results.add_all(dict(zip(keys, sums, strict=True)))
+            bar.update(len(keys))
     return {length: [results.answers[key] for key in keys] for length, keys in keys_by_length.items()}
 
 

@@ -7,12 +7,9 @@ NAME.json       a result, written whole; NAME.png beside it
 import contextlib
 import fcntl
 import json
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-import tqdm
 
 from anchorjax import atomic
 from anchorjax.errors import EvaluationError
@@ -73,32 +70,24 @@ class Results:
         self._file.truncate(len(whole))
 
     def add(self, key: str, **found: Any) -> None:
-        """Keeps an answer, unless there is one."""
-        if key not in self.answers:
-            self.answers[key] = {"key": key, **found}
-            self._append(self.answers[key])
+        self.add_all({key: found})
 
-    def have(self, keys: Iterable[str]) -> bool:
-        return all(key in self.answers for key in keys)
+    def add_all(self, found: Mapping[str, Mapping[str, Any]]) -> None:
+        """Keeps the answers of a batch in one write.
 
-    def unfinished(self, batches: Iterable[Sequence[str]], label: str) -> Iterator[Sequence[str]]:
-        """Those of which an answer is missing, with a progress bar.
-
-        They come whole, as they would have been asked at once: in other company a row may come out otherwise, by what
-        rounding makes of it.
+        A kill leaves all of them or none, and the batches behind it those that would have come: in other company a row
+        may come out otherwise, by what rounding makes of it.
         """
-        batches = list(batches)
-        left = [keys for keys in batches if not self.have(keys)]
-        total, missing = (sum(map(len, some)) for some in (batches, left))
-        hidden = not left or not sys.stderr.isatty()
-        with tqdm.tqdm(desc=label, total=total, initial=total - missing, disable=hidden) as bar:
-            for keys in left:
-                yield keys
-                bar.update(len(keys))
+        lines = {key: {"key": key, **answer} for key, answer in found.items()}
+        self.answers |= lines
+        self._append(*lines.values())
 
-    def _append(self, line: Mapping[str, Any]) -> None:
+    def missing(self, keys: Iterable[str]) -> list[str]:
+        return [key for key in keys if key not in self.answers]
+
+    def _append(self, *lines: Mapping[str, Any]) -> None:
         with self._writing():
-            self._file.write(json.dumps(line).encode() + b"\n")
+            self._file.write(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
             self._file.flush()
 
     @contextlib.contextmanager

@@ -172,17 +172,14 @@ def run(
     model = functools.lru_cache(maxsize=1)(load)
     with tqdm.tqdm(some, desc="passes", disable=not sys.stderr.isatty()) as bar:
         for one in bar:
-            missing = [label for label in one.labels if one.key(mark, label) not in results.answers]
-            if not missing:
+            keys = [one.key(mark, label) for label in one.labels]
+            if not results.missing(keys):
                 continue
             bar.set_postfix_str(f"{one.variant} {one.experiment} {one.sample}")
             weights = weights_of(one.variant)
             precision = PRECISIONS[one.variant.removeprefix(weights)]
-            # Whole even if a part is missing: what a pass gives depends, to the last bit, on what else is in it.
             found = deviation.measure(model(weights), one.row(), precision, one.lengths, plan.max_position)
-            for place, label in enumerate(one.labels):
-                if label in missing:
-                    results.add(one.key(mark, label), **record(found, place))
+            results.add_all({key: record(found, place) for place, key in enumerate(keys)})
     return {key: results.answers[key] for one in some for key in (one.key(mark, label) for label in one.labels)}
 
 

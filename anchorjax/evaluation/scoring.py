@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from jax.sharding import reshard
 
 from anchorjax.errors import EvaluationError, UsageError
-from anchorjax.evaluation.generation import batches, bucket, check_ids
+from anchorjax.evaluation.batching import batches, bucket, check_ids
 from anchorjax.evaluation.language_model import LanguageModel
 from anchorjax.models.decoder import Decoder, logits
 from anchorjax.models.layers import Shape
@@ -108,9 +108,9 @@ class Scorer:
                 )
         check_ids(rows, self.description)
         # RoPE may depend on the columns, and a score must not on what else is asked.
-        kind = bucket if self.description.rope.depends_on_length else lambda length: 0
+        kind = bucket if self.description.rope.depends_on_length else None
         found: dict[int, Any] = {}
-        for numbers in batches(rows, self.batch_rows, kind):
+        for numbers in batches(range(len(rows)), self.batch_rows, lambda i: len(rows[i]), kind):
             some = [rows[i] for i in numbers]
             columns = bucket(max(map(len, some)))
             options = {"num_anchors": self.description.num_anchors, "shape": self.description.shape(columns)}

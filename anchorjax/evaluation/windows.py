@@ -5,9 +5,7 @@ token is to attention would be lost with the context.
 """
 
 import dataclasses
-import itertools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -46,15 +44,6 @@ def short_contexts(size: int, context: int, stride: int) -> list[Window]:
         Window(begin, begin + context, min(begin + context + stride, size))
         for begin in range(0, size - context, stride)
     ]
-
-
-def batches(items: Sequence, size: Callable[[Any], int], rows: int) -> Iterator[list]:
-    """Items of one size, `rows` at a time: what one of them is padded to does not depend on which others are there."""
-    for _, same in itertools.groupby(sorted(items, key=size), key=size):
-        left = list(same)
-        while left:
-            yield left[:rows]
-            left = left[rows:]
 
 
 def score(

@@ -123,9 +123,9 @@ class Checkpoints:
         return steps
 
     def mark(self, step: int) -> str:
-        """See the function `mark`. Raises CheckpointError: the checkpoint cannot be read."""
+        """See `weights_mark`. Raises CheckpointError: the checkpoint cannot be read."""
         try:
-            return mark(self._meta(step))
+            return weights_mark(self._meta(step))
         except Exception as error:  # damage surfaces as whatever Orbax's parser trips over
             raise self._unreadable(step, error) from error
 
@@ -202,7 +202,7 @@ class Checkpoints:
         self._manager.close()
 
 
-def mark(meta: Mapping[str, Any]) -> str:
+def weights_mark(meta: Mapping[str, Any]) -> str:
     """Of a checkpoint, by its `meta`: the step, and letters that tell its weights from any others."""
     weights = sorted(item for item in meta["digests"].items() if item[0].startswith(_WEIGHTS))
     return f"{meta['step']}-{hashlib.sha256(json.dumps(weights).encode()).hexdigest()[:8]}"

@@ -80,7 +80,7 @@ class Pretrained:
         """The decoder with the checkpoint's weights; `params` gives devices and dtypes, and its buffers.
 
         Raises:
-          WeightsError, CheckpointError: the weights cannot be read, or are of another model.
+          WeightsError, WorkdirError, CheckpointError: the weights cannot be read, or are of another model.
         """
         if "model_type" in hf_config.load(self.directory):
             return hf_checkpoint.load(params, shape.model, Weights.open(self.directory))

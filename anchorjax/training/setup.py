@@ -71,7 +71,7 @@ class Setup:
         """Fresh weights and moments, or a checkpoint's weights; call it inside the mesh.
 
         Raises:
-          WeightsError, CheckpointError: the checkpoint's weights cannot be read, or are of another model.
+          WeightsError, WorkdirError, CheckpointError: the checkpoint's weights cannot be read, or are of another model.
         """
         if self.pretrained is None:
             return jax.jit(self.make_state)()

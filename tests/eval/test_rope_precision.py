@@ -148,15 +148,15 @@ def test_what_cannot_be_done_is_one_line_before_any_weight_is_read(
     assert not list(tmp_path.iterdir())
 
 
-def test_other_essays_of_the_same_name_are_another_request(directory, tmp_path, capsys):
-    for name, words in (("a", "One two. "), ("b", "Three four. ")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "text.txt").write_text(words * 99)
+def test_essays_that_were_changed_are_another_request(directory, tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("One two. " * 99)
     options = [f"--hf={directory}", f"--out={tmp_path / 'out'}", "--experiments=lengths", "--lengths=32", "--tokens=32"]
-    options += ["--variants=bf16", "--samples=1", "--shifts=0"]
-    assert rope_precision.main([*options, f"--essays={tmp_path / 'a/text.txt'}"]) == 0
-    assert rope_precision.main([*options, f"--essays={tmp_path / 'b/text.txt'}"]) == 2
-    assert "holds answers to another request (essays: " in capsys.readouterr().err
+    options += ["--variants=bf16", "--samples=1", "--shifts=0", f"--essays={text}"]
+    assert rope_precision.main(options) == 0
+    text.write_text("Three four. " * 99)
+    assert rope_precision.main(options) == 2
+    assert "holds answers to another request (contents: " in capsys.readouterr().err
 
 
 def test_answers_to_another_request_are_kept(directory, measured, capsys):

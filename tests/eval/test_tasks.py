@@ -1,5 +1,6 @@
 """generate.py, ruler.py and needle.py on a tiny model: what they write, that they go on, and what they refuse."""
 
+import dataclasses
 import importlib
 import json
 import pathlib
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from anchorjax.evaluation import language_model
+from anchorjax.evaluation import language_model, options
 from anchorjax.evaluation import ruler as ruler_lib
 from eval import generate, needle, ruler
 from tests.evaluation import typed
@@ -184,6 +185,17 @@ def test_a_model_that_was_changed_is_another_request(directory, scored, tmp_path
     (changed / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-4}))
     assert ruler.main([f"--hf={changed}", f"--tasks={TASKS}", f"--out={out}", *LENGTHS]) == 2
     assert "holds answers to another request (files: " in capsys.readouterr().err
+
+
+def test_a_run_s_tokenizer_is_in_the_request(directory, tmp_path):
+    """Beside it the directory may change, as training goes on."""
+    files, run = shutil.copytree(directory, tmp_path / "files"), shutil.copytree(directory, tmp_path / "run")
+    model = dataclasses.replace(language_model.describe(hf=run), fields={"data": {}}, files=files)
+    before = options.request(model)
+    (run / "metrics.jsonl").write_text("{}")
+    assert options.request(model) == before
+    (files / "tokenizer.json").write_text("{}")
+    assert options.request(model)["files"] != before["files"]
 
 
 def test_commands_of_the_readme_are_understood(tmp_path, monkeypatch, capsys):

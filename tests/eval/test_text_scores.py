@@ -259,6 +259,14 @@ def test_a_model_that_judges_itself_may_find_nothing(model, text, tmp_path, caps
     assert "no key tokens at length 100: LongPPL is not defined there" in capsys.readouterr().out
 
 
+def test_a_document_within_the_short_context_has_no_key_token(model, tmp_path):
+    text = tmp_path / "short.jsonl"
+    text.write_text(json.dumps({"text": TEXTS[0]}) + "\n")
+    options = ["--lengths=100", "--shortest=8", "--samples=1", "--short-context=64", "--stride=20"]
+    found = run_longppl(model[1], text, tmp_path / "out", *options)["lengths"]["100"]
+    assert (found["key_tokens"], found["tokens"]) == (0, len(TEXTS[0]))
+
+
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [

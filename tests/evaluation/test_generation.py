@@ -13,7 +13,8 @@ import torch
 from anchorjax import sharding
 from anchorjax.errors import EvaluationError, UsageError
 from anchorjax.evaluation import generation, language_model
-from anchorjax.evaluation.generation import Generator, bucket
+from anchorjax.evaluation.batching import bucket
+from anchorjax.evaluation.generation import Generator
 from anchorjax.evaluation.sampling import Sampling, allowed_logits
 from anchorjax.evaluation.scoring import Scorer
 from anchorjax.models.decoder import logits
@@ -100,7 +101,7 @@ def test_greedy_text_is_that_of_a_whole_forward_pass_at_every_step(name, tmp_pat
 
 @pytest.mark.parametrize("name", ["llama dynamic", "llama longrope"])
 def test_company_changes_nothing_where_rope_goes_by_length(name, tmp_path):
-    """Or an evaluation that was killed would end otherwise: what is still to be asked comes in other batches."""
+    """Or an answer would be another one with other --batch-rows, and beside other questions."""
     tiny.make(name, tmp_path)
     write_tokenizer(tmp_path)
     description = dataclasses.replace(language_model.describe(hf=tmp_path, context=64), eos_ids=())
@@ -240,11 +241,3 @@ def test_requests_that_cannot_be_met(llama):
         made.generate([[5]], 0)
     with pytest.raises(UsageError, match=r"--top-p=0 is not allowed: it must be above 0 and at most 1"):
         Sampling(top_p=0)
-
-
-def test_buckets_waste_a_quarter_at_most():
-    sizes = np.arange(1, 5000)
-    buckets = np.array([bucket(int(size)) for size in sizes])
-    assert (buckets >= sizes).all()
-    assert (buckets[sizes >= 16] < 1.25 * sizes[sizes >= 16] + 1).all()
-    assert len(set(buckets.tolist())) < 40

@@ -96,6 +96,7 @@ def test_longer_than_all_documents(tmp_path):
         ("qa_2", {}, "get hotpot_dev_distractor_v1.json and name it with --hotpot=PATH"),
         ("qa_1", {"squad": "missing.json"}, "squad=.*missing.json cannot be read as dev-v2.0.json: .*No such file"),
         ("qa_1", {"squad": "{"}, "squad=.* cannot be read as dev-v2.0.json: JSONDecodeError"),
+        ("qa_1", {"squad": '{"data": "\\ud800"}'}, "squad=.* cannot be read as dev-v2.0.json: UnicodeEncodeError"),
         ("qa_2", {"hotpot": '{"data": []}'}, "hotpot=.* cannot be read as hotpot_dev_distractor_v1.json"),
         ("qa_1", {"squad": '{"data": []}'}, "holds no question that has an answer"),
     ],

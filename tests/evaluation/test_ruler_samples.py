@@ -132,6 +132,7 @@ def test_what_else_is_refused(tmp_path):
         ruler.make("vt", BYTES, 4096, 0)
     for name, content, message in [
         ("a.json", '{"texts": ""}', "is no text, nor JSON"),
+        ("half.json", '{"text": "\\ud800"}', "is no text, nor JSON .* UnicodeEncodeError"),
         ("b.json", '{"text": 3}', '"text" is a int; it must be a string'),
         ("c.txt", " \n", "essays of c.txt holds no text"),
     ]:

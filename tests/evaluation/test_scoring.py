@@ -76,6 +76,7 @@ def test_rows_longer_than_a_chunk_of_logits(pair):
 def test_what_is_no_probability_is_refused(pair):
     """An id past the table would take another token's row, and NaN would become an infinite perplexity."""
     ready = scorer(pair[1], 1)
+    assert ready.score([]) == ready.next([]) == []
     for ask in (ready.score, ready.next):
         with pytest.raises(EvaluationError, match=f"gives the token {VOCABULARY}, and the model knows {VOCABULARY}"):
             ask([[3, VOCABULARY, 4]])

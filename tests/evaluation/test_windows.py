@@ -75,8 +75,3 @@ def test_the_paper_s_windows():
     assert len(some) == 28
     assert sum(window.end - window.begin for window in some) == 143_360
     assert [t for window in some for t in range(window.first, window.end)] == list(range(4096, 32768))
-
-
-def test_batches_keep_sizes_apart():
-    batches = list(windows.batches(["aa", "b", "cc", "d", "ee"], len, 2))
-    assert batches == [["b", "d"], ["aa", "cc"], ["ee"]]

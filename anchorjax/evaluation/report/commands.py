@@ -124,7 +124,7 @@ def missing(run: Run) -> list[str]:
 
 
 def would_make(run: Run, evaluation: str) -> str:
-    """A command that would make a result: of a run, at lengths that it takes, where the scripts' own may be longer."""
+    """A command that would make a result, at lengths that the model takes, where the scripts' own may be longer."""
     length, context = flat(run.config or {}).get("data.row_length"), _context(run)
     fitting: dict[str, dict[str, Any]] = {
         "perplexity_text": {"text": SHIPPED},  # without a length it takes 4K at most
@@ -141,7 +141,8 @@ def would_make(run: Run, evaluation: str) -> str:
     if fits:
         fitting |= {"ruler": {"lengths": fits}, "needle": {"lengths": fits}}
         if fits < _ROW:
-            fitting["rope_precision"] = {"tokens": min(512, fits), "lengths": [fits // 2, fits]}
+            sizes = {"tokens": min(512, fits), "lengths": [fits // 2, fits], "document_tokens": min(256, fits // 4)}
+            fitting["rope_precision"] = sizes
     return _command(run, evaluation, fitting.get(evaluation, {}))
 
 

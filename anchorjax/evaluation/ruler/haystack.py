@@ -94,7 +94,7 @@ def _read(file: Path) -> str:
         if file.suffix != ".json":
             return content
         text = json.loads(content)["text"]
-        json.dumps(text, ensure_ascii=False).encode()  # raises for half a surrogate pair, as tokenizers would
+        json.dumps(text, ensure_ascii=False).encode()  # refuses half a surrogate pair, as a tokenizer would
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EvaluationError(f'essays={file} is no text, nor JSON with a text under "text": {error!r}') from error
     if not isinstance(text, str):

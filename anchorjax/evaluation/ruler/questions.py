@@ -63,7 +63,7 @@ def _open(path: Path, option: str) -> QuestionSet:
     _, file, read = _SETS[option]
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        json.dumps(content, ensure_ascii=False).encode()  # raises for half a surrogate pair, as tokenizers would
+        json.dumps(content, ensure_ascii=False).encode()  # refuses half a surrogate pair, as a tokenizer would
         found = read(content)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EvaluationError(f"{option}={path} cannot be read as {file}: {error!r}") from error
