@@ -73,12 +73,12 @@ class Results:
         self.add_all({key: found})
 
     def add_all(self, found: Mapping[str, Mapping[str, Any]]) -> None:
-        """Keeps the answers of a batch in one write.
+        """Keeps the answers of a batch in one write; those that are there stay.
 
         A kill leaves all of them or none, and the batches behind it those that would have come: in other company a row
         may come out otherwise, by what rounding makes of it.
         """
-        lines = {key: {"key": key, **answer} for key, answer in found.items()}
+        lines = {key: {"key": key, **answer} for key, answer in found.items() if key not in self.answers}
         self.answers |= lines
         self._append(*lines.values())
 

@@ -97,7 +97,7 @@ def test_perplexity_is_that_of_transformers(model, scored):
         found = result["lengths"][str(length)]
         nats = {sum(x): x for x in (their_nats(*model, one, length) for one in TEXTS if len(one) >= 149)}
         assert len(nats) == 4
-        mine = [sum(answer["nats"]) for answer in answers if answer["key"].startswith(f"None {length} ")]
+        mine = [sum(answer["nats"]) for answer in answers if answer["key"].startswith(f"- {length} ")]
         chosen = [next(x for total, x in nats.items() if math.isclose(total, one, rel_tol=1e-4)) for one in mine]
         nats_RT = np.array(chosen)
         assert nats_RT.shape == (3, length - 1)

@@ -93,7 +93,7 @@ def pair(tmp_path_factory):
     write_tokenizer(directory)
     description = language_model.describe(hf=directory)
     model = language_model.load(description, language_model.make_mesh(description.model, 1))
-    return theirs, longppl.Reader(lambda: Scorer(model, 2), description.tokenizer, None, "None"), directory
+    return theirs, longppl.Reader(lambda: Scorer(model, 2), description.tokenizer, None, "-"), directory
 
 
 def their_nats(theirs, rows: list[list[int]]) -> np.ndarray:
