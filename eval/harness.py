@@ -68,7 +68,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         }
         asked["include_path"] = options.absolute(arguments.include_path)
         told = {"cut": adapter.cut, "no_system": adapter.no_system}
-        asked |= {"step": step, "weights": model.mark(step), "lm_eval": importlib.metadata.version("lm_eval")}
+        asked |= {"step": step, "weights": adapter.mark, "lm_eval": importlib.metadata.version("lm_eval")}
         same = [*request, *(name for name in asked if name != "tasks")]
         whole = with_earlier(results.directory / "harness.json", request | asked | found | told, same)
         path = results.write(

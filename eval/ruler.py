@@ -44,10 +44,13 @@ def evaluate(arguments: argparse.Namespace) -> None:
     material = options.material(essays=arguments.essays, squad=arguments.squad, hotpot=arguments.hotpot)
     request = options.request(model, seed=arguments.seed, template=arguments.template, **material)
     with Results(options.out_directory(arguments, model, "ruler"), request) as results:
-        by_step = {step: score(model, step, samples, results, arguments.batch_rows) for step in steps}
+        marks = {step: model.mark(step) for step in steps}
+        by_step = {
+            step: score(model, step, mark, samples, results, arguments.batch_rows) for step, mark in marks.items()
+        }
         result = summary(by_step, samples)
         asked = {"samples": arguments.samples, "context": model.context, "steps": steps}
-        asked["weights"] = [model.mark(step) for step in steps]
+        asked["weights"] = list(marks.values())
         whole = with_earlier(results.directory / "ruler.json", request | asked | result, [*request, *asked])
         path = results.write("ruler.json", whole)
         results.write("ruler.png", picture(whole["scores"]))
@@ -89,7 +92,7 @@ def _steps(last: int | None, model: Description) -> list[int | None]:
 
 
 def score(
-    model: Description, step: int | None, samples, results: Results, batch_rows: int
+    model: Description, step: int | None, mark: str, samples, results: Results, batch_rows: int
 ) -> dict[str, dict[int, float]]:
     """Percent by task and length of one checkpoint."""
 
@@ -97,7 +100,6 @@ def score(
     def generator() -> Generator:
         return Generator(language_model.load(model, step=step), batch_rows)
 
-    mark = model.mark(step)
     scores: dict[str, dict[int, float]] = {}
     for (task, length), some in samples.items():
         keys = [f"{mark} {task} {length} {index}" for index in range(len(some))]

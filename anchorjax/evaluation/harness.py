@@ -100,6 +100,7 @@ class Harness:
 
     Attributes:
       cut: how many requests were longer than the context and lost their beginning.
+      mark: of the weights, in the keys of answers.
       no_system: whether the chat template refused system messages, which were then left out.
     """
 
@@ -122,7 +123,7 @@ class Harness:
         super().__init__()
         self.model, self.results, self.cut, self.no_system = model, results, 0, False
         self._step, self._batch_rows, self._bos, self._chat = step, batch_rows, bos, chat
-        self._mark = model.mark(step)
+        self.mark = model.mark(step)
         self._prefix = _prefix(model)
         self._ready: Scorer | Generator | None = None
 
@@ -313,7 +314,7 @@ class Harness:
                 yield int(ids[0])
 
     def _key(self, *what: Any) -> str:
-        return hashlib.sha256(json.dumps([self._mark, *what]).encode()).hexdigest()[:32]
+        return hashlib.sha256(json.dumps([self.mark, *what]).encode()).hexdigest()[:32]
 
     def _scorer(self) -> Scorer:
         if not isinstance(self._ready, Scorer):
