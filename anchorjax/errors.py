@@ -1,5 +1,6 @@
 """Faults that a user can mend: each prints as one line, and carries the process's exit code."""
 
+import sys
 from typing import Any
 
 
@@ -67,7 +68,7 @@ class MissingCompiler(UserError):
     def __init__(self, target: str):
         super().__init__(
             f"the compiler for {target} is missing: python -m pip install --no-deps "
-            "--target .venv/compilers -r requirements-compilers.txt"
+            f"--target {sys.prefix}/compilers -r requirements-compilers.txt"
         )
 
 

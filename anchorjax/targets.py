@@ -5,7 +5,8 @@ The real compilers come as packages (requirements-compilers.txt); they need no a
     targets.prepare()                            # before JAX is first used
     device = targets.device("v5p")
     x = jax.ShapeDtypeStruct(shape, dtype, sharding=SingleDeviceSharding(device))
-    jax.jit(f).lower(x).compile().memory_analysis()
+    with jax.default_device(device):  # which GPU kernels are lowered for, outside of a mesh (jax 0.12)
+        jax.jit(f).lower(x).compile().memory_analysis()
 
 Nothing may run eagerly on such a device.
 """

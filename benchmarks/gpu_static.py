@@ -105,7 +105,8 @@ def compile_gradients(target: str, dtype: str, width: int) -> None:
     heads = (QUERY_HEADS, KEY_HEADS, KEY_HEADS)
     arrays = (jax.ShapeDtypeStruct((1, TOKENS, count, width), dtype) for count in heads)
     inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), (*arrays, mask, plan))
-    jax.jit(gradients).lower(*inputs).compile()
+    with jax.default_device(targets.device(target)):
+        jax.jit(gradients).lower(*inputs).compile()
 
 
 def shared_memory(directory: Path) -> dict[str, int]:

@@ -1,19 +1,25 @@
 """Other people's TPU attention, as fast as it can be had: what ours is held against.
 
     jax_splash       jax.experimental's splash attention: a causal mask and segment ids, compared in every tile of the
-                     causal triangle. This is what trainers use for packed rows; it cannot see an anchor.
-    tokamax_splash   tokamax's splash attention, given a mask of our own making: the anchor's rule, tiles listed at run
-                     time. Its dq is summed in bf16, and it has one anchor and no pads here.
+                     causal triangle.
+    tokamax_splash   tokamax's splash attention with a causal mask and segment ids. From 0.0.16 on (Python 3.12, jax
+                     0.11.1) it lists at run time the tiles whose ranges of ids meet, in every layer and pass, and under
+                     `vmap` one list for all rows. It compares ids in every tile. Its dq has three slots in q's dtype.
+    tokamax_anchor   the same kernels with a mask of our own making: the anchor's rule, tiles listed at run time. One
+                     anchor and no pads here.
 
-Heads come in front: q_NTH, k_KSH, v_KSH of one row. Both leave the scaling of q to the caller.
+The first two cannot see an anchor that documents share: the paper's way around that is a copy in front of each, which
+is a document's first token to them. Heads come in front: q_NTH, k_KSH, v_KSH of one row; q comes scaled.
 """
 
 import functools
+import importlib.metadata
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 from tokamax._src.ops.experimental.tpu.splash_attention import splash_attention_kernel as tokamax_kernel
+from tokamax._src.ops.experimental.tpu.splash_attention import splash_attention_mask as tokamax_mask
 from tokamax._src.ops.experimental.tpu.splash_attention import splash_attention_mask_info as tokamax_mask_info
 
 _START_BITS = 16  # of a document's start, packed below a query's index: rows of up to 64K tokens
@@ -37,8 +43,47 @@ def jax_splash(q_NTH, k_KSH, v_KSH, segment_ids_T, q_tile: int, kv_tile: int):
 
 
 def tokamax_splash(q_NTH, k_KSH, v_KSH, segment_ids_T, q_tile: int, kv_tile: int, interpret=False):
-    """Attention to the own document, in one piece, and to token 0."""
-    config = tokamax_kernel.SplashConfig(
+    """Causal attention within segments.
+
+    Raises:
+      NotImplementedError: a tokamax without pruning.
+    """
+    kernel = _segmented(q_NTH.shape[1], _config(q_tile, kv_tile, interpret))
+    return kernel(q_NTH, k_KSH, v_KSH, tokamax_kernel.SegmentIds(segment_ids_T, segment_ids_T))
+
+
+def tokamax_pruned(segment_ids_T, q_tile: int, kv_tile: int, which: str):
+    """What `tokamax_splash` makes of a row's ids in each pass of each layer: (list of tiles, two lists of bounds)."""
+    T = segment_ids_T.shape[0]
+    kernel = _segmented(T, _config(q_tile, kv_tile))
+    causal = kernel.fwd_mask_info if which == "forward" else kernel.dkv_mask_info
+    return tokamax_kernel._refine_mask_info_with_segments(
+        causal,
+        tokamax_kernel.SegmentIds(segment_ids_T, segment_ids_T),
+        q_blocks=T // q_tile,
+        kv_blocks=T // kv_tile,
+        bq=q_tile,
+        bkv=kv_tile,
+        is_dkv=which == "backward",
+    )
+
+
+def require_pruning() -> None:
+    """Raises NotImplementedError where tokamax is too old to list tiles by segment ids."""
+    if not hasattr(tokamax_kernel, "_refine_mask_info_with_segments"):
+        version = importlib.metadata.version("tokamax")
+        raise NotImplementedError(f"tokamax {version} skips no tiles by segment ids: this needs 0.0.17 (Python 3.12)")
+
+
+@functools.cache  # the causal tiles are listed on the host: 10 s for 64K tokens and tiles of 512
+def _segmented(T: int, config):
+    require_pruning()
+    with jax.ensure_compile_time_eval():
+        return tokamax_kernel.make_splash_mha(tokamax_mask.CausalMask((T, T)), config=config, q_seq_shards=1)
+
+
+def _config(q_tile: int, kv_tile: int, interpret=False):
+    return tokamax_kernel.SplashConfig(
         block_q=q_tile,
         block_kv=kv_tile,
         block_q_dkv=q_tile,
@@ -46,10 +91,14 @@ def tokamax_splash(q_NTH, k_KSH, v_KSH, segment_ids_T, q_tile: int, kv_tile: int
         dq_reduction_steps=3,
         interpret=interpret,
     )
+
+
+def tokamax_anchor(q_NTH, k_KSH, v_KSH, segment_ids_T, q_tile: int, kv_tile: int, interpret=False):
+    """Attention to the own document, in one piece, and to token 0."""
     kernel = tokamax_kernel.SplashAttentionKernel(
         _mask_info(segment_ids_T, q_tile, kv_tile, by_key=False),
         _mask_info(segment_ids_T, q_tile, kv_tile, by_key=True),
-        config=config,
+        config=_config(q_tile, kv_tile, interpret),
         is_mqa=False,
         save_residuals=False,
         mask_value=-2.4e38,
@@ -94,7 +143,7 @@ def _mask_info(segment_ids_T, q_tile, kv_tile, by_key):
     )
 
 
-# Both call their kernels so, in the compiler's dump too.
+# All call their kernels so, in the compiler's dump too.
 NAMES = {"forward": "splash_mha_fwd", "backward": "splash_mha_dkv"}
 
 

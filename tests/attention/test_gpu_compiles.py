@@ -32,7 +32,8 @@ def temporaries(T, H, dtype, N, K):
 
     arrays = [jax.ShapeDtypeStruct((1, T, heads, H), dtype) for heads in (N, K, K)]
     put = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
-    compiled = jax.jit(gradients).lower(*jax.tree.map(put, (*arrays, mask, plan))).compile()
+    with jax.default_device(targets.device(target)):
+        compiled = jax.jit(gradients).lower(*jax.tree.map(put, (*arrays, mask, plan))).compile()
     text = compiled.as_text()
     assert all(f"anchor_attention_{kernel}" in text for kernel in ("forward", "dq", "dkv")), "kernels are missing"
     return compiled.memory_analysis().temp_size_in_bytes
