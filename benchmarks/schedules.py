@@ -204,10 +204,8 @@ def compile_kernels(directory: Path, target: str, program: Callable, shapes, nam
       directory: what `targets.prepare` dumps to.
       names: a part of each kernel's name, by pass.
     """
-    sharding = SingleDeviceSharding(targets.device(target))
-    arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
     before = set(directory.iterdir())
-    jax.jit(program).lower(*arguments).compile()
+    _compile(target, program, shapes)
     new = [f for f in directory.iterdir() if f not in before and re.search(r"-\d+-final_bundles\.txt$", f.name)]
     found = {}
     for which, name in names.items():
@@ -216,6 +214,25 @@ def compile_kernels(directory: Path, target: str, program: Callable, shapes, nam
             raise BadDump(f"{target}: {len(files)} schedules named {name}, not 1")
         found[which] = files[0]
     return found
+
+
+def _compile(target: str, program: Callable, shapes):
+    sharding = SingleDeviceSharding(targets.device(target))
+    arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+    return jax.jit(program).lower(*arguments).compile()
+
+
+def outside_kernels(target: str, program: Callable, shapes) -> int:
+    """Cycles that XLA's own cost model gives to what a program does outside of its kernels; sorts it leaves out.
+
+    Raises:
+      BadDump: the program has a loop, whose rounds the text does not tell, or no estimate.
+    """
+    text = _compile(target, program, shapes).as_text()
+    estimates = [int(cycles) for cycles in re.findall(r'"estimated_cycles":"(\d+)"', text)]
+    if " while(" in text or not estimates:
+        raise BadDump(f"{target}: a program with a loop or without an estimate of cycles")
+    return sum(estimates)
 
 
 def ours(directory: Path, target: str, tiles: Tiles) -> dict[str, Schedule]:

@@ -2,10 +2,12 @@
 
 from collections import Counter
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import tpu_modelled
+from benchmarks import peers, tpu_modelled
 from benchmarks.schedules import Body, Schedule
 
 
@@ -14,8 +16,43 @@ def test_rows_are_anchored_documents_and_always_the_same(pool):
     segment_ids = tpu_modelled.rows(pool, 4096)
     np.testing.assert_array_equal(segment_ids, tpu_modelled.rows(pool, 4096))
     assert segment_ids.shape == (tpu_modelled.ROWS, 4096)
-    assert (segment_ids[:, 0] == 0).all() and (segment_ids[:, 1] == 1).all()
-    assert set(np.diff(segment_ids).ravel()) == {0, 1}
+    assert (segment_ids[:, 0] == 0).all() and (segment_ids[:, 1:] > 0).all()
+    if pool != "interleaved":
+        assert (segment_ids[:, 1] == 1).all() and set(np.diff(segment_ids).ravel()) == {0, 1}
+
+
+def test_copies_of_the_anchor_lengthen_documents_by_a_token():
+    shared, copied = (tpu_modelled.rows("linux", 2**16, copied)[0, int(not copied) :] for copied in (False, True))
+    both = [np.unique(row, return_counts=True)[1][:-1] for row in (shared, copied)]  # the last document is cut
+    whole = min(map(len, both))
+    np.testing.assert_array_equal(both[1][:whole], both[0][:whole] + 1)
+
+
+def test_interleaving_moves_tokens_and_loses_none():
+    plain, mixed = (tpu_modelled.rows(pool, 2**15)[0] for pool in ("linux", "interleaved"))
+    np.testing.assert_array_equal(np.sort(mixed), plain)
+    assert (np.diff(mixed) < 0).any()
+
+
+@pytest.mark.parametrize("pool", tpu_modelled.POOLS)
+@pytest.mark.parametrize(("which", "tile"), [("forward", (256, 128)), ("backward", (128, 256))])
+def test_pruned_tiles_are_those_of_tokamax(pool, which, tile):
+    """For one row, and for four under `vmap`, which share one list."""
+    try:
+        peers.require_pruning()
+    except NotImplementedError as error:
+        pytest.skip(str(error))
+    some = jnp.asarray(tpu_modelled.rows(pool, 4096)[:4])
+
+    def visited(row):
+        listed, _, _ = peers.tokamax_pruned(row, *tile, which)
+        return listed.num_active_blocks[0], jnp.sum(listed.block_mask == 1)
+
+    one = tpu_modelled.pruned(np.array(some[:1]), *tile)
+    assert (one.whole + one.masked, one.masked) == tuple(map(int, visited(some[0])))
+    four = tpu_modelled.pruned(np.array(some), *tile, together=4)
+    count, masked = jax.vmap(visited)(some)
+    assert (four.whole + four.masked, four.masked) == (int(count.sum()), int(masked.sum()))
 
 
 def test_tiles_are_those_of_the_plan():
