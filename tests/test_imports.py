@@ -11,19 +11,20 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "anchorjax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 ALL_FILES = [file for file in sorted(ROOT.rglob("*.py")) if not file.relative_to(ROOT).parts[0].startswith(".")]
-FOUNDATION = {"types", "errors", "config", "masks", "sharding"}
+FOUNDATION = {"types", "errors", "config", "masks", "sharding", "precision"}
 # What each part of the package may import of the package, beside itself.
 ALLOWED = {
     "__init__": set(),
     "types": set(),
     "atomic": set(),
     "errors": set(),
+    "precision": set(),
     "masks": {"types"},
     "config": {"errors", "types"},
     "sharding": {"types"},
     "command_line": {"config", "errors"},
     "targets": {"errors"},
-    "huggingface": {"errors", "config", "models"},
+    "huggingface": {"errors", "config", "precision", "models"},
     "attention": FOUNDATION,
     "models": FOUNDATION | {"attention"},
     "data": {"types", "errors", "config", "sharding", "atomic"},

@@ -10,6 +10,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from anchorjax import precision
 from anchorjax.masks import Mask, allowed
 from anchorjax.types import PAD_SEGMENT
 
@@ -115,7 +116,7 @@ def rowwise_dot(x: jax.Array, y: jax.Array) -> jax.Array:
     matmul with one or two anchors on a side first makes transposed copies of q.
     """
     x, y = jnp.broadcast_arrays(x.astype(jnp.float32), y.astype(jnp.float32))
-    return jnp.einsum("...h,...h->...", x, y, precision=jax.lax.Precision.HIGHEST)
+    return precision.einsum("...h,...h->...", x, y)
 
 
 def _dot_products(x_BTKGH: jax.Array, anchors_BAKH: jax.Array) -> jax.Array:

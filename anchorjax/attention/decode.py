@@ -7,6 +7,7 @@ nothing to skip but what lies behind the last token, which buckets of cache leng
 import jax
 import jax.numpy as jnp
 
+from anchorjax import precision
 from anchorjax.attention.anchors import NOTHING, bend
 from anchorjax.masks import Mask
 
@@ -20,14 +21,14 @@ def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask) 
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
     q_BTKGH = (q_BTNH.astype(jnp.float32) * H**-0.5).astype(q_BTNH.dtype).reshape(B, T, K, N // K, H)
-    scores_BKGTS = jnp.einsum("btkgh,bskh->bkgts", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
+    scores_BKGTS = precision.einsum("btkgh,bskh->bkgts", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
     scores_BKGTS, _ = bend(scores_BKGTS, mask.soft_cap)
     allowed_B11TS = mask.materialize()[:, None, None]
     scores_BKGTS = jnp.where(allowed_B11TS, scores_BKGTS, -jnp.inf)
     top_BKGT1 = jnp.maximum(jnp.max(scores_BKGTS, -1, keepdims=True), NOTHING)
     weights_BKGTS = jnp.exp(scores_BKGTS - top_BKGT1)
     total_BKGT = jnp.sum(weights_BKGTS, -1)
-    out_BKGTH = jnp.einsum(
+    out_BKGTH = precision.einsum(
         "bkgts,bskh->bkgth", weights_BKGTS.astype(v_BSKH.dtype), v_BSKH, preferred_element_type=jnp.float32
     )
     out_BKGTH /= jnp.where(total_BKGT > 0, total_BKGT, 1.0)[..., None]

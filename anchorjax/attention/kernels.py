@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from anchorjax import precision
 from anchorjax.attention.anchors import NOTHING
 from anchorjax.attention.plan import Plan
 from anchorjax.masks import Mask
@@ -31,7 +32,7 @@ class Static:
     scale: float
     window: int | None
     soft_cap: float | None
-    exact: bool  # true fp32 products, for fp32 arrays
+    precision: jax.lax.Precision | None  # true fp32 products for fp32 arrays
 
     @classmethod
     def of(cls, q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mask, plan: Plan, **own) -> "Static":
@@ -44,14 +45,13 @@ class Static:
             scale=q_BTNH.shape[3] ** -0.5,
             window=mask.window,
             soft_cap=mask.soft_cap,
-            exact=q_BTNH.dtype == jnp.float32,
+            precision=precision.of(q_BTNH.dtype),
             **own,
         )
 
     def dot(self, x, y, dimensions):
         """In fp32. Devices round fp32 operands (Triton to TF32) unless told otherwise."""
-        precision = jax.lax.Precision.HIGHEST if self.exact else None
-        return jax.lax.dot_general(x, y, dimensions, precision=precision, preferred_element_type=jnp.float32)
+        return jax.lax.dot_general(x, y, dimensions, precision=self.precision, preferred_element_type=jnp.float32)
 
     def bend(self, s):
         """Dot products to logits in base 2, and the logits' derivative by the scaled dot products (None is 1)."""

@@ -3,11 +3,10 @@
 import jax
 import jax.numpy as jnp
 
+from anchorjax import precision
 from anchorjax.attention.anchors import NOTHING, bend
 from anchorjax.attention.plan import Plan
 from anchorjax.masks import Mask
-
-EXACT = jax.lax.Precision.HIGHEST
 
 
 def apply(
@@ -15,7 +14,7 @@ def apply(
 ) -> tuple[jax.Array, jax.Array]:
     """softmax(q k' / sqrt(H)) v over the allowed keys, and its log-sum-exp; the contract is `attention_with_lse`'s.
 
-    O(T S) memory. Inputs are used in fp32 at the highest matmul precision. `plan` is ignored: nothing is
+    O(T S) memory. Inputs are used in fp32 with fp32 products. `plan` is ignored: nothing is
     skipped here.
     """
     del plan
@@ -28,7 +27,7 @@ def logits(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mask) -> jax.Array:
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
     q_BTKGH = q_BTNH.astype(jnp.float32).reshape(B, T, K, N // K, H)
-    logits_BKGTS = jnp.einsum("btkgh,bskh->bkgts", q_BTKGH, k_BSKH.astype(jnp.float32), precision=EXACT) * H**-0.5
+    logits_BKGTS = precision.einsum("btkgh,bskh->bkgts", q_BTKGH, k_BSKH.astype(jnp.float32)) * H**-0.5
     logits_BKGTS, _ = bend(logits_BKGTS, mask.soft_cap)
     return jnp.where(mask.materialize()[:, None, None], logits_BKGTS, -jnp.inf)
 
@@ -46,6 +45,6 @@ def softmax(logits_BKGTS: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def weighted(weights_BKGTS: jax.Array, v_BSKH: jax.Array) -> jax.Array:
     """fp32 sums of values [B, T, N, H]."""
-    out_BTKGH = jnp.einsum("bkgts,bskh->btkgh", weights_BKGTS, v_BSKH.astype(jnp.float32), precision=EXACT)
+    out_BTKGH = precision.einsum("bkgts,bskh->btkgh", weights_BKGTS, v_BSKH.astype(jnp.float32))
     B, T, K, G, H = out_BTKGH.shape
     return out_BTKGH.reshape(B, T, K * G, H)

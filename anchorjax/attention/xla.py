@@ -18,6 +18,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from anchorjax import precision
 from anchorjax.attention import anchors as anchors_lib
 from anchorjax.attention import gradient
 from anchorjax.attention.anchors import NOTHING, bend
@@ -123,7 +124,7 @@ class _Tiles:
         self.B, self.T, self.S = *q_BTNH.shape[:2], k_BSKH.shape[1]
         self.K, self.scale = k_BSKH.shape[2], q_BTNH.shape[-1] ** -0.5
         self.mask, self.plan = mask, plan
-        self.precision = jax.lax.Precision.HIGHEST if q_BTNH.dtype == jnp.float32 else None
+        self.precision = precision.of(q_BTNH.dtype)
         self.q_RtNH = _rows(q_BTNH, plan.q_tile, 0)
         self.query_numbers = jnp.arange(self.q_RtNH.shape[0])
         self.k_MKsH, self.v_MKsH = (

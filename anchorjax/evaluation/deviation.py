@@ -33,6 +33,7 @@ from anchorjax.evaluation.rotation import Precision, tables
 from anchorjax.masks import Mask, allowed
 from anchorjax.models.decoder import Decoder, View, kinds_of_layers, rotated
 from anchorjax.models.layers import Shape
+from anchorjax.precision import EXACT
 from anchorjax.sharding import BATCH, HEADS
 from anchorjax.types import PAD_SEGMENT
 
@@ -118,7 +119,7 @@ def measure(
     positions_BT = np.stack([padded(x, x[-1]) for x in row.positions_PT])
     positions_BT = np.concatenate([positions_BT, np.repeat(positions_BT[:1], rows - len(positions_BT), 0)])
     tokens_BT = np.repeat(padded(row.tokens_T, 0)[None], rows, 0)
-    with jax.set_mesh(model.mesh), jax.default_matmul_precision("highest"):
+    with jax.set_mesh(model.mesh):
         put = functools.partial(jax.device_put, device=jax.NamedSharding(model.mesh, BATCH))
         sights = tuple(
             _sight(segment_ids_T, row.num_anchors, window, put(positions_BT), lengths, shape, precision)
@@ -222,7 +223,7 @@ def _compare_block(q_BTNH, k_BSKH, v_BSKH, norm_MS, group_gS, mask: Mask, short_
     # Row by row: of all at once, XLA would compile the first otherwise than those that it is subtracted from, and
     # equal rows would differ in the last bit of exp.
     out_BqNH, logits_BNqS, weights_BNqS = jax.lax.map(one_row, (cut(q_BTNH), k_BSKH, v_BSKH))
-    sum_up = functools.partial(jnp.einsum, precision=reference.EXACT)
+    sum_up = functools.partial(jnp.einsum, precision=EXACT)
     moved_pNqS = jnp.abs(weights_BNqS[1:] - weights_BNqS[:1])
     attention_pgMN = sum_up("pnqs,gs,ms,mq->pgmn", moved_pNqS, group_gS, norm_MS, short_Mq)
     columns_pS = sum_up("pnqs,ms,mq->ps", moved_pNqS, norm_MS[-1:], short_Mq[-1:])

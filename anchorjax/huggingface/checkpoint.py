@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from anchorjax import precision
 from anchorjax.config import LoraConfig, ModelConfig
 from anchorjax.errors import WeightsError
 from anchorjax.huggingface.weights import Weights, write_files
@@ -160,6 +161,4 @@ def _take(leaves: Mapping[str, jax.Array], name: str, layer: int | None, scale: 
     if f"{stem}.down" not in leaves:
         return jax.numpy.copy(leaves[name]) if layer is None else leaves[name][layer]
     down, up = leaves[f"{stem}.down"][layer], leaves[f"{stem}.up"][layer]
-    return leaves[name][layer].astype("float32") + scale * jax.numpy.tensordot(
-        down, up, 1, precision=jax.lax.Precision.HIGHEST
-    )
+    return leaves[name][layer].astype("float32") + scale * jax.numpy.tensordot(down, up, 1, precision=precision.EXACT)

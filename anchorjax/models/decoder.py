@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 from jax.sharding import reshard
 from jax.typing import ArrayLike
 
+from anchorjax import precision
 from anchorjax.attention import gradient, sharded
 from anchorjax.attention.plan import Plan
 from anchorjax.config import ModelConfig
@@ -309,7 +310,7 @@ def _view(window: int | None, positions_BT, segment_ids_BT, num_anchors: int, sh
 def logits(hidden_BTD: jax.Array, unembedding_DV: jax.Array, soft_cap: float = 0.0) -> jax.Array:
     """fp32 logits [..., V] of hidden states [..., D], capped unless soft_cap is 0. A loss has its own, by chunks."""
     spec = P(*jax.typeof(hidden_BTD).sharding.spec[:-1], "tensor")
-    logits_V = jnp.einsum(
+    logits_V = precision.einsum(
         "...d,dv->...v", hidden_BTD, unembedding_DV, preferred_element_type=jnp.float32, out_sharding=spec
     )
     return soft_cap * jnp.tanh(logits_V / soft_cap) if soft_cap else logits_V

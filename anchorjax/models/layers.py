@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jax.sharding import reshard
 
+from anchorjax import precision
 from anchorjax.config import AttentionConfig, LoraConfig, ModelConfig, RopeConfig
 from anchorjax.sharding import ACTIVATIONS, TOKENS
 
@@ -91,11 +92,11 @@ def _matmul(x: jax.Array, weight: jax.Array, inputs: str, outputs: str, out: P) 
     """
     mesh = jax.sharding.get_abstract_mesh()
     if any(mesh.shape[axis] > 1 for axis in TOKENS):
-        return jnp.einsum(f"bt{inputs},{inputs}{outputs}->bt{outputs}", x, weight, out_sharding=out)
+        return precision.einsum(f"bt{inputs},{inputs}{outputs}->bt{outputs}", x, weight, out_sharding=out)
     B, T = x.shape[:2]
     whole = P(None, None, *jax.typeof(x).sharding.spec[2:])
     x_X = reshard(x, whole).reshape(B * T, *x.shape[2:])
-    y_X = jnp.einsum(f"x{inputs},{inputs}{outputs}->x{outputs}", x_X, weight, out_sharding=P(None, *out[2:]))
+    y_X = precision.einsum(f"x{inputs},{inputs}{outputs}->x{outputs}", x_X, weight, out_sharding=P(None, *out[2:]))
     return reshard(y_X.reshape(B, T, *y_X.shape[1:]), out)
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import CustomVJPPrimal
 from jax.sharding import PartitionSpec as P
 
+from anchorjax import precision
 from anchorjax.sharding import ACTIVATIONS, BATCH, TOKENS
 
 UNEMBEDDING = P(None, "tensor")
@@ -78,7 +79,7 @@ def _local(hidden_BTD, unembedding_DV, targets_BT, weights_BT, *, chunk: int, so
     V, dtype = unembedding_DV.shape[1], hidden_BTD.dtype
     unembedding_VD = unembedding_DV.T  # as an embedding that is tied to it rests: no copy is made of that
     ids_V = jnp.arange(V) + V * jax.lax.axis_index("tensor")
-    matmul = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    matmul = functools.partial(precision.einsum, preferred_element_type=jnp.float32)
 
     def one_chunk(dunembedding_VD, x):
         hidden_cD, targets_c, weights_c = x

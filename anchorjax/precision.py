@@ -1,0 +1,55 @@
+"""How exactly every product is computed: decided here by what it is for, and not by a device's default.
+
+A product of fp32 operands at JAX's default precision is one pass of bfloat16 on a TPU and TF32 on an NVIDIA GPU; on a
+CPU it is fp32, so that no test there would tell. What a product is for shows in its operands' dtypes:
+
+    bf16 and bf16   products are exact in fp32, in which all devices add them up: the default
+    fp32 and fp32   fp32 by contract: HIGHEST, which is six passes of bf16 on a TPU and IEEE fp32 on a GPU
+    fp32 and bf16   fp32 by contract: HIGHEST on a CPU; elsewhere the fp32 operand is the sum of two bf16 numbers, and
+                    two passes of bf16 keep 16 of its 24 bits (docs/precision.md has error and cost of each choice)
+
+CPUs compute all three as they would without a word. The choice is made for the platform that is compiled for.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+EXACT = jax.lax.Precision.HIGHEST
+
+
+def of(dtype: DTypeLike) -> jax.lax.Precision | None:
+    """What a product needs whose operands are of this dtype: EXACT for fp32, nothing for less."""
+    return EXACT if dtype == jnp.float32 else None
+
+
+def einsum(subscripts: str, x: jax.Array, y: jax.Array, **kwargs) -> jax.Array:
+    """`jnp.einsum` of two arrays of float32 or bfloat16 that keeps what the fp32 one of them says.
+
+    Args:
+      kwargs: `preferred_element_type` and `out_sharding` of `jnp.einsum`. Without the first the result has the wider
+        operand's dtype.
+    """
+    exact = functools.partial(jnp.einsum, subscripts, precision=of(jnp.result_type(x, y)), **kwargs)
+    if x.dtype == y.dtype:
+        return exact(x, y)
+    return jax.lax.platform_dependent(x, y, cpu=exact, default=functools.partial(_in_two_parts, subscripts, **kwargs))
+
+
+def _in_two_parts(subscripts: str, x: jax.Array, y: jax.Array, **kwargs) -> jax.Array:
+    """The fp32 operand as hi + lo, both bf16: two passes, where HIGHEST takes six and has five products of zeros."""
+    kwargs = {"preferred_element_type": jnp.float32} | kwargs
+    product = functools.partial(jnp.einsum, subscripts, **kwargs)
+    if x.dtype == jnp.float32:
+        hi, lo = _halves(x)
+        return product(hi, y) + product(lo, y)
+    hi, lo = _halves(y)
+    return product(x, hi) + product(x, lo)
+
+
+def _halves(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # Not by a cast there and back, which XLA may leave out as excess precision: lo would be zero.
+    hi = jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+    return hi.astype(jnp.bfloat16), (x - hi).astype(jnp.bfloat16)
