@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: quickstart test test-all test-beam lint clean
+.PHONY: quickstart test test-all test-beam gpu lint clean
 
 quickstart: $(VENV)/.run
 	$(RUN) train.py --config=configs/quickstart.py --workdir=runs/quickstart
@@ -19,6 +19,10 @@ test-all: $(VENV)/.test
 # Beam's requirements contradict ours (requirements-beam.txt): an environment of its own.
 test-beam: $(VENV)-beam/.test
 	$(VENV)-beam/bin/python -m pytest tests/data/test_beam.py tests/data/test_prepare.py
+
+# With the machine's own Python, which has a JAX for its GPU.
+gpu:
+	$(PYTHON) benchmarks/gpu.py
 
 # The environment is made again whenever its requirements change.
 $(VENV)/.run: requirements.txt

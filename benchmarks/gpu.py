@@ -114,7 +114,8 @@ def end(process: subprocess.Popen) -> None:
 
 def environment(dry_run: bool) -> dict[str, str]:
     # Several processes share the GPU's memory, and peaks of memory are measured: none may take most of it at once.
-    own = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONUNBUFFERED": "1"}
+    own = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XLA_CLIENT_MEM_FRACTION": "0.95"}
+    own |= {"TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONUNBUFFERED": "1"}
     return os.environ | own | ({"JAX_PLATFORMS": "cpu"} if dry_run else {})
 
 

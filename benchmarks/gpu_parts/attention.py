@@ -56,7 +56,7 @@ def base_arrays(dry_run: bool, length: int) -> list[np.ndarray]:
 
 def main(part: Part) -> None:
     arguments = ["--dry-run"] if part.dry_run else []
-    workers = {side: Worker(f"{side}_calls", *arguments) for side in CALLS}
+    workers = {side: Worker(f"benchmarks.gpu_parts.{side}_calls", *arguments) for side in CALLS}
     for length in DRY_LENGTHS if part.dry_run else LENGTHS:
         for layout in rows.LAYOUTS:
             with part.guard("row", length=length, layout=layout):

@@ -23,7 +23,7 @@ def main(part: Part) -> None:
     while number < count:
         fields = {"case": number}
         with part.guard("case", **fields):
-            worker = worker or Worker("contract_worker", f"--first={number}", *arguments)
+            worker = worker or Worker("benchmarks.gpu_parts.contract_worker", f"--first={number}", *arguments)
             try:
                 told = worker.ask(PATIENCE_S, number=number, describe=True)
                 count = told.pop("count")

@@ -62,7 +62,7 @@ class Calls:
         self._functions = {("plan", "plan"): jax.jit(lambda q, k, v, do, mask, plan: planned(mask))}
         for name, attend in ATTENTIONS.items():
             self._functions[name, "forward"] = jax.jit(_forward(attend))
-            self._functions[name, "forward_backward"] = jax.jit(_forward_backward(attend))
+            self._functions[name, "forward_backward"] = jax.jit(forward_backward(attend))
         self._counts: dict[tuple, int] = {}
 
     def answer(self, name="", which="", length=0, layout="", prepare=False, forget=False):
@@ -102,7 +102,7 @@ def _forward(attend):
     return lambda q, k, v, do, mask, plan: attend(q, k, v, mask, plan)
 
 
-def _forward_backward(attend):
+def forward_backward(attend):
     def both(q, k, v, do, mask, plan):
         out, vjp = jax.vjp(lambda q, k, v: attend(q, k, v, mask, plan), q, k, v)
         return out, *vjp(do)

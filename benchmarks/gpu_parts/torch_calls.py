@@ -31,6 +31,7 @@ class Calls:
         self._device, self._dtype = ("cuda", torch.bfloat16) if self._on_gpu else ("cpu", torch.float32)
         compiled = functools.partial(torch.compile, dynamic=False) if self._on_gpu else lambda function: function
         self._flex_attention, self._create_block_mask = compiled(flex_attention), compiled(create_block_mask)
+        torch._dynamo.config.recompile_limit = 64  # four lengths, two passes: 8 would be the last one compiled
         self._makers = {
             "flex": self._flex,
             "flex_block_mask": self._flex_block_mask,

@@ -22,7 +22,7 @@ PATIENCE_S = 150.0  # for a step to be compiled
 def main(part: Part) -> None:
     ceiling = next((one["tflops"] for one in read(part.file).get("ceilings", []) if "tflops" in one), None)
     for model, length in DRY_MODELS if part.dry_run else MODELS:
-        workers = {mask: Worker("training_step") for mask in MASKS}
+        workers = {mask: Worker("benchmarks.gpu_parts.training_step") for mask in MASKS}
         with part.guard("model", model=model, length=length):
             measure(part, workers, model, length, ceiling)
         for worker in workers.values():

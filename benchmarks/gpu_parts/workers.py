@@ -29,7 +29,7 @@ class Worker:
     """A process that runs `serve`; it dies with this one, whose process group it is in."""
 
     def __init__(self, module: str, *arguments: str):
-        command = [sys.executable, "-m", f"benchmarks.gpu_parts.{module}", *arguments]
+        command = [sys.executable, "-m", module, *arguments]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True)
         self._replies: queue.Queue[str | None] = queue.Queue()
