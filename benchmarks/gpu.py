@@ -78,7 +78,7 @@ def run_all(parts: list[str], arguments: argparse.Namespace) -> dict[str, str]:
 def run_part(name: str, limit_s: float, arguments: argparse.Namespace) -> str:
     """ "done", or what went wrong; the same is the part's last record."""
     file, log = (arguments.out.resolve() / leaf for leaf in ("results.jsonl", "log.txt"))
-    command = [sys.executable, "-m", f"benchmarks.gpu_parts.{name}", f"--file={file}", f"--seconds={limit_s:.0f}"]
+    command = [sys.executable, "-m", f"benchmarks.gpu_parts.{name}", f"--file={file}"]
     command += ["--dry-run"] if arguments.dry_run else []
     told = f"python benchmarks/gpu.py --parts={name}{' --dry-run' if arguments.dry_run else ''}"
     part_lib.write(file, {"part": name, "what": "began", "command": told, "limit_s": limit_s})

@@ -11,6 +11,9 @@ fp32 errors are |got - exact| / (1 + |exact|), the worst over all numbers; bf16 
 arrays (Frobenius), the worst over the arrays. Each case is asked of a worker, and a worker that dies is replaced.
 """
 
+import dataclasses
+
+from benchmarks.gpu_parts.contract_cases import cases
 from benchmarks.gpu_parts.part import Part
 from benchmarks.gpu_parts.workers import Failed, Worker
 
@@ -19,22 +22,19 @@ PATIENCE_S = 90.0  # for one case, most of it compilation
 
 def main(part: Part) -> None:
     arguments = ["--dry-run"] if part.dry_run else []
-    worker, number, count = None, 0, 1
-    while number < count:
-        fields = {"case": number}
+    worker = None
+    for number, case in enumerate(cases(part.dry_run)):
+        fields = {name: value for name, value in dataclasses.asdict(case).items() if value is not None}
+        fields = {"kind": type(case).__name__.lower(), **fields}
         with part.guard("case", **fields):
             worker = worker or Worker("benchmarks.gpu_parts.contract_worker", f"--first={number}", *arguments)
             try:
-                told = worker.ask(PATIENCE_S, number=number, describe=True)
-                count = told.pop("count")
-                fields |= told
-                found = worker.ask(PATIENCE_S, number=number, describe=False)
-            except Failed:
+                found = worker.ask(PATIENCE_S, number=number)
+            except Failed:  # its GPU may be lost to it
                 worker.close()
                 worker = None
                 raise
             part.add("case", **fields, **found)
-        number += 1
     if worker:
         worker.close()
 

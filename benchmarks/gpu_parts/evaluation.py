@@ -49,7 +49,7 @@ def main(part: Part) -> None:
 
     deviate_here(variants)
     for task, (prompt, new) in TASKS.items():
-        for batch in BATCHES:
+        for batch in BATCHES[:1] if part.dry_run else BATCHES:
             with part.guard(task, batch=batch):
                 prompt, new = (min(prompt, 32), min(new, 4)) if part.dry_run else (prompt, new)
                 generate(part, model, task, prompt, new, batch)

@@ -22,16 +22,15 @@ class Unavailable(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """
+    """One part as it was asked for.
+
     Attributes:
       file: of the records of all parts.
-      seconds: after which the part will be killed.
       dry_run: tiny sizes on a CPU, kernels interpreted.
     """
 
     name: str
     file: Path
-    seconds: float
     dry_run: bool
 
     @classmethod
@@ -39,10 +38,9 @@ class Part:
         """From the command line that benchmarks/gpu.py starts it with."""
         parser = argparse.ArgumentParser(prog=name)
         parser.add_argument("--file", type=Path, required=True)
-        parser.add_argument("--seconds", type=float, required=True)
         parser.add_argument("--dry-run", action="store_true")
         given = parser.parse_args()
-        return cls(name, given.file, given.seconds, given.dry_run)
+        return cls(name, given.file, given.dry_run)
 
     def add(self, what: str, **fields: Any) -> None:
         """Writes one record, and prints it."""

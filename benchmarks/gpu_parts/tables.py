@@ -32,7 +32,7 @@ def _outcome(records: list[Record]) -> str:
 
 
 def _missing(one: Record) -> str:
-    names = ("name", "which", "length", "layout", "model", "mask", "kind", "case", "dtype", "variant", "on", "batch")
+    names = ("name", "which", "length", "layout", "model", "mask", "kind", "dtype", "heads", "variant", "on", "batch")
     place = ", ".join(f"{name} {one[name]}" for name in names if name in one)
     state = "failed" if "failed" in one else "skipped"
     return f"- {one['what']} ({place}): {state}: {one[state]}"
