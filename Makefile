@@ -8,7 +8,7 @@ BEAM := $(VENV)-beam/bin/python
 CORE := tests/attention tests/test_masks.py tests/models/test_decoder.py \
 	$(addprefix tests/training/test_,step.py loss.py optimizer.py checkpoint.py digest.py run.py setup.py)
 
-.PHONY: quickstart test test-all test-core test-beam lint clean asked asked-beam
+.PHONY: quickstart test test-all test-core test-beam gpu lint clean asked asked-beam
 
 quickstart: $(VENV)/.run
 	$(RUN) train.py --config=configs/quickstart.py --workdir=runs/quickstart
@@ -46,6 +46,10 @@ asked:
 
 asked-beam:
 	$(call check,$(BEAM))
+
+# With the machine's own Python, which has a JAX for its GPU.
+gpu:
+	$(PYTHON) benchmarks/gpu.py
 
 # The environment is made again whenever its requirements change.
 $(VENV)/.run: requirements.txt | asked

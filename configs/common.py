@@ -11,13 +11,25 @@ Any key can be changed on the command line: `--config.optimizer.learning_rate=1e
 What each value may be is checked in anchorjax/config.py before anything is compiled or written.
 """
 
-from ml_collections import ConfigDict
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from anchorjax.models import families
 
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
-def base() -> ConfigDict:
-    return ConfigDict(
+
+def base() -> "ConfigDict":
+    from ml_collections import ConfigDict  # only recipes need it: `defaults` is read where it is not installed
+
+    return ConfigDict(dict(defaults())).lock()
+
+
+def defaults() -> Mapping[str, Any]:
+    """The keys and their defaults as plain dictionaries."""
+    return MappingProxyType(
         {
             "seed": 0,  # initial weights and data order; the same seed gives the same run, bit for bit
             "init_from": "",  # a Hugging Face directory, or one written by anchorjax.convert; empty: random weights
@@ -140,10 +152,10 @@ def base() -> ConfigDict:
                 "tensor": 1,  # heads, ffn and vocabulary
             },
         }
-    ).lock()
+    )
 
 
-def paper(size: str, init_from: str, *, row_length: int, theta: float) -> ConfigDict:
+def paper(size: str, init_from: str, *, row_length: int, theta: float) -> "ConfigDict":
     """Continued pretraining as in "When Precision Meets Position" (arXiv 2411.13476, Table 1 and the authors' code).
 
     2000 steps of 8 rows, AdamW with a constant 2e-5, and a RoPE base for the row's length. The paper's text is

@@ -11,14 +11,16 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from anchorjax.errors import WeightsError
 from anchorjax.huggingface.directory import member, new_directory
+
+if TYPE_CHECKING:
+    from safetensors import safe_open
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -150,7 +152,9 @@ def _header(path: Path) -> dict[str, TensorInfo]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[safe_open]:
+def _opened(path: Path) -> "Iterator[safe_open]":
+    from safetensors import SafetensorError, safe_open  # a model whose weights are drawn does without
+
     try:
         # pread: a file that is cut while it is mapped would kill the process.
         with safe_open(path, framework="np", backend="pread") as file:

@@ -18,6 +18,7 @@ PEAK_TFLOPS = {
     "TPU v6 lite": 918.0,
     "NVIDIA A100-SXM4-80GB": 312.0,
     "NVIDIA H100 80GB HBM3": 989.0,
+    "NVIDIA H200": 989.0,
 }
 
 

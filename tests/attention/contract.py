@@ -113,7 +113,7 @@ def sorted_documents(T: int, rows: int, seed: int, lowest: int = 1) -> np.ndarra
 
 
 @functools.partial(jax.jit, static_argnames=("implementation", "tiles"))
-def _forward_and_vjp(q, k, v, cotangent, mask, implementation, tiles):
+def forward_and_vjp(q, k, v, cotangent, mask, implementation, tiles):
     plan = make_plan(mask, *tiles)
     apply = functools.partial(attention_with_lse, mask=mask, plan=plan, implementation=implementation)
     (out, lse), vjp = jax.vjp(apply, q, k, v)
@@ -125,7 +125,7 @@ def run(case: Case, implementation: str, tiles: tuple[int, int] | None = None) -
     """(out, lse, dq, dk, dv) for the case's cotangent of the output and of the log-sum-exp."""
     setting = SETTINGS[implementation]
     with setting.interpreted():
-        return _forward_and_vjp(
+        return forward_and_vjp(
             case.q, case.k, case.v, case.cotangent, case.mask, implementation, tiles or setting.tiles
         )
 
@@ -204,6 +204,7 @@ def dense_bfloat16(q, k, v, do, allowed_BTS):
         s = _bfloat16_cotangent(jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32))
         s = jnp.where(allowed_BTS[:, None, None], s * H**-0.5, -1e30)
         p, lse = jax.nn.softmax(s, -1).astype(jnp.bfloat16), jax.nn.logsumexp(s, -1)
+        p = jnp.where(jnp.any(allowed_BTS, -1)[:, None, None, :, None], p, 0)  # a query without a key
         out = jnp.einsum("bkgts,bskh->btkgh", p, v)
         return out.reshape(B, T, N, H), jnp.moveaxis(lse, 3, 1).reshape(B, T, N)
 

@@ -185,7 +185,7 @@ def test_memory_grows_linearly_with_the_row():
     def temporaries(T):
         x = {heads: jax.ShapeDtypeStruct((1, T, heads, 32), jnp.float32) for heads in (2, 1)}
         mask = jax.eval_shape(lambda s: Mask.from_segments(s, 1), jax.ShapeDtypeStruct((1, T), jnp.int32))
-        lowered = contract._forward_and_vjp.lower(x[2], x[1], x[1], x[2], mask, "xla", (512, 512))
+        lowered = contract.forward_and_vjp.lower(x[2], x[1], x[1], x[2], mask, "xla", (512, 512))
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     assert temporaries(2**14) < 2.2 * temporaries(2**13)
