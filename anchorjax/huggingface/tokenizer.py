@@ -108,7 +108,8 @@ def _post_processor(given: Mapping[str, Any] | None, token: str, index: int) -> 
 
 def _begin_chats(directory: Path, token: str) -> list[str]:
     """Makes a chat begin with the token too, as a prompt does here: tools put nothing before what a template writes."""
-    named = {key: content_of(text) for key, text in named_specials(directory).items() if key.endswith("_token")}
+    texts = {name: content_of(text) for name, text in named_specials(directory).items()}
+    named = {name: text for name, text in texts.items() if name.endswith("_token") and isinstance(text, str)}
 
     def begun(source: Any) -> Any:
         try:
