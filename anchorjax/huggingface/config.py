@@ -40,6 +40,10 @@ FIXED = {  # other values would be another model, of whatever family
     "add_cross_attention": False,
     "tie_encoder_decoder": False,
     "pruned_heads": {},
+    # Of Llama; in others' files left from a conversion, and passed over by transformers.
+    "attention_bias": False,
+    "mlp_bias": False,
+    "pretraining_tp": 1,
 }
 
 # What a model is trained or served with, not what it computes.
