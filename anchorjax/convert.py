@@ -5,14 +5,15 @@
 
 `init_from` takes a Hugging Face directory as it is; converting first saves reading it again in every run. `to-hf`
 takes a run's directory, or one made by `from-hf`, and writes what transformers, vLLM and the others load:
-config.json, safetensors and the tokenizer. LoRA adapters are merged. Exit codes: 0 done, 1 failed, 2 bad input.
+config.json, safetensors and the tokenizer, which puts in front of a text what the run had there, and says what was
+changed for it. LoRA adapters are merged. Exit codes: 0 done, 1 failed, 2 bad input.
 """
 
 import argparse
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from absl import logging
 
 from anchorjax import sharding
 from anchorjax.config import AttentionConfig, LoraConfig, ModelConfig, RopeConfig
+from anchorjax.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer
 from anchorjax.errors import UserError, WeightsError, WorkdirError
 from anchorjax.huggingface import checkpoint as hf_checkpoint
 from anchorjax.huggingface import config as hf_config
+from anchorjax.huggingface import tokenizer as hf_tokenizer
 from anchorjax.huggingface.directory import TOKENIZER, copy_files, new_directory
 from anchorjax.huggingface.weights import Weights
 from anchorjax.models.decoder import Decoder
@@ -31,6 +34,8 @@ from anchorjax.models.layers import Shape, named_leaves
 from anchorjax.training.checkpoint import Checkpoints, bytes_of_largest
 from anchorjax.training.pretrained import SOURCE, Pretrained, keep_source
 from anchorjax.training.workdir import load_config
+
+INTRA_DOC = "intra_doc"  # the mask under which no document sees the beginning of sequence
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -96,8 +101,16 @@ def to_hf(checkpoint: Path, directory: Path, dtype: str | None) -> None:
     dtype = dtype or fields.get("torch_dtype") or fields.get("dtype") or "float32"
     if dtype not in hf_checkpoint.DTYPES:
         raise WeightsError(f"{source}/{hf_config.FILE}: weights are {dtype}; choose --dtype")
-    max_position = max(sections.get("data", {}).get("row_length", 0), fields.get("max_position_embeddings") or 0)
+    run = sections.get("data")  # None: weights that from-hf read, with a tokenizer that stays as it is
+    name = Pretrained.open(checkpoint).tokenizer
+    tokenizer = hf_tokenizer.open_exported(source) if run and name == str(source) else None
+    max_position = max(run["row_length"] if run else 0, fields.get("max_position_embeddings") or 0)
+    if tokenizer:
+        fields |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": hf_tokenizer.ends(fields, tokenizer.eos_id)}
+    elif run and name == "bytes":
+        fields |= {f"{key}_token_id": getattr(ByteTokenizer(), f"{key}_id") for key in ("bos", "eos", "pad")}
     written = hf_config.write(shape.model, shape.rope, max_position=max_position, dtype=dtype, source=fields)
+    changes = []
     with new_directory(directory) as part, jax.set_mesh(_mesh(shape.model)):
         like = sharding.abstract(lambda: Decoder(jax.random.key(0), shape))
         checkpoints = Checkpoints(checkpoint, keep=1, read_only=True, host_bytes=bytes_of_largest(like))
@@ -105,13 +118,38 @@ def to_hf(checkpoint: Path, directory: Path, dtype: str | None) -> None:
         params = jax.tree.unflatten(jax.tree.structure(like), weights.values())
         hf_checkpoint.save(params, shape.model, shape.lora, part, dtype)
         (part / hf_config.FILE).write_text(json.dumps(written, indent=2) + "\n")
-        if source.is_dir():
+        if source.is_dir() and name != "bytes":  # a run of bytes has that of its checkpoint there
             copy_files(source, part, TOKENIZER)
+        if tokenizer:
+            changes = hf_tokenizer.export(part, tokenizer, max_position, anchored=run["mask"] != INTRA_DOC)
     print(f"{shape.model.family}, {max_position:,} positions, written to {directory}, {dtype}")
+    for change in changes:
+        print(f"changed: {change}")
+    for note in notes(run, shape, dtype, tokenizer):
+        print(f"note: {note}")
+
+
+def notes(
+    run: Mapping[str, Any] | None, shape: Shape, dtype: str, tokenizer: HuggingFaceTokenizer | None
+) -> Iterator[str]:
+    """Where other tools compute other than what is computed here; `run` is the section "data" of a run."""
     if shape.rope.depends_on_length:
-        print(f"note: {shape.rope.scaling} RoPE goes by the row's length here and by the prompt's in transformers")
+        yield f"{shape.rope.scaling} RoPE goes by the row's length here and by the prompt's in transformers"
     if shape.model.window:
-        print("note: here the anchor stays in sight of layers with a window; other tools lose it there")
+        yield "here the anchor stays in sight of layers with a window; other tools lose it there"
+    if dtype != "float32":
+        yield f"transformers rounds RoPE's cosines and sines to {dtype}; here they are {shape.rope.dtype}"
+    elif shape.rope.dtype != "float32":
+        yield f"RoPE is computed in {shape.rope.dtype} here, and in {dtype} in transformers"
+    if run and run["mask"] == INTRA_DOC and tokenizer:
+        front = tokenizer.encode_with_specials("", frame=True).tolist()
+        what = " ".join(map(tokenizer.rules.id_to_token, front)) if front else "nothing"
+        yield (
+            f"documents of a run with mask={INTRA_DOC} have nothing in front; the tokenizer puts {what} in front of a "
+            "text, as it did, and eval/ puts the beginning of sequence there"
+        )
+    if run and not tokenizer:
+        yield "the run is of bytes, or its tokenizer is lost: there is none that other tools could load"
 
 
 def _shape(sections: Mapping[str, Any]) -> Shape:

@@ -24,7 +24,7 @@ ALLOWED = {
     "sharding": {"types"},
     "command_line": {"config", "errors"},
     "targets": {"errors"},
-    "huggingface": {"errors", "config", "precision", "models"},
+    "huggingface": {"errors", "config", "precision", "models", "data"},
     "attention": FOUNDATION,
     "models": FOUNDATION | {"attention"},
     "data": {"types", "errors", "config", "sharding", "atomic"},
@@ -32,7 +32,7 @@ ALLOWED = {
     "figures": {"page"},
     "report": FOUNDATION | {"attention", "data", "page", "figures"},
     "prepare": {"errors", "config", "command_line", "data", "training", "report"},
-    "convert": FOUNDATION | {"models", "huggingface", "training"},
+    "convert": FOUNDATION | {"models", "data", "huggingface", "training"},
     "training": FOUNDATION | {"attention", "models", "data", "huggingface", "atomic"},
     "evaluation": FOUNDATION | {"attention", "models", "data", "huggingface", "training", "page", "figures", "atomic"},
 }

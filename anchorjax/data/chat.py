@@ -15,7 +15,7 @@ import jinja2
 import numpy as np
 from jinja2 import ext, nodes, sandbox
 
-from anchorjax.data.tokenizer import Tokenizer, read_json
+from anchorjax.data.tokenizer import Tokenizer, content_of, named_specials, read_json
 from anchorjax.errors import EvaluationError
 
 # For templates that write today's date: the same prompt on any day. Llama 3's use it where they are told no date.
@@ -42,8 +42,7 @@ class ChatTemplate:
         source = _source(directory, config)
         if source is None:
             raise ValueError(f"{directory} has no chat template: neither chat_template.jinja nor tokenizer_config.json")
-        named = read_json(directory / "special_tokens_map.json") | config
-        texts = {name: text.get("content") if isinstance(text, dict) else text for name, text in named.items()}
+        texts = {name: content_of(token) for name, token in named_specials(directory).items()}
         specials = {name: text for name, text in texts.items() if name.endswith("_token") and isinstance(text, str)}
         try:
             return cls.of(source, specials)

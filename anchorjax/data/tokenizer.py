@@ -61,6 +61,10 @@ class Tokenizer(Protocol):
         """Text of a sequence of ids; specials and ids of no token are dropped, broken UTF-8 becomes U+FFFD."""
         ...
 
+    def within(self, vocab_size: int) -> "Tokenizer":
+        """For a model of so many tokens: a pad that it has no embedding for gives way to the end of sequence."""
+        ...
+
 
 def load(name: str) -> Tokenizer:
     """The tokenizer "bytes", or that of a directory with tokenizer.json. Raises ValueError saying what is wrong."""
@@ -98,6 +102,9 @@ class ByteTokenizer:
         kept = ids[(ids >= 0) & (ids < _BYTES)]
         return kept.astype(np.uint8).tobytes().decode("utf-8", errors="replace")
 
+    def within(self, vocab_size: int) -> "ByteTokenizer":
+        return self
+
     @functools.cached_property
     def token_bytes_V(self) -> np.ndarray:
         return (np.arange(self.vocab_size) < _BYTES).astype(np.int32)
@@ -105,7 +112,7 @@ class ByteTokenizer:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HuggingFaceTokenizer:
-    """A tokenizer.json, with the specials that tokenizer_config.json or config.json beside it name.
+    """A tokenizer.json, with the tokens and specials that other files beside it name, as transformers reads them.
 
     Without a beginning of sequence (Qwen) the end of sequence is the anchor, and without a pad also the pad.
 
@@ -139,11 +146,12 @@ class HuggingFaceTokenizer:
         rules.no_truncation()  # some files cut texts to what their model took
         rules.no_padding()
         rules.encode_special_tokens = True  # as text, that is
+        added = _add_tokens(directory, spec, rules)
         token_bytes_V = _token_bytes(file, spec, rules)
         specials = _specials(directory, rules.get_vocab(with_added_tokens=True))
         rules.add_special_tokens([rules.id_to_token(index) for index in specials])  # should they not be marked as such
         token_bytes_V[list(specials)] = 0
-        digest = hashlib.sha256(content + repr(specials).encode()).hexdigest()
+        digest = hashlib.sha256(content + repr((*specials, *added)).encode()).hexdigest()
         # Other specials never come out of a text: Gemma 3's lie behind the model's vocabulary.
         others = {token["id"] for token in spec.get("added_tokens", []) if token["special"]} - set(specials)
         top = max(set(rules.get_vocab(with_added_tokens=True).values()) - others)
@@ -196,15 +204,86 @@ class HuggingFaceTokenizer:
         kept = ids[(ids >= 0) & (ids < self.vocab_size)]
         return self.rules.decode(kept.tolist(), skip_special_tokens=True)
 
+    def within(self, vocab_size: int) -> "HuggingFaceTokenizer":
+        # Llama 2 with a [PAD] that was added for fine-tuning: no text and no target ever has it.
+        needed = max(int(np.flatnonzero(self.token_bytes_V)[-1]), self.bos_id, self.eos_id) + 1
+        if self.pad_id < vocab_size or needed > vocab_size:
+            return self
+        known = {"vocab_size": needed, "token_bytes_V": self.token_bytes_V[:needed]}
+        return dataclasses.replace(self, pad_id=self.eos_id, **known)
+
+
+def named_specials(directory: Path) -> dict[str, Any]:
+    """tokenizer_config.json, with special_tokens_map.json over it where transformers reads that: if the first lists no
+    `added_tokens_decoder`. Raises ValueError if one cannot be read."""
+    config = read_json(directory / "tokenizer_config.json")
+    return config if "added_tokens_decoder" in config else config | read_json(directory / "special_tokens_map.json")
+
+
+def content_of(token: Any) -> Any:
+    """The text of a special token, which these files write as a text or as an object."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _add_tokens(directory: Path, spec: dict[str, Any], rules) -> list[dict[str, Any]]:
+    """Adds to `rules` and `spec` the tokens that tokenizer.json lacks and transformers finds elsewhere; gives these."""
+    import tokenizers
+
+    named = named_specials(directory)
+    listed = _listed_tokens(directory, named)
+    extra = named.get("extra_special_tokens") or named.get("additional_special_tokens")
+    # Of names alone a pad may be new: it stands for no text. A new BOS or EOS, no model has ever seen.
+    by_name = [named.get(f"{name}_token") for name in ("unk", "sep", "pad", "cls", "mask")]
+    by_name += extra if isinstance(extra, list) else []
+    listed += [
+        {"content": text, "special": True, "normalized": False}
+        for text in map(content_of, by_name)
+        if isinstance(text, str) and rules.token_to_id(text) is None
+    ]
+    known = {token["content"] for token in spec.get("added_tokens", [])}
+    new = list({token["content"]: token for token in listed if token["content"] not in known}.values())
+    for token in new:
+        rules.add_tokens([tokenizers.AddedToken(**token)])
+        token["id"] = rules.token_to_id(token["content"])
+    spec["added_tokens"] = [*spec.get("added_tokens", []), *new]
+    return new
+
+
+_ADDED = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of AddedToken, all of them flags
+
+
+def _listed_tokens(directory: Path, named: dict[str, Any]) -> list[dict[str, Any]]:
+    """By id: those of `added_tokens_decoder`, or else of added_tokens.json, which says no more than their ids."""
+    texts = [content_of(token) for name, token in named.items() if name.endswith("_token")]
+    specials = {text for text in texts if isinstance(text, str)}
+    if "added_tokens_decoder" in named:
+        file, listed = directory / "tokenizer_config.json", named["added_tokens_decoder"]
+    else:
+        file = directory / "added_tokens.json"
+        listed = {
+            index: {"content": text, "special": text in specials, "normalized": text not in specials}
+            for text, index in read_json(file).items()
+        }
+    try:
+        ordered = [token for _, token in sorted((int(index), token) for index, token in listed.items())]
+        found = [{"normalized": not token.get("special"), **token} for token in ordered]
+        found = [{"content": token["content"], **{name: bool(token.get(name)) for name in _ADDED}} for token in found]
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{file}: its added tokens must be objects with a content, by whole numbers") from error
+    for token in found:
+        if not isinstance(token["content"], str) or not token["content"]:
+            raise ValueError(f"{file}: an added token is {token['content']!r}; it must be a text")
+        token["special"] |= token["content"] in specials
+    return found
+
 
 def _specials(directory: Path, vocabulary: dict[str, int]) -> tuple[int, int, int]:
     """Ids of the beginning of sequence, the end of sequence and the pad."""
-    tokens = read_json(directory / "tokenizer_config.json")
+    tokens = named_specials(directory)
     ids = read_json(directory / "config.json")
 
     def find(name: str) -> int | None:
-        token = tokens.get(f"{name}_token")
-        token = token.get("content") if isinstance(token, dict) else token
+        token = content_of(tokens.get(f"{name}_token"))
         if token is not None:
             if not isinstance(token, str) or token not in vocabulary:
                 raise ValueError(f"{directory}: {name}_token {token!r} is not in tokenizer.json")
@@ -217,7 +296,9 @@ def _specials(directory: Path, vocabulary: dict[str, int]) -> tuple[int, int, in
 
     eos, bos, pad = find("eos"), find("bos"), find("pad")
     if eos is None:
-        raise ValueError(f"{directory}: neither tokenizer_config.json nor config.json names an end of sequence")
+        hidden = "added_tokens_decoder" in tokens and (directory / "special_tokens_map.json").exists()
+        why = " (special_tokens_map.json does not count beside added_tokens_decoder)" if hidden else ""
+        raise ValueError(f"{directory}: neither tokenizer_config.json nor config.json names an end of sequence{why}")
     return eos if bos is None else bos, eos, eos if pad is None else pad
 
 

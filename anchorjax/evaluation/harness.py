@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from anchorjax.data.chat import ChatTemplate
-from anchorjax.data.tokenizer import read_json
+from anchorjax.data.tokenizer import named_specials
 from anchorjax.errors import EvaluationError, WeightsError
 from anchorjax.evaluation import language_model
 from anchorjax.evaluation.answering import fill
@@ -339,7 +339,7 @@ def _prefix(model: Description) -> int:
     if model.is_run or model.files is None:
         return model.tokenizer.bos_id
     try:
-        named = read_json(model.files / "special_tokens_map.json") | read_json(model.files / "tokenizer_config.json")
+        named = named_specials(model.files)
     except ValueError as error:
         raise WeightsError(str(error)) from error
     return model.tokenizer.eos_id if named.get("bos_token") is None else model.tokenizer.bos_id

@@ -35,7 +35,7 @@ def evaluate(setup: Setup, workdir: Path, max_rows: int, results: Results) -> di
     if restored is None:
         raise WorkdirError(f"there is no checkpoint in {workdir} yet")
     state, meta = restored
-    store, tokenizer = data.load_store(setup.config.data, "validation")
+    store, tokenizer = data.load_store(setup.config.data, "validation")[0], setup.tokenizer
     if store.fingerprint != meta["data"]["held_out_fingerprint"]:
         raise WorkdirError(f"the validation text or tokenizer is no longer that of {workdir}")
     rows = list(data.eval_rows(store, tokenizer, setup.config.data, max_rows))

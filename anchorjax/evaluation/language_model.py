@@ -115,6 +115,7 @@ def describe(
         on_device = "float32" if jax.default_backend() == "cpu" else "bfloat16"
         dtype = fields["model"]["compute_dtype"] if data else on_device
     tokenizer, files = _tokenizer(pretrained)
+    tokenizer = tokenizer.within(pretrained.model["vocab_size"])
     theta = {"theta": rope_theta} if rope_theta else {}
     sections = fields if workdir is not None else {}
     stays = {"compute_dtype": dtype, "param_dtype": dtype, "remat": "none", "dropout": 0.0}
@@ -149,19 +150,28 @@ def _tokenizer(pretrained: Pretrained) -> tuple[Tokenizer, Path | None]:
 
 def generation_config(files: Path | None) -> dict[str, Any]:
     """What generation_config.json says, if there is one. Raises WeightsError if it cannot be read."""
+    return _settings(files, "generation_config.json")
+
+
+def _settings(files: Path | None, name: str) -> dict[str, Any]:
+    """The fields of a JSON file that are not null; none if there is no such file."""
     try:
-        found = tokenizer_lib.read_json(files / "generation_config.json") if files else {}
+        found = tokenizer_lib.read_json(files / name) if files else {}
     except ValueError as error:
         raise WeightsError(str(error)) from error
     return {name: value for name, value in found.items() if value is not None}
 
 
 def _eos_ids(tokenizer: Tokenizer, files: Path | None) -> tuple[int, ...]:
-    """The tokenizer's, and those of generation_config.json: chat models end a turn by another token than a text."""
-    found = generation_config(files).get("eos_token_id", [])
+    """The tokenizer's, and the model's: chat models end a turn by another token than a text.
+
+    As in transformers, those of config.json count where there is no generation_config.json, even one that names none.
+    """
+    name = "generation_config.json" if files and (files / "generation_config.json").exists() else hf_config.FILE
+    found = _settings(files, name).get("eos_token_id", [])
     found = found if isinstance(found, list) else [found]
     if not all(type(index) is int and 0 <= index for index in found):
-        raise WeightsError(f"{files}/generation_config.json: eos_token_id is {found}; allowed: token ids")
+        raise WeightsError(f"{files}/{name}: eos_token_id is {found}; allowed: token ids")
     return tuple(dict.fromkeys([tokenizer.eos_id, *found]))
 
 

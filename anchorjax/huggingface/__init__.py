@@ -2,6 +2,7 @@
 
     directory.py   which files a directory may be made of; how a new one appears whole
     weights.py     tensors by name: vetted at once, read one at a time, written in shards
+    tokenizer.py   a tokenizer's files, for tools that load an export
 
-numpy only: what the tensors mean is the model's affair, where they lie on devices the trainer's.
+What the tensors mean is the model's affair, where they lie on devices the trainer's.
 """

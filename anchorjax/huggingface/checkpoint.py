@@ -18,13 +18,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 from anchorjax import precision
 from anchorjax.config import LoraConfig, ModelConfig
 from anchorjax.errors import WeightsError
-from anchorjax.huggingface.weights import Weights, write_files
+from anchorjax.huggingface.weights import BUFFERS, Weights, write_files
 from anchorjax.models import families
 from anchorjax.models.decoder import Decoder
 from anchorjax.models.families import Leaf
 from anchorjax.models.layers import named_leaves
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 SHOWN = 3  # names in a message about many
 
 
@@ -61,13 +62,13 @@ def places(params: Decoder, model: ModelConfig) -> dict[str, Place]:
         size = leaves[name].shape
         return Place(name, layer, leaf.inputs, size if layer is None else size[1:])
 
-    found = {"model.embed_tokens.weight": place(Leaf("embed_VD"), None)}
+    found = {EMBEDDING: place(Leaf("embed_VD"), None)}
     for layer in range(model.num_layers):
         for name, leaf in families.load(model.family).block.items():
             found[f"model.layers.{layer}.{name}"] = place(leaf, layer)
     found["model.norm.weight"] = place(Leaf("final_norm_D"), None)
     if not model.tie_embeddings:
-        found["lm_head.weight"] = place(Leaf("unembed_DV", 1), None)
+        found[HEAD] = place(Leaf("unembed_DV", 1), None)
     return found
 
 
@@ -81,6 +82,8 @@ def load(params: Decoder, model: ModelConfig, weights: Weights) -> Decoder:
       WeightsError: a tensor is missing, too many, or of another shape.
     """
     wanted = places(params, model)
+    if model.tie_embeddings and HEAD in weights.tensors and EMBEDDING not in weights.tensors:
+        wanted[HEAD] = wanted.pop(EMBEDDING)  # safetensors' own save_model keeps one name of two, the first by alphabet
     _compare(wanted, weights, model)
     leaves, structure = named_leaves(params), jax.tree.structure(params)
     for name, place in wanted.items():
@@ -89,16 +92,11 @@ def load(params: Decoder, model: ModelConfig, weights: Weights) -> Decoder:
 
 
 def _compare(wanted: Mapping[str, Place], weights: Weights, model: ModelConfig) -> None:
-    found = dict(weights.tensors)
-    for name in [name for name in found if name.endswith("rotary_emb.inv_freq")]:
-        del found[name]  # old Llama checkpoints have them; they follow from the configuration
-    if model.tie_embeddings and "lm_head.weight" in found:
-        head, embedding = (_digest(weights, name) for name in ("lm_head.weight", "model.embed_tokens.weight"))
-        if head != embedding:
-            raise WeightsError(
-                f"{weights.directory}: lm_head.weight is not the embedding to which it is said to be tied"
-            )
-        del found["lm_head.weight"]
+    found = {name: info for name, info in weights.tensors.items() if not name.endswith(BUFFERS)}
+    if model.tie_embeddings and {HEAD, EMBEDDING} <= found.keys():
+        if _digest(weights, HEAD) != _digest(weights, EMBEDDING):
+            raise WeightsError(f"{weights.directory}: {HEAD} is not the embedding to which it is said to be tied")
+        del found[HEAD]
     if missing := wanted.keys() - found.keys():
         raise WeightsError(f"{weights.directory} lacks {_some(missing)}")
     if extra := found.keys() - wanted.keys():

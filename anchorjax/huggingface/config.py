@@ -31,14 +31,47 @@ SIZES = {  # by ModelConfig's names
 }
 DEFAULTS = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "hidden_act": "silu"}
 ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
-FIXED = {"attention_dropout": 0.0, "quantization_config": None, "partial_rotary_factor": 1.0}
+FIXED = {  # other values would be another model, of whatever family
+    "attention_dropout": 0.0,
+    "quantization_config": None,
+    "partial_rotary_factor": 1.0,
+    "use_sliding_window": False,
+    "is_encoder_decoder": False,
+    "add_cross_attention": False,
+    "tie_encoder_decoder": False,
+    "pruned_heads": {},
+    # Of Llama; in others' files left from a conversion, and passed over by transformers.
+    "attention_bias": False,
+    "mlp_bias": False,
+    "pretraining_tp": 1,
+}
 
 # What a model is trained or served with, not what it computes.
 HARMLESS = (
-    *("_name_or_path", "_attn_implementation", "architectures", "bos_token_id", "cache_implementation", "dtype"),
-    *("eos_token_id", "initializer_range", "max_window_layers", "model_type", "pad_token_id", "torch_dtype"),
-    *("transformers_version", "transformers.js_config", "use_cache", "is_llama_config"),
+    *("_name_or_path", "architectures", "bos_token_id", "cache_implementation", "dtype", "eos_token_id"),
+    *("initializer_range", "max_window_layers", "model_type", "pad_token_id", "torch_dtype", "use_cache"),
+    *("transformers_version", "transformers.js_config", "is_llama_config", "gradient_checkpointing"),
+    # Which kernel computes it.
+    *("_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal", "attn_implementation"),
+    *("_flash_attn_2_enabled", "_experts_implementation", "_experts_implementation_internal"),
+    *("experts_implementation", "chunk_size_feed_forward", "torchscript", "use_bfloat16", "tf_legacy_loss"),
+    # The rest of transformers' PretrainedConfig: what a call returns, heads of other tasks, where it came from.
+    *("_commit_hash", "name_or_path", "_output_attentions", "output_attentions", "output_hidden_states"),
+    *("return_dict", "keys_to_ignore_at_inference", "tie_last_hidden_states", "is_decoder", "finetuning_task"),
+    *("cross_attention_hidden_size", "id2label", "label2id", "num_labels", "problem_type", "task_specific_params"),
+    *("base_model_tp_plan", "base_model_pp_plan", "base_model_ep_plan", "base_model_fsdp_plan", "prefix"),
+    # Of the tokenizer; the length is max_position_embeddings.
+    *("tokenizer_class", "sep_token_id", "decoder_start_token_id", "model_max_length", "max_sequence_length"),
+    # How to generate: transformers takes that from generation_config.json and passes over what stands here.
+    *("max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "temperature"),
+    *("top_k", "top_p", "typical_p", "diversity_penalty", "repetition_penalty", "length_penalty", "bad_words_ids"),
+    *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "num_return_sequences", "output_scores"),
+    *("return_dict_in_generate", "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values"),
+    *("exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens", "epsilon_cutoff", "eta_cutoff"),
+    *("encoder_repetition_penalty", "num_assistant_tokens", "num_assistant_tokens_schedule", "target_lookbehind"),
+    *("assistant_confidence_threshold", "assistant_lookbehind"),
 )
+HARMLESS_PREFIX = "unsloth_"  # unsloth_fixed, unsloth_version: who saved it
 READ_APART = (  # by name, below
     *("hidden_act", "hidden_activation", "layer_types", "max_position_embeddings", "original_max_position_embeddings"),
     *("rope_local_base_freq", "rope_parameters", "rope_scaling", "rope_theta", "sliding_window"),
@@ -124,7 +157,7 @@ def _refuse(fields: Mapping[str, Any], family: Family) -> None:
     fixed = FIXED | dict(family.fixed)
     known = {*HARMLESS, *READ_APART, *SIZES, *family.fields, *fixed}
     for key, value in fields.items():
-        if key not in known and value is not None:
+        if key not in known and value is not None and not key.startswith(HARMLESS_PREFIX):
             raise _error(key, value, f"{family.model_type} is not known to have it, and it may change the maths")
         if key in fixed and value is not None and value != fixed[key]:
             raise _error(key, value, f"only {fixed[key]!r} is supported")
@@ -191,8 +224,14 @@ def _check_layers(given: Mapping[str, Any], model: dict[str, Any]) -> None:
 
 def _rope(given: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
     family = families.load(model["family"])
-    if "rope_scaling" in given and "rope_parameters" in given:
-        raise _error("rope_scaling", given["rope_scaling"], "rope_parameters is there too")
+    if "rope_scaling" in given and "rope_parameters" in given:  # some tools write both
+        one, other = (
+            _rope({key: value for key, value in given.items() if key != spelling}, model)
+            for spelling in ("rope_parameters", "rope_scaling")
+        )
+        if one != other:
+            raise _error("rope_scaling", given["rope_scaling"], "rope_parameters is there too, and says otherwise")
+        return one
     spelling = "rope_parameters" if "rope_parameters" in given else "rope_scaling"
     scaling, local = _typed(spelling, given.get(spelling, {}), dict), {}
     if spelling == "rope_parameters" and family.local_theta:
@@ -226,7 +265,7 @@ def _scaling(scaling: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any
     if kind == "longrope" and "factor" not in scaling:
         scaling["factor"] = _max_position(kind, given) / max(1, _original_length(kind, scaling, given))
     for key, value in scaling.items():
-        if key == "partial_rotary_factor" and value == 1.0:
+        if (key == "partial_rotary_factor" and value == 1.0) or (kind == "yarn" and _idle_in_yarn(key, value)):
             continue
         if key not in ROPE_FIELDS[kind]:
             raise _error(f"rope_scaling.{key}", value, f"{kind} is not known to have it, and it may change the maths")
@@ -238,6 +277,11 @@ def _scaling(scaling: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any
     if kind in ("dynamic", "yarn", "llama3", "longrope"):
         rope["original_length"] = _original_length(kind, scaling, given)
     return rope
+
+
+def _idle_in_yarn(key: str, value: Any) -> bool:
+    """Whether it is transformers' default, or says nothing: the ramp from whole pair to whole pair; `finetuned`."""
+    return key == "finetuned" or (key == "truncate" and value is True)
 
 
 def _original_length(kind: str, scaling: Mapping[str, Any], given: Mapping[str, Any]) -> int:

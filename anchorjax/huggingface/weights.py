@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
+# Of old Llama checkpoints, in fp32 beside weights in bf16: no weights, as they follow from the configuration.
+BUFFERS = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
@@ -74,8 +76,8 @@ class Weights:
 
     @property
     def dtype(self) -> str:
-        """The one dtype of all tensors, or float32, which holds them all."""
-        dtypes = {str(info.dtype) for info in self.tensors.values()}
+        """The one dtype of all weights, or float32, which holds them all."""
+        dtypes = {str(info.dtype) for name, info in self.tensors.items() if not name.endswith(BUFFERS)}
         return dtypes.pop() if len(dtypes) == 1 else "float32"
 
     def read(self, name: str) -> np.ndarray:

@@ -52,7 +52,9 @@ class Setup:
             raise ConfigError("lora.rank", config.lora.rank, "adapters need a checkpoint in init_from to stand beside")
         given, config = config.data.tokenizer, complete(config, pretrained)
         tokenizer = load_tokenizer(config.data)
-        config = with_vocabulary(config, tokenizer.vocab_size)
+        if pretrained:
+            tokenizer = tokenizer.within(config.model.vocab_size)
+        config = with_vocabulary(config, tokenizer, pretrained)
         mesh_shape = config.check_devices(jax.device_count())
         check_attention(config, mesh_shape)
         mesh = sharding.make_mesh(mesh_shape)
@@ -129,9 +131,13 @@ def check_attention(config: Config, mesh_shape: Mapping[str, int]) -> None:
             raise ConfigError(f"attention.{key}", tile, allowed)
 
 
-def with_vocabulary(config: Config, needed: int) -> Config:
-    """Fills in model.vocab_size. Raises ConfigError if it is too small for the tokenizer."""
+def with_vocabulary(config: Config, tokenizer: Tokenizer, pretrained: Pretrained | None) -> Config:
+    """Fills in model.vocab_size. Raises ConfigError if it, or the checkpoint's, is too small for the tokenizer."""
+    needed = tokenizer.vocab_size
     size = config.model.vocab_size or -(-needed // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+    if size < needed and pretrained:
+        allowed = f"it has ids up to {needed - 1:,}, and the checkpoint {pretrained.directory} knows {size:,} tokens"
+        raise ConfigError("data.tokenizer", config.data.tokenizer, allowed)
     if size < needed:
         raise ConfigError("model.vocab_size", size, f"it must be at least the tokenizer's {needed}, or 0 to fit it")
     return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=size))

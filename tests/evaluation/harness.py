@@ -44,8 +44,6 @@ def compile_little(monkeypatch) -> None:
 
 def pair(family: str, directory: Path, with_bos: bool, context: int = 0, batch_rows: int = 8) -> Pair:
     """`with_bos`: tokenizer.json puts <s> before a text; `context`: other than the tiny model's; rows are theirs."""
-    from lm_eval.models.huggingface import HFLM
-
     model = tiny.make(family, directory)
     if context:
         model.config.max_position_embeddings = context
@@ -63,6 +61,14 @@ def pair(family: str, directory: Path, with_bos: bool, context: int = 0, batch_r
             "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}},
         }
         (directory / "tokenizer.json").write_text(json.dumps(rules))
+    return opened(directory, with_bos, batch_rows)
+
+
+def opened(directory: Path, with_bos: bool, batch_rows: int = 8) -> Pair:
+    """The model that lies there, in both."""
+    from lm_eval.models.huggingface import HFLM
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager")
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
     theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_rows)
     return Pair(theirs, directory, language_model.describe(hf=directory), with_bos)

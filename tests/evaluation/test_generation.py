@@ -2,16 +2,19 @@
 
 import dataclasses
 import functools
+import json
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from anchorjax import sharding
-from anchorjax.errors import EvaluationError, UsageError
+from anchorjax.errors import EvaluationError, UsageError, WeightsError
 from anchorjax.evaluation import generation, language_model
 from anchorjax.evaluation.batching import bucket
 from anchorjax.evaluation.generation import Generator
@@ -162,6 +165,37 @@ def test_an_end_of_sequence_ends_a_text_but_not_its_neighbours(llama):
         cut = next((place for place, token in enumerate(other.tokens) if token in (1, end)), NEW)
         assert (one.tokens, one.reason) == (other.tokens[:cut], "stop" if cut < NEW else "length")
         assert their_tokens(theirs, prompt, [1, end])[:cut] == one.tokens
+
+
+@pytest.mark.parametrize("where", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("listed", [False, True])
+def test_ends_are_found_where_transformers_finds_them(llama, tmp_path, where, listed):
+    """In config.json alone, as converters and adapters merged by hand leave them; else in generation_config.json."""
+    theirs, description = llama
+    shutil.copytree(description.directory, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "generation_config.json").unlink()
+    end = generator(dataclasses.replace(description, eos_ids=())).generate(PROMPTS[:1], NEW)[0].tokens[4]
+    fields = json.loads((tmp_path / "config.json").read_text()) | {"eos_token_id": 1}
+    for name, content in {"config.json": fields, where: fields if where == "config.json" else {}}.items():
+        content |= {"eos_token_id": ([1, end] if listed else end)} if name == where else {}
+        (tmp_path / name).write_text(json.dumps(content))
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
+    ours = generator(language_model.describe(hf=tmp_path), batch_rows=4).generate(PROMPTS, NEW)
+    assert ours[0].reason == "stop"
+    for one, prompt in zip(ours, PROMPTS, strict=True):
+        out = theirs.generate(torch.tensor([prompt]), max_new_tokens=NEW, do_sample=False, pad_token_id=2)
+        made = out[0, len(prompt) :].tolist()
+        ends = {1, end} & set(made)
+        assert list(one.tokens) == made[: min(map(made.index, ends), default=NEW)]
+
+
+def test_ends_that_are_no_ids_are_refused(llama, tmp_path):
+    shutil.copytree(llama[1].directory, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "generation_config.json").unlink()
+    fields = json.loads((tmp_path / "config.json").read_text()) | {"eos_token_id": [1, "2"]}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(WeightsError, match=r"config.json: eos_token_id is \[1, '2'\]; allowed: token ids"):
+        language_model.describe(hf=tmp_path)
 
 
 def test_a_token_that_may_not_come_first_and_ends_a_text_later(llama):

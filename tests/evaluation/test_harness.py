@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -92,6 +93,20 @@ def test_generated_texts(pair, tmp_path):
     expected = [ask("generate_until", pair.theirs, [one])[0] for one in requests]  # alone, since rows disturb rows
     assert ask("generate_until", pair.ours(tmp_path), requests) == expected
     assert expected[1] == free[: free.index(free[3:5])] != free
+
+
+def test_texts_end_where_config_json_says(llama, tmp_path):
+    """Without generation_config.json, as it is with Llama 3.1's list of ends in many fine-tuned copies."""
+    free = ask("generate_until", llama.theirs, [("one two", GREEDY)])[0]
+    end = llama.description.tokenizer.encode(free[3])[0].item()
+    shutil.copytree(llama.directory, tmp_path / "model")
+    (tmp_path / "model/generation_config.json").unlink()
+    fields = json.loads((tmp_path / "model/config.json").read_text()) | {"eos_token_id": [1, end]}
+    (tmp_path / "model/config.json").write_text(json.dumps(fields))
+    ended = making.opened(tmp_path / "model", with_bos=False)
+    expected = ask("generate_until", ended.theirs, [("one two", GREEDY)])[0]
+    assert expected == free[:4] != free  # with the end, which is no special token here, and so is text to "hf"
+    assert ask("generate_until", ended.ours(tmp_path / "out"), [("one two", GREEDY)])[0] == expected[:3]
 
 
 def test_stop_strings_that_are_special_tokens(ours):

@@ -1,5 +1,6 @@
 """A decoder's weights from tensors: which sets of them are refused, onto many devices, and one at a time."""
 
+import json
 import re
 import weakref
 
@@ -7,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 import torch
+import transformers
 
-from anchorjax import sharding
+from anchorjax import convert, sharding
 from anchorjax.errors import WeightsError
 from anchorjax.huggingface import checkpoint as hf_checkpoint
 from anchorjax.huggingface.weights import SINGLE, Weights, write_files
@@ -122,6 +124,30 @@ def test_a_tied_head_that_is_the_embedding_is_accepted(saved, changed, one_devic
     assert_equal(values(changed("llama", tie)), values(saved("llama")))
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen2 tied", "gemma2", "gemma3"])
+def test_a_tied_head_alone_is_the_embedding_too(saved, changed, one_device, name):  # noqa: F811
+    """As safetensors' `save_model` leaves it: of two names of one tensor, the first by alphabet."""
+    change = lambda tensors: tensors.update({"lm_head.weight": tensors.pop("model.embed_tokens.weight")})  # noqa: E731
+    directory = changed(name, change)
+    assert_equal(values(directory), values(saved(name)))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(directory)
+    np.testing.assert_array_equal(theirs.get_input_embeddings().weight.detach(), values(directory)["embed_VD"])
+
+
+def test_a_tied_head_of_another_shape_is_named(changed, one_device):  # noqa: F811
+    def change(tensors):
+        tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")[:-1]
+
+    assert refusal(changed("llama", change)).endswith(
+        "lm_head.weight has shape (95, 32); config.json makes it (96, 32)"
+    )
+
+
+def test_a_head_alone_is_no_embedding_where_they_are_two(changed, one_device):  # noqa: F811
+    directory = changed("llama untied", lambda tensors: tensors.pop("model.embed_tokens.weight"))
+    assert refusal(directory).endswith("lacks model.embed_tokens.weight")
+
+
 @pytest.mark.parametrize("change", ["a bit", "a dtype", "a shape"])
 def test_a_tied_head_that_is_not_the_embedding_is_refused(changed, one_device, change):  # noqa: F811
     def untie(tensors):
@@ -148,6 +174,26 @@ def test_nothing_is_read_before_all_is_known_to_fit(changed, one_device, monkeyp
     directory = changed("llama untied", lambda tensors: tensors.pop(Q))
     monkeypatch.setattr(Weights, "read", lambda *_: pytest.fail("a tensor was read"))
     refusal(directory)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_buffers_do_not_decide_the_dtype_of_a_checkpoint(changed, tmp_path_factory, dtype):
+    """Old Llamas have frequencies in fp32 beside weights of 16 bits; with them, all came out twice as large."""
+
+    def narrow(tensors):
+        for name, x in tensors.items():
+            tensors[name] = x.astype(hf_checkpoint.DTYPES[dtype])
+        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(4, np.float32)
+
+    source, (ours, out) = changed("llama untied", narrow), (tmp_path_factory.mktemp("x") / name for name in ("a", "b"))
+    assert Weights.open(source).dtype == dtype
+    assert convert.main(["from-hf", str(source), str(ours)]) == convert.main(["to-hf", str(ours), str(out)]) == 0
+    assert Weights.open(out).dtype == dtype
+    model = json.loads((ours / "config.json").read_text())["model"]
+    assert model["param_dtype"] == ("bfloat16" if dtype == "bfloat16" else "float32")  # which holds float16
+    before, after = Weights.open(source), Weights.open(out)
+    for name in after.tensors:
+        np.testing.assert_array_equal(after.read(name), before.read(name), err_msg=name)
 
 
 # Onto devices

@@ -97,12 +97,16 @@ def names() -> list[str]:
     return [*families.available(), *(name for name in CONFIGS if name not in families.available())]
 
 
-def make(name: str, directory: Path, dtype: torch.dtype = torch.float32) -> transformers.PreTrainedModel:
-    """Saves it too. Its weights are large enough for every part to show in the logits."""
+def make(
+    name: str, directory: Path, dtype: torch.dtype = torch.float32, **changes: Any
+) -> transformers.PreTrainedModel:
+    """Saves it too. Its weights are large enough for every part to show in the logits; `changes` are of its config."""
     if name not in CONFIGS:
         pytest.fail(f"{name} has no tiny configuration in tests/huggingface/tiny.py: nothing holds it to transformers")
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(CONFIGS[name](), attn_implementation="eager")
+    config = CONFIGS[name]()
+    config.update(changes)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     with torch.no_grad():
         for parameter, x in model.named_parameters():
             size = 0.3 if x.ndim == 1 else 1.5 / x.shape[-1] ** 0.5

@@ -15,10 +15,12 @@ import tokenizers
 
 from anchorjax import convert
 from anchorjax.config import SIZES
+from anchorjax.data import load_tokenizer
 from anchorjax.errors import ConfigError, WeightsError, WorkdirError
+from anchorjax.evaluation import generation, language_model
 from anchorjax.huggingface import checkpoint as hf_checkpoint
 from anchorjax.huggingface import config as hf_config
-from anchorjax.huggingface.weights import Weights
+from anchorjax.huggingface.weights import Weights, write_files
 from anchorjax.models.layers import named_leaves
 from anchorjax.training.setup import Setup
 from tests import tiny
@@ -184,7 +186,9 @@ def test_a_run_needs_its_checkpoint_only_once_and_is_exported(llama_with_tokeniz
     summary = json.loads((workdir / "summary.json").read_text())
     assert json.loads(evaluated.stdout.splitlines()[-1])["loss"] == pytest.approx(summary["validation_loss"], abs=1e-6)
     assert convert.main(["to-hf", str(workdir), str(out)]) == 0
-    assert (out / "tokenizer.json").read_bytes() == (llama_with_tokenizer / "tokenizer.json").read_bytes()
+    rules = [json.loads((folder / "tokenizer.json").read_text()) for folder in (out, llama_with_tokenizer)]
+    assert rules[0].pop("post_processor")["single"][0]["SpecialToken"]["id"] == "<s>"  # the anchor, as in training
+    assert rules[1].pop("post_processor") is None and rules[0] == rules[1]
     exported, model = Weights.open(out), setup_of(llama_with_tokenizer).config.model
     saved = ocp.PyTreeCheckpointer().restore(workdir / "checkpoints" / "00000024" / "state")
     leaves = {name.removeprefix("params."): np.asarray(x) for name, x in saved.items() if name.startswith("params.")}
@@ -209,8 +213,69 @@ def test_the_run_s_own_tokenizer_is_kept_and_exported(llama_with_tokenizer, tmp_
     assert fields["torch_dtype"] == "float32"
 
 
+def test_what_only_the_config_json_of_a_tokenizer_says_is_kept(llama_with_tokenizer, tmp_path):
+    """Of a run without a checkpoint, whose directory holds no config.json of a model: the ids of specials."""
+    other = tmp_path / "other"
+    other.mkdir()
+    save_byte_tokenizer(other, "<start>")
+    (other / "tokenizer_config.json").unlink()
+    (other / "config.json").write_text('{"bos_token_id": 256, "eos_token_id": [257, 300]}')
+    for name, init_from in (("alone", ""), ("begun", str(llama_with_tokenizer))):
+        setup = Setup.make(tiny.config(init_from=init_from, data__tokenizer=str(other), data__batch_rows=8))
+        (tmp_path / name).mkdir()
+        setup.keep_source(tmp_path / name)
+        kept = load_tokenizer(dataclasses.replace(setup.config.data, tokenizer=str(tmp_path / name / "source")))
+        wanted = setup.tokenizer
+        assert (
+            (kept.bos_id, kept.eos_id, kept.pad_id) == (wanted.bos_id, wanted.eos_id, wanted.pad_id) == (256, 257, 257)
+        )
+        assert kept.name == wanted.name
+    assert hf_config.load(tmp_path / "begun" / "source")["eos_token_id"] == [257, 300]
+
+
 def test_specials_that_no_text_has_need_no_place_in_the_model(llama_with_tokenizer):
     assert setup_of(llama_with_tokenizer, data__tokenizer="auto").tokenizer.vocab_size == 258
+
+
+def with_vocabulary_of(directory, out, size: int):
+    """The tiny model cut to so many tokens, with its tokenizer and a [PAD] behind all of them."""
+    shutil.copytree(directory, out)
+    weights = Weights.open(directory)
+    tensors = {name: weights.read(name) for name in weights.tensors}
+    tensors |= {name: x[:size] for name, x in tensors.items() if x.shape[0] == 320}
+    (out / "model.safetensors").unlink()
+    write_files(out, tensors, tensors.__getitem__)
+    fields = hf_config.load(out) | {"vocab_size": size}
+    (out / "config.json").write_text(json.dumps(fields))
+    named = json.loads((out / "tokenizer_config.json").read_text()) | {"pad_token": "[PAD]"}
+    (out / "tokenizer_config.json").write_text(json.dumps(named))
+    return out
+
+
+def test_a_pad_that_the_checkpoint_does_not_know_is_not_needed(llama_with_tokenizer, tmp_path):
+    """Llama 2 with a [PAD] that was added to its tokenizer alone: loads, and no id is out of the embedding."""
+    directory = with_vocabulary_of(llama_with_tokenizer, tmp_path / "llama", 258)
+    setup = setup_of(directory, data__tokenizer="auto", model__vocab_size=0)
+    assert (setup.config.model.vocab_size, setup.tokenizer.vocab_size, setup.tokenizer.pad_id) == (258, 258, 257)
+    described = language_model.describe(hf=directory)
+    made = generation.Generator(language_model.load(described), batch_rows=8)  # short prompts have pads in front
+    prompts = [[256, 65, 66], [256]]
+    one = [made.generate([prompt], 4)[0] for prompt in prompts]
+    assert made.generate(prompts, 4) == one
+
+
+def test_a_checkpoint_too_small_for_its_tokenizer_is_told_apart_from_a_size_that_was_given(
+    llama_with_tokenizer, tmp_path
+):
+    """0 was given already, and helps nobody who starts from a checkpoint."""
+    directory = with_vocabulary_of(llama_with_tokenizer, tmp_path / "llama", 257)
+    with pytest.raises(ConfigError, match=r"data.tokenizer='\S+' is not allowed: it has ids up to \d+, and") as caught:
+        setup_of(directory, data__tokenizer="auto", model__vocab_size=0)
+    assert str(caught.value).endswith(f"the checkpoint {directory} knows 257 tokens") and "or 0" not in str(
+        caught.value
+    )
+    with pytest.raises(ConfigError, match=r"model.vocab_size=200 .* at least the tokenizer's 259, or 0 to fit it"):
+        Setup.make(tiny.config(model__vocab_size=200, data__batch_rows=8))
 
 
 def test_what_starts_from_a_run_of_bytes_is_of_bytes(converted, tmp_path):

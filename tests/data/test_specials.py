@@ -1,0 +1,127 @@
+"""Which tokens are special and which are added, by file: as transformers reads the same directory."""
+
+import json
+
+import pytest
+import tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer
+
+from anchorjax.data import tokenizer as tokenizer_lib
+from anchorjax.data.chat import ChatTemplate
+
+BOS, EOS, TURN, PAD = "<|begin|>", "<|end|>", "<|turn|>", "[PAD]"
+
+
+def token(content: str, **flags) -> dict:
+    return {"content": content, "special": True, "lstrip": False, "rstrip": False, "normalized": False, **flags}
+
+
+DECODER = {"256": token(BOS), "257": token(EOS), "258": token(TURN)}
+BOTH = {"bos_token": BOS, "eos_token": EOS}
+DIRECTORIES = {  # tokenizer_config.json, special_tokens_map.json, added_tokens.json
+    "only the map": (None, BOTH, None),
+    "a config that names none": ({"model_max_length": 4096}, BOTH, None),
+    "both differ": (BOTH, BOTH | {"eos_token": token(TURN)}, None),
+    "both differ beside a decoder": (BOTH | {"added_tokens_decoder": DECODER}, BOTH | {"eos_token": token(TURN)}, None),
+    "the map has the pad": (BOTH, {"pad_token": TURN}, None),
+    "the map has the BOS": ({"eos_token": EOS}, BOTH, None),
+    "the map says null": (BOTH | {"pad_token": TURN}, {"pad_token": None}, None),
+    "no map": ({"bos_token": BOS, "eos_token": TURN}, None, None),
+    "the EOS is only in the decoder": (
+        {"bos_token": BOS, "eos_token": "<|new|>", "added_tokens_decoder": DECODER | {"259": token("<|new|>")}},
+        None,
+        None,
+    ),
+    "the decoder skips ids and has text": (
+        BOTH | {"pad_token": PAD, "added_tokens_decoder": {"300": token(PAD), "280": token("<tool>", special=False)}},
+        BOTH | {"eos_token": token(TURN)},
+        None,
+    ),
+    "the pad is only a name": (BOTH | {"pad_token": PAD}, None, None),
+    "the pad is in added_tokens.json": (BOTH, {"pad_token": PAD}, {PAD: 260, "<tool>": 259}),
+    "extra tokens are only names": (BOTH | {"additional_special_tokens": ["<|x|>", TURN]}, None, None),
+}
+
+
+def byte_level() -> tokenizers.Tokenizer:
+    """256 bytes, then BOS, EOS and the end of a turn."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    rules = tokenizers.Tokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
+    rules.pre_tokenizer, rules.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    rules.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in (BOS, EOS, TURN)])
+    return rules
+
+
+def save(directory, config=None, special_tokens_map=None, added_tokens=None):
+    byte_level().save(str(directory / "tokenizer.json"))
+    files = {"tokenizer_config": config, "special_tokens_map": special_tokens_map, "added_tokens": added_tokens}
+    for name, content in files.items():
+        if content is not None:
+            (directory / f"{name}.json").write_text(json.dumps(content))
+    return directory
+
+
+@pytest.fixture(params=DIRECTORIES)
+def directory(request, tmp_path):
+    return save(tmp_path, *DIRECTORIES[request.param])
+
+
+def test_specials_and_added_tokens_are_those_of_transformers(directory):
+    """A missing BOS is the EOS here, and so is a missing pad."""
+    ours, theirs = tokenizer_lib.load(str(directory)), AutoTokenizer.from_pretrained(directory)
+    eos = theirs.eos_token_id
+    expected = [eos if index is None else index for index in (theirs.bos_token_id, eos, theirs.pad_token_id)]
+    assert [ours.bos_id, ours.eos_id, ours.pad_id] == expected
+    assert ours.rules.get_vocab() == theirs.get_vocab()
+    text = f"a <tool> b{BOS}c{TURN} {PAD}<|x|><|new|>"
+    assert ours.encode_with_specials(text).tolist() == theirs.encode(text, add_special_tokens=False)
+    assert ours.encode(text).tolist() == theirs.encode(text, add_special_tokens=False, split_special_tokens=True)
+    assert ours.decode(ours.encode(text)) == text
+    assert ours.token_bytes_V[ours.encode(text)].sum() == len(text.encode())
+
+
+def test_a_template_has_the_same_specials(directory):
+    theirs = AutoTokenizer.from_pretrained(directory)
+    (directory / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[0]['content'] }}{{ eos_token }}")
+    messages = [{"role": "user", "content": "hello"}]
+    theirs.chat_template = (directory / "chat_template.jinja").read_text()
+    expected = theirs.apply_chat_template(messages, tokenize=False)
+    assert ChatTemplate.open(directory).render(messages) == expected
+
+
+def test_the_map_beside_a_decoder_names_nothing(tmp_path):
+    directory = save(tmp_path, {"added_tokens_decoder": DECODER}, BOTH)
+    assert AutoTokenizer.from_pretrained(directory).eos_token is None
+    with pytest.raises(ValueError, match=r"names an end of sequence \(special_tokens_map.json does not count beside"):
+        tokenizer_lib.load(str(directory))
+
+
+def test_other_added_tokens_are_another_tokenizer(tmp_path):
+    names = set()
+    for number, extra in enumerate([{}, {"259": token("<tool>")}, {"259": token("<tool>", special=False)}]):
+        (tmp_path / str(number)).mkdir()
+        config = BOTH | {"added_tokens_decoder": DECODER | extra}
+        names.add(tokenizer_lib.load(str(save(tmp_path / str(number), config))).name)
+    assert len(names) == 3
+
+
+@pytest.mark.parametrize(
+    "listed", [5, None, [PAD], {"259": PAD}, {"259": {}}, {"x": token(PAD)}, {"259": token("")}, {"259": token(7)}]
+)
+def test_added_tokens_that_cannot_be_are_refused_in_one_line(tmp_path, listed):
+    directory = save(tmp_path, BOTH | {"added_tokens_decoder": listed})
+    with pytest.raises(ValueError, match=r"^\S+tokenizer_config.json: [^\n]*added token[^\n]*must be[^\n]*$"):
+        tokenizer_lib.load(str(directory))
+
+
+def test_a_pad_that_the_model_does_not_know_gives_way(tmp_path):
+    """Llama 2 with a [PAD] that was added to the tokenizer alone."""
+    whole = tokenizer_lib.load(str(save(tmp_path, BOTH | {"pad_token": PAD})))
+    assert (whole.vocab_size, whole.pad_id) == (260, 259)
+    assert whole.within(260) is whole
+    fitted = whole.within(259)
+    assert (fitted.vocab_size, fitted.pad_id, len(fitted.token_bytes_V)) == (258, 257, 258)
+    assert (fitted.name, fitted.bos_id, fitted.eos_id) == (whole.name, 256, 257)
+    assert fitted.encode("pad").tolist() == whole.encode("pad").tolist()
+    assert whole.within(257) is whole  # the EOS would be missing too: for others to refuse
