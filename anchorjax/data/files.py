@@ -68,6 +68,8 @@ def _place(path: str) -> str:
 
 def _names(folder: str) -> list[str]:
     """Paths of what lies in a folder; what begins with a dot is hidden, as glob has it."""
+    if os.path.basename(folder) == "lost+found":  # of a disk, and root's alone
+        return []
     try:
         return [os.path.join(folder, name) for name in os.listdir(folder) if not name.startswith(".")]
     except OSError as error:

@@ -34,7 +34,7 @@ class Index:
       bad_rows: how many of them were left out, by reason; `bad_places`: where the first of each lie.
       weighted_out: documents left out by a weight below 1.
       marks: byte order marks that stood at the beginning of files and were left out.
-      lost: characters that the tokenizer has no token for, by name ("U+0004"); such stay out of the tokens.
+      lost: what the tokenizer does not give back of the texts, by name ("U+0004"); see `round_trip`.
       lacking: documents without a source of their own, by why they have none.
 
     What concerns rows is counted over both splits, and every document once, whatever its weight.

@@ -47,7 +47,9 @@ class Report:
     details: dict[str, str] = dataclasses.field(default_factory=dict)  # of the first of them, by reason
     weighted_out: int = 0  # documents that a weight below 1 left out
     marks: int = 0  # byte order marks that were left out
-    lost: dict[str, int] = dataclasses.field(default_factory=dict)  # characters without a token; see `round_trip`
+    lost: dict[str, int] = dataclasses.field(
+        default_factory=dict
+    )  # what the tokenizer does not give back; see `round_trip`
     lacking: dict[str, int] = dataclasses.field(default_factory=dict)  # documents, by why they have no source
     least_draw: float = 1.0  # a larger data.held_out_share than this holds a document out; 1: none does
 
@@ -100,6 +102,13 @@ def done(directory: Path, number: int) -> dict[str, Any] | None:
         return json.loads((directory / f"{number:05d}.json").read_text())
     except (FileNotFoundError, ValueError):
         return None
+
+
+def has_documents(directory: Path) -> bool:
+    """Whether a finished piece holds any."""
+    numbers = (int(file.stem) for file in directory.glob("[0-9]*.json"))
+    heads = (done(directory, number) for number in numbers)
+    return any(head[split]["documents"] for head in heads if head for split in SPLITS)
 
 
 def progress(directory: Path) -> tuple[int, int]:

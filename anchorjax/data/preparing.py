@@ -137,7 +137,7 @@ def _digest(request: dict[str, object]) -> str:
 
 
 def _check_request(file: Path, request: dict[str, object]) -> None:
-    """Keeps the request; refuses if finished pieces of another one are here."""
+    """Keeps the request; refuses if documents of another one are here."""
     try:
         before = dict(json.loads(file.read_text()))
     except (ValueError, TypeError) as error:
@@ -148,7 +148,7 @@ def _check_request(file: Path, request: dict[str, object]) -> None:
     if not differing:
         return
     old = file.parent / f"pieces-{_digest(before)}"
-    if not old.is_dir() or not pieces.progress(old)[0]:  # nothing was finished
+    if not pieces.has_documents(old):  # it failed at once, or all rows were bad
         shutil.rmtree(old, ignore_errors=True)
         atomic.write(file, json.dumps(request, indent=2) + "\n")
         return

@@ -2,7 +2,7 @@
 
 from anchorjax.data.index import Index
 
-_SHOWN = 5  # kinds of lost characters
+_SHOWN = 5  # kinds of what is lost
 _ORDINARY = "source is missing or null"  # in all documents, under the default of data.source_key
 
 
@@ -15,7 +15,7 @@ def of(index: Index) -> list[tuple[str, str]]:
         most = sorted(index.lost, key=lambda name: (-index.lost[name], name))
         kinds = ", ".join(f"{name}: {index.lost[name]:,}" for name in most[:_SHOWN])
         total, more = sum(index.lost.values()), ", ..." if len(most) > _SHOWN else ""
-        found.append(("lost", f"characters that the tokenizer has no token for: {total:,} ({kinds}{more})"))
+        found.append(("lost", f"what the tokenizer does not give back of the texts: {total:,} ({kinds}{more})"))
     good = index.rows - sum(index.bad_rows.values())
     for reason, documents in index.lacking.items():
         if documents < good or reason != _ORDINARY:

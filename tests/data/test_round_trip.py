@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from anchorjax import prepare as prepare_cli
 from anchorjax.data import round_trip
@@ -95,6 +95,14 @@ def test_a_tokenizer_that_loses_text_is_refused_with_the_first_that_it_loses(tmp
     assert all(word in message for word in words), message
 
 
+QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def split_by(pattern: str):
+    split = pre_tokenizers.Split(Regex(pattern), "isolated")
+    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
 KEPT = {
     "all bytes": bytes_only,
     "all byte pieces": lambda: fallback(BYTE_PIECES),
@@ -105,6 +113,8 @@ KEPT = {
     "a token of spaces": lambda: with_token("    "),
     "a token of line ends": lambda: with_token("\n\n", "gemma"),
     "a token behind which a space is put": lambda: with_token("<tool>", "llama2", normalized=False),
+    "as Qwen": lambda: bytes_only(normalizer=normalizers.NFC(), pre_tokenizer=split_by(QWEN)),
+    "as Llama 3": lambda: bytes_only(pre_tokenizer=split_by(QWEN.replace(r"\p{N}", r"\p{N}{1,3}"))),
     **STYLES,
 }
 
@@ -201,7 +211,7 @@ def test_a_preparation_counts_what_is_lost(tmp_path):
     train, _ = preparing.prepare(tmp_path, f"jsonl:{path}", tokenizer=str(directory))
     index = Index.read(train.path)
     assert index.lost == {"U+0004": 80, "U+0006": 40}
-    line = "lost        characters that the tokenizer has no token for: 120 (U+0004: 80, U+0006: 40)"
+    line = "lost        what the tokenizer does not give back of the texts: 120 (U+0004: 80, U+0006: 40)"
     assert line in prepare_cli.summary("x", {"train": index}).splitlines()
 
 

@@ -85,8 +85,8 @@ def _austen() -> Essays:
 @functools.cache
 def _from_path(path: Path) -> Essays:
     """One file, or all of a folder by name: text, or a JSON object with it under "text" (PaulGrahamEssays.json)."""
-    inside = (file for file in path.rglob("*") if ends_with(file.name, _SUFFIXES)) if path.is_dir() else None
-    files = [path] if inside is None else once(inside)
+    inside = (file for file in path.rglob("*") if ends_with(file.name, _SUFFIXES) and file.is_file())
+    files = once(inside) if path.is_dir() else [path]
     if not files:
         raise EvaluationError(f"essays={path} holds no file that ends in {', '.join(_SUFFIXES)}")
     texts = [_read(file) for file in files]
