@@ -19,7 +19,7 @@ import time
 
 from anchorjax import command_line
 from anchorjax.config import Config
-from anchorjax.data import preparing
+from anchorjax.data import preparing, remarks
 from anchorjax.data.index import Index
 from anchorjax.data.preparing import State
 from anchorjax.data.runner import PROCESSES, Runner
@@ -112,8 +112,7 @@ def summary(store: str, indices: dict[str, Index]) -> str:
     reasons = preparing.describe(index.bad_rows, index.bad_places)
     bad = f"{sum(index.bad_rows.values()):,} of {index.rows:,}"
     lines.append(f"bad rows    {bad}; {reasons}" if reasons else f"bad rows    {bad}")
-    if index.weighted_out:
-        lines.append(f"weights     left out {index.weighted_out:,} documents")
+    lines += [f"{what:<12}{text}" for what, text in remarks.of(index)]
     return "\n".join([*lines, f"store       {store}/: {', '.join(f'{split}/' for split in indices)}"])
 
 

@@ -95,6 +95,9 @@ def write_store(path: Path, num_tokens: int) -> None:
             bad_rows={},
             bad_places={},
             weighted_out=0,
+            marks=0,
+            lost={},
+            lacking={},
         ).write(directory)
     store_lib.TokenStore.open(path / "train")
 

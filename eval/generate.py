@@ -10,6 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without installing
 
+from anchorjax.data import text_file
 from anchorjax.data.chat import frame
 from anchorjax.errors import UsageError
 from anchorjax.evaluation import language_model, options
@@ -58,9 +59,12 @@ def generate(arguments: argparse.Namespace) -> None:
 
 def _read(file: Path) -> str:
     try:
-        return file.expanduser().read_text(encoding="utf-8")
+        text, is_marked = text_file.read(file.expanduser())
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--prompt-file={file} cannot be read: {error}") from error
+    if is_marked:
+        print(f"--prompt-file={file}: left out its byte order mark", file=sys.stderr)
+    return text
 
 
 if __name__ == "__main__":

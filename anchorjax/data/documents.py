@@ -5,24 +5,42 @@ instead of raised: `data.bad_rows` decides.
 """
 
 import dataclasses
+import difflib
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+MARK = b"\xef\xbb\xbf"  # UTF-8's byte order mark, which RFC 8259 and Unicode (23.8) have readers leave out
+_KEYS_SHOWN = 8
+
 
 class BadRow(Exception):
-    """A row that holds no document; the message is the reason, without details, so that reasons can be counted."""
+    """A row that holds no document.
+
+    The message is the reason, without details, so that reasons can be counted; `detail` is what helps with this row.
+    """
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(reason)
+        self.detail = detail
 
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """A text, or the ids of one that was tokenized elsewhere, and the name of its source."""
+    """A text, or the ids of one that was tokenized elsewhere, and the name of its source.
+
+    Attributes:
+      marked: a byte order mark stood in front of it, at the beginning of a file, and was left out.
+      lacks: why its row gives no source ("meta.name is missing or null"); "" if it has one, or none was looked for.
+    """
 
     content: str | np.ndarray
     source: str
+    marked: bool = dataclasses.field(default=False, compare=False)
+    lacks: str = dataclasses.field(default="", compare=False)
 
     def __post_init__(self):
         """Raises BadRow: no file takes the name of the source."""
@@ -62,30 +80,49 @@ class Shard(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
-    """Where a row has its text and its source (dots lead into objects), and how large it may be."""
+    """Where a row has its text and its source, and how large it may be.
+
+    A path such as "meta.name" is the name of a column or key, or leads into objects where there is none of that name.
+    `text_option` is what messages call the option that says where the text is.
+    """
 
     text: str
     source: str
     default_source: str
     max_bytes: int
+    text_option: str = "data.text_key"
 
-    def document(self, row: Any) -> Document | BadRow:
-        """The document of a row; a BadRow stays one."""
+    def document(self, row: Any, marked: bool = False) -> Document | BadRow:
+        """The document of a row; a BadRow stays one. `marked`: see `Document`."""
         try:
             if isinstance(row, BadRow):
                 return row
             if not isinstance(row, Mapping):
                 raise BadRow("not an object")
-            source = find(row, self.source)
-            text = self.check(find(row, self.text))
-            return Document(text, source if isinstance(source, str) else self.default_source)
+            source, text = find(row, self.source), find(row, self.text)
+            if isinstance(text, bytes):  # a column of bytes
+                text, has_mark = decode(text)
+                marked |= has_mark
+            if isinstance(source, bytes):
+                source, _ = decode(source)
+            if text is None:
+                raise BadRow(f"{self.text} is missing or null", self._help(row))
+            if isinstance(source, str):
+                return Document(self.check(text), source, marked)
+            lacks = f"{self.source} is {'missing or null' if source is None else 'not a string'}"
+            return Document(self.check(text), self.default_source, marked, lacks)
         except BadRow as error:
             return error
 
+    def _help(self, row: Mapping[str, Any]) -> str:
+        if self.text in _keys(row):
+            return ""  # it is null
+        return (
+            f"{self.text_option}={self.text!r} leads to nothing in the row, which has {listed(self.text, _keys(row))}"
+        )
+
     def check(self, text: Any) -> str:
         """`text` itself. Raises BadRow unless it is one that a tokenizer can take."""
-        if text is None:
-            raise BadRow(f"{self.text} is missing or null")
         if not isinstance(text, str):
             raise BadRow(f"{self.text} is not a string")
         if not text or text.isspace():
@@ -97,6 +134,27 @@ class Fields:
         return text
 
 
+def _keys(row: Mapping[str, Any], depth: int = 2) -> list[str]:
+    """Keys of a row, and those of objects in it as paths."""
+    keys = []
+    for key, value in row.items():
+        keys.append(str(key))
+        if isinstance(value, Mapping) and depth > 1:
+            keys += [f"{key}.{inner}" for inner in _keys(value, depth - 1)]
+    return keys
+
+
+def listed(wanted: str, names: Sequence[str]) -> str:
+    """Names for a message, and which of them may be meant: "title, Text; did you mean 'Text'?"."""
+    if not names:
+        return "no keys"
+    shown = ", ".join(names[:_KEYS_SHOWN]) + (", ..." if len(names) > _KEYS_SHOWN else "")
+    last = wanted.lower().rpartition(".")[2]
+    same = [name for name in names if name.lower().rpartition(".")[2] == last]
+    close = same or difflib.get_close_matches(wanted, names, 1)
+    return f"{shown}; did you mean {close[0]!r}?" if close else shown
+
+
 def utf8(text: str, key: str) -> bytes:
     """Raises BadRow: JSON can write half of a surrogate pair, which no file and no tokenizer takes."""
     try:
@@ -106,18 +164,30 @@ def utf8(text: str, key: str) -> bytes:
 
 
 def find(row: Mapping[str, Any], path: str) -> Any:
-    """What lies at a path such as "meta.name", or None."""
-    value: Any = row
-    for part in path.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
+    """What lies at a path such as "meta.name", or None: the key of that name, or else the key "name" of "meta"."""
+    if path in row:
+        return row[path]
+    for head, rest in _cuts(path):
+        if isinstance(row.get(head), Mapping):
+            return find(row[head], rest)
+    return None
 
 
-def decode(data: bytes) -> str:
-    """UTF-8. Raises BadRow."""
-    if data.startswith(b"\xef\xbb\xbf"):
-        raise BadRow("a byte order mark in front")
+def _cuts(path: str) -> Iterator[tuple[str, str]]:
+    """(head, rest) at each dot, the longest head first."""
+    parts = path.split(".")
+    for at in range(len(parts) - 1, 0, -1):
+        yield ".".join(parts[:at]), ".".join(parts[at:])
+
+
+def column(path: str, names: Sequence[str]) -> str | None:
+    """Which of a table's columns a path begins with."""
+    return next((head for head in (path, *(head for head, _ in _cuts(path))) if head in names), None)
+
+
+def decode(data: bytes) -> tuple[str, bool]:
+    """(UTF-8 text of a file, whether it began with a byte order mark, which is left out). Raises BadRow."""
     try:
-        return data.decode("utf-8")
+        return data.removeprefix(MARK).decode("utf-8"), data.startswith(MARK)
     except UnicodeDecodeError as error:
         raise BadRow("not UTF-8") from error

@@ -13,7 +13,7 @@ from typing import Any
 
 from anchorjax.errors import DataError
 
-FORMAT = 2  # goes up when an older reader would misread a store
+FORMAT = 3  # goes up when an older reader would misread a store
 FILE, TOKENS, OFFSETS, SOURCES = "index.json", "tokens.bin", "offsets.npy", "sources.npy"
 DTYPES = {"uint16": "<u2", "uint32": "<u4"}
 MAX_SOURCES = 2**15 - 1  # int16
@@ -32,7 +32,12 @@ class Index:
       made_from: the configuration's data.source.
       rows: how many rows of the inputs were read.
       bad_rows: how many of them were left out, by reason; `bad_places`: where the first of each lie.
-      weighted_out: documents left out by a weight below 1. Rows are counted over both splits.
+      weighted_out: documents left out by a weight below 1.
+      marks: byte order marks that stood at the beginning of files and were left out.
+      lost: what the tokenizer does not give back of the texts, by name ("U+0004"); see `round_trip`.
+      lacking: documents without a source of their own, by why they have none.
+
+    What concerns rows is counted over both splits, and every document once, whatever its weight.
     """
 
     tokenizer: str
@@ -53,6 +58,9 @@ class Index:
     bad_rows: dict
     bad_places: dict
     weighted_out: int
+    marks: int
+    lost: dict
+    lacking: dict
     format: int = FORMAT
 
     def write(self, directory: Path) -> None:

@@ -51,18 +51,14 @@ def join(directory: Path, out: Path, split: str, tokenizer: Tokenizer, source: s
       source: what the index says the store was made from.
 
     Raises:
-      DataError: no document in this split, too many sources, or a piece that is not what its JSON file says.
+      DataError: too many sources, or a piece that is not what its JSON file says.
     """
     heads = list(_heads(directory))
     report = Report()
     for head in heads:
-        report.add(Report(head["rows"], head["bad"], head["places"], head["weighted_out"]))
+        report.add(Report.of(head))
     counts = [head[split] for head in heads]
     num_documents = sum(count["documents"] for count in counts)
-    if not num_documents:
-        raise DataError(
-            f"no document of {source!r} is in the {split} split, of {report.rows} rows; see data.held_out_share"
-        )
     names: dict[str, int] = {}
     for count in counts:
         for name in count["source_names"]:
@@ -123,6 +119,9 @@ def join(directory: Path, out: Path, split: str, tokenizer: Tokenizer, source: s
         bad_rows=report.bad,
         bad_places=report.places,
         weighted_out=report.weighted_out,
+        marks=report.marks,
+        lost=report.lost,
+        lacking=report.lacking,
     )
     index.write(out)
     return index

@@ -44,12 +44,33 @@ class Report:
     rows: int = 0
     bad: dict[str, int] = dataclasses.field(default_factory=dict)  # by reason
     places: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # of the first bad rows, by reason
+    details: dict[str, str] = dataclasses.field(default_factory=dict)  # of the first of them, by reason
     weighted_out: int = 0  # documents that a weight below 1 left out
+    marks: int = 0  # byte order marks that were left out
+    lost: dict[str, int] = dataclasses.field(
+        default_factory=dict
+    )  # what the tokenizer does not give back; see `round_trip`
+    lacking: dict[str, int] = dataclasses.field(default_factory=dict)  # documents, by why they have no source
+    least_draw: float = 1.0  # a larger data.held_out_share than this holds a document out; 1: none does
 
-    def add_bad(self, reason: str, place: str | None) -> None:
+    @classmethod
+    def of(cls, head: dict[str, Any]) -> "Report":
+        """From a piece's JSON file."""
+        return cls(**{field.name: head[field.name] for field in dataclasses.fields(cls)})
+
+    def add_bad(self, error: BadRow, place: str | None) -> None:
+        reason = str(error)
         self.bad[reason] = self.bad.get(reason, 0) + 1
         if place:
             self.places.setdefault(reason, []).append(place)
+        if error.detail:
+            self.details.setdefault(reason, error.detail)
+
+    def add_document(self, document: Document, lost: dict[str, int]) -> None:
+        self.marks += document.marked
+        self.lost = _sum(self.lost, lost)
+        if document.lacks:
+            self.lacking[document.lacks] = self.lacking.get(document.lacks, 0) + 1
 
     def wants_place(self, reason: str) -> bool:
         return self.bad.get(reason, 0) < _EXAMPLES
@@ -57,9 +78,17 @@ class Report:
     def add(self, other: "Report") -> None:
         self.rows += other.rows
         self.weighted_out += other.weighted_out
+        self.marks += other.marks
+        self.lost, self.lacking = _sum(self.lost, other.lost), _sum(self.lacking, other.lacking)
+        self.details = other.details | self.details
+        self.least_draw = min(self.least_draw, other.least_draw)
         for reason, count in other.bad.items():
             self.bad[reason] = self.bad.get(reason, 0) + count
             self.places[reason] = (self.places.get(reason, []) + other.places.get(reason, []))[:_EXAMPLES]
+
+
+def _sum(first: dict[str, int], second: dict[str, int]) -> dict[str, int]:
+    return first | {name: first.get(name, 0) + count for name, count in second.items()} if second else first
 
 
 def dtype_name(tokenizer: Tokenizer) -> str:
@@ -73,6 +102,13 @@ def done(directory: Path, number: int) -> dict[str, Any] | None:
         return json.loads((directory / f"{number:05d}.json").read_text())
     except (FileNotFoundError, ValueError):
         return None
+
+
+def has_documents(directory: Path) -> bool:
+    """Whether a finished piece holds any."""
+    numbers = (int(file.stem) for file in directory.glob("[0-9]*.json"))
+    heads = (done(directory, number) for number in numbers)
+    return any(head[split]["documents"] for head in heads if head for split in SPLITS)
 
 
 def progress(directory: Path) -> tuple[int, int]:
@@ -144,8 +180,8 @@ def _write(directory: Path, number: int, weighted: Weighted, config: DataConfig,
                 check_range(f"row {row}", ids, tokenizer)
             except ValueError as error:
                 raise DataError(f"{weighted.shard.place(row)}: {error}") from error
-            held_out = document.draw("held out") < config.held_out_share
-            split = weighted.shard.split or ("validation" if held_out else "train")
+            report.add_document(document, _lost(weighted, row, document, tokenizer))
+            split = weighted.shard.split or _split_of(document, config, report)
             copies = _copies(document, weighted.weight)
             report.weighted_out += not copies
             for _ in range(copies if split == "train" else min(copies, 1)):
@@ -203,12 +239,25 @@ def _inner(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
     return ids[begin:end]
 
 
+def _split_of(document: Document, config: DataConfig, report: Report) -> str:
+    draw = document.draw("held out")
+    report.least_draw = min(report.least_draw, draw)
+    return "validation" if draw < config.held_out_share else "train"
+
+
+def _lost(weighted: Weighted, row: int, document: Document, tokenizer: Tokenizer) -> dict[str, int]:
+    try:
+        return tokenizer.lost(document.content) if isinstance(document.content, str) else {}
+    except ValueError as error:
+        raise DataError(f"{weighted.shard.place(row)}: {error}") from error
+
+
 def _bad(weighted: Weighted, row: int, error: BadRow, config: DataConfig, report: Report) -> None:
-    reason = str(error)
     if config.bad_rows == "raise":
+        reason = f"{error} ({error.detail})" if error.detail else str(error)
         place = weighted.shard.place(row)
         raise DataError(f"{place}: {reason}; data.bad_rows='skip' leaves such rows out and counts them")
-    report.add_bad(reason, weighted.shard.place(row) if report.wants_place(reason) else None)
+    report.add_bad(error, weighted.shard.place(row) if report.wants_place(str(error)) else None)
 
 
 def _copies(document: Document, weight: float) -> int:

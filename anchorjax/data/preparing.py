@@ -11,6 +11,7 @@ import fcntl
 import functools
 import hashlib
 import json
+import math
 import os
 import shutil
 import threading
@@ -73,16 +74,17 @@ def prepare(
         with _locked(part):
             _check_store(config, store, part)  # again: another process may just have ended
             request = _request(config, tokenizer.name, shards)
+            directory, whole = part / f"pieces-{_digest(request)}", part / "whole"
             _check_request(part / "request.json", request)
-            digest = hashlib.sha256(json.dumps(request).encode()).hexdigest()
-            directory, whole = part / f"pieces-{digest[:16]}", part / "whole"
             directory.mkdir(exist_ok=True)
             with _shown(directory, len(shards), pieces.dtype_name(tokenizer), show):
                 _write_pieces(directory, shards, config, tokenizer.name, runner)
-            _check_bad_rows(directory, len(shards), config)
+            report = _report(directory, len(shards))
+            _check_bad_rows(report, config)
             shutil.rmtree(whole, ignore_errors=True)
             indices = {}
             for split in pieces.SPLITS:
+                _check_split(directory, len(shards), split, report, config)
                 (whole / split).mkdir(parents=True)
                 indices[split] = joining.join(directory, whole / split, split, tokenizer, config.source)
                 _sync(whole / split)
@@ -130,22 +132,31 @@ def _request(config: DataConfig, tokenizer_name: str, shards: list[Weighted]) ->
     return request | {"tokenizer": tokenizer_name, "inputs": inputs.hexdigest(), "format": FORMAT}
 
 
+def _digest(request: dict[str, object]) -> str:
+    return hashlib.sha256(json.dumps(request).encode()).hexdigest()[:16]
+
+
 def _check_request(file: Path, request: dict[str, object]) -> None:
-    """Keeps the request; refuses if pieces of another one are here."""
+    """Keeps the request; refuses if documents of another one are here."""
     try:
         before = dict(json.loads(file.read_text()))
     except (ValueError, TypeError) as error:
         raise DataError(f"{file} is damaged: {error}; remove {file.parent} to begin again") from error
     except FileNotFoundError:
+        before = {}
+    differing = [name for name in request if before.get(name) != request[name]]
+    if not differing:
+        return
+    old = file.parent / f"pieces-{_digest(before)}"
+    if not pieces.has_documents(old):  # it failed at once, or all rows were bad
+        shutil.rmtree(old, ignore_errors=True)
         atomic.write(file, json.dumps(request, indent=2) + "\n")
         return
-    differing = [name for name in request if before.get(name) != request[name]]
-    changed = [f"{name}: {before.get(name)!r} -> {request[name]!r}" for name in differing]
-    if changed:
-        raise DataError(
-            f"{file.parent} is an unfinished preparation of something else ({'; '.join(changed)}); "
-            "remove it or give another data.store"
-        )
+    changed = "; ".join(f"{name}: {before.get(name)!r} -> {request[name]!r}" for name in differing)
+    raise DataError(
+        f"{file.parent} is an unfinished preparation of something else ({changed}); "
+        "remove it or give another data.store"
+    )
 
 
 def _write_pieces(
@@ -158,19 +169,49 @@ def _write_pieces(
         write(directory, missing, config, tokenizer_name)
 
 
-def _check_bad_rows(directory: Path, total: int, config: DataConfig) -> None:
+def _report(directory: Path, total: int) -> Report:
     report = Report()
     for number in range(total):
-        head = pieces.done(directory, number)
-        report.add(Report(head["rows"], head["bad"], head["places"], head["weighted_out"]))
+        report.add(Report.of(pieces.done(directory, number)))
+    return report
+
+
+def _check_bad_rows(report: Report, config: DataConfig) -> None:
     bad = sum(report.bad.values())
+    reasons = "; ".join([describe(report.bad, report.places), *report.details.values()])
     if bad and config.bad_rows == "raise":  # an earlier start had skipped them
-        raise DataError(f"{bad} of {report.rows} rows are bad: {describe(report.bad, report.places)}")
+        raise DataError(f"{bad} of {report.rows} rows are bad: {reasons}")
     if bad > config.max_bad_share * report.rows:
         raise DataError(
-            f"{bad} of {report.rows} rows are bad, more than data.max_bad_share={config.max_bad_share}: "
-            f"{describe(report.bad, report.places)}"
+            f"{bad} of {report.rows} rows are bad, more than data.max_bad_share={config.max_bad_share}: {reasons}"
         )
+
+
+def _check_split(directory: Path, total: int, split: str, report: Report, config: DataConfig) -> None:
+    """Raises DataError if a split has no document. The pieces are of no use then and do not block another share."""
+    heads = [pieces.done(directory, number) for number in range(total)]
+    if any(head[split]["documents"] for head in heads):
+        return
+    shutil.rmtree(directory, ignore_errors=True)
+    documents = sum(head[other]["documents"] for head in heads for other in pieces.SPLITS)
+    raise DataError(
+        f"no document of {config.source!r} is in the {split} split, of {report.rows} rows; "
+        f"{_advice(split, documents, report, config)}"
+    )
+
+
+def _advice(split: str, documents: int, report: Report, config: DataConfig) -> str:
+    share = f"data.held_out_share={config.held_out_share}"
+    if documents < 2:
+        return f"a store needs two different documents, one of them held out, and here there are {documents}"
+    if split == "train":
+        return f"{share} held out all of {documents}: give a smaller one, or documents that differ"
+    if report.least_draw == 1:
+        return "the source has splits of its own, and this one is empty"
+    needed = (math.floor(report.least_draw * 1000) + 1) / 1000
+    if needed > 0.5:  # what the configuration allows
+        return f"{share} held out none of {documents} documents, and no share up to 0.5 does: add documents"
+    return f"{share} held out none of {documents} documents: data.held_out_share={needed:g} holds out at least one"
 
 
 def describe(bad: dict[str, int], places: dict[str, list[str]]) -> str:

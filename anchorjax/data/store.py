@@ -5,6 +5,7 @@ comes first and the order later. Small corpora are tokenized into memory (`build
 once (`anchorjax.prepare`) and opened by memory map.
 """
 
+import collections
 import dataclasses
 import hashlib
 import json
@@ -149,7 +150,7 @@ def verify(path: str | Path) -> TokenStore:
 def build(documents: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> TokenStore:
     """Tokenizes every document's "text" and appends the end-of-sequence token.
 
-    Documents without a token are left out, and their number is logged.
+    Documents without a token are left out. Their number is logged, and that of characters without one.
 
     Raises:
       ValueError: no document with a token; an id outside the vocabulary (the document is named by index).
@@ -157,8 +158,8 @@ def build(documents: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> Token
     # The smallest type that holds the vocabulary: a corpus is read far more often than built.
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
     eos = np.asarray([tokenizer.eos_id], dtype)
-    pieces, sources, names = [], [], {}
-    for source, ids in _encode(documents, tokenizer):
+    pieces, sources, names, lost = [], [], {}, collections.Counter()
+    for source, ids in _encode(documents, tokenizer, lost):
         if ids.size:
             pieces += [ids.astype(dtype), eos]
             sources.append(names.setdefault(source, len(names)))
@@ -168,6 +169,8 @@ def build(documents: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> Token
         raise ValueError(f"the corpus has {len(names)} sources; allowed: up to {index_lib.MAX_SOURCES}")
     if empty := len(documents) - len(sources):
         log.warning("%d of %d documents are empty and left out", empty, len(documents))
+    if lost:
+        log.warning("%d characters have no token and are left out, such as %s", lost.total(), max(lost, key=lost.get))
     tokens = np.concatenate(pieces)
     lengths = [len(piece) + 1 for piece in pieces[::2]]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
@@ -176,13 +179,16 @@ def build(documents: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> Token
     return TokenStore(tokens, offsets, mark, sources, tuple(names))
 
 
-def _encode(documents: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> Iterator[tuple[str, np.ndarray]]:
-    """The source and the ids of each document."""
+def _encode(
+    documents: Sequence[Mapping[str, str]], tokenizer: Tokenizer, lost: collections.Counter
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The source and the ids of each document; what is lost of them is added to `lost`."""
     for first in range(0, len(documents), _AT_ONCE):
         some = [documents[index] for index in range(first, min(first + _AT_ONCE, len(documents)))]
         batch = tokenizer.encode_batch([document["text"] for document in some])
         for index, (document, ids) in enumerate(zip(some, batch, strict=True), first):
             check_range(f"document {index}", ids, tokenizer)
+            lost.update(tokenizer.lost(document["text"]))
             yield document.get("source", ""), ids
 
 

@@ -1,8 +1,8 @@
 """Tokenizers: what turns a document into ids and back.
 
 The beginning of sequence is the anchor of every row, the end of sequence closes every document. There are the
-bytes themselves, and any tokenizer of a Hugging Face directory that loses no text: byte-level BPE (Llama 3,
-Qwen, SmolLM2) and SentencePiece with byte fallback (Llama 2, Mistral, Gemma).
+bytes themselves, and any tokenizer of a Hugging Face directory that is shown to lose no text: byte-level BPE (Llama 3,
+Qwen, SmolLM2) and SentencePiece with byte fallback (Llama 2, Mistral, Gemma) as a rule. See `round_trip`.
 """
 
 import dataclasses
@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+
+from anchorjax.data import round_trip
 
 _BYTES = 256
 
@@ -65,6 +67,10 @@ class Tokenizer(Protocol):
         """For a model of so many tokens: a pad that it has no embedding for gives way to the end of sequence."""
         ...
 
+    def lost(self, text: str) -> dict[str, int]:
+        """What `decode(encode(text))` lacks of what may be lacking: see `round_trip.Losses.count`."""
+        ...
+
 
 def load(name: str) -> Tokenizer:
     """The tokenizer "bytes", or that of a directory with tokenizer.json. Raises ValueError saying what is wrong."""
@@ -105,6 +111,9 @@ class ByteTokenizer:
     def within(self, vocab_size: int) -> "ByteTokenizer":
         return self
 
+    def lost(self, text: str) -> dict[str, int]:
+        return {}
+
     @functools.cached_property
     def token_bytes_V(self) -> np.ndarray:
         return (np.arange(self.vocab_size) < _BYTES).astype(np.int32)
@@ -118,7 +127,7 @@ class HuggingFaceTokenizer:
 
     `token_bytes_V` counts the text as the tokenizer sees it: behind Unicode normalization (Qwen: NFC), and with
     the one space that SentencePiece puts before a text. A "▁" that is in the text counts as the space for which
-    SentencePiece writes it. A byte that has no token is lost (of SmolLM2's, some control characters).
+    SentencePiece writes it. `round_trip` says what else of a text may come back otherwise, and `lost` counts it.
     """
 
     name: str
@@ -131,7 +140,7 @@ class HuggingFaceTokenizer:
 
     @classmethod
     def open(cls, directory: Path) -> "HuggingFaceTokenizer":
-        """Raises ValueError: no tokenizer.json, an unreadable file, a scheme that loses text, or unusable specials."""
+        """Raises ValueError: no tokenizer.json, an unreadable file, one that loses text, or unusable specials."""
         import tokenizers  # only runs that use it need it
 
         file = directory / "tokenizer.json"
@@ -147,15 +156,44 @@ class HuggingFaceTokenizer:
         rules.no_padding()
         rules.encode_special_tokens = True  # as text, that is
         added = _add_tokens(directory, spec, rules)
-        token_bytes_V = _token_bytes(file, spec, rules)
+        token_bytes_V = _token_bytes(spec, rules)
         specials = _specials(directory, rules.get_vocab(with_added_tokens=True))
         rules.add_special_tokens([rules.id_to_token(index) for index in specials])  # should they not be marked as such
         token_bytes_V[list(specials)] = 0
         digest = hashlib.sha256(content + repr((*specials, *added)).encode()).hexdigest()
         # Other specials never come out of a text: Gemma 3's lie behind the model's vocabulary.
-        others = {token["id"] for token in spec.get("added_tokens", []) if token["special"]} - set(specials)
+        others = {index for index, token in rules.get_added_tokens_decoder().items() if token.special} - set(specials)
         top = max(set(rules.get_vocab(with_added_tokens=True).values()) - others)
-        return cls(f"hf:{digest[:16]}", top + 1, *specials, token_bytes_V[: top + 1], rules)
+        tokenizer = cls(f"hf:{digest[:16]}", top + 1, *specials, token_bytes_V[: top + 1], rules)
+        tokenizer._check_round_trip(file, spec)
+        return tokenizer
+
+    def _check_round_trip(self, file: Path, spec: dict[str, Any]) -> None:
+        added = [token.content for token in self.rules.get_added_tokens_decoder().values() if not token.special]
+        try:
+            round_trip.check(self._trip, self.token_bytes_V, added)
+        except ValueError as error:
+            parts = _part_types(spec.get("normalizer")) | _part_types(spec.get("pre_tokenizer"))
+            scheme = f"{spec['model'].get('type')} with {', '.join(sorted(parts)) or 'nothing'}"
+            raise ValueError(
+                f"{file} cannot be used: {error}; this is {scheme}, and what works is byte-level with all 256 bytes, "
+                "or SentencePiece with byte fallback and all of <0x00> to <0xFF>"
+            ) from error
+
+    def _trip(self, texts: Sequence[str]) -> list[tuple[np.ndarray, str]]:
+        ids = self.encode_batch(texts)
+        return list(zip(ids, self.rules.decode_batch([one.tolist() for one in ids]), strict=True))
+
+    def lost(self, text: str) -> dict[str, int]:
+        return self._losses.count(text)
+
+    @functools.cached_property
+    def _losses(self) -> round_trip.Losses:
+        specials = [token.content for token in self.rules.get_added_tokens_decoder().values() if token.special]
+        pieces = [
+            piece for piece in map("<0x{:02X}>".format, range(_BYTES)) if self.rules.token_to_id(piece) is not None
+        ]
+        return round_trip.Losses(self._trip, [*specials, *pieces])
 
     def encode(self, text: str) -> np.ndarray:
         return self.encode_batch([text])[0]
@@ -302,26 +340,17 @@ def _specials(directory: Path, vocabulary: dict[str, int]) -> tuple[int, int, in
     return eos if bos is None else bos, eos, eos if pad is None else pad
 
 
-def _token_bytes(file: Path, spec: dict[str, Any], rules) -> np.ndarray:
-    """int32 [V]: bytes by the tokenizer's scheme. Raises ValueError if it is one that loses text."""
-    model = spec["model"]
+def _token_bytes(spec: dict[str, Any], rules) -> np.ndarray:
+    """int32 [V]: bytes of each token by its spelling; `round_trip.check` finds out whether they are right."""
     parts = _part_types(spec.get("normalizer")) | _part_types(spec.get("pre_tokenizer"))
-    if "ByteLevel" in parts:
-        count = len  # each byte is written as one character
-    elif model.get("byte_fallback"):
-        count = _piece_bytes
-    else:
-        raise ValueError(
-            f"{file}: it must be byte-level BPE, or SentencePiece with byte fallback; "
-            f"this is {model.get('type')} with {', '.join(sorted(parts)) or 'neither'}, where characters can be lost"
-        )
+    is_byte_level = "ByteLevel" in parts
     vocabulary = rules.get_vocab(with_added_tokens=True)
     token_bytes = np.zeros(max(vocabulary.values()) + 1, np.int32)
     for token, index in vocabulary.items():
-        token_bytes[index] = count(token)
-    for added in spec.get("added_tokens", []):
-        spelled = len(added["content"].encode()) if count is len else count(added["content"])
-        token_bytes[added["id"]] = 0 if added["special"] else spelled
+        token_bytes[index] = len(token) if is_byte_level else _piece_bytes(token)  # there a byte is a character
+    for index, added in rules.get_added_tokens_decoder().items():  # the file's own ids are not what the library goes by
+        spelled = len(added.content.encode()) if is_byte_level else _piece_bytes(added.content)
+        token_bytes[index] = 0 if added.special else spelled
     return token_bytes
 
 
@@ -342,7 +371,7 @@ def _part_types(part: dict[str, Any] | None) -> set[str]:
 def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file; an empty one if the file does not exist."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8-sig"))  # as RFC 8259 has it, without a byte order mark
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import tqdm
 
+from anchorjax.data import text_file
 from anchorjax.data.tokenizer import Tokenizer
 from anchorjax.errors import EvaluationError, UsageError
 from anchorjax.evaluation import windows
@@ -230,7 +231,7 @@ def from_json(file: Path, texts: Sequence[str]) -> tuple[dict[Piece, list[Span]]
     """
     by_digest = {digest(text): text for text in texts}
     try:
-        content = json.loads(file.expanduser().read_text())
+        content = json.loads(text_file.read(file.expanduser())[0])
         made = {"evaluator": content["evaluator"], "rule": content["rule"], "key_tokens": digest(json.dumps(content))}
         found = dict(_entry(entry, by_digest) for entry in content["documents"])
     except (OSError, ValueError, KeyError, TypeError) as error:

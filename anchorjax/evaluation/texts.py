@@ -7,13 +7,14 @@ their texts, the first that are long enough, cut to the length.
 import dataclasses
 import functools
 import hashlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from anchorjax.data import sources
-from anchorjax.data.documents import BadRow, Document, Fields
+from anchorjax.data.documents import BadRow, Document, Fields, Shard
 from anchorjax.data.sources import public_domain
 from anchorjax.data.tokenizer import Tokenizer
 from anchorjax.errors import DataError, EvaluationError, UsageError
@@ -34,10 +35,14 @@ def read(text: str, text_key: str = "text") -> list[str]:
     kind, path = _parts(text)
     try:
         kind = kind or sources.kind_of(path)
-        shards = sources.of_files(kind, path, Fields(text_key, "source", "documents", _MAX_ROW_BYTES))
+        fields = Fields(text_key, "source", "documents", _MAX_ROW_BYTES, "--text-key")
+        shards = sources.of_files(kind, path, fields)
     except ValueError as error:
         raise UsageError(f"--text: {error}") from error
-    return [_checked(shard, number, row) for shard in shards for number, row in shard.rows()]
+    documents = [_checked(shard, number, row) for shard in shards for number, row in shard.rows()]
+    if marked := sum(document.marked for document in documents):
+        print(f"--text={text}: left out byte order marks: {marked:,}", file=sys.stderr)
+    return [document.content for document in documents]
 
 
 def _parts(text: str) -> tuple[str, str]:
@@ -54,10 +59,10 @@ def absolute(text: str) -> str:
     return f"{kind}{':' if kind else ''}{Path(path).expanduser().resolve()}"
 
 
-def _checked(shard, number: int, row: Document | BadRow) -> str:
+def _checked(shard: Shard, number: int, row: Document | BadRow) -> Document:
     if isinstance(row, BadRow):
-        raise DataError(f"{shard.place(number)}: {row}")
-    return row.content
+        raise DataError(f"{shard.place(number)}: {row}{f' ({row.detail})' if row.detail else ''}")
+    return row
 
 
 def digest(content: str | np.ndarray) -> str:

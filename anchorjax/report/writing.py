@@ -7,6 +7,7 @@ import numpy as np
 
 from anchorjax import figures
 from anchorjax.config import Config
+from anchorjax.data import remarks
 from anchorjax.data.index import Index
 from anchorjax.figures import name_length
 from anchorjax.page import Code, Figure, Page, Paragraph, Section, Table
@@ -80,8 +81,7 @@ def _contents(findings: Findings, config: Config) -> Section:
         blocks.append(Table(caption, ("reason", "rows", "the first of them"), lines))
     else:
         blocks.append(Paragraph(f"Bad rows: none of {rows:,}."))
-    if train.index.weighted_out:
-        blocks.append(Paragraph(f"Left out by the weights of sources: {train.index.weighted_out:,} documents."))
+    blocks += [Paragraph(f"{what.capitalize()}: {text}.") for what, text in remarks.of(train.index)]
     return Section("Contents", blocks)
 
 

@@ -82,7 +82,7 @@ def test_the_store_is_that_of_processes(tmp_path, folder, expected, runner, work
 @pytest.mark.parametrize(("first", "second"), [(PROCESSES, DIRECT), (DIRECT, PROCESSES), (TWO, DIRECT)])
 def test_any_runner_goes_on_where_another_stopped(tmp_path, folder, expected, first, second):
     store = tmp_path / "store"
-    with pytest.raises(DataError, match=r"05.jsonl:41: text is missing or null; data.bad_rows='skip' leaves"):
+    with pytest.raises(DataError, match=r"05.jsonl:41: text is missing or null \(.*\); data.bad_rows='skip' leaves"):
         preparing_lib.prepare(options(folder, store, bad_rows="raise"), runner=first)
     (directory,) = (tmp_path / "store.part").glob("pieces-*")
     made = {file: file.stat().st_mtime_ns for file in directory.glob("*.json")}
@@ -122,7 +122,7 @@ def pool():
 def test_workers_that_something_else_started_make_the_same(tmp_path, folder, expected, pool):
     options = ("--job_endpoint=embed", "--environment_type=EXTERNAL", f"--environment_config={pool}")
     runner = Runner("PortableRunner", options)
-    with pytest.raises(DataError, match=r"05.jsonl:41: text is missing or null; data.bad_rows='skip' leaves"):
+    with pytest.raises(DataError, match=r"05.jsonl:41: text is missing or null \(.*\); data.bad_rows='skip' leaves"):
         prepared(folder, tmp_path / "store", runner, bad_rows="raise")
     assert prepared(folder, tmp_path / "store", runner) == expected
 

@@ -4,16 +4,19 @@ import gzip
 import json
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anchorjax.data import pieces
+from anchorjax.data import pieces, remarks
 from anchorjax.data import sources as sources_lib
 from anchorjax.data.documents import BadRow, Document
 from anchorjax.data.index import Index
 from anchorjax.data.sources import array_record, jsonl, tables, text_folder
 from anchorjax.errors import ConfigError, DataError
+from anchorjax.evaluation import texts as texts_lib
 from tests.data import preparing
 from tests.data.preparing import BYTES, data_config
 
@@ -152,7 +155,8 @@ def test_bad_row_is_named_by_file_and_line_or_counted(tmp_path, name, suffix):
     (weighted,) = sources_lib.shards(data_config(**options))
     with pytest.raises(DataError) as error:
         pieces.write(tmp_path, 0, weighted, data_config(**options), BYTES)
-    assert str(error.value).startswith(f"{path}:3: {reason}; data.bad_rows='skip'")
+    detail = " (data.text_key='text' leads to nothing in the row, which has title)" if name == "no text" else ""
+    assert str(error.value).startswith(f"{path}:3: {reason}{detail}; data.bad_rows='skip'")
     assert pieces.done(tmp_path, 0) is None
     pieces.write(tmp_path, 0, weighted, data_config(**options, bad_rows="skip", held_out_share=0.0), BYTES)
     piece = pieces.done(tmp_path, 0)
@@ -176,8 +180,6 @@ def test_the_surroundings_of_a_bad_row_are_kept_however_the_file_is_cut(tmp_path
 
 
 def test_bad_values_in_a_table(tmp_path):
-    import pyarrow
-
     texts = pyarrow.array([b"good", b"\xff", None, b"", b"a\0"], pyarrow.binary()).view(pyarrow.string())
     pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "x.parquet")
     rows = [row for _, row in read(f"parquet:{tmp_path / 'x.parquet'}")]
@@ -240,6 +242,125 @@ def test_impossible_source_is_refused(tmp_path, source, message):
 def test_table_without_the_column_is_refused(tmp_path):
     path = preparing.write_parquet(tmp_path / "x.parquet", [{"content": "x", "id": 1}])
     with pytest.raises(DataError, match=f"{path} has no column 'text', only content, id"):
+        preparing.prepare(tmp_path, f"parquet:{path}")
+
+
+# --- Columns and keys ---
+
+
+def write_table(path, **columns):
+    table = pyarrow.table(columns)
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(table, path)
+    else:
+        with pyarrow.ipc.new_stream(str(path), table.schema) as writer:
+            writer.write_table(table)
+    return path
+
+
+@pytest.fixture(params=["x.parquet", "x.arrow"])
+def table_file(request, tmp_path):
+    return tmp_path / request.param
+
+
+def test_a_column_is_found_by_its_name_before_a_dot_leads_into_one(table_file):
+    structs = [{"text": "inner", "name": "s"}, {"text": "other", "name": None}]
+    path = write_table(table_file, **{"meta.text": ["a", "b"], "meta": structs, "x.y": [{"z.w": "c"}, {"z.w": "d"}]})
+    rows = [row for _, row in read(f"parquet:{path}", text_key="meta.text", source_key="meta.name")]
+    assert rows == [Document("a", "s"), Document("b", "x")]
+    assert [row for _, row in read(f"parquet:{path}", text_key="x.y.z.w")] == [Document("c", "x"), Document("d", "x")]
+
+
+def test_a_key_with_a_dot_in_json(tmp_path):
+    rows = [{"meta.text": "a", "meta": {"text": "b"}, "m.s": {"n": "books"}}, {"meta": {"text": "b"}}]
+    path = preparing.write_jsonl(tmp_path / "x.jsonl", rows)
+    found = [row for _, row in read(f"jsonl:{path}", text_key="meta.text", source_key="m.s.n")]
+    assert found == [Document("a", "books"), Document("b", "x")]
+
+
+def test_bytes_that_are_utf8_are_text(table_file):
+    texts = pyarrow.array(["é".encode(), b"\xff", b"\xef\xbb\xbfb", None, b""], pyarrow.binary())
+    path = write_table(table_file, text=texts, source=pyarrow.array([b"s"] * 5, pyarrow.large_binary()))
+    rows = [row for _, row in read(f"parquet:{path}")]
+    assert rows[:2] + rows[3:] == [Document("é", "s"), "not UTF-8", "text is missing or null", "text is empty"]
+    assert (rows[2], rows[2].marked) == (Document("b", "s"), True)
+
+
+@pytest.mark.parametrize("twice", ["text", "source"])
+def test_two_columns_of_a_name_are_refused(table_file, twice):
+    columns = {"text": ["a"], "source": ["b"], "n": [1]}
+    names = [*columns, twice]
+    table = pyarrow.Table.from_arrays([pyarrow.array(columns[name]) for name in names], names=names)
+    if table_file.suffix == ".parquet":
+        pyarrow.parquet.write_table(table, table_file)
+    else:
+        with pyarrow.ipc.new_stream(str(table_file), table.schema) as writer:
+            writer.write_table(table)
+    with pytest.raises(DataError, match=f"{table_file} has 2 columns of the name '{twice}'; rename all but one"):
+        read(f"parquet:{table_file}")
+    if twice == "source":  # the others can be read
+        assert len(read(f"parquet:{table_file}", source_key="n")) == 1
+
+
+def test_two_fields_of_a_name_in_an_object_are_a_bad_row(tmp_path):
+    inner = pyarrow.StructArray.from_arrays([pyarrow.array(["x"]), pyarrow.array(["y"])], names=["a", "a"])
+    path = write_table(tmp_path / "x.parquet", text=["t"], meta=inner)
+    ((_, reason),) = read(f"parquet:{path}", source_key="meta.a")
+    assert reason.startswith("an object that cannot be read (")
+
+
+def prepared(tmp_path, rows, **changes):
+    """What the summary says of sources, beside their names."""
+    path = preparing.write_parquet(tmp_path / "x.parquet", rows)
+    train, _ = preparing.prepare(tmp_path, f"parquet:{path}", **changes)
+    index = Index.read(train.path)
+    return [text for what, text in remarks.of(index) if what == "no source"]
+
+
+@pytest.mark.parametrize(
+    ("values", "key", "said"),
+    [
+        (["web"] * 40, "source", []),
+        (["web"] * 40, "sorce", ["sorce is missing or null in 40 of 40 rows"]),
+        ([None] * 40, "source", []),  # as of files without sources, which is ordinary
+        (["web", None] * 20, "source", ["source is missing or null in 20 of 40 rows"]),
+        (list(range(40)), "source", ["source is not a string in 40 of 40 rows"]),
+    ],
+)
+def test_a_source_key_that_leads_nowhere_is_said(tmp_path, values, key, said):
+    rows = [{"text": f"text {i}", "source": value} for i, value in enumerate(values)]
+    found = prepared(tmp_path, rows, source_key=key)
+    assert [text.partition(" (data.source_key)")[0] for text in found] == said
+
+
+@pytest.mark.parametrize(
+    ("row", "key", "help"),
+    [
+        ({"title": "a", "content": "b"}, "text", "leads to nothing in the row, which has title, content)"),
+        ({"Text": "a", "id": 1}, "text", "which has Text, id; did you mean 'Text'?)"),
+        ({"doc": {"text": "a"}, "n": 1}, "text", "which has doc, doc.text, n; did you mean 'doc.text'?)"),
+        ({"content": "a"}, "contents", "which has content; did you mean 'content'?)"),
+        ({"meta": {"body": "a"}}, "meta.bdy", "which has meta, meta.body; did you mean 'meta.body'?)"),
+        ({str(i): i for i in range(20)}, "text", "which has 0, 1, 2, 3, 4, 5, 6, 7, ...)"),
+        ({}, "text", "which has no keys)"),
+    ],
+)
+def test_a_row_without_the_key_is_told_by_the_keys_it_has(tmp_path, row, key, help):
+    path = preparing.write_jsonl(tmp_path / "x.jsonl", [row])
+    with pytest.raises(DataError) as error:
+        preparing.prepare(tmp_path, f"jsonl:{path}", text_key=key)
+    begin = f"{path}:1: {key} is missing or null (data.text_key='{key}' leads to nothing in the row, "
+    assert str(error.value).startswith(begin) and help in str(error.value), str(error.value)
+    with pytest.raises(DataError, match=r"1 of 1 rows are bad, .* leads to nothing in the row, which has"):
+        preparing.prepare(tmp_path, f"jsonl:{path}", text_key=key, bad_rows="skip")
+    with pytest.raises(DataError, match=rf"x.jsonl:1: {key} is missing or null \(--text-key='{key}' leads to nothing"):
+        texts_lib.read(str(path), key)
+
+
+def test_a_table_without_the_column_names_the_option_and_what_is_close(tmp_path):
+    path = preparing.write_parquet(tmp_path / "x.parquet", [{"Text": "x", "id": 1}])
+    message = rf"{path} has no column 'text', only Text, id; did you mean 'Text'\? \(data.text_key='text'\)"
+    with pytest.raises(DataError, match=message):
         preparing.prepare(tmp_path, f"parquet:{path}")
 
 

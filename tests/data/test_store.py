@@ -24,6 +24,9 @@ class FixedTokenizer:
     def encode_batch(self, texts):
         return [np.asarray(self.ids) for _ in texts]
 
+    def lost(self, text):
+        return {}
+
 
 def test_documents_end_with_the_end_of_sequence():
     store = store_lib.build(documents("ab", "c"), BYTES)

@@ -338,10 +338,12 @@ def test_a_file_that_is_no_tokenizer(tmp_path, content):
 
 
 def test_schemes_that_lose_characters_are_refused_by_name(tmp_path):
-    words = tokenizers.Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    vocabulary = {"[UNK]": 0, "Hello": 1, "World": 2, "<s>": 3, "</s>": 4, "<pad>": 5}
+    words = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     message = refusal(save(tmp_path / "words", words))
-    assert "this is WordLevel with Whitespace" in message
+    assert f"{tmp_path}/words/tokenizer.json cannot be used: it loses text: 'two  spaces," in message
+    assert "comes back as '[UNK] [UNK]" in message and "this is WordLevel with Whitespace" in message
 
     def no_fallback(spec):
         spec["model"]["byte_fallback"] = False

@@ -21,7 +21,7 @@ def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     rows = [{"text": "word " * (i * i % 97 + 1), "source": NAMES[i % len(NAMES)]} for i in range(250)]
     inputs = preparing.write_jsonl(folder / "in.jsonl", rows)
-    inputs.write_bytes(inputs.read_bytes() + b'{"source": "<b>"}\n' * 2)
+    inputs.write_bytes(b"\xef\xbb\xbf" + inputs.read_bytes() + b'{"source": "<b>"}\n' * 2)
     path = folder / "store"
     source = {"source": f"jsonl:{inputs}", "bad_rows": "skip", "held_out_share": 0.2, "max_bad_share": 0.1}
     return path, preparing_lib.prepare(preparing.data_config(store=str(path), **source))
@@ -61,6 +61,7 @@ def test_report_of_a_store(store, report, tmp_path):
         f"{train.num_tokens:,} tokens",
         "Modelled from tiles, not measured",
         "2 of 252",
+        "Marks: left out at the beginning of files (byte order marks): 1.",
         "text is missing or null",
         "in.jsonl:251",
         "uint16",

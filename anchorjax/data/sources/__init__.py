@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from anchorjax.config import DataConfig
+from anchorjax.data import files
 from anchorjax.data.documents import Fields, Shard
 
 KINDS = ("anchor_context", "array_record", "jsonl", "parquet", "text_folder")
@@ -83,20 +84,48 @@ def shards(config: DataConfig) -> list[Weighted]:
     for name, times in names.items():
         if times > 1:
             raise ValueError(f"{name} is named {times} times; give it a weight instead")
+    _check_files(found)
     return found
 
 
+def _check_files(found: Sequence[Weighted]) -> None:
+    """Raises ValueError for a file under several names: its documents would count as often."""
+    names: dict[tuple[int, int], Path] = {}
+    for file in dict.fromkeys(file for weighted in found for file in weighted.shard.files):
+        first = names.setdefault(files.identity(file), file)
+        if first != file:
+            raise ValueError(f"{first} and {file} are the same file; name it once, and give it a weight instead")
+
+
 def _split_weight(text: str) -> tuple[str, float]:
+    """("KIND:PATH", weight) of "KIND:PATH,WEIGHT". A path may have commas of its own."""
     name, comma, tail = text.rpartition(",")
     if not comma:
+        return text, 1.0
+    kind, _, path = text.partition(":")
+    if kind in KINDS and files.exists(path):
+        without = name.partition(":")[2]
+        if _is_number(tail) and files.exists(without):
+            raise ValueError(
+                f"{text!r} can be the path {path!r}, or {without!r} with the weight {tail}; "
+                f"write {text + ',1'!r}, or a weight such as {tail}.0"
+            )
         return text, 1.0
     try:
         weight = float(tail)
     except ValueError as error:
-        raise ValueError(f"the weight {tail!r} is no number, in {text!r}") from error
+        raise ValueError(f"the weight {tail!r} is no number, in {text!r}, and there is no file of that name") from error
     if not 0 < weight <= MAX_WEIGHT:
         raise ValueError(f"the weight {tail} must be above 0 and at most {MAX_WEIGHT}, in {text!r}")
     return name, weight
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+        return True
+    except ValueError:
+        return False
 
 
 def _of_one(name: str, default_source: str, config: DataConfig) -> list[Shard]:
@@ -110,7 +139,7 @@ def _of_one(name: str, default_source: str, config: DataConfig) -> list[Shard]:
 def of_files(kind: str, path: str, fields: Fields) -> list[Shard]:
     """The shards of "KIND:PATH". Raises ValueError if there is no such file, DataError for one that cannot be read."""
     module = importlib.import_module(f"{__name__}.{kind}")
-    return module.shards(_files(path, module.SUFFIXES), fields)
+    return module.shards(files.find(path, module.SUFFIXES), fields)
 
 
 def kind_of(path: str) -> str:
@@ -120,8 +149,8 @@ def kind_of(path: str) -> str:
       ValueError: there is no such file, or there are files of no kind or of several.
     """
     suffixes = {kind: importlib.import_module(f"{__name__}.{kind}").SUFFIXES for kind in TEXT_KINDS}
-    files = _files(path, tuple(itertools.chain(*suffixes.values())))
-    found = [kind for kind, ends in suffixes.items() if any(file.name.endswith(ends) for file in files)]
+    inside = files.find(path, tuple(itertools.chain(*suffixes.values())))
+    found = [kind for kind, ends in suffixes.items() if any(files.ends_with(file.name, ends) for file in inside)]
     if len(found) != 1:
         what = f"files of {len(found)} kinds ({', '.join(found)})" if found else "of no known kind"
         raise ValueError(f"{path!r} is {what}; write KIND:PATH, with KIND one of {', '.join(TEXT_KINDS)}")
@@ -152,18 +181,5 @@ def _parts(name: str) -> list[str]:
     named = itertools.takewhile(lambda part: not glob.has_magic(part), Path(path).parts)
     parts = [part for part in named if part not in ("/", "~", ".", "..")] or ["documents"]
     suffixes = importlib.import_module(f"{__name__}.{kind}").SUFFIXES
-    suffix = max((one for one in suffixes if parts[-1].endswith(one)), key=len, default="")
-    return [*parts[:-1], parts[-1].removesuffix(suffix) or parts[-1]]
-
-
-def _files(path: str, suffixes: tuple[str, ...]) -> list[Path]:
-    """Raises ValueError if there are none."""
-    place = os.path.join(os.getcwd(), os.path.expanduser(path))  # workers elsewhere have another working directory
-    if os.path.isdir(place):
-        found = [name for name in glob.glob(f"{glob.escape(place)}/**", recursive=True) if name.endswith(suffixes)]
-    else:
-        found = [place] if os.path.exists(place) else glob.glob(place, recursive=True)
-    files = [Path(name) for name in sorted(found) if os.path.isfile(name)]
-    if not path or not files:
-        raise ValueError(f"there is no file {path!r} (in a folder, those count that end in {', '.join(suffixes)})")
-    return files
+    suffix = max((one for one in suffixes if files.ends_with(parts[-1], [one])), key=len, default="")
+    return [*parts[:-1], parts[-1][: len(parts[-1]) - len(suffix)] or parts[-1]]

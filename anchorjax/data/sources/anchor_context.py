@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from anchorjax.data import saved_dataset
 from anchorjax.data.documents import BadRow, Document, Fields
+from anchorjax.data.files import ends_with
 from anchorjax.data.sources import jsonl, tables
 
 SUFFIXES = (*tables.SUFFIXES, *jsonl.SUFFIXES)
@@ -40,7 +42,7 @@ class PackedDocuments:
         """All documents of a row have its number; a row with any fault is one bad row."""
         for number, value in self._values():
             try:
-                yield from ((number, document) for document in _documents(value))
+                yield from ((number, document) for document in _documents(value, self._is_marked(number)))
             except BadRow as error:
                 yield number, error
 
@@ -53,11 +55,14 @@ class PackedDocuments:
             ids = ids.values.to_numpy(zero_copy_only=False) if ids.is_valid else None
             yield number, {_IDS: ids, _SPANS: spans.as_py()}
 
+    def _is_marked(self, number: int) -> bool:
+        return isinstance(self.part, jsonl.Lines) and self.part.is_marked(number)
+
     def place(self, number: int) -> str:
         return self.part.place(number)
 
 
-def _documents(row: Any) -> list[Document]:
+def _documents(row: Any, marked: bool = False) -> list[Document]:
     if isinstance(row, BadRow):
         raise row
     if not isinstance(row, Mapping):
@@ -70,7 +75,7 @@ def _documents(row: Any) -> list[Document]:
         at = end
     if at != len(ids):
         raise BadRow(f"the spans in {_SPANS} do not cover {_IDS}")
-    return [Document(ids[start:end], name) for name, start, end in spans]
+    return [Document(ids[start:end], name, marked and not start) for name, start, end in spans]
 
 
 def _ids(value: Any) -> np.ndarray:
@@ -101,9 +106,10 @@ def _spans(value: Any) -> list[tuple[str, int, int]]:
 
 
 def shards(files: list[Path], fields: Fields) -> list[PackedDocuments]:
-    """Raises DataError for a file that cannot be read, or without the two columns."""
-    found = []
+    """Raises DataError for what `tables.parts` and `saved_dataset.splits` refuse."""
+    found, splits = [], saved_dataset.splits(files)
     for file in files:
-        cut = tables.parts(file, (_IDS, _SPANS)) if file.suffix in tables.SUFFIXES else jsonl.parts(file)
-        found += [PackedDocuments(part, fields) for part in cut]
+        is_table = ends_with(file.name, tables.SUFFIXES)
+        cut = tables.parts(file, (_IDS, _SPANS)) if is_table else jsonl.parts(file)
+        found += [PackedDocuments(part, fields, splits.get(file)) for part in cut]
     return found

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from array_record.python.array_record_module import ArrayRecordReader
 
-from anchorjax.data.documents import BadRow, Document, Fields, decode
+from anchorjax.data.documents import MARK, BadRow, Document, Fields, decode
 from anchorjax.data.sources import jsonl
 from anchorjax.errors import DataError
 
@@ -39,21 +39,18 @@ class Records:
             for first in range(self.begin, self.end, _AT_ONCE):
                 records = reader.read(first, min(first + _AT_ONCE, self.end))
                 for number, record in enumerate(records, first):
-                    yield number, self.fields.document(self._parse(record))
+                    yield number, self._document(record)
 
-    def _parse(self, record: bytes):
+    def _document(self, record: bytes) -> Document | BadRow:
+        """A record is as a file: a byte order mark in front of it is left out."""
         try:
             if len(record) > self.fields.max_bytes:
                 raise BadRow(f"longer than data.max_row_bytes={self.fields.max_bytes}")
-            if record.lstrip().startswith(b"{"):
-                return jsonl.parse(record)
-            row: dict = {}
-            *parents, last = self.fields.text.split(".")
-            inner = row
-            for part in parents:
-                inner = inner.setdefault(part, {})
-            inner[last] = decode(record)
-            return row
+            content = record.removeprefix(MARK)
+            if content.lstrip().startswith(b"{"):
+                return self.fields.document(jsonl.parse(content), record.startswith(MARK))
+            text, marked = decode(record)
+            return Document(self.fields.check(text), self.fields.default_source, marked)
         except BadRow as error:
             return error
 

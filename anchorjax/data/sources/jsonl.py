@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from anchorjax.data.documents import BadRow, Document, Fields, decode
+from anchorjax.data.documents import MARK, BadRow, Document, Fields, decode
 from anchorjax.errors import DataError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".json.gz", ".json.zst")
@@ -32,7 +32,8 @@ class Lines:
     def read(self, max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
         """(number, line) of every line with something in it; None for a line of more than `max_bytes`.
 
-        Numbers count from 1 at `begin`; `place` has those of the file.
+        Numbers count from 1 at `begin`; `place` has those of the file. A byte order mark at the file's beginning is
+        left out.
 
         Raises:
           DataError: the file cannot be read, or is compressed and damaged.
@@ -49,17 +50,26 @@ class Lines:
             stream.seek(at - 1)
             at += _skip_line(stream) - 1
         number = 0
+        mark = len(stream.read(len(MARK))) if not at and stream.peek(len(MARK)).startswith(MARK) else 0
         while self.end is None or at < self.end:
             line = stream.readline(max_bytes + 2)  # with the line's end
             if not line:
                 return
             number += 1
-            at += len(line)
+            at += mark + len(line)
+            mark = 0
             if not line.endswith(b"\n") and len(line) > max_bytes:
                 at += _skip_line(stream)
                 yield number, None
             elif not line.isspace():
                 yield number, line
+
+    def is_marked(self, number: int) -> bool:
+        """Whether a byte order mark stands in front of line `number`."""
+        if self.begin or number != 1:
+            return False
+        with _open(self.file) as stream:
+            return stream.read(len(MARK)) == MARK
 
     def place(self, number: int) -> str:
         """Counts the lines before `begin`, which takes a while."""
@@ -74,9 +84,9 @@ class Lines:
 
 
 def _open(file: Path) -> BinaryIO:
-    if file.suffix == ".gz":
+    if file.suffix.lower() == ".gz":
         return gzip.open(file, "rb")
-    if file.suffix == ".zst":
+    if file.suffix.lower() == ".zst":
         import pyarrow  # its decompressor reads files of several frames, and only these files need it
 
         return io.BufferedReader(pyarrow.input_stream(str(file), compression="zstd"), _READ_BYTES)
@@ -104,8 +114,10 @@ def parse(line: bytes):
     """The value in a line. Raises BadRow."""
     if b"\0" in line:
         raise BadRow("a NUL byte")
+    if line.startswith(MARK):
+        raise BadRow("a byte order mark in front")
     try:
-        return _DECODER.decode(decode(line))
+        return _DECODER.decode(decode(line)[0])
     except RecursionError as error:
         raise BadRow("nested too deeply") from error
     except ValueError as error:  # a number of too many digits is one, too
@@ -130,7 +142,7 @@ class JsonLines:
 
     def rows(self) -> Iterator[tuple[int, Document | BadRow]]:
         for number, value in values(self.lines, self.fields.max_bytes):
-            yield number, self.fields.document(value)
+            yield number, self.fields.document(value, self.lines.is_marked(number))
 
     def place(self, number: int) -> str:
         return self.lines.place(number)
@@ -152,7 +164,7 @@ def parts(file: Path) -> list[Lines]:
         size = file.stat().st_size
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror}") from error
-    if file.suffix in (".gz", ".zst"):
+    if file.suffix.lower() in (".gz", ".zst"):
         if not size:  # not even the compressed form of nothing
             raise DataError(f"{file} cannot be read: it is empty")
         return [Lines(file, 0, None)]

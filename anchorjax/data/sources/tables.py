@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 
+from anchorjax.data.documents import column, listed
 from anchorjax.errors import DataError
 
 SUFFIXES = (".parquet", ".arrow")
@@ -27,15 +28,15 @@ class TableRows:
     groups: tuple[int, ...]
     begin: int
 
-    def read(self, columns: Sequence[str]) -> Iterator[tuple[int, pyarrow.RecordBatch, int]]:
-        """(number, batch, row in the batch) of every row, with those of the columns that exist.
+    def read(self, paths: Sequence[str]) -> Iterator[tuple[int, pyarrow.RecordBatch, int]]:
+        """(number, batch, row in the batch) of every row, with those columns that exist and a path begins with.
 
         Raises:
           DataError: the file cannot be read.
         """
         with _opened(self.file) as table:
             number = self.begin
-            for batch in table.batches(self.groups, columns):
+            for batch in table.batches(self.groups, _columns(paths, table.names)):
                 for row in range(batch.num_rows):
                     yield number + row, batch, row
                 number += batch.num_rows
@@ -52,9 +53,8 @@ class _Parquet:
         self.group_rows = [self._table.metadata.row_group(group).num_rows for group in groups]
 
     def batches(self, groups: Sequence[int], columns: Sequence[str]) -> Iterator[pyarrow.RecordBatch]:
-        known = [name for name in columns if name in self.names]
         # Without threads: more than one process reads.
-        return self._table.iter_batches(_AT_ONCE, row_groups=list(groups), columns=known, use_threads=False)
+        return self._table.iter_batches(_AT_ONCE, row_groups=list(groups), columns=list(columns), use_threads=False)
 
     def close(self) -> None:
         self._table.close()
@@ -75,28 +75,48 @@ class _Arrow:
 
     def batches(self, groups: Sequence[int], columns: Sequence[str]) -> Iterator[pyarrow.RecordBatch]:
         for group in groups:
-            yield self._batches[group].select([name for name in columns if name in self.names])
+            yield self._batches[group].select(list(columns))
 
     def close(self) -> None:
         self._stream.close()
 
 
+def is_arrow(file: Path) -> bool:
+    return file.suffix.lower() == ".arrow"
+
+
 @contextlib.contextmanager
 def _opened(file: Path) -> Iterator[_Parquet | _Arrow]:
     try:
-        with contextlib.closing(_Arrow(file) if file.suffix == ".arrow" else _Parquet(file)) as table:
+        with contextlib.closing(_Arrow(file) if is_arrow(file) else _Parquet(file)) as table:
             yield table
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
 
 
-def parts(file: Path, columns: Sequence[str]) -> list[TableRows]:
-    """The parts of a file. Raises DataError if it cannot be read or lacks one of the columns."""
+def _columns(paths: Sequence[str], names: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(name for path in paths if (name := column(path, names))))
+
+
+def parts(file: Path, needed: Sequence[str], optional: Sequence[str] = (), option: str = "") -> list[TableRows]:
+    """The parts of a file.
+
+    Args:
+      needed, optional: paths that begin with a column's name; see `documents.find`.
+      option: what messages call the option that gave the first of them.
+
+    Raises:
+      DataError: the file cannot be read, lacks a column that is needed, or has two of a name that is asked for.
+    """
     with _opened(file) as table:
         names, group_rows = table.names, table.group_rows
-    for column in columns:
-        if column not in names:
-            raise DataError(f"{file} has no column {column!r}, only {', '.join(names)}")
+    for path in needed:
+        if column(path, names) is None:
+            said = f" ({option}={path!r})" if option else ""
+            raise DataError(f"{file} has no column {path!r}, only {listed(path, names)}{said}")
+    for name in _columns([*needed, *optional], names):
+        if names.count(name) > 1:
+            raise DataError(f"{file} has {names.count(name)} columns of the name {name!r}; rename all but one")
     found, groups, begin, at = [], [], 0, 0
     for group, rows in enumerate(group_rows):
         groups.append(group)

@@ -26,7 +26,8 @@ class TextFiles:
     def rows(self) -> Iterator[tuple[int, Document | BadRow]]:
         for number, file in enumerate(self.files):
             try:
-                yield number, Document(self.fields.check(decode(self._read(file))), file.parent.name)
+                text, marked = decode(self._read(file))
+                yield number, Document(self.fields.check(text), file.parent.name, marked)
             except BadRow as error:
                 yield number, error
 

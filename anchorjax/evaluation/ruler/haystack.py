@@ -5,11 +5,14 @@ import functools
 import gzip
 import json
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from anchorjax.data import text_file
+from anchorjax.data.files import ends_with, once
 from anchorjax.data.sources.public_domain import CORPUS
 from anchorjax.errors import EvaluationError
 
@@ -82,21 +85,26 @@ def _austen() -> Essays:
 @functools.cache
 def _from_path(path: Path) -> Essays:
     """One file, or all of a folder by name: text, or a JSON object with it under "text" (PaulGrahamEssays.json)."""
-    files = sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES) if path.is_dir() else [path]
+    inside = (file for file in path.rglob("*") if ends_with(file.name, _SUFFIXES) and file.is_file())
+    files = once(inside) if path.is_dir() else [path]
     if not files:
         raise EvaluationError(f"essays={path} holds no file that ends in {', '.join(_SUFFIXES)}")
-    return Essays.of(f"essays of {path.name}", " ".join(map(_read, files)))
+    texts = [_read(file) for file in files]
+    if marked := sum(is_marked for _, is_marked in texts):
+        print(f"essays={path}: left out byte order marks: {marked:,}", file=sys.stderr)
+    return Essays.of(f"essays of {path.name}", " ".join(text for text, _ in texts))
 
 
-def _read(file: Path) -> str:
+def _read(file: Path) -> tuple[str, bool]:
+    """(the text, whether a byte order mark was left out)."""
     try:
-        content = file.read_text(encoding="utf-8")
-        if file.suffix != ".json":
-            return content
+        content, is_marked = text_file.read(file)
+        if not ends_with(file.name, (".json",)):
+            return content, is_marked
         text = json.loads(content)["text"]
         json.dumps(text, ensure_ascii=False).encode()  # refuses half a surrogate pair, as a tokenizer would
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EvaluationError(f'essays={file} is no text, nor JSON with a text under "text": {error!r}') from error
     if not isinstance(text, str):
         raise EvaluationError(f'essays={file}: "text" is a {type(text).__name__}; it must be a string')
-    return text
+    return text, is_marked

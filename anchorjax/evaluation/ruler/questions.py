@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from anchorjax.data import text_file
 from anchorjax.errors import EvaluationError
 from anchorjax.evaluation.ruler.sample import Draft, Recipe, Setting
 
@@ -62,7 +63,7 @@ def recipes(option: str, setting: Setting) -> Callable[[random.Random, int], Rec
 def _open(path: Path, option: str) -> QuestionSet:
     _, file, read = _SETS[option]
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(text_file.read(path)[0])
         json.dumps(content, ensure_ascii=False).encode()  # refuses half a surrogate pair, as a tokenizer would
         found = read(content)
     except (OSError, ValueError, KeyError, TypeError) as error:
