@@ -2,8 +2,9 @@
 
     python benchmarks/tokenizer_check.py --tokenizer=checkpoints/SmolLM2-135M-Instruct [--json]
 
-The load is timed whole and without its round trips (`data/round_trip.py`); then losses are looked for in the shipped text,
-document by document as a preparation does, beside tokenizing it. Medians of `--repeats`; a first round is not counted.
+The load is timed whole and without its round trips (`data/round_trip.py`). Then losses are looked for in the shipped
+text, document by document as a preparation does, beside tokenizing it. Medians of `--repeats`; a first round is not
+counted.
 """
 
 import argparse
