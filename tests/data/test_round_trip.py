@@ -172,7 +172,7 @@ def test_smollm2_is_taken_at_once_and_what_it_loses_is_counted():
     tokenizer = tokenizer_lib.load(str(smollm2.require()))
     began = time.perf_counter()
     tokenizer._check_round_trip("", {})
-    assert time.perf_counter() - began < 1  # 0.1 s alone on a core of 2026
+    assert time.perf_counter() - began < 1  # 0.15 s where nothing else runs
     lost = tokenizer.lost("a\x04b\x04 c\x1d\U00040000 and\tan ordinary text, ▁ too\n")
     assert lost == {"U+0004": 2, "U+001D": 1, "U+40000": 1}
 
