@@ -101,10 +101,13 @@ def measure(length: int, repeats: int, weights: str) -> dict[str, float | str]:
 class Ours:
     """One model's training steps under both masks, and their batches."""
 
-    def __init__(self, length: int, weights: str):
+    def __init__(self, length: int, weights: str, layers: int = 0):
+        self.layers = layers  # 0: all that the model has
         self.packed, self.train_steps = {}, {}
         for mask in MASKS:
-            setup = Setup.make(resolve(config_of(mask, length, weights).to_dict()))
+            config = config_of(mask, length, weights)
+            config.model.num_layers = layers or config.model.num_layers
+            setup = Setup.make(resolve(config.to_dict()))
             self.packed[mask] = next(data.eval_rows(documents(length), ByteTokenizer(), setup.config.data, 1))
             self.train_steps[mask] = jax.jit(setup.steps.train, donate_argnums=0)
         self.mesh = setup.mesh
@@ -136,14 +139,14 @@ def config_of(mask: str, length: int, weights: str) -> ConfigDict:
 class Theirs:
     """The same row in transformers."""
 
-    def __init__(self, packed: Batch, weights: str):
+    def __init__(self, packed: Batch, weights: str, layers: int = 0):
         torch.set_num_threads(os.cpu_count())
         if weights:
             self.model = transformers.LlamaForCausalLM.from_pretrained(
                 weights, dtype=torch.float32, attn_implementation="sdpa"
             )
         else:
-            self.model = transformers.LlamaForCausalLM(llama_config())
+            self.model = transformers.LlamaForCausalLM(llama_config(layers))
         self.model.train()
         self.tokens = torch.tensor(packed.tokens_BT).long()
         self.targets = torch.tensor(np.where(packed.weights_BT > 0, packed.targets_BT, NO_TARGET)).long()
@@ -179,13 +182,13 @@ class Theirs:
         return float(outputs.loss.detach())
 
 
-def llama_config() -> transformers.LlamaConfig:
+def llama_config(layers: int = 0) -> transformers.LlamaConfig:
     model, rope = families.published(SIZE)
     return transformers.LlamaConfig(
         vocab_size=model["vocab_size"],
         hidden_size=model["model_width"],
         intermediate_size=model["ffn_width"],
-        num_hidden_layers=model["num_layers"],
+        num_hidden_layers=layers or model["num_layers"],
         num_attention_heads=model["num_heads"],
         num_key_value_heads=model["num_kv_heads"],
         rms_norm_eps=model["norm_eps"],

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -265,6 +266,29 @@ def test_remat_attention_does_not_run_attention_again(features, one_device):
         return str(jax.make_jaxpr(gradient)(make(shape), *batch())).count("while[")
 
     assert loops("none") == loops("attention") < loops("full")
+
+
+def test_remat_none_keeps_products_and_attention_alone(one_device):
+    """What the pass over the layers leaves for the way back: no weights, and nothing that is cheap to do again."""
+    shape = shape_of()
+    gradient = jax.grad(lambda params, *arrays: jnp.sum(run(params, *arrays, shape)))
+    scans = scans_of_layers(jax.make_jaxpr(gradient)(make(shape), *batch()).jaxpr, shape.model.num_layers)
+    forward = next(scans)
+    kept = sorted(x.aval.shape[1:] for x in forward.outvars[forward.params["num_carry"] :])
+    B, D, F, H, N, K = 2, 32, 48, 8, 4, 2
+    attention = [(B, T, N, H), (B, T, N)]
+    products = [(B * T, N, H), (B * T, K, H), (B * T, K, H), (B * T, D), (B * T, F), (B * T, F)]
+    assert kept == sorted([(B, T, D), *attention, *products])
+
+
+def scans_of_layers(jaxpr, layers: int):
+    """The scans over layers within, outermost first."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "scan" and equation.params["length"] == layers:
+            yield equation
+        else:
+            for inner in jax.extend.core.jaxprs_in_params(equation.params):
+                yield from scans_of_layers(inner, layers)
 
 
 def test_weights_and_their_sharding():
