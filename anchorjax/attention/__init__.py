@@ -18,13 +18,12 @@ import importlib
 import jax
 import jax.numpy as jnp
 
-from anchorjax.attention.anchors import NOTHING
 from anchorjax.attention.plan import Plan, make_plan
 from anchorjax.attention.tiles import check_tiles, default_tiles
 from anchorjax.config import AttentionConfig
 from anchorjax.errors import ConfigError
 from anchorjax.masks import Mask
-from anchorjax.types import IMPLEMENTATIONS, PAD_SEGMENT
+from anchorjax.types import IMPLEMENTATIONS
 
 DTYPES = ("float32", "bfloat16")
 BACKENDS = {"pallas_tpu": "tpu", "pallas_gpu": "gpu"}  # the others run on all
@@ -111,16 +110,7 @@ def attention_with_lse(
     if allowed:
         raise NotImplementedError(f"attention {name}: tiles of {plan.q_tile} x {plan.kv_tile}; allowed: {allowed}")
     module = importlib.import_module(f"anchorjax.attention.{name}")
-    q_real_BT, kv_real_BS = mask.q_segment_ids_BT != PAD_SEGMENT, mask.kv_segment_ids_BS != PAD_SEGMENT
-    k_BSKH, v_BSKH = _or_fill(kv_real_BS, k_BSKH, 0), _or_fill(kv_real_BS, v_BSKH, 0)
-    out_BTNH, lse_BTN = module.apply(_or_fill(q_real_BT, q_BTNH, 0), k_BSKH, v_BSKH, mask, plan)
-    # Both are this already; what is stopped here is their cotangents.
-    return _or_fill(q_real_BT, out_BTNH, 0), _or_fill(q_real_BT, lse_BTN, NOTHING)
-
-
-def _or_fill(real_BT: jax.Array, x_BT: jax.Array, fill: float) -> jax.Array:
-    """x [B, T, ...], or `fill` where a token is padding. Its gradient there is zero, whatever the cotangent."""
-    return jnp.where(jnp.expand_dims(real_BT, range(2, x_BT.ndim)), x_BT, jnp.asarray(fill, x_BT.dtype))
+    return module.apply(q_BTNH, k_BSKH, v_BSKH, mask, plan)
 
 
 def check_arrays(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array) -> None:
