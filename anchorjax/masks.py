@@ -91,6 +91,12 @@ class Mask:
         )
 
 
+def padding_as_zeros(x_BT: jax.Array, segment_ids_BT: jax.Array) -> jax.Array:
+    """x [B, T, ...] with zeros at padding: zero times what may lie there, not-a-number, would be not-a-number."""
+    real_BT = jnp.expand_dims(segment_ids_BT != PAD_SEGMENT, range(2, x_BT.ndim))
+    return jnp.where(real_BT, x_BT, jnp.zeros((), x_BT.dtype))
+
+
 def count_live_pairs(segment_ids_T: jax.Array, num_anchors: int, window: int | None = None) -> jax.Array:
     """Number of (query, key) pairs that `allowed` admits in one row of self-attention, in O(T log T).
 

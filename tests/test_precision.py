@@ -5,8 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from anchorjax import precision
+from anchorjax import precision, sharding
+from anchorjax.attention import attention
+from anchorjax.masks import Mask
+from anchorjax.models import cached
+from anchorjax.training.state import init_state
+from anchorjax.types import IMPLEMENTATIONS
+from tests import products, tiny
 from tests.compilers import require_compiler, run_program
+from tests.training.making import make_batch, make_mesh, make_state, make_steps
 
 # The training step of a recipe made small, with its own dtypes and the target's kernels: what is given to the compiler
 # and, with `compile`, what it made.
@@ -120,3 +127,39 @@ def test_a_cpu_computes_what_it_would_without_a_word():
     for left, right in ((x, y), (x, y.astype(jnp.bfloat16)), (x.astype(jnp.bfloat16), y.astype(jnp.bfloat16))):
         plain = jax.jit(lambda *a: jnp.einsum("cv,vd->cd", *a))(left, right)
         np.testing.assert_array_equal(jax.jit(lambda *a: precision.einsum("cv,vd->cd", *a))(left, right), plain)
+
+
+PROGRAMS = {"training with adapters": {"lora__rank": 4, "model__num_kv_heads": 1}, "reference": {}, "xla": {}}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_steps_of_fp32_are_asked_for_exact_products(name):
+    """A precision is part of a program, whatever it is compiled for: adapters, evaluation and the slow attention."""
+    implementation = name if name in IMPLEMENTATIONS else "xla"
+    steps = make_steps(tiny.config(attention__implementation=implementation, **PROGRAMS[name]))
+    with jax.set_mesh(make_mesh()):
+        state = sharding.abstract(lambda: init_state(0, steps.shape, steps.optimizer))
+        batch = sharding.shard_batch(make_batch(2, 64), jax.sharding.get_mesh())
+        for program, arguments in ((steps.train, (state, batch)), (steps.nats, (state.params, batch))):
+            found = products.given(jax.jit(program).lower(*arguments))
+            assert len(found) > 5 and not products.faults(found, "float32")
+
+
+@pytest.mark.parametrize("columns", [1, 8], ids=["dense", "by tiles"])
+def test_generation_in_fp32_is_asked_for_exact_products(columns):
+    steps = make_steps(tiny.config(attention__implementation="xla", data__row_length=64))
+    with jax.set_mesh(make_mesh()):
+        layers = cached.Layers.of(make_state(steps).params, steps.shape)
+        cache = cached.Cache.empty(jnp.zeros(2, jnp.int32), 64, steps.shape.model)
+        tokens_BT = jax.sharding.reshard(jnp.zeros((2, columns), jnp.int32), sharding.BATCH)
+        program = jax.jit(lambda *arrays: cached.advance(*arrays, 1, steps.shape))
+        found = products.given(program.lower(layers, cache, tokens_BT))
+    assert len(found) > 10 and not products.faults(found, "float32")
+
+
+def test_the_reference_multiplies_bfloat16_arrays_in_fp32():
+    x = jnp.zeros((1, 64, 2, 16), jnp.bfloat16)
+    mask = Mask.from_segments(jnp.ones((1, 64), jnp.int32), 1)
+    total = lambda *qkv: jnp.sum(attention(*qkv, mask, implementation="reference").astype(jnp.float32))  # noqa: E731
+    found = products.given(jax.jit(jax.grad(total, (0, 1, 2))).lower(x, x, x))
+    assert len(found) == 5 and all(p.exact and p.dtypes == ("f32", "f32") for p in found)

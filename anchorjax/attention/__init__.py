@@ -63,6 +63,9 @@ def attention(
 
     Differentiable in q, k and v. Queries that see no key (pads) give exact zeros and zero gradients.
 
+    Padding may hold anything, not-a-number and infinity too, in q, k, v and the cotangents: it is read as zeros. Such
+    numbers in a document are not kept from other documents: where two share a tile, they reach both.
+
     Args:
       q_BTNH: queries. N must be a multiple of K (grouped-query attention, arXiv 2305.13245).
       k_BSKH, v_BSKH: keys and values, of q's dtype (float32 or bfloat16).

@@ -1,7 +1,7 @@
 """The gradient that all fast paths share: they bring two passes over tiles, this joins them to one function.
 
-What is the same for each of them is here: what is saved and under which name, delta, the anchors' share, and
-in which dtype results leave. A pass sees one device's arrays:
+What is the same for each of them is here: what is saved and under which name, delta, the anchors' share, that
+padding is read as zeros, and in which dtype results leave. A pass sees one device's arrays:
 
     forward(q, k, v, mask, plan) -> (out_BTNH in q's dtype, lse_BTN)
     backward(q, k, v, mask, plan, dout_BTNH, lse_BTN, delta_BTN) -> fp32 (dq_BTNH, dk_BSKH, dv_BSKH)
@@ -16,6 +16,7 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 
 from anchorjax.attention import anchors as anchors_lib
+from anchorjax.masks import Mask, padding_as_zeros
 
 NAME = "attention"  # of the saved output and log-sum-exp, for remat policies
 
@@ -23,10 +24,17 @@ NAME = "attention"  # of the saved output and log-sum-exp, for remat policies
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def attend(forward, backward, q_BTNH, k_BSKH, v_BSKH, mask, plan) -> tuple[jax.Array, jax.Array]:
     """Output and log-sum-exp of `forward`, differentiable in q, k and v through both."""
-    return forward(q_BTNH, k_BSKH, v_BSKH, mask, plan)
+    return forward(*_real(q_BTNH, k_BSKH, v_BSKH, mask), mask, plan)
+
+
+def _real(q_BTNH, k_BSKH, v_BSKH, mask: Mask) -> tuple[jax.Array, jax.Array, jax.Array]:
+    # In here and not around: gradients at padding are zeros already, and need no select of their own.
+    keys = (padding_as_zeros(x_BSKH, mask.kv_segment_ids_BS) for x_BSKH in (k_BSKH, v_BSKH))
+    return padding_as_zeros(q_BTNH, mask.q_segment_ids_BT), *keys
 
 
 def _forward(forward, backward, q_BTNH, k_BSKH, v_BSKH, mask, plan):
+    q_BTNH, k_BSKH, v_BSKH = _real(q_BTNH, k_BSKH, v_BSKH, mask)
     out_BTNH, lse_BTN = forward(q_BTNH, k_BSKH, v_BSKH, mask, plan)
     out_BTNH, lse_BTN = checkpoint_name(out_BTNH, NAME), checkpoint_name(lse_BTN, NAME)
     return (out_BTNH, lse_BTN), (q_BTNH, k_BSKH, v_BSKH, mask, plan, out_BTNH, lse_BTN)
@@ -34,7 +42,7 @@ def _forward(forward, backward, q_BTNH, k_BSKH, v_BSKH, mask, plan):
 
 def _backward(forward, backward, residuals, cotangents):
     q_BTNH, k_BSKH, v_BSKH, mask, plan, out_BTNH, lse_BTN = residuals
-    dout_BTNH, dlse_BTN = cotangents
+    dout_BTNH, dlse_BTN = (padding_as_zeros(x_BT, mask.q_segment_ids_BT) for x_BT in cotangents)
     # A cotangent of the log-sum-exp enters like one of the output along it: ds = p (dp - delta).
     delta_BTN = anchors_lib.rowwise_dot(dout_BTNH, out_BTNH) - dlse_BTN
     dq_BTNH, dk_BSKH, dv_BSKH = backward(q_BTNH, k_BSKH, v_BSKH, mask, plan, dout_BTNH, lse_BTN, delta_BTN)

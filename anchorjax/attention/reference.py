@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from anchorjax import precision
 from anchorjax.attention.anchors import NOTHING, bend
 from anchorjax.attention.plan import Plan
-from anchorjax.masks import Mask
+from anchorjax.masks import Mask, padding_as_zeros
 
 
 def apply(
@@ -18,8 +18,11 @@ def apply(
     skipped here.
     """
     del plan
-    weights_BKGTS, lse_BKGT = softmax(logits(q_BTNH, k_BSKH, mask))
-    return weighted(weights_BKGTS, v_BSKH).astype(q_BTNH.dtype), jnp.moveaxis(lse_BKGT, 3, 1).reshape(q_BTNH.shape[:3])
+    k_BSKH, v_BSKH = (padding_as_zeros(x_BSKH, mask.kv_segment_ids_BS) for x_BSKH in (k_BSKH, v_BSKH))
+    weights_BKGTS, lse_BKGT = softmax(logits(padding_as_zeros(q_BTNH, mask.q_segment_ids_BT), k_BSKH, mask))
+    # Of padding this is zeros already: what is stopped here is its cotangent.
+    out_BTNH = padding_as_zeros(weighted(weights_BKGTS, v_BSKH), mask.q_segment_ids_BT)
+    return out_BTNH.astype(q_BTNH.dtype), jnp.moveaxis(lse_BKGT, 3, 1).reshape(q_BTNH.shape[:3])
 
 
 def logits(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mask) -> jax.Array:

@@ -22,6 +22,7 @@ from tests.attention.contract import (
     TOLERANCE,
     Case,
     dense_bfloat16,
+    documents,
     float64_attention,
     float64_gradients,
     layouts,
@@ -96,6 +97,27 @@ def test_dead_rows_and_pads_are_exact_zeros(implementation):
         assert bool(jnp.all(x[1] == 0)) and bool(jnp.all(x[0, 40:] == 0))
         assert bool(jnp.any(x[0, :40] != 0))
     assert bool(jnp.all(lse[1] == NOTHING)) and bool(jnp.all(lse[0, 40:] == NOTHING))
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v", "cotangent"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_nothing_at_padding_is_read(implementation, name):
+    """Masked weights are zeros, and zero times not-a-number is none: it must not reach a product."""
+    T = SETTINGS[implementation].T
+    segments = np.stack([documents(T, [30, 50], 1, pads=20), documents(T, [40], 1, pads=35)])
+    segments[1, 5:9] = -1  # inside of a live tile, in front of a document
+    case, pad_BT = make_case(segments, 1, 4, 2, 16, window=50), segments == -1
+
+    def with_padding(value):
+        x = jnp.where(pad_BT[..., None, None], value, getattr(case, name))
+        return run(dataclasses.replace(case, **{name: x}), implementation)
+
+    wanted = with_padding(0.0)
+    for gradient in wanted[2:]:
+        assert bool(jnp.all(gradient[pad_BT] == 0)) and bool(jnp.any(gradient[~pad_BT] != 0))
+    for value in (jnp.nan, jnp.inf):
+        for got, of_zeros in zip(with_padding(value), wanted, strict=True):
+            np.testing.assert_array_equal(got, of_zeros)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
