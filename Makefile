@@ -5,7 +5,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 BEAM := $(VENV)-beam/bin/python
 # What must hold on every stack, and needs neither torch nor transformers.
-CORE := tests/attention tests/test_masks.py tests/models/test_decoder.py \
+CORE := tests/attention tests/test_masks.py tests/test_stacks.py tests/models/test_decoder.py \
 	$(addprefix tests/training/test_,step.py loss.py optimizer.py checkpoint.py digest.py run.py setup.py)
 
 .PHONY: quickstart test test-all test-core test-beam gpu lint clean asked asked-beam
