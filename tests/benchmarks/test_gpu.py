@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -88,14 +89,24 @@ def test_bad_input_is_named(arguments, words):
     assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_a_part_that_is_cut_keeps_its_records_and_takes_no_other(tmp_path):
-    done = gpu("--dry-run", "--parts=contract,ceilings", "--limit=9", f"--out={tmp_path}")
-    assert done.returncode == 1
+def test_a_part_that_is_cut_takes_neither_records_nor_parts_with_it(tmp_path):
+    assert gpu("--dry-run", "--parts=ceilings", f"--out={tmp_path}").returncode == 0
+    mark = f"TEST_OF={tmp_path}"
+    done = gpu("--dry-run", "--parts=contract", "--limit=6", f"--out={tmp_path}", TEST_OF=str(tmp_path))
+    assert done.returncode == 1 and "contract: cut at its limit" in done.stdout
     records = part.read(tmp_path / "results.jsonl")
-    assert records["ceilings"][-1]["outcome"] == "done" and records["contract"][-1]["outcome"] == "cut at its limit"
-    assert "cut at its limit" in (tmp_path / "tables.md").read_text()
-    left = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True).stdout
-    assert left == ""
+    assert records["contract"][-1]["outcome"] == "cut at its limit"
+    assert [one["what"] for one in records["ceilings"]] == ["began", "machine", "matmul", "copy", "ended"]
+    assert "cut at its limit" in (tmp_path / "tables.md").read_text() and "TFLOP/s" in done.stdout
+    left = [one for one in Path("/proc").glob("[0-9]*/environ") if mark.encode() in readable(one)]
+    assert not left  # its worker, neither
+
+
+def readable(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError:  # another's, or ended meanwhile
+        return b""
 
 
 def test_records_are_of_the_last_run_and_whole(tmp_path):
