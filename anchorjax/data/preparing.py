@@ -124,7 +124,7 @@ def _locked(part: Path) -> Iterator[None]:
 def _request(config: DataConfig, tokenizer_name: str, shards: list[Weighted]) -> dict[str, object]:
     inputs = hashlib.sha256()
     for weighted in shards:
-        inputs.update(f"{weighted.shard.name} {weighted.weight}\n".encode())
+        inputs.update(f"{weighted.shard.name} {weighted.weight} {weighted.shard.split}\n".encode())
         for file in weighted.shard.files:
             stat = file.stat()
             inputs.update(f"{file} {stat.st_size} {stat.st_mtime_ns}\n".encode())
@@ -192,7 +192,8 @@ def _check_split(directory: Path, total: int, split: str, report: Report, config
     heads = [pieces.done(directory, number) for number in range(total)]
     if any(head[split]["documents"] for head in heads):
         return
-    shutil.rmtree(directory, ignore_errors=True)
+    for useless in (directory, directory.parent / "whole"):
+        shutil.rmtree(useless, ignore_errors=True)
     documents = sum(head[other]["documents"] for head in heads for other in pieces.SPLITS)
     raise DataError(
         f"no document of {config.source!r} is in the {split} split, of {report.rows} rows; "
