@@ -14,6 +14,8 @@ from typing import Any
 from anchorjax.errors import DataError
 
 FORMAT = 3  # goes up when an older reader would misread a store
+OLDER = 2  # its tokens are read in the same way, but it counts none of these:
+_NOT_COUNTED = {"marks": 0, "lost": {}, "lacking": {}}
 FILE, TOKENS, OFFSETS, SOURCES = "index.json", "tokens.bin", "offsets.npy", "sources.npy"
 DTYPES = {"uint16": "<u2", "uint32": "<u4"}
 MAX_SOURCES = 2**15 - 1  # int16
@@ -78,8 +80,11 @@ class Index:
             raise DataError(f"{file} cannot be read: {error}") from error
         if not isinstance(content, dict):
             raise DataError(f"{file} cannot be read: it holds no JSON object")
-        if content.get("format") != FORMAT:
-            raise DataError(f"{file} has format {content.get('format')!r}; this version reads format {FORMAT}")
+        if content.get("format") == OLDER:
+            content = _NOT_COUNTED | content
+        elif content.get("format") != FORMAT:
+            allowed = f"this version reads formats {OLDER} and {FORMAT}"
+            raise DataError(f"{file} has format {content.get('format')!r}; {allowed}")
         _check(file, content)
         return cls(**content)
 

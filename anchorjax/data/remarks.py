@@ -1,6 +1,6 @@
 """What a store's index says beside its bad rows, for the summary of a preparation and the page about the store."""
 
-from anchorjax.data.index import Index
+from anchorjax.data.index import OLDER, Index
 
 _SHOWN = 5  # kinds of what is lost
 _ORDINARY = "source is missing or null"  # in all documents, under the default of data.source_key
@@ -9,6 +9,8 @@ _ORDINARY = "source is missing or null"  # in all documents, under the default o
 def of(index: Index) -> list[tuple[str, str]]:
     """(what, how often) of all that was left out, changed or not found, and is no bad row."""
     found = []
+    if index.format == OLDER:
+        found.append(("lost", "not counted by the version that prepared this store"))
     if index.marks:
         found.append(("marks", f"left out at the beginning of files (byte order marks): {index.marks:,}"))
     if index.lost:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from anchorjax import data
+from anchorjax.data import remarks
 from anchorjax.data import store as store_lib
 from anchorjax.data.index import Index
 from anchorjax.data.packing import RowPacker
@@ -145,7 +146,7 @@ AT_OPENING = {
     "index cut": (cut("index.json"), "index.json cannot be read"),
     "index no object": (lambda store: (store / "index.json").write_text("[]"), "it holds no JSON object"),
     "index missing": (lambda store: (store / "index.json").unlink(), "is no token store"),
-    "index of the future": (lambda store: edit(store, format=4), "has format 4; this version reads format 3"),
+    "index of the future": (lambda store: edit(store, format=4), "has format 4; this version reads formats 2 and 3"),
     "index with more": (lambda store: edit(store, more=1), "index.json is damaged: its keys differ in more"),
     "index of another count": (lambda store: edit(store, num_documents=5), "offsets.npy is damaged"),
     "index with text": (lambda store: edit(store, num_tokens="7"), "num_tokens is '7', not a int"),
@@ -168,6 +169,16 @@ def test_damage_is_found_at_opening(store, name):
     with pytest.raises(DataError) as error:
         TokenStore.open(store)
     assert message in str(error.value) and str(store) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_store_of_the_format_before_opens_and_says_what_it_did_not_count(store):
+    tokens = np.array(TokenStore.open(store).tokens)
+    content = json.loads((store / "index.json").read_text())
+    older = {name: value for name, value in content.items() if name not in ("marks", "lost", "lacking")}
+    (store / "index.json").write_text(json.dumps(older | {"format": 2}))
+    opened = store_lib.verify(store)
+    np.testing.assert_array_equal(opened.tokens, tokens)
+    assert dict(remarks.of(Index.read(store)))["lost"] == "not counted by the version that prepared this store"
 
 
 @pytest.mark.parametrize("name", AT_VERIFYING)
