@@ -22,10 +22,10 @@ from configs import quickstart
 from tests.compilers import require_compiler, run_program
 from tests.training.jobs import ROOT
 
-# What a machine with JAX, flax, optax and orbax may lack. Every process of the dry run refuses to import it.
+# What a machine with JAX, flax, optax and orbax may lack: no process of the dry run can import it. PyTorch needs tqdm.
 LACKING = (
     *("grain", "ml_collections", "tensorflow_datasets", "array_record", "tokenizers", "safetensors", "pyarrow"),
-    *("tensorboardX", "matplotlib", "tqdm", "jinja2", "wonderwords", "transformers", "tokamax"),
+    *("tensorboardX", "matplotlib", "jinja2", "wonderwords", "transformers", "tokamax"),
 )
 SITE = f"""
 import sys
