@@ -3,7 +3,8 @@
     python benchmarks/vs_transformers.py [--weights=checkpoints/SmolLM2-135M-Instruct] [--json]
 
 One packed row of documents of about 1024 tokens (lengths uniform in 512..1536). A step is forward, backward, gradient
-clip and AdamW, and no side recomputes activations. The three take turns on the same threads:
+clip and AdamW. No side does the product of a weight twice; ours does norms and activation functions again, where torch
+keeps them (`model.remat`, none). The three take turns on the same threads:
 
     full           the project's training step, every token attends to all before it
     anchor         the same step with AnchorAttention

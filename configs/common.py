@@ -60,7 +60,7 @@ def defaults() -> Mapping[str, Any]:
                 "compute_dtype": "bfloat16",  # of activations and matmul inputs; sums within a device are float32
                 "param_dtype": "float32",  # of weights and optimizer moments
                 "dropout": 0.0,  # of the residual branches; long-context runs see each document once and need none
-                "remat": "attention",  # none: keep all; attention: recompute all but it; full: recompute all
+                "remat": "attention",  # none: no product twice; attention: recompute all but it; full: recompute all
             },
             "rope": {
                 "theta": 0.0,  # raise it with the row length (paper: 64K 5e6, 128K 1e7); 0: the checkpoint's, or 1e4

@@ -17,7 +17,7 @@ def get_config():
     config.model.num_heads = 2
     config.model.num_kv_heads = 1
     config.model.head_width = 32
-    config.model.remat = "none"  # the activations of one short row fit in memory: recomputing them would only cost time
+    config.model.remat = "none"  # the products of one short row fit in memory: doing them again would only cost time
     config.optimizer.learning_rate = 4e-3
     config.optimizer.warmup_steps = 15
     config.optimizer.final_fraction = 0.05
