@@ -33,6 +33,10 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--json", action="store_true", help="end with one JSON line")
     arguments = parser.parse_args()
+    try:
+        peers.require_pruning()
+    except NotImplementedError as error:
+        sys.exit(str(error))
     errors = measure(arguments.tokens)
     for name, error in errors.items():
         print(f"{name:8}  {error:.2e}")
