@@ -1,16 +1,14 @@
-"""A tiny Hugging Face model with a tokenizer of characters."""
+"""A tiny Hugging Face model with a tokenizer of bytes."""
 
 import json
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from tests.huggingface.tiny import VOCABULARY
-
 
 def write_tokenizer(directory: Path) -> None:
-    """Ids 0 to 2 are specials, the others characters; a space and a line's end are among them."""
-    letters = ["Ġ", "Ċ", *sorted(pre_tokenizers.ByteLevel.alphabet())][: VOCABULARY - 3]
+    """Ids 0 to 2 are specials, the next 256 bytes."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate(["<s>", "</s>", "<pad>", *letters])}
     rules = Tokenizer(models.BPE(vocabulary, []))
     rules.pre_tokenizer, rules.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()

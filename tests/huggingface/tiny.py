@@ -19,7 +19,7 @@ from anchorjax.models.layers import Shape
 from tests.models.making import shape_of
 
 T = 48  # tokens of a row
-VOCABULARY = 96
+VOCABULARY = 264  # the three specials of a tiny tokenizer, and all 256 bytes
 SMALL = dict(  # noqa: C408 - a table of keys
     vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
     num_key_value_heads=2, max_position_embeddings=256,
