@@ -36,9 +36,10 @@ define check
 	@$(if $(filter-out file default undefined,$(origin PYTHON)),,test -x $(1) ||) \
 	{ asked=$$($(PYTHON) -c '$(VERSION)') || { echo "PYTHON=$(PYTHON) does not run" >&2; exit 2; }; \
 	case $$asked in 3.1[1-4]) ;; *) echo "PYTHON=$(PYTHON) is Python $$asked; allowed: 3.11 to 3.14" >&2; exit 2;; esac; \
-	test ! -x $(1) || made=$$($(1) -c '$(VERSION)') || made="one that is gone"; \
-	test "$${made:-$$asked}" = "$$asked" || { echo "$(1) is of Python $$made and PYTHON=$(PYTHON) is $$asked:" \
-	"add VENV=.venv-$$asked, or remove the old one (make clean)" >&2; exit 2; }; }
+	test ! -x $(1) || made=$$($(1) -c '$(VERSION)') || \
+	{ echo "$(1) does not run: remove $(patsubst %/bin/python,%,$(1))" >&2; exit 2; }; \
+	test "$${made:-$$asked}" = "$$asked" || { echo "$(1) is Python $$made and PYTHON=$(PYTHON) is $$asked:" \
+	"add VENV=.venv-$$asked, or remove $(patsubst %/bin/python,%,$(1))" >&2; exit 2; }; }
 endef
 
 asked:

@@ -92,7 +92,7 @@ class Mask:
 
 
 def padding_as_zeros(x_BT: jax.Array, segment_ids_BT: jax.Array) -> jax.Array:
-    """x [B, T, ...] with zeros at padding: zero times what may lie there, not-a-number, would be not-a-number."""
+    """x [B, T, ...] with padding set to zero: a masked weight of 0 times NaN would be NaN."""
     real_BT = jnp.expand_dims(segment_ids_BT != PAD_SEGMENT, range(2, x_BT.ndim))
     return jnp.where(real_BT, x_BT, jnp.zeros((), x_BT.dtype))
 

@@ -8,7 +8,9 @@ CPU it is fp32, so that no test there would tell. What a product is for shows in
     fp32 and bf16   fp32 by contract: HIGHEST on a CPU; elsewhere the fp32 operand is the sum of two bf16 numbers, and
                     two passes of bf16 keep 16 of its 24 bits (docs/precision.md has error and cost of each choice)
 
-CPUs compute all three as they would without a word. The choice is made for the platform that is compiled for.
+On a CPU the choice changes nothing: all three are fp32 there. It is made for the platform that is compiled for.
+Implementations of attention ask `of` with the dtype of their arrays: for bf16 arrays `xla` widens tiles to fp32, and an
+accelerator rounds them again.
 """
 
 import functools
@@ -31,6 +33,9 @@ def einsum(subscripts: str, x: jax.Array, y: jax.Array, **kwargs) -> jax.Array:
     Args:
       kwargs: `preferred_element_type` and `out_sharding` of `jnp.einsum`. Without the first the result has the wider
         operand's dtype.
+
+    Not to be differentiated for two bf16 operands with a preferred fp32: the cotangent is fp32, and JAX's own rule
+    multiplies it at default precision. The loss, which needs that gradient, makes it by hand.
     """
     exact = functools.partial(jnp.einsum, subscripts, precision=of(jnp.result_type(x, y)), **kwargs)
     if x.dtype == y.dtype:

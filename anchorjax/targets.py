@@ -5,7 +5,7 @@ The real compilers come as packages (requirements-compilers.txt); they need no a
     targets.prepare()                            # before JAX is first used
     device = targets.device("v5p")
     x = jax.ShapeDtypeStruct(shape, dtype, sharding=SingleDeviceSharding(device))
-    with jax.default_device(device):  # which GPU kernels are lowered for, outside of a mesh (jax 0.12)
+    with jax.default_device(device):  # outside of a mesh, jax 0.12 lowers GPU kernels for it
         jax.jit(f).lower(x).compile().memory_analysis()
 
 Nothing may run eagerly on such a device.

@@ -116,7 +116,9 @@ def environment(dry_run: bool) -> dict[str, str]:
     # Several processes share the GPU's memory, and peaks of memory are measured: none may take most of it at once.
     own = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XLA_CLIENT_MEM_FRACTION": "0.95"}
     own |= {"TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONUNBUFFERED": "1"}
-    return os.environ | own | ({"JAX_PLATFORMS": "cpu"} if dry_run else {})
+    # The older name of the fraction: jaxlib refuses both at once.
+    theirs = {name: value for name, value in os.environ.items() if name != "XLA_PYTHON_CLIENT_MEM_FRACTION"}
+    return theirs | own | ({"JAX_PLATFORMS": "cpu"} if dry_run else {})
 
 
 def backend() -> str:

@@ -48,7 +48,7 @@ def main() -> None:
         results[str(shape)] = figures = measure(shape, arguments.repeats)
         print(shape, figures, flush=True)
     for target in filter(None, arguments.targets.split(",")):
-        results[target] = figures = {how: compile_for(target, how == "zeros") for how in ("as it is", "zeros")}
+        results[target] = figures = {how: compile_for(target, how == "zeros") for how in ("without", "zeros")}
         print(target, figures, flush=True)
     if arguments.json:
         print(json.dumps(results))

@@ -58,6 +58,7 @@ def check(target, recipe, compute_dtype):
         found = products.given(lowered) + products.of_kernels(traced.jaxpr.jaxpr)
         dtype = steps.config.model.compute_dtype
         result = {"products": len(found), "faults": products.faults(found, dtype), "dtype": dtype}
+        result |= {"parts": sorted(p.part for p in found if p.part)}
         if compiling:
             made = products.made(lowered.compile().as_text())
             rounded = [str(p) for p in made if "f32" in p.dtypes and not p.exact]
@@ -80,6 +81,8 @@ def test_the_compiler_is_given_exact_products(target):
         assert result["dtype"] == dtype
         assert result["products"] > 30, f"{recipe}: where are the step's products?"
         assert not result["faults"], "\n".join([recipe, *result["faults"]])
+        # Both products of the loss's gradient, in two parts each; without any, the faults of that would not be seen.
+        assert result["parts"] == (["hi", "hi", "lo", "lo"] if dtype == "bfloat16" else [])
 
 
 @pytest.mark.slow
@@ -122,7 +125,7 @@ def test_two_parts_keep_what_one_rounds_off(turned):
     assert error(precision.einsum, *arrays) < 2e-5  # a CPU has fp32 products
 
 
-def test_a_cpu_computes_what_it_would_without_a_word():
+def test_on_a_cpu_the_precision_changes_nothing():
     x, y = jnp.asarray(gradient_of_logits()), jnp.asarray(gradient_of_logits(1).T)
     for left, right in ((x, y), (x, y.astype(jnp.bfloat16)), (x.astype(jnp.bfloat16), y.astype(jnp.bfloat16))):
         plain = jax.jit(lambda *a: jnp.einsum("cv,vd->cd", *a))(left, right)

@@ -63,8 +63,8 @@ def attention(
 
     Differentiable in q, k and v. Queries that see no key (pads) give exact zeros and zero gradients.
 
-    Padding may hold anything, not-a-number and infinity too, in q, k, v and the cotangents: it is read as zeros. Such
-    numbers in a document are not kept from other documents: where two share a tile, they reach both.
+    Padding in q, k, v and the cotangents may hold anything, also NaN and infinity: it is read as zeros. NaN or infinity
+    at a real token can reach the other documents in its tile.
 
     Args:
       q_BTNH: queries. N must be a multiple of K (grouped-query attention, arXiv 2305.13245).

@@ -102,7 +102,7 @@ def test_dead_rows_and_pads_are_exact_zeros(implementation):
 @pytest.mark.parametrize("name", ["q", "k", "v", "cotangent"])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_nothing_at_padding_is_read(implementation, name):
-    """Masked weights are zeros, and zero times not-a-number is none: it must not reach a product."""
+    """Masked weights are zeros, and 0 * NaN is NaN: it must not reach a product."""
     T = SETTINGS[implementation].T
     segments = np.stack([documents(T, [30, 50], 1, pads=20), documents(T, [40], 1, pads=35)])
     segments[1, 5:9] = -1  # inside of a live tile, in front of a document
