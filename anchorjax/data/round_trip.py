@@ -2,7 +2,9 @@
 
 A vocabulary without all bytes, a byte fallback without `<0x00>` to `<0xFF>`, a normalizer that lowers, strips or folds
 letters and an added token that takes the spaces around it all lose text without an error. So texts with every byte of
-UTF-8, every added token and a sample of Unicode make the round trip before a tokenizer is used.
+UTF-8, every added token, every string that a normalizer or pre-tokenizer takes out and a sample of Unicode make the
+round trip before a tokenizer is used. A regular expression that takes something out is refused: no text shows that it
+loses nothing. One of a split that removes all but its matches (GPT-4's) is judged by those texts.
 
 These differences are allowed:
 
@@ -20,7 +22,8 @@ import functools
 import random
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -36,18 +39,27 @@ _PLAIN = (
     "日本語の文章です。",
     "1,234.5 don't I'm\u00a0x_y <b>",
     "🙂👩‍👩‍👧 𝔘𝔫𝔦 ",
+    "``quoted'' \"--\" (c)…\n\n\n\n\n\n        x\r\n\r\n\r\n",  # runs that normalizers put right
 )
+_OPERATORS = frozenset("\\.^$*+?()[]{}|")  # a regular expression without them is a string
 
 Trip = Callable[[Sequence[str]], list[tuple[np.ndarray, str]]]  # texts -> (ids, what they decode to) of each
 
 
-def check(trip: Trip, token_bytes_V: np.ndarray, added: Sequence[str]) -> None:
+def check(trip: Trip, token_bytes_V: np.ndarray, added: Sequence[str], spec: Mapping[str, Any]) -> None:
     """Raises ValueError saying which text is lost and what comes back, or whose bytes are not counted right.
 
     Args:
       added: tokens that are text (not special), wherever they stand.
+      spec: tokenizer.json.
     """
-    texts = [*_PLAIN, *(f"a{character}b" for character in _characters()), *_sample()]
+    strings, expressions = [], []
+    for step, pattern in (*_taken_out(spec.get("normalizer")), *_taken_out(spec.get("pre_tokenizer"))):
+        if "Regex" in pattern and _OPERATORS.intersection(pattern["Regex"]):
+            expressions.append((step, pattern["Regex"]))
+        else:
+            strings += pattern.values()
+    texts = [*_PLAIN, *(f"a{part}b" for part in (*strings, *_characters())), *_sample()]
     around = {text: token for token in added for text in (f"a{token}b", f"a  {token}  b")}
     kept = []
     for text, ids, back in _made(trip, [*texts, *around]):
@@ -60,6 +72,22 @@ def check(trip: Trip, token_bytes_V: np.ndarray, added: Sequence[str]) -> None:
         counted = int(token_bytes_V[ids].sum())
         if counted - len(back.encode()) not in (0, 1):  # SentencePiece's space before a text is not given back
             raise ValueError(f"its tokens of {text!r} stand for {counted} bytes, but {back!r} comes back")
+    for step, expression in expressions:
+        raise ValueError(f"its {step} takes out what matches {expression!r}, and that may lose text")
+
+
+def _taken_out(part: Mapping[str, Any] | None) -> Iterator[tuple[str, dict[str, str]]]:
+    """(type, pattern) of each step of a normalizer or pre-tokenizer that replaces or removes what matches."""
+    if part is None:
+        return
+    for inner in (*part.get("normalizers", ()), *part.get("pretokenizers", ())):
+        yield from _taken_out(inner)
+    kind = part["type"]
+    removes = kind == "Split" and part["behavior"] == "Removed"
+    if kind == "Replace" or (removes and not (part["invert"] and "Regex" in part["pattern"])):
+        yield kind, part["pattern"]
+    elif kind == "CharDelimiterSplit":
+        yield kind, {"String": part["delimiter"]}
 
 
 def _made(trip: Trip, texts: Sequence[str]) -> Iterator[tuple[str, np.ndarray, str]]:

@@ -171,7 +171,7 @@ class HuggingFaceTokenizer:
     def _check_round_trip(self, file: Path, spec: dict[str, Any]) -> None:
         added = [token.content for token in self.rules.get_added_tokens_decoder().values() if not token.special]
         try:
-            round_trip.check(self._trip, self.token_bytes_V, added)
+            round_trip.check(self._trip, self.token_bytes_V, added, spec)
         except ValueError as error:
             parts = _part_types(spec.get("normalizer")) | _part_types(spec.get("pre_tokenizer"))
             scheme = f"{spec['model'].get('type')} with {', '.join(sorted(parts)) or 'nothing'}"

@@ -36,7 +36,6 @@ def bytes_only(missing: str = "", **changes) -> Tokenizer:
 
 def without_alphabet() -> Tokenizer:
     """As the trainer makes it by default: with the bytes of what it has seen."""
-    built = bytes_only()
     built = Tokenizer(models.BPE())
     built.pre_tokenizer, built.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=200, special_tokens=list(SPECIALS), show_progress=False)
@@ -44,12 +43,12 @@ def without_alphabet() -> Tokenizer:
     return built
 
 
-def fallback(pieces: list[str]) -> Tokenizer:
+def fallback(pieces: list[str], space: str | Regex = " ") -> Tokenizer:
     """SentencePiece's BPE with ASCII and some byte pieces."""
     tokens = ["<unk>", *SPECIALS, *pieces, *map(chr, range(0x21, 0x7F)), "▁"]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     built = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    built.normalizer = normalizers.Replace(" ", "▁")
+    built.normalizer = normalizers.Replace(space, "▁")
     built.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     built.add_special_tokens(list(SPECIALS))
     return built
@@ -59,6 +58,14 @@ def with_token(token: str, style: str = "byte_level", **how) -> Tokenizer:
     built = STYLES[style]()
     built.add_tokens([AddedToken(token, **how)])
     return built
+
+
+replace = normalizers.Replace
+
+
+def removing(pattern, invert: bool = False):
+    split = pre_tokenizers.Split(pattern, "removed", invert)
+    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 LOSSY = {
@@ -77,6 +84,32 @@ LOSSY = {
         "StripAccents",
     ),
     "spaces collapsed": (lambda: bytes_only(normalizer=normalizers.Replace("  ", " ")), "'two  spaces,", "Replace"),
+    "quotes put right": (
+        lambda: bytes_only(normalizer=normalizers.Sequence([replace("``", '"'), replace("''", '"')])),
+        'comes back as \'"quoted" ',
+        "Replace",
+    ),
+    "a dash for two": (lambda: bytes_only(normalizer=replace("--", "—")), '"—" (c)…', "Replace"),
+    "a sign that no sample has": (
+        lambda: bytes_only(normalizer=replace("(tm)", "™")),
+        "'a(tm)b' comes back as 'a™b'",
+        "",
+    ),
+    "no more than three line ends": (
+        lambda: bytes_only(normalizer=replace(Regex("\n{4,}"), "\n\n\n")),
+        "(c)…\\n\\n\\n  ",
+        "Replace",
+    ),
+    "a tag that splits": (lambda: bytes_only(pre_tokenizer=removing("<br>")), "'a<br>b' comes back as 'ab'", "Split"),
+    "a character that splits": (
+        lambda: bytes_only(
+            pre_tokenizer=pre_tokenizers.Sequence(
+                [pre_tokenizers.CharDelimiterSplit("㆔"), pre_tokenizers.ByteLevel(False)]
+            )
+        ),
+        "'a㆔b' comes back as 'ab'",
+        "",
+    ),
     "lstrip": (lambda: with_token("<tool>", lstrip=True), "'a  <tool>  b' comes back as 'a<tool>  b'", ""),
     "rstrip": (lambda: with_token("<tool>", rstrip=True), "'a  <tool>  b' comes back as 'a  <tool>b'", ""),
     "rstrip after a space": (
@@ -93,6 +126,17 @@ def test_a_tokenizer_that_loses_text_is_refused_with_the_first_that_it_loses(tmp
     message = refusal(save(tmp_path, build()))
     assert message.startswith(f"{tmp_path}/tokenizer.json cannot be used: it loses text: '"), message
     assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ({"normalizer": replace(Regex("-{99,}"), "-")}, r"its Replace takes out what matches '-{99,}', and that may"),
+        ({"pre_tokenizer": removing(Regex("={99,}"))}, r"its Split takes out what matches '={99,}', and that may"),
+    ],
+)
+def test_a_regular_expression_that_takes_text_out_is_refused_by_name(tmp_path, step, message):
+    assert message in refusal(save(tmp_path, bytes_only(**step)))
 
 
 QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -114,6 +158,8 @@ KEPT = {
     "a token of line ends": lambda: with_token("\n\n", "gemma"),
     "a token behind which a space is put": lambda: with_token("<tool>", "llama2", normalized=False),
     "as Qwen": lambda: bytes_only(normalizer=normalizers.NFC(), pre_tokenizer=split_by(QWEN)),
+    "as GPT-4, which removes what does not match": lambda: bytes_only(pre_tokenizer=removing(Regex(QWEN), invert=True)),
+    "a space spelled as an expression": lambda: fallback(BYTE_PIECES, Regex(" ")),
     "as Llama 3": lambda: bytes_only(pre_tokenizer=split_by(QWEN.replace(r"\p{N}", r"\p{N}{1,3}"))),
     **STYLES,
 }
@@ -154,10 +200,10 @@ def test_no_byte_may_be_missing_that_texts_have(byte):
     token_bytes = np.zeros(300, np.int32)
     token_bytes[: built.get_vocab_size() - 3] = 1
     if byte in ALLOWED:
-        round_trip.check(trip, token_bytes, [])
+        round_trip.check(trip, token_bytes, [], {})
     else:
         with pytest.raises(ValueError, match=r"it loses text: ['\"]"):
-            round_trip.check(trip, token_bytes, [])
+            round_trip.check(trip, token_bytes, [], {})
 
 
 def _bytes_of(alphabet) -> list[int]:
@@ -273,6 +319,6 @@ def test_the_library_and_not_the_file_says_which_id_a_token_has(tmp_path, change
 def test_bytes_that_are_counted_wrong_are_refused():
     built = bytes_only()
     trip = lambda texts: [(np.asarray(e.ids), built.decode(e.ids)) for e in built.encode_batch(texts)]  # noqa: E731
-    round_trip.check(trip, np.ones(300, np.int32), [])
+    round_trip.check(trip, np.ones(300, np.int32), [], {})
     with pytest.raises(ValueError, match="its tokens of 'Hello World' stand for 22 bytes"):
-        round_trip.check(trip, np.full(300, 2, np.int32), [])
+        round_trip.check(trip, np.full(300, 2, np.int32), [], {})
