@@ -66,12 +66,12 @@ def _place(path: str) -> str:
     return os.path.join(os.getcwd(), os.path.expanduser(path))  # workers elsewhere have another working directory
 
 
-def _names(folder: str) -> list[str]:
-    """Paths of what lies in a folder; what begins with a dot is hidden, as glob has it."""
+def _names(folder: str, hidden: bool = False) -> list[str]:
+    """Paths of what lies in a folder; of what begins with a dot only if `hidden`."""
     if os.path.basename(folder) == "lost+found":  # of a disk, and root's alone
         return []
     try:
-        return [os.path.join(folder, name) for name in os.listdir(folder) if not name.startswith(".")]
+        return [os.path.join(folder, name) for name in os.listdir(folder) if hidden or not name.startswith(".")]
     except OSError as error:
         raise DataError(f"{folder} cannot be read: {error.strerror}") from error
 
@@ -97,7 +97,8 @@ def _matches(pattern: str) -> Iterator[str]:
             if at == len(parts):
                 places += [name for place in places for name in _names(place)]
         elif glob.has_magic(part):
-            inside = [name for place in places if os.path.isdir(place) for name in _names(place)]
+            hidden = part.startswith(".")
+            inside = [name for place in places if os.path.isdir(place) for name in _names(place, hidden)]
             places = [name for name in inside if fnmatch.fnmatchcase(os.path.basename(name), part)]
         else:
             places = [name for place in places if os.path.lexists(name := os.path.join(place, part))]

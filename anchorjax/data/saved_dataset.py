@@ -2,14 +2,15 @@
 
 `Dataset.save_to_disk` writes `state.json`, which names the data files. Working with the data set then leaves results
 (`cache-*.arrow`, the documents once more) and orders of rows beside them. `DatasetDict.save_to_disk` writes such a
-folder for each split, and `dataset_dict.json` above them.
+folder for each split, and `dataset_dict.json` above them. What was downloaded and is kept in the cache has the splits
+in one folder, in the names of its files: `c4-train-00000-of-00002.arrow`, `c4-validation.arrow`.
 """
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from anchorjax.errors import DataError
 
@@ -47,7 +48,7 @@ def _named(folder: Path, has_tables: bool) -> set[str] | None:
     """What `state.json` calls data files; None if this is no folder of `datasets`."""
     file = folder / _STATE
     try:
-        state = json.loads(file.read_text(encoding="utf-8"))
+        state = json.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -69,36 +70,49 @@ def _named(folder: Path, has_tables: bool) -> set[str] | None:
 
 
 def splits(files: Iterable[Path]) -> dict[Path, str]:
-    """ "train" or "validation" of each file, where both splits of a `DatasetDict` are among the files.
+    """ "train" or "validation" of each file, where both splits of a data set are among the files.
 
     Raises:
-      DataError: files of several splits of a `DatasetDict`, of which one is another, such as "test".
+      DataError: files of several splits of a data set, of which one is another, such as "test".
     """
     by_folder: dict[Path, list[Path]] = {}
     for file in files:
-        by_folder.setdefault(file.parent, []).append(file)
-    by_dict: dict[Path, dict[str, list[Path]]] = {}
+        by_folder.setdefault(file.parent.resolve(), []).append(file)  # two sources may spell it in two ways
+    by_data_set: dict[Path, dict[str, list[Path]]] = {}
     for folder, inside in by_folder.items():
         if folder.name in _splits_of(folder.parent / _DICT):
-            by_dict.setdefault(folder.parent, {})[folder.name] = inside
+            by_data_set.setdefault(folder.parent, {}).setdefault(folder.name, []).extend(inside)
+            continue
+        names = [] if (folder / _STATE).exists() else _splits_of(folder / _INFO)
+        for file in inside if names else ():
+            if split := _split_in(file.name, names):
+                by_data_set.setdefault(folder, {}).setdefault(split, []).append(file)
     found: dict[Path, str] = {}
-    for folder, by_split in by_dict.items():
+    for folder, by_split in by_data_set.items():
         if len(by_split) == 1:
             continue
         if by_split.keys() != _SPLITS:
             names = sorted(by_split)
+            file = by_split[names[-1]][0]
+            one = file.parent if file.parent.resolve() != folder else re.sub(r"-\d{5}-(?=of-\d{5}\.)", "-*-", str(file))
             raise DataError(
                 f"{folder} is a data set with the splits {', '.join(names)}, and only train and validation can be read "
-                f"together; name the folder of one, such as {folder / names[-1]}"
+                f"together; name what is of one, such as {one}"
             )
         found |= {file: split for split, inside in by_split.items() for file in inside}
     return found
 
 
-def _splits_of(file: Path) -> list[Any]:
+def _splits_of(file: Path) -> list[str]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):
         return []
     found = content.get("splits") if isinstance(content, dict) else None
-    return found if isinstance(found, list) else []
+    return [name for name in found if isinstance(name, str)] if isinstance(found, list | dict) else []
+
+
+def _split_in(name: str, splits: Iterable[str]) -> str | None:
+    """Which of the splits a file of the cache is of."""
+    match = re.search(rf"-({'|'.join(map(re.escape, splits))})(-\d{{5}}-of-\d{{5}})?\.arrow$", name)
+    return match[1] if match else None

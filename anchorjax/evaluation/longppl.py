@@ -231,13 +231,16 @@ def from_json(file: Path, texts: Sequence[str]) -> tuple[dict[Piece, list[Span]]
     """
     by_digest = {digest(text): text for text in texts}
     try:
-        content = json.loads(text_file.read(file.expanduser())[0])
+        text, is_marked = text_file.read(file.expanduser())
+        content = json.loads(text)
         made = {"evaluator": content["evaluator"], "rule": content["rule"], "key_tokens": digest(json.dumps(content))}
         found = dict(_entry(entry, by_digest) for entry in content["documents"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EvaluationError(f"--key-tokens={file} cannot be used: {error!r}") from error
     if not found:
         raise EvaluationError(f"--key-tokens={file} cannot be used: it names no documents")
+    if is_marked:
+        print(f"--key-tokens={file}: left out byte order marks: 1", file=sys.stderr)
     return found, made
 
 

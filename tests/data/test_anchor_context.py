@@ -3,6 +3,8 @@
 import json
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -137,6 +139,42 @@ def test_table_without_spans_is_refused(tmp_path):
     path = write(tmp_path, "parquet", [{"input_ids": [1, 2]}])
     with pytest.raises(DataError, match=f"{path} has no column 'source', only input_ids"):
         read(path)
+
+
+def span_array(sources, **more):
+    """One row's spans as an Arrow struct of three lists."""
+    lists = {"start": [[0]], "end": [[2]]} | more
+    arrays = [pyarrow.ListArray.from_arrays([0, 1], sources), *map(pyarrow.array, lists.values())]
+    return pyarrow.StructArray.from_arrays(arrays, names=["source", *lists])
+
+
+BROKEN = pyarrow.array([b"\xff"], pyarrow.binary())
+ODD = {
+    "a string": (["ab"], span_array(["a"]), "input_ids is missing or empty"),
+    "an int": ([3], span_array(["a"]), "input_ids is missing or empty"),
+    "an object": ([{"a": 1}], span_array(["a"]), "input_ids is missing or empty"),
+    "a list of strings": ([["a", "b"]], span_array(["a"]), "input_ids is not a list of ids"),
+    "a list with a null": ([[1, None]], span_array(["a"]), "input_ids is not a list of ids"),
+    "a string that is not UTF-8": ([[1, 2]], span_array(BROKEN.view(pyarrow.string())), "not UTF-8"),
+    "bytes that are not UTF-8": ([[1, 2]], span_array(BROKEN), "not UTF-8"),
+    "two fields of a name": (
+        [[1, 2]],
+        pyarrow.StructArray.from_arrays([pyarrow.array(["x"]), pyarrow.array(["y"])], names=["a", "a"]),
+        "an object that cannot be read",
+    ),
+    "bytes": ([[1, 2]], span_array([b"caf\xc3\xa9"]), None),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_table_of_other_types_is_a_bad_row_unless_it_is_text(tmp_path, name):
+    ids, spans, reason = ODD[name]
+    pyarrow.parquet.write_table(pyarrow.table({"input_ids": ids, "source": spans}), tmp_path / "x.parquet")
+    ((_, row),) = read(tmp_path / "x.parquet")
+    if reason:
+        assert isinstance(row, BadRow) and str(row).startswith(reason)
+    else:
+        assert (row.source, row.content.tolist()) == ("caf\u00e9", [1, 2])
 
 
 def test_null_in_a_table_is_a_bad_row(tmp_path):

@@ -10,6 +10,7 @@ from anchorjax.data import pieces, tokenizer
 from anchorjax.data import sources as sources_lib
 from anchorjax.data.index import Index
 from anchorjax.data.sources import jsonl
+from anchorjax.evaluation import longppl
 from anchorjax.evaluation import texts as texts_lib
 from anchorjax.evaluation.longbench import rows as longbench
 from anchorjax.evaluation.longbench.tasks import TASKS
@@ -49,7 +50,7 @@ def test_a_mark_inside_a_file_stays_a_bad_row_or_text(tmp_path):
     path.write_bytes(MARK + MARK + b'{"text": "one"}\n')
     assert [str(row) for row in read(f"jsonl:{path}")] == ["a byte order mark in front"]
     path.write_bytes(MARK + b"\n" + b'{"text": "one"}')
-    assert [row.content for row in read(f"jsonl:{path}")] == ["one"]
+    assert [(row.content, row.marked) for row in read(f"jsonl:{path}")] == [("one", True)]
     path.write_bytes(MARK)
     assert read(f"jsonl:{path}") == []
 
@@ -118,14 +119,25 @@ def test_essays_and_questions(tmp_path, capfd):
     asked = {"question": "Who?", "context": [["A", ["a."]]], "supporting_facts": [["A", 0]], "answer": "B"}
     (tmp_path / "hotpot.json").write_bytes(MARK + json.dumps([asked]).encode())
     assert questions._open(tmp_path / "hotpot.json", "hotpot").documents == ("A\na.",)
+    assert capfd.readouterr().err == f"hotpot={tmp_path}/hotpot.json: left out byte order marks: 1\n"
 
 
-def test_samples_of_longbench(tmp_path):
+def test_key_tokens(tmp_path, capfd):
+    entry = {"document": longppl.digest("some text"), "end": 9, "length": 5, "spans": [[0, 4]]}
+    content = {"evaluator": "e", "rule": {}, "documents": [entry]}
+    (tmp_path / "keys.json").write_bytes(MARK + json.dumps(content).encode())
+    found, _ = longppl.from_json(tmp_path / "keys.json", ["some text"])
+    assert list(found.values()) == [[(0, 4)]]
+    assert capfd.readouterr().err == f"--key-tokens={tmp_path}/keys.json: left out byte order marks: 1\n"
+
+
+def test_samples_of_longbench(tmp_path, capfd):
     sample = {"context": "c", "input": "i", "answers": ["a"], "length": 1, "all_classes": ["a"]}
     path = tmp_path / "x.jsonl"
     path.write_bytes(MARK + json.dumps(sample).encode() + b"\n")
     (row,) = longbench.read(path, TASKS["trec"])
     assert row.answers == ("a",)
+    assert capfd.readouterr().err == f"{path}: left out byte order marks: 1\n"
 
 
 def test_prompts(tmp_path, capfd):

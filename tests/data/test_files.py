@@ -8,7 +8,7 @@ import pytest
 
 from anchorjax.data import files
 from anchorjax.data import sources as sources_lib
-from anchorjax.errors import DataError
+from anchorjax.errors import DataError, EvaluationError
 from anchorjax.evaluation import texts as texts_lib
 from anchorjax.evaluation.ruler import haystack
 from tests.data import preparing
@@ -56,7 +56,9 @@ def test_links_out_of_a_folder_are_followed_and_broken_ones_left(tmp_path):
     assert names(files.find(str(inside), SUFFIXES), inside) == ["file.jsonl", "folder/a.jsonl"]
 
 
-@pytest.mark.parametrize("pattern", ["*.jsonl", "**/*.jsonl", "d*/[a-b].jsonl", "**/deep/*", "*/../*.txt", ".hidden/*"])
+@pytest.mark.parametrize(
+    "pattern", ["*.jsonl", "**/*.jsonl", "d*/[a-b].jsonl", "**/deep/*", "*/../*.txt", ".hidden/*", ".h*/*", "dir/.h*"]
+)
 def test_patterns_find_what_glob_finds(tmp_path, pattern):
     import glob
 
@@ -175,6 +177,42 @@ def test_cached_results_of_a_downloaded_data_set_are_none_of_it(tmp_path):
     assert len(read(f"parquet:{tmp_path}")) == 60, "any two files"
     (tmp_path / "dataset_info.json").write_text("{}")
     assert read(f"parquet:{tmp_path}") == [(text, None) for text in TEXTS]
+
+
+def test_splits_of_a_downloaded_data_set_stay_apart(tmp_path):
+    names = ("c4-train-00000-of-00002", "c4-train-00001-of-00002", "c4-validation")
+    for name in names:
+        preparing.write_arrow(tmp_path / f"{name}.arrow", [{"text": name}])
+    info = b'\xef\xbb\xbf{"splits": {"train": {}, "validation": {}, "test": {}}}'
+    (tmp_path / "dataset_info.json").write_bytes(info)
+    assert read(f"parquet:{tmp_path}") == list(zip(names, ("train", "train", "validation"), strict=True))
+    assert read(f"parquet:{tmp_path}/c4-train*") == [(name, None) for name in names[:2]]
+    preparing.write_arrow(tmp_path / "c4-test.arrow", [{"text": "test"}])
+    such = rf"with the splits test, train, validation, .* such as {tmp_path}/c4-validation.arrow"
+    with pytest.raises(DataError, match=such):
+        read(f"parquet:{tmp_path}")
+    (tmp_path / "c4-validation.arrow").unlink()
+    with pytest.raises(DataError, match=rf"the splits test, train, .* such as {tmp_path}/c4-train-\*-of-00002.arrow"):
+        texts_lib.read(f"parquet:{tmp_path}")
+
+
+def test_splits_that_two_sources_name_stay_apart(tmp_path, hub):
+    path = dictionary(hub, tmp_path / "dict", train=TEXTS[:2], validation=TEXTS[2:4], test=TEXTS[4:6])
+    (tmp_path / "link").symlink_to(path)
+    expected = [(text, "train") for text in TEXTS[:2]] + [(text, "validation") for text in TEXTS[2:4]]
+    for other in (path, tmp_path / "link"):
+        assert read(f"parquet:{path}/train,2;parquet:{other}/validation") == expected
+    with pytest.raises(DataError, match=rf"{path} is a data set with the splits test, train, .* such as {path}/train"):
+        read(f"parquet:{path}/train;parquet:{path}/test")
+
+
+def test_essays_are_found_as_other_files_are(tmp_path):
+    write(tmp_path / "e" / "a.txt", tmp_path / "e" / ".ipynb_checkpoints" / "b.txt", tmp_path / "other" / "c.txt")
+    (tmp_path / "e" / "link").symlink_to(tmp_path / "other")
+    assert [word for word in haystack.open_essays(tmp_path / "e").words if ".txt" in word] == ['a.txt"}', 'c.txt"}']
+    (tmp_path / "none").mkdir()
+    with pytest.raises(EvaluationError, match=r"essays=.*/none holds no file that ends in \.json, "):
+        haystack.open_essays(tmp_path / "none")
 
 
 def test_packed_rows_of_a_saved_data_set(tmp_path, hub):

@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from anchorjax.config import DataConfig
-from anchorjax.data import files
+from anchorjax.data import files, saved_dataset
 from anchorjax.data.documents import Fields, Shard
 
 KINDS = ("anchor_context", "array_record", "jsonl", "parquet", "text_folder")
@@ -73,7 +73,7 @@ def shards(config: DataConfig) -> list[Weighted]:
 
     Raises:
       ValueError: a source that does not exist, a path without files, or a weight that is none.
-      DataError: a file that cannot be read.
+      DataError: a file that cannot be read, or splits of a saved data set other than train and validation.
     """
     found = []
     specified = [_split_weight(text.strip()) for text in config.source.split(";")]
@@ -85,7 +85,8 @@ def shards(config: DataConfig) -> list[Weighted]:
         if times > 1:
             raise ValueError(f"{name} is named {times} times; give it a weight instead")
     _check_files(found)
-    return found
+    apart = _apart([weighted.shard for weighted in found])  # once more: a source may be one split, the next the other
+    return [dataclasses.replace(weighted, shard=shard) for weighted, shard in zip(found, apart, strict=True)]
 
 
 def _check_files(found: Sequence[Weighted]) -> None:
@@ -139,7 +140,16 @@ def _of_one(name: str, default_source: str, config: DataConfig) -> list[Shard]:
 def of_files(kind: str, path: str, fields: Fields) -> list[Shard]:
     """The shards of "KIND:PATH". Raises ValueError if there is no such file, DataError for one that cannot be read."""
     module = importlib.import_module(f"{__name__}.{kind}")
-    return module.shards(files.find(path, module.SUFFIXES), fields)
+    return _apart(module.shards(files.find(path, module.SUFFIXES), fields))
+
+
+def _apart(shards: Sequence[Shard]) -> list[Shard]:
+    """Each with its split, where both splits of a saved data set are among them. Raises DataError for other splits."""
+    splits = saved_dataset.splits(dict.fromkeys(shard.files[0] for shard in shards if len(shard.files) == 1))
+    return [
+        dataclasses.replace(shard, split=splits[shard.files[0]]) if splits.keys() & shard.files else shard
+        for shard in shards
+    ]
 
 
 def kind_of(path: str) -> str:

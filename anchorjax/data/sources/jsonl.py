@@ -64,9 +64,9 @@ class Lines:
             elif not line.isspace():
                 yield number, line
 
-    def is_marked(self, number: int) -> bool:
-        """Whether a byte order mark stands in front of line `number`."""
-        if self.begin or number != 1:
+    def is_marked(self) -> bool:
+        """Whether a byte order mark stands in front of the first of these lines."""
+        if self.begin:
             return False
         with _open(self.file) as stream:
             return stream.read(len(MARK)) == MARK
@@ -141,8 +141,8 @@ class JsonLines:
         return f"{self.lines.file}@{self.lines.begin}"
 
     def rows(self) -> Iterator[tuple[int, Document | BadRow]]:
-        for number, value in values(self.lines, self.fields.max_bytes):
-            yield number, self.fields.document(value, self.lines.is_marked(number))
+        for at, (number, value) in enumerate(values(self.lines, self.fields.max_bytes)):
+            yield number, self.fields.document(value, not at and self.lines.is_marked())
 
     def place(self, number: int) -> str:
         return self.lines.place(number)

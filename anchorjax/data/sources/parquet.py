@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from anchorjax.data import saved_dataset
 from anchorjax.data.documents import BadRow, Document, Fields
 from anchorjax.data.sources import tables
 from anchorjax.data.sources.tables import SUFFIXES, TableRows
@@ -38,18 +37,15 @@ class TableTexts:
 
 def _values(batch, row: int) -> dict | BadRow:
     try:
-        return {name: batch.column(name)[row].as_py() for name in batch.schema.names}
-    except UnicodeDecodeError:  # Arrow takes the writer's word for it
-        return BadRow("not UTF-8")
-    except ValueError as error:
-        return BadRow(f"an object that cannot be read ({error})")
+        return {name: tables.value(batch.column(name)[row]) for name in batch.schema.names}
+    except BadRow as error:
+        return error
 
 
 def shards(files: list[Path], fields: Fields) -> list[TableTexts]:
-    """Raises DataError for what `tables.parts` and `saved_dataset.splits` refuse."""
-    splits = saved_dataset.splits(files)
+    """Raises DataError for what `tables.parts` refuses."""
     return [
-        TableTexts(part, fields, splits.get(file))
+        TableTexts(part, fields)
         for file in files
         for part in tables.parts(file, [fields.text], [fields.source], fields.text_option)
     ]

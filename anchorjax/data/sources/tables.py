@@ -8,11 +8,12 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 
-from anchorjax.data.documents import column, listed
+from anchorjax.data.documents import BadRow, column, listed
 from anchorjax.errors import DataError
 
 SUFFIXES = (".parquet", ".arrow")
@@ -79,6 +80,16 @@ class _Arrow:
 
     def close(self) -> None:
         self._stream.close()
+
+
+def value(scalar: pyarrow.Scalar) -> Any:
+    """What a cell holds. Raises BadRow."""
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError as error:  # Arrow takes the writer's word for it
+        raise BadRow("not UTF-8") from error
+    except ValueError as error:  # two fields of a name
+        raise BadRow(f"an object that cannot be read ({error})") from error
 
 
 def is_arrow(file: Path) -> bool:

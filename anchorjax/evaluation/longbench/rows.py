@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,9 +73,11 @@ def read(file: Path, task: Task, samples: int = 0) -> list[Row]:
         except BadRow as error:
             raise EvaluationError(f"{lines.place(number)} is no sample of {task.name}: {error}") from error
         if len(rows) == samples:
-            return rows
+            break
     if not rows:
         raise EvaluationError(f"{file} holds no sample")
+    if lines.is_marked():
+        print(f"{file}: left out byte order marks: 1", file=sys.stderr)
     return rows
 
 

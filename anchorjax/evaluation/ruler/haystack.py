@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from anchorjax.data import text_file
-from anchorjax.data.files import ends_with, once
+from anchorjax.data import files, text_file
 from anchorjax.data.sources.public_domain import CORPUS
 from anchorjax.errors import EvaluationError
 
@@ -70,7 +69,10 @@ class Essays:
 
 
 def open_essays(path: Path | None) -> Essays:
-    """The text of a file or folder; without one the novels that ship. Raises EvaluationError if it cannot be read."""
+    """The text of a file or folder; without one the novels that ship.
+
+    Raises EvaluationError, or DataError for a folder: it cannot be read.
+    """
     return _austen() if path is None else _from_path(Path(path).expanduser())
 
 
@@ -85,11 +87,11 @@ def _austen() -> Essays:
 @functools.cache
 def _from_path(path: Path) -> Essays:
     """One file, or all of a folder by name: text, or a JSON object with it under "text" (PaulGrahamEssays.json)."""
-    inside = (file for file in path.rglob("*") if ends_with(file.name, _SUFFIXES) and file.is_file())
-    files = once(inside) if path.is_dir() else [path]
-    if not files:
-        raise EvaluationError(f"essays={path} holds no file that ends in {', '.join(_SUFFIXES)}")
-    texts = [_read(file) for file in files]
+    try:
+        inside = files.find(str(path), _SUFFIXES) if path.is_dir() else [path]
+    except ValueError as error:
+        raise EvaluationError(f"essays={path} holds no file that ends in {', '.join(_SUFFIXES)}") from error
+    texts = [_read(file) for file in inside]
     if marked := sum(is_marked for _, is_marked in texts):
         print(f"essays={path}: left out byte order marks: {marked:,}", file=sys.stderr)
     return Essays.of(f"essays of {path.name}", " ".join(text for text, _ in texts))
@@ -99,7 +101,7 @@ def _read(file: Path) -> tuple[str, bool]:
     """(the text, whether a byte order mark was left out)."""
     try:
         content, is_marked = text_file.read(file)
-        if not ends_with(file.name, (".json",)):
+        if not files.ends_with(file.name, (".json",)):
             return content, is_marked
         text = json.loads(content)["text"]
         json.dumps(text, ensure_ascii=False).encode()  # refuses half a surrogate pair, as a tokenizer would

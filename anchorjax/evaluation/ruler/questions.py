@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,13 +64,16 @@ def recipes(option: str, setting: Setting) -> Callable[[random.Random, int], Rec
 def _open(path: Path, option: str) -> QuestionSet:
     _, file, read = _SETS[option]
     try:
-        content = json.loads(text_file.read(path)[0])
+        text, is_marked = text_file.read(path)
+        content = json.loads(text)
         json.dumps(content, ensure_ascii=False).encode()  # refuses half a surrogate pair, as a tokenizer would
         found = read(content)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EvaluationError(f"{option}={path} cannot be read as {file}: {error!r}") from error
     if not found.questions:
         raise EvaluationError(f"{option}={path} holds no question that has an answer")
+    if is_marked:
+        print(f"{option}={path}: left out byte order marks: 1", file=sys.stderr)
     return found
 
 
