@@ -95,8 +95,8 @@ def defaults() -> Mapping[str, Any]:
                 "store": "",  # where anchorjax.prepare puts the tokens of source, for runs to open; empty: in memory
                 "tokenizer": "auto",  # the checkpoint's, or bytes; or a directory with tokenizer.json
                 "data_dir": "~/.cache/anchorjax",  # where prepared data sets are kept
-                # How anchorjax.prepare reads files.
-                "text_key": "text",  # where a row has its text; dots lead into objects, unless a key is called so
+                # How anchorjax.prepare reads files. A dot leads into an object, unless a key has that whole name.
+                "text_key": "text",  # where a row has its text
                 "source_key": "source",  # and the name of its source (SlimPajama: meta.redpajama_set_name)
                 "held_out_share": 0.01,  # of the documents, by a hash of each, for validation
                 "bad_rows": "raise",  # raise | skip: rows without a document; what is skipped is counted by reason

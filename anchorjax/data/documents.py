@@ -15,6 +15,7 @@ import numpy as np
 
 MARK = b"\xef\xbb\xbf"  # UTF-8's byte order mark, which RFC 8259 and Unicode (23.8) have readers leave out
 _KEYS_SHOWN = 8
+_MISSING = object()
 
 
 class BadRow(Exception):
@@ -82,7 +83,7 @@ class Shard(Protocol):
 class Fields:
     """Where a row has its text and its source, and how large it may be.
 
-    A path such as "meta.name" is the name of a column or key, or leads into objects where there is none of that name.
+    "meta.name" is the column or key of that whole name, or else the key "name" in the object "meta".
     `text_option` is what messages call the option that says where the text is.
     """
 
@@ -115,7 +116,7 @@ class Fields:
             return error
 
     def _help(self, row: Mapping[str, Any]) -> str:
-        if self.text in _keys(row):
+        if find(row, self.text, _MISSING) is None:
             return ""  # it is null
         return (
             f"{self.text_option}={self.text!r} leads to nothing in the row, which has {listed(self.text, _keys(row))}"
@@ -163,14 +164,14 @@ def utf8(text: str, key: str) -> bytes:
         raise BadRow(f"{key} holds a lone surrogate") from error
 
 
-def find(row: Mapping[str, Any], path: str) -> Any:
-    """What lies at a path such as "meta.name", or None: the key of that name, or else the key "name" of "meta"."""
+def find(row: Mapping[str, Any], path: str, missing: Any = None) -> Any:
+    """What lies at a path such as "meta.name", or `missing`: the key of that name, or else the key "name" of "meta"."""
     if path in row:
         return row[path]
     for head, rest in _cuts(path):
         if isinstance(row.get(head), Mapping):
-            return find(row[head], rest)
-    return None
+            return find(row[head], rest, missing)
+    return missing
 
 
 def _cuts(path: str) -> Iterator[tuple[str, str]]:

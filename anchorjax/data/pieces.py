@@ -181,10 +181,12 @@ def _write(directory: Path, number: int, weighted: Weighted, config: DataConfig,
             except ValueError as error:
                 raise DataError(f"{weighted.shard.place(row)}: {error}") from error
             report.add_document(document, _lost(weighted, row, document, tokenizer))
-            split = weighted.shard.split or _split_of(document, config, report)
             copies = _copies(document, weighted.weight)
-            report.weighted_out += not copies
-            for _ in range(copies if split == "train" else min(copies, 1)):
+            if not copies:
+                report.weighted_out += 1
+                continue
+            split = weighted.shard.split or _split_of(document, config, report)
+            for _ in range(copies if split == "train" else 1):
                 splits[split].add(ids, document.source)
     content = dataclasses.asdict(report) | {name: split.counts() for name, split in splits.items()}
     (directory / f"{number:05d}.json").write_text(json.dumps(content))

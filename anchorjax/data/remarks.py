@@ -7,7 +7,7 @@ _ORDINARY = "source is missing or null"  # in all documents, under the default o
 
 
 def of(index: Index) -> list[tuple[str, str]]:
-    """(what, how often) of all that was left out, changed or not found, and is no bad row."""
+    """(label, text) of everything that the index counts apart from bad rows."""
     found = []
     if index.format == OLDER:
         found.append(("lost", "not counted by the version that prepared this store"))
@@ -21,7 +21,7 @@ def of(index: Index) -> list[tuple[str, str]]:
     good = index.rows - sum(index.bad_rows.values())
     for reason, documents in index.lacking.items():
         if documents < good or reason != _ORDINARY:
-            named = "they are of the source that their path is called"
+            named = "these documents take the name of their path as source"
             found.append(("no source", f"{reason} in {documents:,} of {good:,} rows (data.source_key); {named}"))
     if index.weighted_out:
         found.append(("weights", f"left out {index.weighted_out:,} documents"))

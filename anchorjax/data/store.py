@@ -153,7 +153,8 @@ def build(documents: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> Token
     Documents without a token are left out. Their number is logged, and that of characters without one.
 
     Raises:
-      ValueError: no document with a token; an id outside the vocabulary (the document is named by index).
+      ValueError: no document with a token; an id outside the vocabulary, or a character that belongs to texts and
+        has no token (the document is named by index).
     """
     # The smallest type that holds the vocabulary: a corpus is read far more often than built.
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
@@ -188,7 +189,10 @@ def _encode(
         batch = tokenizer.encode_batch([document["text"] for document in some])
         for index, (document, ids) in enumerate(zip(some, batch, strict=True), first):
             check_range(f"document {index}", ids, tokenizer)
-            lost.update(tokenizer.lost(document["text"]))
+            try:
+                lost.update(tokenizer.lost(document["text"]))
+            except ValueError as error:
+                raise ValueError(f"document {index}: {error}") from error
             yield document.get("source", ""), ids
 
 

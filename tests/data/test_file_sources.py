@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 
 import numpy as np
 import pyarrow
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from anchorjax.data import pieces, remarks
 from anchorjax.data import sources as sources_lib
-from anchorjax.data.documents import BadRow, Document
+from anchorjax.data.documents import BadRow, Document, Fields
 from anchorjax.data.index import Index
 from anchorjax.data.sources import array_record, jsonl, tables, text_folder
 from anchorjax.errors import ConfigError, DataError
@@ -357,6 +358,13 @@ def test_a_row_without_the_key_is_told_by_the_keys_it_has(tmp_path, row, key, he
         texts_lib.read(str(path), key)
 
 
+@pytest.mark.parametrize("key", ["a.b.c", "a.b.c.d"])
+def test_null_is_told_from_what_is_missing_however_deep_it_lies(key):
+    row = Fields(key, "source", "default", 99).document({"a": {"b": {"c": None}}})
+    assert str(row) == f"{key} is missing or null"
+    assert bool(row.detail) == (key == "a.b.c.d")
+
+
 def test_a_table_without_the_column_names_the_option_and_what_is_close(tmp_path):
     path = preparing.write_parquet(tmp_path / "x.parquet", [{"Text": "x", "id": 1}])
     message = rf"{path} has no column 'text', only Text, id; did you mean 'Text'\? \(data.text_key='text'\)"
@@ -384,6 +392,19 @@ def test_weights_repeat_documents_or_choose_among_them(tmp_path):
     assert index.source_tokens == [
         sum(len(text) + 1 for text in preparing.texts(train) if text[0] == name) for name in index.source_names
     ]
+
+
+def test_the_share_that_is_advised_holds_out_a_document_that_its_weight_keeps(tmp_path):
+    texts = [Document(f"text {i}", "") for i in range(60)]
+    texts.sort(key=lambda text: text.draw("held out"))
+    while texts[0].draw("weight") < 0.3:  # the smallest draw must be of one that is left out
+        texts.pop(0)
+    path = preparing.write_jsonl(tmp_path / "x.jsonl", [{"text": text.content} for text in texts])
+    with pytest.raises(DataError, match="held out none of") as error:
+        preparing.prepare(tmp_path, f"jsonl:{path},0.3", held_out_share=0.001)
+    share = float(re.search(r"held_out_share=([\d.]+) holds out at least one", str(error.value))[1])
+    _, validation = preparing.prepare(tmp_path, f"jsonl:{path},0.3", held_out_share=share)
+    assert validation.num_documents == 1
 
 
 def test_copies_of_a_text_are_on_one_side(tmp_path):

@@ -86,6 +86,17 @@ def test_an_id_outside_the_vocabulary_is_refused_with_its_document(bad):
         store_lib.build(documents("a"), FixedTokenizer([3, bad], 10))
 
 
+def test_a_character_that_the_tokenizer_loses_is_refused_with_its_document(monkeypatch):
+    def lost(tokenizer, text):
+        if "\u00e9" in text:
+            raise ValueError("the tokenizer loses U+00E9")
+        return {}
+
+    monkeypatch.setattr(tokenizer_lib.ByteTokenizer, "lost", lost)
+    with pytest.raises(ValueError, match=r"^document 17: the tokenizer loses U\+00E9$"):
+        store_lib.build(documents(*["plain"] * 17, "caf\u00e9"), BYTES)
+
+
 def named(names):
     return [{"text": text, "source": name} for text, name in zip(("ab", "c"), names, strict=True)]
 
