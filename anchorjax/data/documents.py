@@ -55,7 +55,7 @@ class Document:
 
 
 class Shard(Protocol):
-    """A piece of a source that one process reads, from its first row to its last.
+    """A piece of a source that one process reads, from its first row to its last: a frozen dataclass.
 
     Attributes:
       name: the same in every run, and of no other shard.
