@@ -156,7 +156,7 @@ class _Tiles:
         return [x[0] for x in anchors_lib.state(q_tNH[None], row, self.mask)]
 
     def matmul(self, subscripts, x, y):
-        """Einsum in fp32, with true fp32 products if the caller's arrays were fp32, and else at the device's default."""
+        """Einsum in fp32: true fp32 products if the caller's arrays were fp32, else at the device's default."""
         return jnp.einsum(subscripts, x, y, precision=self.precision)
 
     def heads_first(self, x_tNH):

@@ -28,7 +28,7 @@ from anchorjax.attention.plan import Plan
 from anchorjax.config import ModelConfig
 from anchorjax.masks import Mask
 from anchorjax.models import rope
-from anchorjax.models.layers import Adapter, Shape, draw, dropout, gathered, norm_scale, project, rms_norm
+from anchorjax.models.layers import Adapter, Shape, broadcast, draw, dropout, gathered, norm_scale, project, rms_norm
 from anchorjax.sharding import ACTIVATIONS, HEADS, ROWS
 
 MAX_OFFSET = 4  # tokens that a fresh head may look back
@@ -123,7 +123,8 @@ class Attention(nnx.Module):
         weight, adapter = getattr(self, f"{name}_D{axes}"), getattr(self, f"{name}_adapter", None)
         y_BTNH = project(x_BTD, weight, adapter, "d->nh", _used(INTO_HEADS), HEADS, shape)
         if shape.model.qkv_bias:
-            y_BTNH += getattr(self, f"{name}_bias_{axes}")[...].astype(y_BTNH.dtype)
+            bias = getattr(self, f"{name}_bias_{axes}")[...].astype(y_BTNH.dtype)
+            y_BTNH += broadcast(bias, y_BTNH)
         return y_BTNH
 
 

@@ -111,7 +111,18 @@ def rms_norm(x: jax.Array, scale: nnx.Param, config: ModelConfig) -> jax.Array:
     wide = x.astype(jnp.float32)
     wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + config.norm_eps)
     factor = scale[...].astype(jnp.float32)
-    return (wide * (1.0 + factor if config.norm_offset else factor)).astype(x.dtype)
+    factor = 1.0 + factor if config.norm_offset else factor
+    return (wide * broadcast(factor, wide)).astype(x.dtype)
+
+
+def broadcast(weight: jax.Array, x: jax.Array) -> jax.Array:
+    """A weight of x's last axes, repeated to x's shape.
+
+    NumPy's rules first give it axes of length 1, and its gradient from one row is then a sum over the middle axis of
+    [1, 4096, 576]: 110 ms with XLA's CPU library (jax 0.10.2), where the sum over both leading axes takes 1.
+    """
+    axes = tuple(range(x.ndim - weight.ndim, x.ndim))
+    return jax.lax.broadcast_in_dim(weight, x.shape, axes, out_sharding=jax.typeof(x).sharding)
 
 
 def dropout(x_BTD: jax.Array, key: jax.Array | None, place: int, rate: float) -> jax.Array:
