@@ -78,7 +78,8 @@ def test_the_model_is_asked_as_pred_py_does(directory, tmp_path, monkeypatch):
     out = tmp_path / "out"
     arguments = [f"--hf={directory}", f"--data={tmp_path}", f"--out={out}", "--max-length=120", "--batch-rows=4"]
     assert longbench.main(arguments) == 0
-    ends, newline = language_model.describe(hf=directory).eos_ids, 4
+    description = language_model.describe(hf=directory)
+    ends, (newline,) = description.eos_ids, description.tokenizer.encode("\n")
     short = len("\N{START OF TEXT}" + TASKS["samsum"].prompt.format(context="short", input="Question 0?"))
     assert asked == [
         ([120] * 4, 32, (), ()),
