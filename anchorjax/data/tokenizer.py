@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -155,10 +155,11 @@ class HuggingFaceTokenizer:
         rules.no_truncation()  # some files cut texts to what their model took
         rules.no_padding()
         rules.encode_special_tokens = True  # as text, that is
-        added = _add_tokens(directory, spec, rules)
+        added = _add_tokens(directory, rules)
         token_bytes_V = _token_bytes(spec, rules)
         specials = _specials(directory, rules.get_vocab(with_added_tokens=True))
-        rules.add_special_tokens([rules.id_to_token(index) for index in specials])  # should they not be marked as such
+        marked = {index for index, token in rules.get_added_tokens_decoder().items() if token.special}
+        rules.add_special_tokens([rules.id_to_token(index) for index in specials if index not in marked])
         token_bytes_V[list(specials)] = 0
         digest = hashlib.sha256(content + repr((*specials, *added)).encode()).hexdigest()
         # Other specials never come out of a text: Gemma 3's lie behind the model's vocabulary.
@@ -253,9 +254,13 @@ class HuggingFaceTokenizer:
 
 def named_specials(directory: Path) -> dict[str, Any]:
     """tokenizer_config.json, with special_tokens_map.json over it where transformers reads that: if the first lists no
-    `added_tokens_decoder`. Raises ValueError if one cannot be read."""
-    config = read_json(directory / "tokenizer_config.json")
-    return config if "added_tokens_decoder" in config else config | read_json(directory / "special_tokens_map.json")
+    `added_tokens_decoder`; over both, the names that `extra_special_tokens` may give. Raises ValueError if one cannot
+    be read."""
+    named = read_json(directory / "tokenizer_config.json")
+    if "added_tokens_decoder" not in named:
+        named |= read_json(directory / "special_tokens_map.json")
+    extra = named.get("extra_special_tokens")
+    return named | extra if isinstance(extra, dict) else named
 
 
 def content_of(token: Any) -> Any:
@@ -263,36 +268,71 @@ def content_of(token: Any) -> Any:
     return token.get("content") if isinstance(token, dict) else token
 
 
-def _add_tokens(directory: Path, spec: dict[str, Any], rules) -> list[dict[str, Any]]:
-    """Adds to `rules` and `spec` the tokens that tokenizer.json lacks and transformers finds elsewhere; gives these."""
+def _add_tokens(directory: Path, rules) -> list[dict[str, Any]]:
+    """Adds to `rules` the tokens that transformers finds beside tokenizer.json, and gives these.
+
+    Where `added_tokens_decoder` gives a token of tokenizer.json other flags, they count.
+    """
     import tokenizers
 
-    named = named_specials(directory)
-    listed = _listed_tokens(directory, named)
-    extra = named.get("extra_special_tokens") or named.get("additional_special_tokens")
+    named, by_id = named_specials(directory), rules.get_added_tokens_decoder()
+    known = {token.content: token for token in by_id.values()}
+    of_names = {text for text in map(content_of, _tokens_by_name(named).values()) if isinstance(text, str)}
+    new = {}
+    for token in _listed_tokens(directory, named, taken=by_id):
+        text = _valid(directory, token["content"])
+        token["special"] |= text in of_names
+        if text in known:
+            token["special"] |= known[text].special  # which the library does not forget
+        if text not in known or token != _flags(known[text]):
+            new[text] = token
     # Of names alone a pad may be new: it stands for no text. A new BOS or EOS, no model has ever seen.
-    by_name = [named.get(f"{name}_token") for name in ("unk", "sep", "pad", "cls", "mask")]
-    by_name += extra if isinstance(extra, list) else []
-    listed += [
-        {"content": text, "special": True, "normalized": False}
-        for text in map(content_of, by_name)
-        if isinstance(text, str) and rules.token_to_id(text) is None
-    ]
-    known = {token["content"] for token in spec.get("added_tokens", [])}
-    new = list({token["content"]: token for token in listed if token["content"] not in known}.values())
-    for token in new:
+    by_name = [token for name, token in _tokens_by_name(named).items() if name not in ("bos_token", "eos_token")]
+    for text in map(content_of, [*by_name, *_extra_tokens(named)]):
+        if isinstance(text, str) and text and text not in new and rules.token_to_id(_valid(directory, text)) is None:
+            new[text] = {"content": text, **dict.fromkeys(_ADDED, False), "special": True}
+    for token in new.values():
         rules.add_tokens([tokenizers.AddedToken(**token)])
         token["id"] = rules.token_to_id(token["content"])
-    spec["added_tokens"] = [*spec.get("added_tokens", []), *new]
-    return new
+    return list(new.values())
 
 
 _ADDED = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of AddedToken, all of them flags
+_NAMES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
 
-def _listed_tokens(directory: Path, named: dict[str, Any]) -> list[dict[str, Any]]:
-    """By id: those of `added_tokens_decoder`, or else of added_tokens.json, which says no more than their ids."""
-    texts = [content_of(token) for name, token in named.items() if name.endswith("_token")]
+def _flags(token) -> dict[str, Any]:
+    return {"content": token.content, **{name: getattr(token, name) for name in _ADDED}}
+
+
+def _valid(directory: Path, text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{directory}: the token {text!r} is not valid Unicode") from error
+    return text
+
+
+def _tokens_by_name(named: dict[str, Any]) -> dict[str, Any]:
+    """In the order in which transformers adds them: its own names, then a model's (`image_token`)."""
+    extra = named.get("extra_special_tokens")
+    others = [name for name in named if name.endswith("_token") or (isinstance(extra, dict) and name in extra)]
+    return {name: named[name] for name in (*_NAMES, *others) if name in named}
+
+
+def _extra_tokens(named: dict[str, Any]) -> list[Any]:
+    """Special tokens without a name; the older field counts where the newer lists none."""
+    extra = named.get("extra_special_tokens")
+    extra = extra if extra and isinstance(extra, list) else named.get("additional_special_tokens")
+    return extra if isinstance(extra, list) else []
+
+
+def _listed_tokens(directory: Path, named: dict[str, Any], taken: Container[int]) -> list[dict[str, Any]]:
+    """By id: those of `added_tokens_decoder`, or else of added_tokens.json, which says no more than their ids.
+
+    Of the latter, those whose ids are `taken` do not count: transformers puts tokenizer.json's in their place.
+    """
+    texts = map(content_of, [*(named.get(name) for name in _NAMES), *_extra_tokens(named)])
     specials = {text for text in texts if isinstance(text, str)}
     if "added_tokens_decoder" in named:
         file, listed = directory / "tokenizer_config.json", named["added_tokens_decoder"]
@@ -301,6 +341,7 @@ def _listed_tokens(directory: Path, named: dict[str, Any]) -> list[dict[str, Any
         listed = {
             index: {"content": text, "special": text in specials, "normalized": text not in specials}
             for text, index in read_json(file).items()
+            if not (isinstance(index, int) and index in taken)
         }
     try:
         ordered = [token for _, token in sorted((int(index), token) for index, token in listed.items())]
@@ -311,7 +352,6 @@ def _listed_tokens(directory: Path, named: dict[str, Any]) -> list[dict[str, Any
     for token in found:
         if not isinstance(token["content"], str) or not token["content"]:
             raise ValueError(f"{file}: an added token is {token['content']!r}; it must be a text")
-        token["special"] |= token["content"] in specials
     return found
 
 
@@ -322,7 +362,7 @@ def _specials(directory: Path, vocabulary: dict[str, int]) -> tuple[int, int, in
 
     def find(name: str) -> int | None:
         token = content_of(tokens.get(f"{name}_token"))
-        if token is not None:
+        if token is not None and token != "":  # which is no token in transformers either
             if not isinstance(token, str) or token not in vocabulary:
                 raise ValueError(f"{directory}: {name}_token {token!r} is not in tokenizer.json")
             return vocabulary[token]
