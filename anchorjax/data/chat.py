@@ -107,7 +107,7 @@ def _up_to_end(text: str) -> str:
 def _source(directory: Path, config: Mapping[str, Any]) -> str | None:
     file = directory / "chat_template.jinja"
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as error:
