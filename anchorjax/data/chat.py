@@ -15,7 +15,8 @@ import jinja2
 import numpy as np
 from jinja2 import ext, nodes, sandbox
 
-from anchorjax.data.tokenizer import Tokenizer, content_of, named_specials, read_json
+from anchorjax.data.special_tokens import content_of, named_specials, read_json
+from anchorjax.data.tokenizer import Tokenizer
 from anchorjax.errors import EvaluationError
 
 # For templates that write today's date: the same prompt on any day. Llama 3's use it where they are told no date.

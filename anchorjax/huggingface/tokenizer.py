@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from anchorjax.data.chat import ChatTemplate
-from anchorjax.data.tokenizer import HuggingFaceTokenizer, content_of, named_specials, read_json
+from anchorjax.data.special_tokens import content_of, named_specials, read_json
+from anchorjax.data.tokenizer import HuggingFaceTokenizer
 from anchorjax.errors import WeightsError
 from anchorjax.huggingface import config as hf_config
 
