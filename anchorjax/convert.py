@@ -5,8 +5,8 @@
 
 `init_from` takes a Hugging Face directory as it is; converting first saves reading it again in every run. `to-hf`
 takes a run's directory, or one made by `from-hf`, and writes what transformers, vLLM and the others load:
-config.json, safetensors and the tokenizer, which puts in front of a text what the run had there, and says what was
-changed for it. LoRA adapters are merged. Exit codes: 0 done, 1 failed, 2 bad input.
+config.json, safetensors and the tokenizer. The tokenizer is changed so that a text begins as the run's rows began;
+each change is printed. LoRA adapters are merged. Exit codes: 0 done, 1 failed, 2 bad input.
 """
 
 import argparse
@@ -106,7 +106,8 @@ def to_hf(checkpoint: Path, directory: Path, dtype: str | None) -> None:
     tokenizer = hf_tokenizer.open_exported(source) if run and name == str(source) else None
     max_position = max(run["row_length"] if run else 0, fields.get("max_position_embeddings") or 0)
     if tokenizer:
-        fields |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": hf_tokenizer.ends(fields, tokenizer.eos_id)}
+        fields["bos_token_id"] = tokenizer.bos_id
+        fields["eos_token_id"] = hf_tokenizer.ends(source / hf_config.FILE, tokenizer.eos_id)
     elif run and name == "bytes":
         fields |= {f"{key}_token_id": getattr(ByteTokenizer(), f"{key}_id") for key in ("bos", "eos", "pad")}
     written = hf_config.write(shape.model, shape.rope, max_position=max_position, dtype=dtype, source=fields)
@@ -124,7 +125,7 @@ def to_hf(checkpoint: Path, directory: Path, dtype: str | None) -> None:
             changes = hf_tokenizer.export(part, tokenizer, max_position, anchored=run["mask"] != INTRA_DOC)
     print(f"{shape.model.family}, {max_position:,} positions, written to {directory}, {dtype}")
     for change in changes:
-        print(f"changed: {change}")
+        print(f"tokenizer: {change}")
     for note in notes(run, shape, dtype, tokenizer):
         print(f"note: {note}")
 
@@ -137,10 +138,8 @@ def notes(
         yield f"{shape.rope.scaling} RoPE goes by the row's length here and by the prompt's in transformers"
     if shape.model.window:
         yield "here the anchor stays in sight of layers with a window; other tools lose it there"
-    if dtype != "float32":
-        yield f"transformers rounds RoPE's cosines and sines to {dtype}; here they are {shape.rope.dtype}"
-    elif shape.rope.dtype != "float32":
-        yield f"RoPE is computed in {shape.rope.dtype} here, and in {dtype} in transformers"
+    if dtype != shape.rope.dtype:
+        yield f"RoPE's cosines and sines are {dtype} in transformers, and {shape.rope.dtype} here"
     if run and run["mask"] == INTRA_DOC and tokenizer:
         front = tokenizer.encode_with_specials("", frame=True).tolist()
         what = " ".join(map(tokenizer.rules.id_to_token, front)) if front else "nothing"

@@ -15,7 +15,8 @@ import jinja2
 import numpy as np
 from jinja2 import ext, nodes, sandbox
 
-from anchorjax.data.tokenizer import Tokenizer, content_of, named_specials, read_json
+from anchorjax.data.special_tokens import content_of, named_specials, read_json
+from anchorjax.data.tokenizer import Tokenizer
 from anchorjax.errors import EvaluationError
 
 # For templates that write today's date: the same prompt on any day. Llama 3's use it where they are told no date.
@@ -107,7 +108,7 @@ def _up_to_end(text: str) -> str:
 def _source(directory: Path, config: Mapping[str, Any]) -> str | None:
     file = directory / "chat_template.jinja"
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as error:

@@ -8,7 +8,6 @@ Qwen, SmolLM2) and SentencePiece with byte fallback (Llama 2, Mistral, Gemma) as
 import dataclasses
 import functools
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from anchorjax.data import round_trip
+from anchorjax.data.special_tokens import content_of, named_specials, read_json, tokens_to_add
 
 _BYTES = 256
 
@@ -155,10 +155,13 @@ class HuggingFaceTokenizer:
         rules.no_truncation()  # some files cut texts to what their model took
         rules.no_padding()
         rules.encode_special_tokens = True  # as text, that is
-        added = _add_tokens(directory, spec, rules)
+        added = tokens_to_add(directory, rules)
+        rules.add_tokens([tokenizers.AddedToken(**token) for token in added])
+        added = [token | {"id": rules.token_to_id(token["content"])} for token in added]
         token_bytes_V = _token_bytes(spec, rules)
         specials = _specials(directory, rules.get_vocab(with_added_tokens=True))
-        rules.add_special_tokens([rules.id_to_token(index) for index in specials])  # should they not be marked as such
+        marked = {index for index, token in rules.get_added_tokens_decoder().items() if token.special}
+        rules.add_special_tokens([rules.id_to_token(index) for index in specials if index not in marked])
         token_bytes_V[list(specials)] = 0
         digest = hashlib.sha256(content + repr((*specials, *added)).encode()).hexdigest()
         # Other specials never come out of a text: Gemma 3's lie behind the model's vocabulary.
@@ -251,70 +254,6 @@ class HuggingFaceTokenizer:
         return dataclasses.replace(self, pad_id=self.eos_id, **known)
 
 
-def named_specials(directory: Path) -> dict[str, Any]:
-    """tokenizer_config.json, with special_tokens_map.json over it where transformers reads that: if the first lists no
-    `added_tokens_decoder`. Raises ValueError if one cannot be read."""
-    config = read_json(directory / "tokenizer_config.json")
-    return config if "added_tokens_decoder" in config else config | read_json(directory / "special_tokens_map.json")
-
-
-def content_of(token: Any) -> Any:
-    """The text of a special token, which these files write as a text or as an object."""
-    return token.get("content") if isinstance(token, dict) else token
-
-
-def _add_tokens(directory: Path, spec: dict[str, Any], rules) -> list[dict[str, Any]]:
-    """Adds to `rules` and `spec` the tokens that tokenizer.json lacks and transformers finds elsewhere; gives these."""
-    import tokenizers
-
-    named = named_specials(directory)
-    listed = _listed_tokens(directory, named)
-    extra = named.get("extra_special_tokens") or named.get("additional_special_tokens")
-    # Of names alone a pad may be new: it stands for no text. A new BOS or EOS, no model has ever seen.
-    by_name = [named.get(f"{name}_token") for name in ("unk", "sep", "pad", "cls", "mask")]
-    by_name += extra if isinstance(extra, list) else []
-    listed += [
-        {"content": text, "special": True, "normalized": False}
-        for text in map(content_of, by_name)
-        if isinstance(text, str) and rules.token_to_id(text) is None
-    ]
-    known = {token["content"] for token in spec.get("added_tokens", [])}
-    new = list({token["content"]: token for token in listed if token["content"] not in known}.values())
-    for token in new:
-        rules.add_tokens([tokenizers.AddedToken(**token)])
-        token["id"] = rules.token_to_id(token["content"])
-    spec["added_tokens"] = [*spec.get("added_tokens", []), *new]
-    return new
-
-
-_ADDED = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of AddedToken, all of them flags
-
-
-def _listed_tokens(directory: Path, named: dict[str, Any]) -> list[dict[str, Any]]:
-    """By id: those of `added_tokens_decoder`, or else of added_tokens.json, which says no more than their ids."""
-    texts = [content_of(token) for name, token in named.items() if name.endswith("_token")]
-    specials = {text for text in texts if isinstance(text, str)}
-    if "added_tokens_decoder" in named:
-        file, listed = directory / "tokenizer_config.json", named["added_tokens_decoder"]
-    else:
-        file = directory / "added_tokens.json"
-        listed = {
-            index: {"content": text, "special": text in specials, "normalized": text not in specials}
-            for text, index in read_json(file).items()
-        }
-    try:
-        ordered = [token for _, token in sorted((int(index), token) for index, token in listed.items())]
-        found = [{"normalized": not token.get("special"), **token} for token in ordered]
-        found = [{"content": token["content"], **{name: bool(token.get(name)) for name in _ADDED}} for token in found]
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{file}: its added tokens must be objects with a content, by whole numbers") from error
-    for token in found:
-        if not isinstance(token["content"], str) or not token["content"]:
-            raise ValueError(f"{file}: an added token is {token['content']!r}; it must be a text")
-        token["special"] |= token["content"] in specials
-    return found
-
-
 def _specials(directory: Path, vocabulary: dict[str, int]) -> tuple[int, int, int]:
     """Ids of the beginning of sequence, the end of sequence and the pad."""
     tokens = named_specials(directory)
@@ -322,7 +261,7 @@ def _specials(directory: Path, vocabulary: dict[str, int]) -> tuple[int, int, in
 
     def find(name: str) -> int | None:
         token = content_of(tokens.get(f"{name}_token"))
-        if token is not None:
+        if token is not None and token != "":  # which is no token in transformers either
             if not isinstance(token, str) or token not in vocabulary:
                 raise ValueError(f"{directory}: {name}_token {token!r} is not in tokenizer.json")
             return vocabulary[token]
@@ -366,16 +305,3 @@ def _part_types(part: dict[str, Any] | None) -> set[str]:
         return set()
     inner = part.get("normalizers", []) + part.get("pretokenizers", [])
     return {part["type"]}.union(*map(_part_types, inner))
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; an empty one if the file does not exist."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))  # as RFC 8259 has it, without a byte order mark
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} cannot be read: it holds no JSON object")
-    return content

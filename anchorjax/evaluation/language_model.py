@@ -14,6 +14,7 @@ from anchorjax.data import Tokenizer, num_anchors
 from anchorjax.data import tokenizer as tokenizer_lib
 from anchorjax.errors import UsageError, WeightsError
 from anchorjax.huggingface import config as hf_config
+from anchorjax.huggingface.tokenizer import GENERATION, end_ids
 from anchorjax.models.decoder import Decoder
 from anchorjax.models.layers import Shape, named_leaves
 from anchorjax.training.checkpoint import Checkpoints, bytes_of_largest
@@ -149,14 +150,9 @@ def _tokenizer(pretrained: Pretrained) -> tuple[Tokenizer, Path | None]:
 
 
 def generation_config(files: Path | None) -> dict[str, Any]:
-    """What generation_config.json says, if there is one. Raises WeightsError if it cannot be read."""
-    return _settings(files, "generation_config.json")
-
-
-def _settings(files: Path | None, name: str) -> dict[str, Any]:
-    """The fields of a JSON file that are not null; none if there is no such file."""
+    """Fields of generation_config.json that are not null, if there is one. Raises WeightsError if it cannot be read."""
     try:
-        found = tokenizer_lib.read_json(files / name) if files else {}
+        found = tokenizer_lib.read_json(files / GENERATION) if files else {}
     except ValueError as error:
         raise WeightsError(str(error)) from error
     return {name: value for name, value in found.items() if value is not None}
@@ -167,12 +163,10 @@ def _eos_ids(tokenizer: Tokenizer, files: Path | None) -> tuple[int, ...]:
 
     As in transformers, those of config.json count where there is no generation_config.json, even one that names none.
     """
-    name = "generation_config.json" if files and (files / "generation_config.json").exists() else hf_config.FILE
-    found = _settings(files, name).get("eos_token_id", [])
-    found = found if isinstance(found, list) else [found]
-    if not all(type(index) is int and 0 <= index for index in found):
-        raise WeightsError(f"{files}/{name}: eos_token_id is {found}; allowed: token ids")
-    return tuple(dict.fromkeys([tokenizer.eos_id, *found]))
+    if files is None:
+        return (tokenizer.eos_id,)
+    name = GENERATION if (files / GENERATION).exists() else hf_config.FILE
+    return tuple(dict.fromkeys([tokenizer.eos_id, *end_ids(files / name)]))
 
 
 @dataclasses.dataclass(frozen=True)

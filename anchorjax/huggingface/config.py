@@ -280,7 +280,7 @@ def _scaling(scaling: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any
 
 
 def _idle_in_yarn(key: str, value: Any) -> bool:
-    """Whether it is transformers' default, or says nothing: the ramp from whole pair to whole pair; `finetuned`."""
+    """Whether the field changes nothing: `finetuned` is not used, `truncate: true` is what transformers does anyway."""
     return key == "finetuned" or (key == "truncate" and value is True)
 
 

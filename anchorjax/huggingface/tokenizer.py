@@ -1,4 +1,4 @@
-"""The tokenizer beside exported weights: that other tools put in front of a text what training did, and cut none off.
+"""Makes an exported tokenizer begin a text as in training, and cut none off.
 
 transformers 5, vLLM and lm-eval go by the post-processor of tokenizer.json, transformers 4 goes by `add_bos_token` for
 Llama's own class, and lm-eval scores whole texts behind `bos_token`: all of them are made to say the same.
@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from anchorjax.data.chat import ChatTemplate
-from anchorjax.data.tokenizer import HuggingFaceTokenizer, content_of, named_specials, read_json
+from anchorjax.data.special_tokens import content_of, named_specials, read_json
+from anchorjax.data.tokenizer import HuggingFaceTokenizer
 from anchorjax.errors import WeightsError
+from anchorjax.huggingface import config as hf_config
 
 FILE, CONFIG, MAP = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 GENERATION, TEMPLATE = "generation_config.json", "chat_template.jinja"
@@ -22,7 +24,8 @@ AS_IT_IS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
 def open_exported(directory: Path) -> HuggingFaceTokenizer:
-    """Raises WeightsError if the tokenizer in a run's directory cannot be used."""
+    """Raises WeightsError if the tokenizer in a run's directory cannot be used, or its ends are no ids."""
+    check_ends(directory)
     try:
         return HuggingFaceTokenizer.open(directory)
     except ValueError as error:
@@ -38,10 +41,10 @@ def export(directory: Path, tokenizer: HuggingFaceTokenizer, positions: int, *, 
       anchored: whether documents saw the beginning of sequence. Else what is put in front of a text stays as it was.
 
     Returns:
-      What was changed, a line each.
+      What was changed, and what of the chat templates is not known, a line each.
 
     Raises:
-      WeightsError: one of the files cannot be read.
+      WeightsError: one of the files cannot be read, or gives ids that are none.
     """
     try:
         changes = name_specials(directory, tokenizer, ("bos", "eos") if anchored else ("eos",))
@@ -65,9 +68,12 @@ def name_specials(directory: Path, tokenizer: HuggingFaceTokenizer, names: Seque
     found = named_specials(directory)
     wanted = {f"{name}_token": spelling(tokenizer, name) for name in names}
     wanted = {key: text for key, text in wanted.items() if content_of(found.get(key)) != text}
+    changes = []
     if "added_tokens_decoder" not in found:  # there the map counts more
-        _set(directory / MAP, {key: text for key, text in wanted.items() if key in read_json(directory / MAP)})
-    return _set(directory / CONFIG, wanted)
+        changes = _set(
+            directory / MAP, {key: text for key, text in wanted.items() if key in read_json(directory / MAP)}
+        )
+    return changes + _set(directory / CONFIG, wanted)
 
 
 def _put_in_front(directory: Path, tokenizer: HuggingFaceTokenizer) -> list[str]:
@@ -110,46 +116,85 @@ def _begin_chats(directory: Path, token: str) -> list[str]:
     """Makes a chat begin with the token too, as a prompt does here: tools put nothing before what a template writes."""
     texts = {name: content_of(text) for name, text in named_specials(directory).items()}
     named = {name: text for name, text in texts.items() if name.endswith("_token") and isinstance(text, str)}
-
-    def begun(source: Any) -> Any:
-        try:
-            text = ChatTemplate.of(source, named).render([{"role": "user", "content": "a"}])
-        except (ValueError, TypeError):
-            return source  # no template, or for other messages than these: no prompt here is made with it
-        return source if text.startswith(token) else "{{ bos_token }}" + source
-
     file, config = directory / TEMPLATE, read_json(directory / CONFIG)
     if file.exists():
         try:
-            given = file.read_text(encoding="utf-8")
+            given = file.read_bytes().decode()  # as it is: with the ends of its lines
         except ValueError as error:
             raise ValueError(f"{file} cannot be read: {error}") from error
-        file.write_text(begun(given), encoding="utf-8")
-        return [f"{TEMPLATE} begins with {token!r}"] if begun(given) != given else []
-    given = config.get("chat_template")
+        text = given.removeprefix("\ufeff")
+        wanted, changes = _begun(text, named, token, TEMPLATE)
+        if text != given:
+            changes.append(f"{TEMPLATE} has no byte order mark (it had one)")
+        if wanted != given:
+            file.write_text(wanted, encoding="utf-8", newline="")
+        return changes
+    given, where = config.get("chat_template"), f"{CONFIG}: chat_template"
     if isinstance(given, list):  # several, by name
-        wanted = [one | {"template": begun(one.get("template"))} if isinstance(one, dict) else one for one in given]
+        wanted, changes = [], []
+        for one in given:
+            if isinstance(one, dict):
+                source, said = _begun(one.get("template"), named, token, f"{where} {one.get('name')!r}")
+                one, changes = one | {"template": source}, changes + said
+            wanted.append(one)
     else:
-        wanted = begun(given)
-    if wanted == given:
-        return []
-    _write(directory / CONFIG, config | {"chat_template": wanted})
-    return [f"{CONFIG}: chat_template begins with {token!r}"]
+        wanted, changes = _begun(given, named, token, where)
+    if wanted != given:
+        _write(directory / CONFIG, config | {"chat_template": wanted})
+    return changes
 
 
-def ends(fields: Mapping[str, Any], eos_id: int) -> int | list[int]:
-    """`eos_token_id` of config.json or generation_config.json, and among them what closed the run's documents."""
-    given = fields.get("eos_token_id")
-    if given is None or given == eos_id:
-        return eos_id
-    given = given if isinstance(given, list) else [given]
-    return given if eos_id in given else [*given, eos_id]
+def _begun(source: Any, named: Mapping[str, str], token: str, where: str) -> tuple[Any, list[str]]:
+    """The template, made to begin with the token if it does not, and what is to be said of it."""
+    if not isinstance(source, str):
+        return source, []
+    why = "is not valid"
+    try:
+        template = ChatTemplate.of(source, named)
+        why = "takes no lone user message"
+        text = template.render([{"role": "user", "content": "a"}])
+    except ValueError:  # no prompt here is made with it
+        unknown = f"whether its chats begin with {token!r} is not known"
+        return source, [f"{where}: the chat template {why} and was not changed: {unknown}"]
+    return (source, []) if text.startswith(token) else ("{{ bos_token }}" + source, [f"{where} begins with {token!r}"])
+
+
+def ends(file: Path, eos_id: int) -> int | list[int]:
+    """`eos_token_id` of config.json or generation_config.json, and among them what closed the run's documents.
+
+    Raises WeightsError as `end_ids` does.
+    """
+    given = end_ids(file)
+    if eos_id in given:
+        return read_json(file)["eos_token_id"]  # as it is, be it a list of one
+    return [*given, eos_id] if given else eos_id
+
+
+def end_ids(file: Path) -> list[int]:
+    """What config.json or generation_config.json gives as `eos_token_id`: an id, several, or none.
+
+    Raises WeightsError if it is something else, or the file cannot be read.
+    """
+    try:
+        given = read_json(file).get("eos_token_id")
+    except ValueError as error:
+        raise WeightsError(str(error)) from error
+    ids = [] if given is None else given if isinstance(given, list) else [given]
+    if not all(type(index) is int and 0 <= index for index in ids):
+        raise WeightsError(f"{file}: eos_token_id is {given!r}; allowed: token ids")
+    return ids
+
+
+def check_ends(directory: Path) -> None:
+    """Raises WeightsError if a run with this tokenizer could not be exported for its ends."""
+    for name in (hf_config.FILE, GENERATION):
+        end_ids(directory / name)
 
 
 def _end_texts(directory: Path, eos_id: int) -> list[str]:
     """Where generation_config.json is, config.json's ends do not count."""
     file = directory / GENERATION
-    return _set(file, {"eos_token_id": ends(read_json(file), eos_id)}) if file.exists() else []
+    return _set(file, {"eos_token_id": ends(file, eos_id)}) if file.exists() else []
 
 
 def _allow(directory: Path, positions: int) -> list[str]:

@@ -14,12 +14,11 @@ import jax
 
 from anchorjax.config import OPEN, Config
 from anchorjax.data import Tokenizer
-from anchorjax.data.tokenizer import read_json
 from anchorjax.errors import ConfigError, WeightsError
 from anchorjax.huggingface import checkpoint as hf_checkpoint
 from anchorjax.huggingface import config as hf_config
 from anchorjax.huggingface.directory import TOKENIZER, copy_files, new_directory
-from anchorjax.huggingface.tokenizer import name_specials
+from anchorjax.huggingface.tokenizer import ends, name_specials
 from anchorjax.huggingface.weights import Weights
 from anchorjax.models.decoder import Decoder
 from anchorjax.models.layers import Shape, named_leaves
@@ -145,10 +144,9 @@ def keep_source(
         if source and source == pretrained.directory:  # the tensors'; the field may be what they were trained in
             fields["torch_dtype"] = fields["dtype"] = Weights.open(source).dtype
         if fields and tokenizer_dir not in (None, source):
-            ends = read_json(tokenizer_dir / hf_config.FILE).get("eos_token_id")  # some end turns, and not texts
             fields |= {f"{name}_token_id": getattr(tokenizer, f"{name}_id") for name in ("bos", "eos", "pad")}
-            if isinstance(ends, list):
-                fields["eos_token_id"] = list(dict.fromkeys([tokenizer.eos_id, *ends]))
+            # Some end turns, and not texts.
+            fields["eos_token_id"] = ends(tokenizer_dir / hf_config.FILE, tokenizer.eos_id)
         if fields:
             (part / hf_config.FILE).write_text(json.dumps(fields, indent=2) + "\n")
         if tokenizer_dir or source:

@@ -14,6 +14,7 @@ from anchorjax.attention.tiles import WIDEST
 from anchorjax.config import Config
 from anchorjax.data import Tokenizer, load_tokenizer, num_anchors
 from anchorjax.errors import ConfigError
+from anchorjax.huggingface.tokenizer import check_ends
 from anchorjax.models import families
 from anchorjax.training import trainable
 from anchorjax.training.optimizer import make_optimizer, make_schedule
@@ -54,6 +55,7 @@ class Setup:
         tokenizer = load_tokenizer(config.data)
         if pretrained:
             tokenizer = tokenizer.within(config.model.vocab_size)
+            check_ends(Path(config.data.tokenizer).expanduser())  # now, and not at the export
         config = with_vocabulary(config, tokenizer, pretrained)
         mesh_shape = config.check_devices(jax.device_count())
         check_attention(config, mesh_shape)

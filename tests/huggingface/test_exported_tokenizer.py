@@ -200,7 +200,7 @@ def test_lm_eval_asks_the_export_as_it_is_asked_here(name, tmp_path, monkeypatch
 
 def test_what_was_changed_is_said(tmp_path, capsys):
     said = export(styles()["qwen2"], tmp_path, "anchor", capsys).said.splitlines()
-    assert [line.removeprefix("changed: ") for line in said if line.startswith("changed: ")] == [
+    assert [line.removeprefix("tokenizer: ") for line in said if line.startswith("tokenizer: ")] == [
         "tokenizer_config.json: bos_token = '<|endoftext|>' (was None)",
         "tokenizer.json puts '<|endoftext|>' (0) in front of a text",
         "tokenizer_config.json: add_bos_token = True",
@@ -220,7 +220,7 @@ def test_what_needs_no_change_stays(tmp_path, capsys):
     rules = ended_by(byte_level(), OFFSETS, template("<s> $A"))
     style = Style("llama", rules, config | {"chat_template": WITH_BOS}, model={"eos_token_id": 2})
     exported = export(style, tmp_path, "anchor", capsys)
-    assert "changed: " not in exported.said
+    assert "tokenizer: " not in exported.said
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         assert (exported.out / name).read_bytes() == (exported.source / name).read_bytes()
 
@@ -229,7 +229,7 @@ def test_lengths_that_would_cut_are_raised(tmp_path, capsys):
     rules = ended_by(byte_level())
     rules.enable_truncation(20)
     exported = export(Style("llama", rules, SPECIALS), tmp_path, "anchor", capsys)
-    assert "changed: tokenizer.json cuts no text (it did at 20 tokens)" in exported.said
+    assert "tokenizer: tokenizer.json cuts no text (it did at 20 tokens)" in exported.said
     assert len(tokenizers.Tokenizer.from_file(str(exported.out / "tokenizer.json")).encode("a" * 99).ids) > 20
     (exported.run / "source/generation_config.json").write_text(json.dumps({"max_length": 256, "eos_token_id": [2]}))
     assert convert.main(["to-hf", str(exported.run), str(tmp_path / "again")]) == 0
@@ -267,10 +267,19 @@ def test_roundings_of_others_are_said(tmp_path, capsys):
     exported = export(styles()["smollm2"], tmp_path, "anchor", capsys)
     assert "note:" not in exported.said
     assert convert.main(["to-hf", str(exported.run), str(tmp_path / "again"), "--dtype=bfloat16"]) == 0
-    assert "note: transformers rounds RoPE's cosines and sines to bfloat16" in capsys.readouterr().out
+    note = "note: RoPE's cosines and sines are bfloat16 in transformers, and float32 here"
+    assert note in capsys.readouterr().out
     with torch.no_grad():  # and it does
         theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "again", dtype=torch.bfloat16).model.rotary_emb
         assert theirs(torch.zeros(1, 1, 1, dtype=torch.bfloat16), torch.tensor([[300]]))[0].dtype == torch.bfloat16
+    fields = json.loads((exported.run / "config.json").read_text())
+    fields["rope"]["dtype"] = "bfloat16"
+    (exported.run / "config.json").write_text(json.dumps(fields))
+    for dtype, said in (("bfloat16", False), ("float32", True)):
+        assert convert.main(["to-hf", str(exported.run), str(tmp_path / dtype), f"--dtype={dtype}"]) == 0
+        note = "note: RoPE's cosines and sines are float32 in transformers, and bfloat16 here"
+        out = capsys.readouterr().out
+        assert (note in out) == ("note:" in out) == said
 
 
 def test_a_run_of_bytes_takes_no_tokenizer_of_its_checkpoint_along(tmp_path, capsys):

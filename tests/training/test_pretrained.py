@@ -233,6 +233,22 @@ def test_what_only_the_config_json_of_a_tokenizer_says_is_kept(llama_with_tokeni
     assert hf_config.load(tmp_path / "begun" / "source")["eos_token_id"] == [257, 300]
 
 
+@pytest.mark.parametrize(("given", "kept"), [(300, [300, 257]), ([300], [300, 257]), (257, 257), (None, 257)])
+def test_ends_of_turns_of_the_run_s_own_tokenizer_are_kept(llama_with_tokenizer, tmp_path, given, kept):
+    save_byte_tokenizer(tmp_path, "<start>")
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": given}))
+    setup_of(llama_with_tokenizer, data__tokenizer=str(tmp_path)).keep_source(tmp_path)
+    assert hf_config.load(tmp_path / "source")["eos_token_id"] == kept
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_ends_that_no_export_could_take_are_refused_before_the_run(llama_with_tokenizer, tmp_path, name):
+    save_byte_tokenizer(tmp_path, "<start>")
+    (tmp_path / name).write_text('{"eos_token_id": [257, "x"]}')
+    with pytest.raises(WeightsError, match=rf"{tmp_path}/{name}: eos_token_id is \[257, 'x'\]; allowed: token ids"):
+        setup_of(llama_with_tokenizer, data__tokenizer=str(tmp_path))
+
+
 def test_specials_that_no_text_has_need_no_place_in_the_model(llama_with_tokenizer):
     assert setup_of(llama_with_tokenizer, data__tokenizer="auto").tokenizer.vocab_size == 258
 

@@ -1,0 +1,123 @@
+"""Which tokens the files beside tokenizer.json name and add, as transformers reads them."""
+
+import json
+from collections.abc import Container
+from pathlib import Path
+from typing import Any
+
+
+def named_specials(directory: Path) -> dict[str, Any]:
+    """tokenizer_config.json, with special_tokens_map.json over it where transformers reads that: if the first lists no
+    `added_tokens_decoder`; over both, the names that `extra_special_tokens` may give. Raises ValueError if one cannot
+    be read."""
+    named = read_json(directory / "tokenizer_config.json")
+    if "added_tokens_decoder" not in named:
+        named |= read_json(directory / "special_tokens_map.json")
+    extra = named.get("extra_special_tokens")
+    return named | extra if isinstance(extra, dict) else named
+
+
+def content_of(token: Any) -> Any:
+    """The text of a special token, which these files write as a text or as an object."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def tokens_to_add(directory: Path, rules) -> list[dict[str, Any]]:
+    """Fields of the `AddedToken`s that transformers finds beside tokenizer.json, in its order.
+
+    Where `added_tokens_decoder` gives a token of tokenizer.json other flags, they count: it is among them.
+
+    Args:
+      rules: a `tokenizers.Tokenizer`, of tokenizer.json alone.
+
+    Raises:
+      ValueError: a file cannot be read, or names what can be no token.
+    """
+    named, by_id = named_specials(directory), rules.get_added_tokens_decoder()
+    known = {token.content: token for token in by_id.values()}
+    of_names = {text for text in map(content_of, _tokens_by_name(named).values()) if isinstance(text, str)}
+    new = {}
+    for token in _listed_tokens(directory, named, taken=by_id):
+        text = _valid(directory, token["content"])
+        token["special"] |= text in of_names
+        if text in known:
+            token["special"] |= known[text].special  # which the library does not forget
+        if text not in known or token != _flags(known[text]):
+            new[text] = token
+    # Of names alone a pad may be new: it stands for no text. A new BOS or EOS, no model has ever seen.
+    by_name = [token for name, token in _tokens_by_name(named).items() if name not in ("bos_token", "eos_token")]
+    for text in map(content_of, [*by_name, *_extra_tokens(named)]):
+        if isinstance(text, str) and text and text not in new and rules.token_to_id(_valid(directory, text)) is None:
+            new[text] = {"content": text, "special": True, "normalized": False}
+    return list(new.values())
+
+
+_ADDED = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of AddedToken, all of them flags
+_NAMES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+
+
+def _flags(token) -> dict[str, Any]:
+    return {"content": token.content, **{name: getattr(token, name) for name in _ADDED}}
+
+
+def _valid(directory: Path, text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{directory}: the token {text!r} is not valid Unicode") from error
+    return text
+
+
+def _tokens_by_name(named: dict[str, Any]) -> dict[str, Any]:
+    """In the order in which transformers adds them: its own names, then a model's (`image_token`)."""
+    extra = named.get("extra_special_tokens")
+    others = [name for name in named if name.endswith("_token") or (isinstance(extra, dict) and name in extra)]
+    return {name: named[name] for name in (*_NAMES, *others) if name in named}
+
+
+def _extra_tokens(named: dict[str, Any]) -> list[Any]:
+    """Special tokens without a name; the older field counts where the newer lists none."""
+    extra = named.get("extra_special_tokens")
+    extra = extra if extra and isinstance(extra, list) else named.get("additional_special_tokens")
+    return extra if isinstance(extra, list) else []
+
+
+def _listed_tokens(directory: Path, named: dict[str, Any], taken: Container[int]) -> list[dict[str, Any]]:
+    """By id: those of `added_tokens_decoder`, or else of added_tokens.json, which says no more than their ids.
+
+    Of the latter, those whose ids are `taken` do not count: transformers puts tokenizer.json's in their place.
+    """
+    texts = map(content_of, [*(named.get(name) for name in _NAMES), *_extra_tokens(named)])
+    specials = {text for text in texts if isinstance(text, str)}
+    if "added_tokens_decoder" in named:
+        file, listed = directory / "tokenizer_config.json", named["added_tokens_decoder"]
+    else:
+        file = directory / "added_tokens.json"
+        listed = {
+            index: {"content": text, "special": text in specials, "normalized": text not in specials}
+            for text, index in read_json(file).items()
+            if not (isinstance(index, int) and index in taken)
+        }
+    try:
+        ordered = [token for _, token in sorted((int(index), token) for index, token in listed.items())]
+        found = [{"normalized": not token.get("special"), **token} for token in ordered]
+        found = [{"content": token["content"], **{name: bool(token.get(name)) for name in _ADDED}} for token in found]
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{file}: its added tokens must be objects with a content, by whole numbers") from error
+    for token in found:
+        if not isinstance(token["content"], str) or not token["content"]:
+            raise ValueError(f"{file}: an added token is {token['content']!r}; it must be a text")
+    return found
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; an empty one if the file does not exist."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8-sig"))  # as RFC 8259 has it, without a byte order mark
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} cannot be read: it holds no JSON object")
+    return content
