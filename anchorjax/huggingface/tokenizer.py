@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from anchorjax.data.chat import ChatTemplate
 from anchorjax.data.special_tokens import content_of, named_specials, read_json
 from anchorjax.data.tokenizer import HuggingFaceTokenizer
 from anchorjax.errors import WeightsError
@@ -148,6 +147,8 @@ def _begun(source: Any, named: Mapping[str, str], token: str, where: str) -> tup
     """The template, made to begin with the token if it does not, and what is to be said of it."""
     if not isinstance(source, str):
         return source, []
+    from anchorjax.data.chat import ChatTemplate  # with jinja2, which a machine that only trains may lack
+
     why = "is not valid"
     try:
         template = ChatTemplate.of(source, named)

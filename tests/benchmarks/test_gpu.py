@@ -145,7 +145,7 @@ def test_workers_survive_faults_and_tell_of_their_death():
     assert slow._process.returncode == -9
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=12, deadline=None)  # most compile anew
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=12))
 def test_pairs_are_those_of_the_masks(lengths):
     lengths = np.array(lengths)

@@ -139,7 +139,7 @@ def test_a_tied_head_of_another_shape_is_named(changed, one_device):  # noqa: F8
         tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")[:-1]
 
     assert refusal(changed("llama", change)).endswith(
-        "lm_head.weight has shape (95, 32); config.json makes it (96, 32)"
+        f"lm_head.weight has shape ({tiny.VOCABULARY - 1}, 32); config.json makes it ({tiny.VOCABULARY}, 32)"
     )
 
 
@@ -157,7 +157,7 @@ def test_a_tied_head_that_is_not_the_embedding_is_refused(changed, one_device, c
         elif change == "a dtype":
             tensors["lm_head.weight"] = tensors["lm_head.weight"].astype(np.float16)
         else:
-            tensors["lm_head.weight"] = tensors["lm_head.weight"].reshape(32, 96)
+            tensors["lm_head.weight"] = tensors["lm_head.weight"].reshape(32, tiny.VOCABULARY)
 
     assert "lm_head.weight is not the embedding to which it is said to be tied" in refusal(changed("llama", untie))
 

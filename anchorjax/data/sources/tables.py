@@ -82,6 +82,12 @@ class _Arrow:
         self._stream.close()
 
 
+def integers(scalar: pyarrow.Scalar) -> Any:
+    """A list of integers as an array, which takes a hundredth of the time of a list; all else as `value`."""
+    is_list = isinstance(scalar, pyarrow.ListScalar) and pyarrow.types.is_integer(scalar.type.value_type)
+    return scalar.values.to_numpy(zero_copy_only=False) if is_list and scalar.is_valid else value(scalar)
+
+
 def value(scalar: pyarrow.Scalar) -> Any:
     """What a cell holds. Raises BadRow."""
     try:
