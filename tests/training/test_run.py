@@ -4,6 +4,7 @@ import itertools
 import json
 import random
 import shutil
+import signal
 import time
 import types
 
@@ -112,7 +113,9 @@ def test_second_job_in_the_same_directory_is_refused_and_the_first_goes_on(jobs,
     for line in first.stderr:
         if "parameters" in line:
             break
+    first.send_signal(signal.SIGSTOP)  # or it may be done before the second has begun
     err = jobs.run(tmp_path, "--config.train.log_every=2", expect=2)
+    first.send_signal(signal.SIGCONT)
     assert err.count("\n") == 1 and "another process" in err
     _, err = first.communicate(timeout=300)
     assert first.returncode == 0, err
