@@ -59,7 +59,9 @@ class Evaluator:
         nats_BT = nats_BT * weights_BT
         bytes_BT = jnp.asarray(token_bytes_V).at[batch.targets_BT].get(out_sharding=P(ROWS, None))
         index_BT = jnp.zeros_like(batch.tokens_BT) + jnp.arange(batch.tokens_BT.shape[1])
-        new_segment_BT = batch.segment_ids_BT != jnp.roll(batch.segment_ids_BT, 1, axis=1)
+        # Not jnp.roll, which jax 0.12 refuses for a single row on an explicit mesh. The first token is at 0 either way.
+        before_BT = jnp.pad(batch.segment_ids_BT[:, :-1], ((0, 0), (1, 0)))
+        new_segment_BT = batch.segment_ids_BT != before_BT
         start_BT = jax.lax.cummax(jnp.where(new_segment_BT, index_BT, 0), axis=1)
 
         def by(place_BT):
