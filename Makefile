@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 BEAM := $(VENV)-beam/bin/python
 # What must hold on every stack, and needs neither torch nor transformers.
 CORE := tests/attention tests/test_masks.py tests/test_stacks.py tests/models/test_decoder.py \
-	$(addprefix tests/training/test_,step.py loss.py optimizer.py checkpoint.py digest.py run.py setup.py)
+	$(addprefix tests/training/test_,step.py loss.py optimizer.py checkpoint.py digest.py run.py setup.py evaluate.py)
 
 .PHONY: quickstart test test-all test-core test-beam gpu lint clean asked asked-beam
 
