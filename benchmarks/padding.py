@@ -69,7 +69,7 @@ def layer(implementation: str, zeros: bool, mask: Mask, plan, x_TD, weights, tab
 
 
 def shapes(T: int, N: int, K: int, H: int, dtype: str):
-    """Of x, weights, tables and the cotangent."""
+    """Shapes of x, weights, tables and the cotangent."""
     array = jax.ShapeDtypeStruct
     D = N * H
     weights = array((D, N, H), dtype), array((D, K, H), dtype), array((D, K, H), dtype), array((N, H, D), dtype)

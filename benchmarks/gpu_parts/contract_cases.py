@@ -213,7 +213,7 @@ class Far:
 
 
 def verdict(dtype: str, errors: dict[str, float]) -> dict:
-    """Of arrays compared as their dtype asks for, and the log-sum-exp, which is fp32."""
+    """Errors of arrays, compared as their dtype asks for, and of the log-sum-exp, which is fp32."""
     lse_error = errors.pop("lse")
     name, worst = max(errors.items(), key=lambda item: item[1])
     tolerance = FP32_TOLERANCE if dtype == "float32" else BF16_TOLERANCE

@@ -37,7 +37,7 @@ def live_pairs(lengths: np.ndarray) -> int:
 
 
 def copied_pairs(lengths: np.ndarray) -> int:
-    """Of rows in which every document has a copy of the anchor in front."""
+    """Live pairs of rows in which every document has a copy of the anchor in front."""
     return int(np.sum((lengths + 1) * (lengths + 2) // 2))
 
 

@@ -92,7 +92,7 @@ def serve(answer: Callable[..., Any]) -> None:
 
 
 def seconds(call: Callable[[], Any], wait: Callable[[Any], Any], calls: int) -> float:
-    """Of one call among so many that are made without waiting in between."""
+    """Seconds of one call among so many that are made without waiting in between."""
     started = time.perf_counter()
     for _ in range(calls):
         out = call()

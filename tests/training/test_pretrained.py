@@ -214,7 +214,7 @@ def test_the_run_s_own_tokenizer_is_kept_and_exported(llama_with_tokenizer, tmp_
 
 
 def test_what_only_the_config_json_of_a_tokenizer_says_is_kept(llama_with_tokenizer, tmp_path):
-    """Of a run without a checkpoint, whose directory holds no config.json of a model: the ids of specials."""
+    """A config.json of special ids alone: a run without a checkpoint has no other in its directory."""
     other = tmp_path / "other"
     other.mkdir()
     save_byte_tokenizer(other, "<start>")
