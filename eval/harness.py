@@ -19,7 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without installing
 
 from anchorjax import figures
-from anchorjax.data.tokenizer import read_json
+from anchorjax.data.special_tokens import read_json
 from anchorjax.errors import EvaluationError, UsageError, UserError
 from anchorjax.evaluation import earlier, harness, options
 from anchorjax.evaluation.language_model import Description

@@ -1,5 +1,6 @@
 """Text files that are read whole: essays, prompts, sets of questions."""
 
+import sys
 from pathlib import Path
 
 _MARK = "\ufeff"  # the byte order mark, decoded
@@ -12,3 +13,9 @@ def read(file: Path) -> tuple[str, bool]:
     """
     text = file.read_text(encoding="utf-8")
     return text.removeprefix(_MARK), text.startswith(_MARK)
+
+
+def say_marks(what: str, count: int) -> None:
+    """Says on stderr how many byte order marks were left out of `what`, if any were."""
+    if count:
+        print(f"{what}: left out byte order marks: {count:,}", file=sys.stderr)

@@ -12,6 +12,7 @@ from anchorjax import attention, sharding
 from anchorjax.config import AttentionConfig, LoraConfig, ModelConfig, RopeConfig
 from anchorjax.data import Tokenizer, num_anchors
 from anchorjax.data import tokenizer as tokenizer_lib
+from anchorjax.data.special_tokens import read_json
 from anchorjax.errors import UsageError, WeightsError
 from anchorjax.huggingface import config as hf_config
 from anchorjax.huggingface.tokenizer import GENERATION, end_ids
@@ -152,7 +153,7 @@ def _tokenizer(pretrained: Pretrained) -> tuple[Tokenizer, Path | None]:
 def generation_config(files: Path | None) -> dict[str, Any]:
     """Fields of generation_config.json that are not null, if there is one. Raises WeightsError if it cannot be read."""
     try:
-        found = tokenizer_lib.read_json(files / GENERATION) if files else {}
+        found = read_json(files / GENERATION) if files else {}
     except ValueError as error:
         raise WeightsError(str(error)) from error
     return {name: value for name, value in found.items() if value is not None}

@@ -239,8 +239,7 @@ def from_json(file: Path, texts: Sequence[str]) -> tuple[dict[Piece, list[Span]]
         raise EvaluationError(f"--key-tokens={file} cannot be used: {error!r}") from error
     if not found:
         raise EvaluationError(f"--key-tokens={file} cannot be used: it names no documents")
-    if is_marked:
-        print(f"--key-tokens={file}: left out byte order marks: 1", file=sys.stderr)
+    text_file.say_marks(f"--key-tokens={file}", is_marked)
     return found, made
 
 

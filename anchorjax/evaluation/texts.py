@@ -7,13 +7,12 @@ their texts, the first that are long enough, cut to the length.
 import dataclasses
 import functools
 import hashlib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from anchorjax.data import sources
+from anchorjax.data import sources, text_file
 from anchorjax.data.documents import BadRow, Document, Fields, Shard
 from anchorjax.data.sources import public_domain
 from anchorjax.data.tokenizer import Tokenizer
@@ -40,8 +39,7 @@ def read(text: str, text_key: str = "text") -> list[str]:
     except ValueError as error:
         raise UsageError(f"--text: {error}") from error
     documents = [_checked(shard, number, row) for shard in shards for number, row in shard.rows()]
-    if marked := sum(document.marked for document in documents):
-        print(f"--text={text}: left out byte order marks: {marked:,}", file=sys.stderr)
+    text_file.say_marks(f"--text={text}", sum(document.marked for document in documents))
     return [document.content for document in documents]
 
 

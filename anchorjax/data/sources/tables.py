@@ -98,14 +98,10 @@ def value(scalar: pyarrow.Scalar) -> Any:
         raise BadRow(f"an object that cannot be read ({error})") from error
 
 
-def is_arrow(file: Path) -> bool:
-    return file.suffix.lower() == ".arrow"
-
-
 @contextlib.contextmanager
 def _opened(file: Path) -> Iterator[_Parquet | _Arrow]:
     try:
-        with contextlib.closing(_Arrow(file) if is_arrow(file) else _Parquet(file)) as table:
+        with contextlib.closing(_Arrow(file) if file.suffix.lower() == ".arrow" else _Parquet(file)) as table:
             yield table
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error

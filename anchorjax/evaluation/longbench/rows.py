@@ -2,11 +2,11 @@
 
 import dataclasses
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from anchorjax.data import text_file
 from anchorjax.data.documents import BadRow, utf8
 from anchorjax.data.sources.jsonl import Lines, parse
 from anchorjax.errors import EvaluationError
@@ -76,8 +76,7 @@ def read(file: Path, task: Task, samples: int = 0) -> list[Row]:
             break
     if not rows:
         raise EvaluationError(f"{file} holds no sample")
-    if lines.is_marked():
-        print(f"{file}: left out byte order marks: 1", file=sys.stderr)
+    text_file.say_marks(str(file), lines.is_marked())
     return rows
 
 

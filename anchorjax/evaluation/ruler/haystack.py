@@ -5,7 +5,6 @@ import functools
 import gzip
 import json
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -92,8 +91,7 @@ def _from_path(path: Path) -> Essays:
     except ValueError as error:
         raise EvaluationError(f"essays={path} holds no file that ends in {', '.join(_SUFFIXES)}") from error
     texts = [_read(file) for file in inside]
-    if marked := sum(is_marked for _, is_marked in texts):
-        print(f"essays={path}: left out byte order marks: {marked:,}", file=sys.stderr)
+    text_file.say_marks(f"essays={path}", sum(is_marked for _, is_marked in texts))
     return Essays.of(f"essays of {path.name}", " ".join(text for text, _ in texts))
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 import random
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,8 +71,7 @@ def _open(path: Path, option: str) -> QuestionSet:
         raise EvaluationError(f"{option}={path} cannot be read as {file}: {error!r}") from error
     if not found.questions:
         raise EvaluationError(f"{option}={path} holds no question that has an answer")
-    if is_marked:
-        print(f"{option}={path}: left out byte order marks: 1", file=sys.stderr)
+    text_file.say_marks(f"{option}={path}", is_marked)
     return found
 
 
