@@ -6,7 +6,7 @@ Exit codes: 0 done, 1 failed, 2 bad configuration, 75 stopped by SIGTERM after s
 import shlex
 import sys
 
-from anchorjax import command_line
+from anchorjax.cli import command_line
 from anchorjax.errors import UserError
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without installing
 
-from anchorjax import atomic
+from anchorjax.files import write_atomically
 from benchmarks.gpu_parts import part as part_lib
 from benchmarks.gpu_parts import tables
 from benchmarks.gpu_parts.workers import ROOT
@@ -71,7 +71,7 @@ def run_all(parts: list[str], arguments: argparse.Namespace) -> dict[str, str]:
         share = SHARES[name] / sum(SHARES[other] for other in parts[place:])
         outcomes[name] = run_part(name, share * (ends - time.monotonic()), arguments)
         records = part_lib.read(arguments.out / "results.jsonl")
-        atomic.write(arguments.out / "tables.md", tables.markdown(records))
+        write_atomically(arguments.out / "tables.md", tables.markdown(records))
     return outcomes
 
 

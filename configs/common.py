@@ -32,7 +32,7 @@ def defaults() -> Mapping[str, Any]:
     return MappingProxyType(
         {
             "seed": 0,  # initial weights and data order; the same seed gives the same run, bit for bit
-            "init_from": "",  # a Hugging Face directory, or one written by anchorjax.convert; empty: random weights
+            "init_from": "",  # a Hugging Face directory, or one written by anchorjax.cli.convert; empty: random weights
             "model": {
                 "family": "",  # a module in anchorjax/models/families: how checkpoints name the weights; empty: llama
                 # Sizes: 0 takes the checkpoint's. Without init_from they must be given.
@@ -88,14 +88,14 @@ def defaults() -> Mapping[str, Any]:
                 "kv_tile": 0,  # 0 takes the table in anchorjax/attention/tiles.py
             },
             "data": {
-                # public_domain, tfds:NAME, or files for anchorjax.prepare: jsonl:PATH, parquet:PATH, array_record:PATH,
-                # text_folder:PATH, anchor_context:PATH, joined by ";". "jsonl:/books,2;parquet:/web,0.25" takes every
-                # book twice and one in four web pages
+                # public_domain, tfds:NAME, or files for anchorjax.cli.prepare: jsonl:PATH, parquet:PATH,
+                # array_record:PATH, text_folder:PATH, anchor_context:PATH, joined by ";".
+                # "jsonl:/books,2;parquet:/web,0.25" takes every book twice and one in four web pages
                 "source": "public_domain",
-                "store": "",  # where anchorjax.prepare puts the tokens of source, for runs to open; empty: in memory
+                "store": "",  # where anchorjax.cli.prepare puts the tokens, for runs to open; empty: in memory
                 "tokenizer": "auto",  # the checkpoint's, or bytes; or a directory with tokenizer.json
                 "data_dir": "~/.cache/anchorjax",  # where prepared data sets are kept
-                # How anchorjax.prepare reads files. A dot leads into an object, unless a key has that whole name.
+                # How anchorjax.cli.prepare reads files. A dot leads into an object, unless a key has that whole name.
                 "text_key": "text",  # where a row has its text
                 "source_key": "source",  # and the name of its source (SlimPajama: meta.redpajama_set_name)
                 "held_out_share": 0.01,  # of the documents, by a hash of each, for validation
@@ -108,13 +108,13 @@ def defaults() -> Mapping[str, Any]:
                 "positions": "continue",  # continue | reset at each document
                 "boundary_targets": False,  # train a document's last token on the next document's first
                 "packing": "concat_split",  # fills every row and cuts what its end cuts; first_fit, best_fit: keep
-                # documents whole, if they are not longer than a row (anchorjax/data/row_plan.py)
+                # documents whole, if they are not longer than a row (anchorjax/data/rows/row_plan.py)
                 "tags": False,  # put a document's source in front of it, as text that is not trained on
                 "interleave": 0,  # cut documents into so many pieces and mix them in the row: links at long range;
                 # 0 is off (the paper measured it to harm; its published code mixed copies of one document)
                 "upsample_long": False,  # keep a tenth of documents below 4096 tokens, and each source's share
                 "prefetch": 4,  # steps of data prepared ahead
-                "workers": 0,  # processes of training and of anchorjax.prepare; the data is the same for any number
+                "workers": 0,  # processes of training and of anchorjax.cli.prepare; the data is the same for any number
             },
             "optimizer": {
                 "learning_rate": 1e-3,
@@ -133,7 +133,7 @@ def defaults() -> Mapping[str, Any]:
                 "loss_chunk": 1024,  # tokens whose logits exist at once, per device
                 "log_every": 10,
                 "tensorboard": True,
-                "peak_tflops": 0.0,  # per device, for MFU; 0 takes the table in training/flops.py, if any
+                "peak_tflops": 0.0,  # per device, for MFU; 0 takes the table in models/flops.py, if any
             },
             "eval": {
                 "every": 100,  # steps between held-out losses; 0 evaluates at the end only

@@ -10,12 +10,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without installing
 
-from anchorjax.data import text_file
-from anchorjax.data.chat import frame
+from anchorjax.data.text import text_file
+from anchorjax.data.text.chat import frame
 from anchorjax.errors import UsageError
-from anchorjax.evaluation import language_model, options
-from anchorjax.evaluation.generation import Generator, check_context
-from anchorjax.evaluation.sampling import Sampling
+from anchorjax.evaluation import options
+from anchorjax.inference import language_model
+from anchorjax.inference.generation import Generator, check_context
+from anchorjax.inference.sampling import Sampling
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -18,12 +18,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without installing
 
-from anchorjax import figures
-from anchorjax.data.special_tokens import read_json
+from anchorjax.data.text.special_tokens import read_json
 from anchorjax.errors import EvaluationError, UsageError, UserError
 from anchorjax.evaluation import earlier, harness, options
-from anchorjax.evaluation.language_model import Description
 from anchorjax.evaluation.results import Results
+from anchorjax.inference.language_model import Description
+from anchorjax.pages import figures
 
 KINDS = ("multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until")
 # Resamplings for the standard errors that have no formula. lm-eval's 100,000 are for many processes; these are one,

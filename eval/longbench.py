@@ -13,14 +13,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without installing
 
-from anchorjax import figures
-from anchorjax.evaluation import earlier, language_model, longbench, options
+from anchorjax.evaluation import earlier, longbench, options
 from anchorjax.evaluation.answering import answer
-from anchorjax.evaluation.generation import Generator
-from anchorjax.evaluation.language_model import Description
 from anchorjax.evaluation.longbench import TASKS, Samples, Task
 from anchorjax.evaluation.results import Results
-from anchorjax.evaluation.sampling import Sampling
+from anchorjax.inference import language_model
+from anchorjax.inference.generation import Generator
+from anchorjax.inference.language_model import Description
+from anchorjax.inference.sampling import Sampling
+from anchorjax.pages import figures
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -17,13 +17,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without installing
 
-from anchorjax import figures
 from anchorjax.errors import UsageError
-from anchorjax.evaluation import earlier, language_model, longppl, options, texts
-from anchorjax.evaluation.language_model import Description
+from anchorjax.evaluation import earlier, longppl, options, texts
 from anchorjax.evaluation.longppl import Piece, Reader, Rule
 from anchorjax.evaluation.results import Results
-from anchorjax.evaluation.scoring import Scorer
+from anchorjax.inference import language_model
+from anchorjax.inference.language_model import Description
+from anchorjax.inference.scoring import Scorer
+from anchorjax.pages import figures
 
 LENGTH, SAMPLES = 32768, 50  # as the paper has them
 RULE = ("short_context", "stride", "alpha", "beta")

@@ -13,11 +13,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywher
 
 import numpy as np
 
-from anchorjax.evaluation import earlier, heat_maps, language_model, options
+from anchorjax.evaluation import earlier, heat_maps, options
 from anchorjax.evaluation.answering import answer
-from anchorjax.evaluation.generation import Generator
 from anchorjax.evaluation.needle import Grid
 from anchorjax.evaluation.results import Results
+from anchorjax.inference import language_model
+from anchorjax.inference.generation import Generator
 
 
 def main(argv: list[str] | None = None) -> int:

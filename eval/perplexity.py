@@ -25,10 +25,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without installing
 
 from anchorjax.errors import UsageError
-from anchorjax.evaluation import earlier, held_out, language_model, options, perplexity, texts
-from anchorjax.evaluation.language_model import Description
+from anchorjax.evaluation import earlier, held_out, options, perplexity, texts
 from anchorjax.evaluation.results import Results
-from anchorjax.evaluation.scoring import Scorer
+from anchorjax.inference import language_model
+from anchorjax.inference.language_model import Description
+from anchorjax.inference.scoring import Scorer
 
 LENGTH, SAMPLES = 4096, 20
 PACKED = ("workdir", "rows", "out")  # the only options without --text

@@ -12,7 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without installing
 
-from anchorjax.evaluation import options, report
+from anchorjax.evaluation import options
+from anchorjax.pages import runs as report
 
 
 def main(argv: list[str] | None = None) -> int:

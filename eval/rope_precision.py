@@ -14,13 +14,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without installing
 
-from anchorjax import figures
 from anchorjax.errors import UsageError
-from anchorjax.evaluation import language_model, options, random_twin, rope_figures, rope_precision, rotation
-from anchorjax.evaluation.language_model import Description, LanguageModel
+from anchorjax.evaluation import options
 from anchorjax.evaluation.results import Results
-from anchorjax.evaluation.rope_precision import EXPERIMENTS, PAPER_SHIFTS, VARIANTS, WEIGHTS, Plan
 from anchorjax.evaluation.ruler.haystack import open_essays
+from anchorjax.experiments.rope_precision import random_twin, rope_figures, rope_precision, rotation
+from anchorjax.experiments.rope_precision.rope_precision import EXPERIMENTS, PAPER_SHIFTS, VARIANTS, WEIGHTS, Plan
+from anchorjax.inference import language_model
+from anchorjax.inference.language_model import Description, LanguageModel
+from anchorjax.pages import figures
 
 POSITIONS = [2**i for i in range(12, 21)]  # of the picture of tables: 4K to 1M
 DEFAULT_VARIANTS = (*rotation.PRECISIONS, "random-fp32", "random-bf16")

@@ -16,11 +16,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without installing
 
 from anchorjax.errors import UsageError
-from anchorjax.evaluation import earlier, heat_maps, language_model, options, ruler
+from anchorjax.evaluation import earlier, heat_maps, options, ruler
 from anchorjax.evaluation.answering import answer
-from anchorjax.evaluation.generation import Generator
-from anchorjax.evaluation.language_model import Description
 from anchorjax.evaluation.results import Results
+from anchorjax.inference import language_model
+from anchorjax.inference.generation import Generator
+from anchorjax.inference.language_model import Description
 
 QUESTIONS = {"qa_1": "squad", "qa_2": "hotpot"}
 

@@ -10,7 +10,7 @@ import re
 from collections import defaultdict
 
 # Whose products take the logits' gradient, fp32 by contract; all others of the loss take hidden states and weights.
-LOSS, LOGITS = "training/loss.py", "cd,vd->cv"
+LOSS, LOGITS = "models/loss.py", "cd,vd->cv"
 
 
 @dataclasses.dataclass(frozen=True)

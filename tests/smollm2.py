@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from anchorjax.checkpoints.huggingface import weights
+from anchorjax.checkpoints.huggingface.checkpoint import DTYPES
+from anchorjax.checkpoints.huggingface.directory import new_directory
 from anchorjax.errors import WeightsError
-from anchorjax.huggingface import weights
-from anchorjax.huggingface.checkpoint import DTYPES
-from anchorjax.huggingface.directory import new_directory
 
 NAME = "SmolLM2-135M-Instruct"
 INSTALLED = Path(sys.prefix) / "weights"

@@ -7,8 +7,8 @@ import pytest
 
 from anchorjax import precision, sharding
 from anchorjax.attention import attention
+from anchorjax.inference import cached
 from anchorjax.masks import Mask
-from anchorjax.models import cached
 from anchorjax.training.state import init_state
 from anchorjax.types import IMPLEMENTATIONS
 from tests import products, tiny

@@ -10,8 +10,8 @@ SMALLEST_PLAIN = 8  # where no hardware asks for more: below, lists and loops co
 WIDEST = {"pallas_gpu": 256}  # width of a head; the other implementations take any
 
 # For pallas_tpu by TPU generation: the least modelled cycles, forward and backward, on packed rows of 64K tokens
-# (benchmarks/tpu_modelled.py), from compiled schedules (benchmarks/tpu_schedule.py). Cycles of a row in millions, on
-# real documents of 2619 tokens in the mean / on drawn ones of 1060:
+# (benchmarks/compiled/tpu_modelled.py), from compiled schedules (benchmarks/compiled/tpu_schedule.py). Cycles of a
+# row in millions, on real documents of 2619 tokens in the mean / on drawn ones of 1060:
 #          512 x 512     1024 x 512    512 x 1024    1024 x 1024
 #   v5e    4.81 / 3.24   4.90 / 3.47   4.99 / 3.55   5.05 / 3.70   at the matrix units' bound at every tile
 #   v5p    5.29 / 3.56   5.16 / 3.66   5.25 / 3.72   5.18 / 3.80   as v5e, with more work between steps
@@ -55,7 +55,7 @@ def default_tiles(implementation: str, device_kind: str, row_length: int = 0) ->
     if implementation == "pallas_gpu":
         tile = next((size for size in _PALLAS_GPU if row_length <= size * _PALLAS_GPU_TILES), _PALLAS_GPU[-1])
         return tile, tile
-    return 256, 256  # of xla, on CPUs: benchmarks/attention_tiles.py; the reference has no tiles
+    return 256, 256  # of xla, on CPUs: benchmarks/attention/attention_tiles.py; the reference has no tiles
 
 
 def check_tiles(implementation: str, q_tile: int, kv_tile: int) -> str | None:

@@ -14,13 +14,13 @@ from pathlib import Path
 
 from anchorjax.config import DataConfig
 from anchorjax.data import sources
-from anchorjax.data import store as store_lib
-from anchorjax.data import tokenizer as tokenizer_lib
-from anchorjax.data.index import Index
-from anchorjax.data.packing import PackedRows, RowPacker, num_anchors, sources_of, stack
-from anchorjax.data.row_plan import PackingReport
-from anchorjax.data.store import TokenStore
-from anchorjax.data.tokenizer import Tokenizer
+from anchorjax.data.rows.packing import PackedRows, RowPacker, num_anchors, sources_of, stack
+from anchorjax.data.rows.row_plan import PackingReport
+from anchorjax.data.store import tokens as store_lib
+from anchorjax.data.store.index import Index
+from anchorjax.data.store.tokens import TokenStore
+from anchorjax.data.text import tokenizer as tokenizer_lib
+from anchorjax.data.text.tokenizer import Tokenizer
 from anchorjax.errors import ConfigError
 from anchorjax.types import Batch
 

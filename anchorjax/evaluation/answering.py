@@ -7,8 +7,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import tqdm
 
-from anchorjax.evaluation.generation import Generator
 from anchorjax.evaluation.results import Results
+from anchorjax.inference.generation import Generator
 
 
 class Sample(Protocol):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from anchorjax.training.workdir import read_json
+from anchorjax.files import read_json
 
 
 def beside(

@@ -18,17 +18,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from anchorjax.data.chat import ChatTemplate
-from anchorjax.data.tokenizer import named_specials
+from anchorjax.data.text.chat import ChatTemplate
+from anchorjax.data.text.tokenizer import named_specials
 from anchorjax.errors import EvaluationError, WeightsError
-from anchorjax.evaluation import language_model
 from anchorjax.evaluation.answering import fill
-from anchorjax.evaluation.batching import check_ids
-from anchorjax.evaluation.generation import Generator
-from anchorjax.evaluation.language_model import Description
 from anchorjax.evaluation.results import Results
-from anchorjax.evaluation.sampling import Sampling
-from anchorjax.evaluation.scoring import Scorer
+from anchorjax.inference import language_model
+from anchorjax.inference.batching import check_ids
+from anchorjax.inference.generation import Generator
+from anchorjax.inference.language_model import Description
+from anchorjax.inference.sampling import Sampling
+from anchorjax.inference.scoring import Scorer
 
 MAX_NEW_TOKENS = 256  # where a task does not say
 TOP_K = 50  # of transformers, where neither a task nor generation_config.json says

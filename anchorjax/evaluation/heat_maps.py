@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from numpy.typing import ArrayLike
 
-from anchorjax import figures
-from anchorjax.figures import name_length
+from anchorjax.pages import figures
+from anchorjax.pages.figures import name_length
 
 
 def by_length(

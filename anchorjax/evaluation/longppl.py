@@ -24,15 +24,15 @@ from pathlib import Path
 import numpy as np
 import tqdm
 
-from anchorjax.data import text_file
-from anchorjax.data.tokenizer import Tokenizer
+from anchorjax.data.text import text_file
+from anchorjax.data.text.tokenizer import Tokenizer
 from anchorjax.errors import EvaluationError, UsageError
 from anchorjax.evaluation import windows
-from anchorjax.evaluation.batching import batches, bucket
 from anchorjax.evaluation.perplexity import perplexity
 from anchorjax.evaluation.results import Results
-from anchorjax.evaluation.scoring import Scorer
 from anchorjax.evaluation.texts import Chosen, digest
+from anchorjax.inference.batching import batches, bucket
+from anchorjax.inference.scoring import Scorer
 
 Span = tuple[int, int]  # characters [begin, end)
 

@@ -11,8 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-from anchorjax.data.chat import ChatTemplate
-from anchorjax.data.tokenizer import Tokenizer
+from anchorjax.data.text.chat import ChatTemplate
+from anchorjax.data.text.tokenizer import Tokenizer
 from anchorjax.errors import EvaluationError
 from anchorjax.evaluation.ruler.haystack import open_essays
 from anchorjax.evaluation.ruler.needles import Kind, NeedleRecipe

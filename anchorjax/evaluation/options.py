@@ -10,9 +10,9 @@ from typing import NoReturn
 
 from absl import logging
 
-from anchorjax.data.chat import ChatTemplate
+from anchorjax.data.text.chat import ChatTemplate
 from anchorjax.errors import UsageError, UserError
-from anchorjax.evaluation.language_model import DTYPES, Description, describe
+from anchorjax.inference.language_model import DTYPES, Description, describe
 
 _SMALL = 2**26  # bytes: configuration, templates and tokenizers, not weights
 

@@ -11,14 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import tqdm
 
-from anchorjax import figures
-from anchorjax.data.tokenizer import Tokenizer
+from anchorjax.data.text.tokenizer import Tokenizer
 from anchorjax.errors import UsageError
 from anchorjax.evaluation import windows
-from anchorjax.evaluation.batching import batches
 from anchorjax.evaluation.results import Results
-from anchorjax.evaluation.scoring import Scorer
 from anchorjax.evaluation.texts import Chosen, digest
+from anchorjax.inference.batching import batches
+from anchorjax.inference.scoring import Scorer
+from anchorjax.pages import figures
 from anchorjax.training.evaluate import bucket_edges, loss_by_bucket
 
 

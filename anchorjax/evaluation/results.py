@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from anchorjax import atomic
 from anchorjax.errors import EvaluationError
+from anchorjax.files import write_atomically
 
 ANSWERS = "answers.jsonl"
 
@@ -103,7 +103,7 @@ class Results:
         """Replaces a file of the directory in one move."""
         data = content if isinstance(content, bytes) else json.dumps(content, indent=2) + "\n"
         with self._writing():
-            atomic.write(self.directory / name, data)
+            write_atomically(self.directory / name, data)
         return self.directory / name
 
     def __enter__(self) -> "Results":

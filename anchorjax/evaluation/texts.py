@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from anchorjax.data import sources, text_file
+from anchorjax.data import sources
 from anchorjax.data.documents import BadRow, Document, Fields, Shard
 from anchorjax.data.sources import public_domain
-from anchorjax.data.tokenizer import Tokenizer
+from anchorjax.data.text import text_file
+from anchorjax.data.text.tokenizer import Tokenizer
 from anchorjax.errors import DataError, EvaluationError, UsageError
 
 SHIPPED = "public_domain"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from anchorjax.evaluation.scoring import Scorer
+from anchorjax.inference.scoring import Scorer
 
 
 @dataclasses.dataclass(frozen=True)

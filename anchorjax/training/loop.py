@@ -10,11 +10,11 @@ from pathlib import Path
 import jax
 
 from anchorjax import data
+from anchorjax.checkpoints.orbax import Checkpoints, DataPosition
 from anchorjax.config import Config
-from anchorjax.data.store import TokenStore
+from anchorjax.data.store.tokens import TokenStore
 from anchorjax.errors import TrainingError, UsageError, WorkdirError
 from anchorjax.sharding import shard_batch
-from anchorjax.training.checkpoint import Checkpoints, DataPosition
 from anchorjax.training.evaluate import Evaluator
 from anchorjax.training.metrics import Progress, Rates, Writer
 from anchorjax.training.probe import probe_attention

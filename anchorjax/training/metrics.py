@@ -10,9 +10,9 @@ from pathlib import Path
 import tqdm
 from tensorboardX import SummaryWriter
 
-from anchorjax import atomic
 from anchorjax.config import Config
-from anchorjax.training import flops
+from anchorjax.files import write_atomically
+from anchorjax.models import flops
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class Writer:
     def __init__(self, workdir: Path, first_step: int, steps: int, tensorboard: bool):
         self._path = workdir / "metrics.jsonl"
         kept = [line for line in _lines(self._path) if not _comes_again(line, first_step, steps)]
-        atomic.write(self._path, "".join(kept))
+        write_atomically(self._path, "".join(kept))
         self._file = open(self._path, "a")  # noqa: SIM115 - open for the run
         self._events = None
         if tensorboard:

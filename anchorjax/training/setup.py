@@ -11,15 +11,15 @@ from jax.sharding import Mesh
 from anchorjax import attention, sharding
 from anchorjax.attention.plan import MAX_TILES
 from anchorjax.attention.tiles import WIDEST
+from anchorjax.checkpoints.huggingface.tokenizer import check_ends
+from anchorjax.checkpoints.pretrained import Pretrained, keep_source
+from anchorjax.checkpoints.pretrained import find as find_pretrained
 from anchorjax.config import Config
 from anchorjax.data import Tokenizer, load_tokenizer, num_anchors
 from anchorjax.errors import ConfigError
-from anchorjax.huggingface.tokenizer import check_ends
 from anchorjax.models import families
 from anchorjax.training import trainable
 from anchorjax.training.optimizer import make_optimizer, make_schedule
-from anchorjax.training.pretrained import Pretrained, keep_source
-from anchorjax.training.pretrained import find as find_pretrained
 from anchorjax.training.state import TrainState, init_state
 from anchorjax.training.step import Steps
 

@@ -16,9 +16,9 @@ from anchorjax.config import Config
 from anchorjax.masks import count_live_pairs
 from anchorjax.models.decoder import Decoder, kinds_of_layers
 from anchorjax.models.layers import Shape
+from anchorjax.models.loss import token_nats, weighted_nats
 from anchorjax.sharding import ROWS
 from anchorjax.training import trainable
-from anchorjax.training.loss import token_nats, weighted_nats
 from anchorjax.training.state import TrainState
 from anchorjax.types import PAD_SEGMENT, Batch
 

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from anchorjax import atomic
 from anchorjax.config import Config
 from anchorjax.errors import WorkdirError
+from anchorjax.files import read_json, write_atomically
 
 COMMANDS = "commands.json"
 # Keys that may differ when a run is continued: they change where and how it runs, not what is computed.
@@ -80,7 +80,7 @@ class Workdir:
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Replaces the file, whole."""
-        atomic.write(self.path / name, json.dumps(content, indent=2) + "\n")
+        write_atomically(self.path / name, json.dumps(content, indent=2) + "\n")
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """What `write_json` wrote, or None. Raises WorkdirError if it is no longer that."""
@@ -116,19 +116,6 @@ def load_commands(workdir: Path) -> list[str]:
     if not isinstance(commands, list) or not all(isinstance(command, str) for command in commands):
         raise WorkdirError(f"{workdir / COMMANDS} cannot be read: its commands are no texts")
     return commands
-
-
-def read_json(file: Path) -> dict[str, Any] | None:
-    """The object in a file, or None if there is no file. Raises WorkdirError if it holds anything else."""
-    try:
-        content = json.loads(file.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise WorkdirError(f"{file} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise WorkdirError(f"{file} cannot be read: it holds no JSON object")
-    return content
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -12,7 +12,7 @@ import sys
 import jax
 import jax.numpy as jnp
 
-from anchorjax.training.flops import PEAK_TFLOPS
+from anchorjax.models.flops import PEAK_TFLOPS
 from benchmarks.gpu_parts.part import Part
 from benchmarks.gpu_parts.workers import enough_calls, seconds
 

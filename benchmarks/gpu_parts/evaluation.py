@@ -18,12 +18,12 @@ import numpy as np
 
 from anchorjax import sharding
 from anchorjax.config import LoraConfig
-from anchorjax.data.tokenizer import ByteTokenizer
-from anchorjax.evaluation import deviation, random_twin
-from anchorjax.evaluation.deviation import GROUPS, Row
-from anchorjax.evaluation.generation import Generator
-from anchorjax.evaluation.language_model import Description
-from anchorjax.evaluation.rotation import PRECISIONS
+from anchorjax.data.text.tokenizer import ByteTokenizer
+from anchorjax.experiments.rope_precision import deviation, random_twin
+from anchorjax.experiments.rope_precision.deviation import GROUPS, Row
+from anchorjax.experiments.rope_precision.rotation import PRECISIONS
+from anchorjax.inference.generation import Generator
+from anchorjax.inference.language_model import Description
 from benchmarks.gpu_parts.part import Part
 from benchmarks.gpu_parts.training_step import config_of
 

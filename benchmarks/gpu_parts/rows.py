@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 LAYOUTS = ("linux", "equal12")
-_LENGTHS = Path(__file__).resolve().parents[1] / "linux_doc_lengths.json"
+_LENGTHS = Path(__file__).resolve().parents[1] / "data/linux_doc_lengths.json"
 _WHOLE = 8192  # shorter rows, which are for dry runs, get documents shorter in proportion
 
 

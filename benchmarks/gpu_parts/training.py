@@ -2,14 +2,14 @@
 
 One row of real document lengths a step, bf16 compute, fp32 weights and AdamW moments. Each mask has a process of its
 own (its peak of memory is its own, too); both are compiled at once, and then take steps in turn. MFU counts live
-pairs and no recomputation (anchorjax/training/flops.py), against the matrix product that `ceilings` measured and
+pairs and no recomputation (anchorjax/models/flops.py), against the matrix product that `ceilings` measured and
 against the data sheet. A dry run takes `xla` attention: the GPU kernels' interpreter does not work inside `shard_map`.
 """
 
 import functools
 import statistics
 
-from anchorjax.training.flops import PEAK_TFLOPS
+from anchorjax.models.flops import PEAK_TFLOPS
 from benchmarks.gpu_parts.part import Part, read
 from benchmarks.gpu_parts.training_step import DRY_MODELS, MODELS
 from benchmarks.gpu_parts.workers import Failed, Worker, in_parallel

@@ -10,8 +10,8 @@ from anchorjax import sharding
 from anchorjax.config import Config, resolve
 from anchorjax.data import num_anchors
 from anchorjax.models import families
+from anchorjax.models.flops import train_flops
 from anchorjax.sharding import shard_batch
-from anchorjax.training.flops import train_flops
 from anchorjax.training.optimizer import make_optimizer, make_schedule
 from anchorjax.training.state import init_state
 from anchorjax.training.step import Steps

@@ -8,7 +8,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from anchorjax.attention import attention
 from anchorjax.masks import Mask
-from benchmarks import peers
+from benchmarks.compiled import peers
 from tests.attention.contract import make_case, max_error
 
 # tokamax multiplies p and dp in the arrays' dtype with XLA's default precision, which is full fp32 on a CPU.

@@ -1,8 +1,8 @@
-"""The documents and questions of benchmarks/anchor_vs_full.py, and its table."""
+"""The documents and questions of benchmarks/training/anchor_vs_full.py, and its table."""
 
 import random
 
-from benchmarks import anchor_vs_full as bench
+from benchmarks.training import anchor_vs_full as bench
 
 
 def test_signs_are_not_in_the_books():

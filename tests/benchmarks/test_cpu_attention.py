@@ -1,4 +1,4 @@
-"""benchmarks/cpu_attention.py runs and keeps its contract; what it measures is not a test's business."""
+"""benchmarks/attention/cpu_attention.py runs and keeps its contract; what it measures is not a test's business."""
 
 import importlib.util
 import json
@@ -8,13 +8,13 @@ import sys
 
 import pytest
 
-from benchmarks.cpu_attention import PAIRS
+from benchmarks.attention.cpu_attention import PAIRS
 from tests.training.jobs import ROOT
 
 
 @pytest.mark.slow
 def test_prints_its_figures_and_one_json_line():
-    command = [sys.executable, "benchmarks/cpu_attention.py", "--lengths=512", "--repeats=1", "--json"]
+    command = [sys.executable, "benchmarks/attention/cpu_attention.py", "--lengths=512", "--repeats=1", "--json"]
     env = os.environ | {"XLA_FLAGS": ""}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""benchmarks/data.py runs and keeps its contract; what it measures is not a test's business."""
+"""benchmarks/data/data.py runs and keeps its contract; what it measures is not a test's business."""
 
 import json
 import subprocess
@@ -8,7 +8,14 @@ from tests.training.jobs import ROOT
 
 
 def test_prints_its_figures_and_one_json_line():
-    command = [sys.executable, "benchmarks/data.py", "--tokens=2000000", "--seconds=0.2", "--lengths=4096", "--json"]
+    command = [
+        sys.executable,
+        "benchmarks/data/data.py",
+        "--tokens=2000000",
+        "--seconds=0.2",
+        "--lengths=4096",
+        "--json",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])

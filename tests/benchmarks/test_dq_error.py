@@ -1,4 +1,4 @@
-"""benchmarks/dq_error.py: its float64 dq; what it finds is not a test's business."""
+"""benchmarks/attention/dq_error.py: its float64 dq; what it finds is not a test's business."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 
 from anchorjax.attention import attention
 from anchorjax.masks import Mask
-from benchmarks import dq_error
+from benchmarks.attention import dq_error
 
 
 def test_exact_dq_is_the_reference_s_gradient():

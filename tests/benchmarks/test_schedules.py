@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from benchmarks import schedules
+from benchmarks.compiled import schedules
 from tests.compilers import ROOT, require_compiler
 
 # Two bodies of two matrix instructions each (the second one also runs something conditionally), between scalar work.
@@ -78,9 +78,9 @@ def test_refuses_a_schedule_without_its_table(tmp_path):
 
 
 def figures(target: str, tiles: str, kernels: str) -> dict:
-    """What benchmarks/tpu_schedule.py finds for a TPU generation."""
+    """What benchmarks/compiled/tpu_schedule.py finds for a TPU generation."""
     require_compiler(target)
-    command = [sys.executable, "benchmarks/tpu_schedule.py", f"--targets={target}", f"--tiles={tiles}"]
+    command = [sys.executable, "benchmarks/compiled/tpu_schedule.py", f"--targets={target}", f"--tiles={tiles}"]
     env = os.environ | {"XLA_FLAGS": ""}
     command += [f"--kernels={kernels}", "--json"]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)

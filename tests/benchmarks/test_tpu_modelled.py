@@ -1,4 +1,4 @@
-"""benchmarks/tpu_modelled.py: its rows, its count of tiles and its formula; what it finds is not a test's business."""
+"""benchmarks/compiled/tpu_modelled.py: its rows, its count of tiles and its formula."""
 
 from collections import Counter
 
@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import peers, tpu_modelled
-from benchmarks.schedules import Body, Schedule
+from benchmarks.compiled import peers, tpu_modelled
+from benchmarks.compiled.schedules import Body, Schedule
 
 
 @pytest.mark.parametrize("pool", tpu_modelled.POOLS)

@@ -9,9 +9,9 @@ import pyarrow
 import pyarrow.parquet
 
 from anchorjax.config import DataConfig
-from anchorjax.data import preparing
-from anchorjax.data.store import TokenStore
-from anchorjax.data.tokenizer import ByteTokenizer
+from anchorjax.data.store import preparing
+from anchorjax.data.store.tokens import TokenStore
+from anchorjax.data.text.tokenizer import ByteTokenizer
 from tests import tiny
 
 BYTES = ByteTokenizer()

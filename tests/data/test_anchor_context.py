@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from anchorjax.data import sources as sources_lib
 from anchorjax.data.documents import BadRow
-from anchorjax.data.index import Index
+from anchorjax.data.store.index import Index
 from anchorjax.errors import DataError
 from tests.data import preparing
 from tests.data.preparing import BYTES, data_config

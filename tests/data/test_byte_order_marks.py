@@ -5,11 +5,12 @@ import json
 
 import pytest
 
-from anchorjax import prepare as prepare_cli
-from anchorjax.data import pieces, tokenizer
+from anchorjax.cli import prepare as prepare_cli
 from anchorjax.data import sources as sources_lib
-from anchorjax.data.index import Index
 from anchorjax.data.sources import jsonl
+from anchorjax.data.store import pieces
+from anchorjax.data.store.index import Index
+from anchorjax.data.text import tokenizer
 from anchorjax.evaluation import longppl
 from anchorjax.evaluation import texts as texts_lib
 from anchorjax.evaluation.longbench import rows as longbench

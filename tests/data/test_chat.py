@@ -9,8 +9,8 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anchorjax.data.chat import ChatTemplate
-from anchorjax.data.tokenizer import HuggingFaceTokenizer
+from anchorjax.data.text.chat import ChatTemplate
+from anchorjax.data.text.tokenizer import HuggingFaceTokenizer
 from tests.data.test_tokenizer import STYLES
 from tests.evaluation import bpe
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from anchorjax import data
-from anchorjax.data import remarks
-from anchorjax.data import store as store_lib
-from anchorjax.data.index import Index
-from anchorjax.data.packing import RowPacker
-from anchorjax.data.store import TokenStore
+from anchorjax.data.rows.packing import RowPacker
+from anchorjax.data.store import remarks
+from anchorjax.data.store import tokens as store_lib
+from anchorjax.data.store.index import Index
+from anchorjax.data.store.tokens import TokenStore
 from anchorjax.errors import ConfigError, DataError
 from tests.data import preparing
 from tests.data.preparing import BYTES, data_config
@@ -59,8 +59,8 @@ def test_a_store_on_disk_is_the_one_in_memory(prepared):
 
 def test_a_large_vocabulary_takes_four_bytes_and_has_the_same_fingerprint(tmp_path, monkeypatch):
     large = dataclasses.replace(BYTES, vocab_size=2**16 + 1)
-    monkeypatch.setattr("anchorjax.data.preparing.tokenizer_lib.load", lambda name: large)
-    monkeypatch.setattr("anchorjax.data.pieces._tokenizer", lambda directory, name: large)
+    monkeypatch.setattr("anchorjax.data.store.tokens.preparing.tokenizer_lib.load", lambda name: large)
+    monkeypatch.setattr("anchorjax.data.store.tokens.pieces._tokenizer", lambda directory, name: large)
     train, _ = preparing.prepare(tmp_path, f"jsonl:{preparing.write_jsonl(tmp_path / 'x.jsonl', ROWS)}")
     built = in_memory(train, large)
     assert (train.tokens.dtype, built.tokens.dtype) == (np.int32, np.int32)

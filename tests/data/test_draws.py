@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anchorjax.data.draws import SHORT, Stream, draws, long_documents, permutation
+from anchorjax.data.rows.draws import SHORT, Stream, draws, long_documents, permutation
 
 RNG = np.random.default_rng(0)
 # Like a mixture: much short web text, books that are all long, code between.

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anchorjax.data import pieces, remarks
 from anchorjax.data import sources as sources_lib
 from anchorjax.data.documents import BadRow, Document, Fields
-from anchorjax.data.index import Index
 from anchorjax.data.sources import array_record, jsonl, tables, text_folder
+from anchorjax.data.store import pieces, remarks
+from anchorjax.data.store.index import Index
 from anchorjax.errors import ConfigError, DataError
 from anchorjax.evaluation import texts as texts_lib
 from tests.data import preparing

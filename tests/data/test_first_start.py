@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from anchorjax.data import preparing as preparing_lib
+from anchorjax.data.store import preparing as preparing_lib
 from anchorjax.errors import DataError
 from tests.data import preparing
 from tests.data.preparing import data_config

@@ -13,9 +13,9 @@ import pytest
 
 from anchorjax import data
 from anchorjax.config import DataConfig
-from anchorjax.data import store as store_lib
-from anchorjax.data import tokenizer as tokenizer_lib
-from anchorjax.data.packing import RowPacker, stack
+from anchorjax.data.rows.packing import RowPacker, stack
+from anchorjax.data.store import tokens as store_lib
+from anchorjax.data.text import tokenizer as tokenizer_lib
 
 HERE = pathlib.Path(__file__).parent
 TOKENIZER = tokenizer_lib.load("bytes")

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anchorjax.data.packing import PackedRows, RowPacker, num_anchors, stack
-from anchorjax.data.store import TokenStore
+from anchorjax.data.rows.packing import PackedRows, RowPacker, num_anchors, stack
+from anchorjax.data.store.tokens import TokenStore
 from anchorjax.types import MASKS, POSITIONS
 
 ANCHOR, PAD = 1_000_000, 1_000_001

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from anchorjax import prepare as prepare_cli
-from anchorjax.data import round_trip
-from anchorjax.data import store as store_lib
-from anchorjax.data import tokenizer as tokenizer_lib
-from anchorjax.data.index import Index
+from anchorjax.cli import prepare as prepare_cli
+from anchorjax.data.store import tokens as store_lib
+from anchorjax.data.store.index import Index
+from anchorjax.data.text import round_trip
+from anchorjax.data.text import tokenizer as tokenizer_lib
 from anchorjax.errors import ConfigError, DataError
 from tests import smollm2
 from tests.data import preparing

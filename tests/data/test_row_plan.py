@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anchorjax.data import row_plan
-from anchorjax.data.row_plan import Pieces, interleave, make_plan, report
+from anchorjax.data.rows import row_plan
+from anchorjax.data.rows.row_plan import Pieces, interleave, make_plan, report
 from anchorjax.types import PACKINGS
 
 documents = given(

@@ -7,8 +7,8 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer
 
-from anchorjax.data import tokenizer as tokenizer_lib
-from anchorjax.data.chat import ChatTemplate
+from anchorjax.data.text import tokenizer as tokenizer_lib
+from anchorjax.data.text.chat import ChatTemplate
 
 BOS, EOS, TURN, CALL, PAD = "<|begin|>", "<|end|>", "<|turn|>", "<call>", "[PAD]"
 

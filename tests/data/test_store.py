@@ -3,8 +3,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from anchorjax.data import store as store_lib
-from anchorjax.data import tokenizer as tokenizer_lib
+from anchorjax.data.store import tokens as store_lib
+from anchorjax.data.text import tokenizer as tokenizer_lib
 
 BYTES = tokenizer_lib.load("bytes")
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from anchorjax import data
-from anchorjax.data import store as store_lib
-from anchorjax.data import tokenizer as tokenizer_lib
+from anchorjax.data.store import tokens as store_lib
+from anchorjax.data.text import tokenizer as tokenizer_lib
 from anchorjax.errors import ConfigError
 from anchorjax.training.setup import Setup
 

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anchorjax import data
-from anchorjax.data import packing as packing_lib
-from anchorjax.data import tokenizer as tokenizer_lib
-from anchorjax.data.packing import RowPacker, num_anchors, sources_of
-from anchorjax.data.row_plan import Pieces
+from anchorjax.data.rows import packing as packing_lib
+from anchorjax.data.rows.packing import RowPacker, num_anchors, sources_of
+from anchorjax.data.rows.row_plan import Pieces
+from anchorjax.data.text import tokenizer as tokenizer_lib
 from anchorjax.masks import allowed
 from anchorjax.types import MASKS, PACKINGS, POSITIONS
 from tests.data.test_loader import assert_equal, config_of

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from anchorjax.data.documents import Document
-from anchorjax.data.index import Index
+from anchorjax.data.store.index import Index
 from anchorjax.errors import DataError
 from tests.data import preparing
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from tests.checkpoints.huggingface import tiny
 from tests.evaluation.making import write_tokenizer
-from tests.huggingface import tiny
 
 
 @pytest.fixture(scope="module")

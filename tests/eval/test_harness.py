@@ -10,10 +10,10 @@ import pytest
 from matplotlib import image
 
 from eval import harness
+from tests.checkpoints.huggingface import tiny
 from tests.evaluation import harness as making
 from tests.evaluation import typed
 from tests.evaluation.making import write_tokenizer
-from tests.huggingface import tiny
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_scores_are_written_and_printed(evaluate, tmp_path, capsys, monkeypatch)
     assert evaluate("killed", "--tasks=all_of_them") == found
     assert (tmp_path / "killed/answers.jsonl").read_bytes().splitlines(keepends=True)[:5] == lines[:5]
 
-    monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
+    monkeypatch.setattr("anchorjax.inference.language_model.load", None)
     (tmp_path / "model").mkdir()
     (tmp_path / "killed").rename(tmp_path / "model/harness")
     typed.assert_makes_the_same(harness.main, tmp_path / "model", "harness")
@@ -140,7 +140,7 @@ def test_what_cannot_be_done_is_one_line_before_any_weight_is_read(
     directory, tasks, arguments, message, capsys, monkeypatch, tmp_path
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
+    monkeypatch.setattr("anchorjax.inference.language_model.load", None)
     capsys.readouterr()
     assert harness.main([f"--hf={directory}", f"--include-path={tasks}", *arguments]) == 2
     error = capsys.readouterr().err.splitlines()[-1:]
@@ -149,7 +149,7 @@ def test_what_cannot_be_done_is_one_line_before_any_weight_is_read(
 
 
 def test_more_examples_than_a_task_has(directory, tasks, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
+    monkeypatch.setattr("anchorjax.inference.language_model.load", None)
     arguments = ["--tasks=choose", "--num-fewshot=9", f"--include-path={tasks}", f"--out={tmp_path}"]
     assert harness.main([f"--hf={directory}", *arguments]) == 2
     assert "harness.py: --num-fewshot=9 is not allowed: " in capsys.readouterr().err

@@ -7,9 +7,9 @@ import shutil
 import pytest
 from matplotlib import image
 
-from anchorjax.evaluation import language_model
-from anchorjax.evaluation.generation import Generation, Generator
 from anchorjax.evaluation.longbench import TASKS
+from anchorjax.inference import language_model
+from anchorjax.inference.generation import Generation, Generator
 from eval import longbench
 from tests.evaluation import typed
 
@@ -100,14 +100,14 @@ def test_a_killed_evaluation_goes_on_to_the_same_result(directory, data, scored,
 
 def test_the_command_in_a_report_gives_the_same_scores(scored, tmp_path, monkeypatch):
     shutil.copytree(scored, tmp_path / "model/longbench")
-    monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
+    monkeypatch.setattr("anchorjax.inference.language_model.load", None)
     typed.assert_makes_the_same(longbench.main, tmp_path / "model", "longbench")
 
 
 def test_other_tasks_stand_beside_those_of_an_earlier_command(directory, data, scored, tmp_path, monkeypatch, capsys):
     out = shutil.copytree(scored, tmp_path / "model/longbench")
     (out / "longbench.json").unlink()
-    monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
+    monkeypatch.setattr("anchorjax.inference.language_model.load", None)
     for task in ("triviaqa", "hotpotqa"):
         assert longbench.main([f"--hf={directory}", f"--data={data}", f"--out={out}", f"--tasks={task}"]) == 0
     assert capsys.readouterr().err == ""
@@ -124,7 +124,7 @@ def test_scores_are_those_of_the_answers(directory, data, scored, tmp_path, monk
         line["text"] = f"answer {index}" if index in "01" else "nothing"
         line["text"] += "\nPassage: more" if task == "triviaqa" else ""
     (out / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (request, *lines)))
-    monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
+    monkeypatch.setattr("anchorjax.inference.language_model.load", None)
     arguments = [f"--hf={directory}", f"--data={data}", f"--out={out}"]
     assert longbench.main([*arguments, "--samples=3"]) == 0
     result = json.loads((out / "longbench.json").read_text())
@@ -168,7 +168,7 @@ def test_what_cannot_be_done_is_one_line_before_any_weight_is_read(
     lines = [sample(0, all_classes=["answer 0"]), sample(1)]
     (some / "trec.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
+    monkeypatch.setattr("anchorjax.inference.language_model.load", None)
     if not any("--tasks" in argument for argument in arguments):
         (some / "trec.jsonl").unlink()
     assert longbench.main([argument.format(hf=directory, data=some) for argument in arguments]) == 2

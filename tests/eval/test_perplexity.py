@@ -10,11 +10,12 @@ import jax
 import pytest
 from matplotlib import image
 
+from anchorjax.checkpoints.orbax import Checkpoints
 from anchorjax.data import eval_rows
-from anchorjax.data import store as store_lib
-from anchorjax.data import tokenizer as tokenizer_lib
-from anchorjax.evaluation import held_out, language_model
-from anchorjax.training.checkpoint import Checkpoints
+from anchorjax.data.store import tokens as store_lib
+from anchorjax.data.text import tokenizer as tokenizer_lib
+from anchorjax.evaluation import held_out
+from anchorjax.inference import language_model
 from anchorjax.training.evaluate import Evaluator
 from eval import perplexity as script
 from tests.evaluation import typed
@@ -142,7 +143,7 @@ def test_a_run_of_other_hardware_is_evaluated_here(jobs, finished, tmp_path, att
 
 
 def test_a_model_that_is_no_run_needs_a_text(finished, tmp_path, capsys):
-    """Such as a directory of anchorjax.convert."""
+    """Such as a directory of anchorjax.cli.convert."""
     config = json.loads((finished / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({name: config[name] for name in ("model", "rope")}))
     assert script.main([f"--workdir={tmp_path}"]) == 2

@@ -6,7 +6,8 @@ import shlex
 import pytest
 
 from eval import report
-from tests import chromium, pages
+from tests import chromium
+from tests import html as pages
 from tests.evaluation import made_runs
 
 ODD = "<script>alert(1) $x_$ & 'y' \u202e日本"
@@ -155,7 +156,7 @@ def test_texts_that_ship_are_named_where_they_are_long_enough(inside, tmp_path):
     ("config", "option"), [({"model_type": "llama"}, "hf"), ({"model": {}, "rope": {}}, "workdir"), (None, "hf")]
 )
 def test_a_model_is_named_by_its_own_option(tmp_path, config, option):
-    """Directories of anchorjax.convert are ours, but no runs; of what is no longer there nothing is known."""
+    """Directories of anchorjax.cli.convert are ours, but no runs; of what is no longer there nothing is known."""
     model = tmp_path / "model"
     if config is not None:
         made_runs.put(model / "config.json", config)

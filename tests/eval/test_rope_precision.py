@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from anchorjax.data import tokenizer as tokenizer_lib
-from anchorjax.evaluation import language_model, random_twin
-from anchorjax.evaluation import rope_precision as experiments
+from anchorjax.data.text import tokenizer as tokenizer_lib
 from anchorjax.evaluation.ruler.haystack import open_essays
+from anchorjax.experiments.rope_precision import random_twin
+from anchorjax.experiments.rope_precision import rope_precision as experiments
+from anchorjax.inference import language_model
 from eval import rope_precision
 from tests.evaluation import typed
 
@@ -92,8 +93,8 @@ def test_a_killed_measurement_goes_on_to_the_same_result(directory, measured, tm
 
 def test_the_command_in_a_report_gives_the_same_without_weights(measured, tmp_path, monkeypatch):
     shutil.copytree(measured, tmp_path / "model/rope_precision")
-    monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
-    monkeypatch.setattr("anchorjax.evaluation.random_twin.draw", None)
+    monkeypatch.setattr("anchorjax.inference.language_model.load", None)
+    monkeypatch.setattr("anchorjax.experiments.rope_precision.random_twin.draw", None)
     typed.assert_makes_the_same(rope_precision.main, tmp_path / "model", "rope_precision")
 
 
@@ -139,7 +140,7 @@ def test_what_cannot_be_done_is_one_line_before_any_weight_is_read(
     arguments, message, directory, capsys, monkeypatch, tmp_path
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
+    monkeypatch.setattr("anchorjax.inference.language_model.load", None)
     short = ["--tokens=64", "--lengths=64", "--document-tokens=9", "--shifts=0"]
     assert rope_precision.main([*short, *(argument.format(directory) for argument in arguments)]) == 2
     error = capsys.readouterr().err

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from anchorjax.evaluation import language_model, options
+from anchorjax.evaluation import options
 from anchorjax.evaluation import ruler as ruler_lib
+from anchorjax.inference import language_model
 from eval import generate, needle, ruler
 from tests.evaluation import typed
 
@@ -50,13 +51,13 @@ def test_a_killed_evaluation_goes_on_to_the_same_result(directory, scored, tmp_p
 
 
 def test_a_finished_evaluation_needs_no_weights(directory, scored, monkeypatch):
-    monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
+    monkeypatch.setattr("anchorjax.inference.language_model.load", None)
     assert ruler.main([f"--hf={directory}", f"--tasks={TASKS}", f"--out={scored}", *LENGTHS]) == 0
 
 
 def test_the_command_in_a_report_gives_the_same_scores(scored, tmp_path, monkeypatch):
     shutil.copytree(scored, tmp_path / "model/ruler")
-    monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
+    monkeypatch.setattr("anchorjax.inference.language_model.load", None)
     typed.assert_makes_the_same(ruler.main, tmp_path / "model", "ruler")
 
 
@@ -66,7 +67,7 @@ def test_other_tasks_and_lengths_stand_beside_those_of_an_earlier_command(
     """Of kept answers: by task, then by length, to what one command finds. What cannot stand so is named."""
     out = shutil.copytree(scored, tmp_path / "model/ruler")
     (out / "ruler.json").unlink()
-    monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
+    monkeypatch.setattr("anchorjax.inference.language_model.load", None)
     common = [f"--hf={directory}", f"--out={out}", "--context=2048"]
     for arguments in (["--lengths=2K", "--tasks=niah_single_1"], ["--lengths=2K", "--tasks=vt"], ["--lengths=1536"]):
         assert ruler.main([*common, "--samples=2", f"--tasks={TASKS}", *arguments]) == 0
@@ -86,7 +87,7 @@ def test_scores_are_those_of_the_answers(directory, scored, tmp_path, monkeypatc
     """With every second reference in the answers, half of each score is there."""
     out = shutil.copytree(scored, tmp_path / "out")
     request, *answers = map(json.loads, (out / "answers.jsonl").read_text().splitlines())
-    from anchorjax.data import tokenizer
+    from anchorjax.data.text import tokenizer
 
     rules = tokenizer.load(str(directory))
     for line in answers:
@@ -108,7 +109,7 @@ def test_needle_draws_its_grid(directory, tmp_path, capsys, monkeypatch):
     assert result["depths"] == [0.0, 50.0, 100.0]
     assert image.imread(out / "needle.png").std() > 0
     assert "100%" in capsys.readouterr().out
-    monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
+    monkeypatch.setattr("anchorjax.inference.language_model.load", None)
     typed.assert_makes_the_same(needle.main, out.parent, "needle")
     (out / "needle.json").unlink()
     for length in ("1536", "1K"):  # one after the other, of kept answers
@@ -166,7 +167,7 @@ def test_what_cannot_be_done_is_one_line_before_any_weight_is_read(
     script, arguments, message, directory, capsys, monkeypatch, tmp_path
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
+    monkeypatch.setattr("anchorjax.inference.language_model.load", None)
     assert script.main([argument.format(directory) for argument in arguments]) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -271,7 +272,7 @@ def test_a_run_goes_on_as_its_training_step_would(run):
     import jax.numpy as jnp
 
     from anchorjax import sharding
-    from anchorjax.evaluation.generation import Generator
+    from anchorjax.inference.generation import Generator
     from anchorjax.models.decoder import logits
 
     model = language_model.describe(workdir=run)

@@ -13,13 +13,13 @@ import torch
 from matplotlib import image
 from tokenizers import Tokenizer
 
-from anchorjax.data import tokenizer as tokenizer_lib
-from anchorjax.evaluation import language_model
+from anchorjax.data.text import tokenizer as tokenizer_lib
+from anchorjax.inference import language_model
 from anchorjax.training.evaluate import bucket_edges
 from eval import longppl, perplexity
+from tests.checkpoints.huggingface import tiny
 from tests.evaluation import typed
 from tests.evaluation.making import write_tokenizer
-from tests.huggingface import tiny
 
 WORDS = ["dear", "Emma", "was", "walking", "to", "Highbury", "again,", "and", "Mr.", "Knightley"]
 RNG = np.random.default_rng(1)
@@ -131,20 +131,20 @@ def test_a_killed_perplexity_goes_on_to_the_same_result(model, text, scored, tmp
 
 
 def test_a_finished_perplexity_needs_no_weights(model, text, scored, monkeypatch):
-    monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
+    monkeypatch.setattr("anchorjax.inference.language_model.load", None)
     assert perplexity.main([f"--hf={model[1]}", f"--text={text}", f"--out={scored}", ROWS, *PERPLEXITY]) == 0
 
 
 def test_the_command_in_a_report_gives_the_same_perplexity(scored, tmp_path, monkeypatch):
     shutil.copytree(scored, tmp_path / "model/perplexity")
-    monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
+    monkeypatch.setattr("anchorjax.inference.language_model.load", None)
     typed.assert_makes_the_same(perplexity.main, tmp_path / "model", "perplexity_text")
 
 
 def test_other_lengths_stand_beside_those_of_an_earlier_command(model, text, scored, tmp_path, monkeypatch, capsys):
     out = shutil.copytree(scored, tmp_path / "out")
     (out / "perplexity.json").unlink()
-    monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
+    monkeypatch.setattr("anchorjax.inference.language_model.load", None)
     common = [f"--hf={model[1]}", f"--text={text}", f"--out={out}", *PERPLEXITY]
     for length in (100, 110):
         assert perplexity.main([*common, f"--lengths={length}"]) == 0
@@ -221,13 +221,13 @@ def test_key_tokens_of_a_file_are_those_of_its_evaluator(model, judged, text, tm
     assert result["evaluator"] == whole["evaluator"] and result["rule"] == whole["rule"]
     assert result["lengths"]["100"] == whole["lengths"]["100"] | {"too_short": None}
     monkeypatch.chdir(tmp_path)  # files are recorded by their whole paths
-    monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
+    monkeypatch.setattr("anchorjax.inference.language_model.load", None)
     typed.assert_makes_the_same(longppl.main, tmp_path / "model", "longppl")
 
 
 def test_the_command_in_a_report_gives_the_same_longppl(judged, tmp_path, monkeypatch):
     shutil.copytree(judged[0], tmp_path / "model/longppl")
-    monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
+    monkeypatch.setattr("anchorjax.inference.language_model.load", None)
     command = typed.assert_makes_the_same(longppl.main, tmp_path / "model", "longppl")
     assert " --samples=3 --seed=42 --evaluator-hf=" in command and " --evaluator-context=256 " in command
 
@@ -311,7 +311,7 @@ def test_a_document_within_the_short_context_has_no_key_token(model, tmp_path):
 def test_what_cannot_be_done_is_one_line_before_any_weight_is_read(
     script, arguments, message, model, evaluator, text, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr("anchorjax.evaluation.language_model.load", None)
+    monkeypatch.setattr("anchorjax.inference.language_model.load", None)
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"text": "abc"}\n{}\n')
     (tmp_path / "mixed").mkdir()

@@ -10,7 +10,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from anchorjax.data.sources.public_domain import CORPUS
-from anchorjax.data.tokenizer import HuggingFaceTokenizer
+from anchorjax.data.text.tokenizer import HuggingFaceTokenizer
 
 SPECIALS = ["<s>", "</s>", "<|user|>", "<|assistant|>", "<|end|>"]
 TEMPLATE = (

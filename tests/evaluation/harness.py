@@ -7,11 +7,12 @@ from pathlib import Path
 
 import transformers
 
-from anchorjax.evaluation import generation, harness, language_model, scoring
-from anchorjax.evaluation.language_model import Description
+from anchorjax.evaluation import harness
 from anchorjax.evaluation.results import Results
+from anchorjax.inference import generation, language_model, scoring
+from anchorjax.inference.language_model import Description
+from tests.checkpoints.huggingface import tiny
 from tests.evaluation.making import write_tokenizer
-from tests.huggingface import tiny
 
 # As Gemma's does, it takes no system message; as Llama 3's does, it strips what is said.
 TEMPLATE = (

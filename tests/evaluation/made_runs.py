@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from anchorjax import figures
+from anchorjax.pages import figures
 from tests import tiny
 
 LENGTHS, DEPTHS = [1024, 2048, 4096], [0.0, 25.0, 50.0, 75.0, 100.0]

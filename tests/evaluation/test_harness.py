@@ -10,11 +10,12 @@ from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
-from anchorjax.data.tokenizer import ByteTokenizer
+from anchorjax.data.text.tokenizer import ByteTokenizer
 from anchorjax.errors import EvaluationError
-from anchorjax.evaluation import harness, language_model, scoring
+from anchorjax.evaluation import harness
 from anchorjax.evaluation.results import Results
-from anchorjax.evaluation.sampling import Sampling
+from anchorjax.inference import language_model, scoring
+from anchorjax.inference.sampling import Sampling
 from tests.evaluation import harness as making
 
 LONG = "the quick brown fox jumps over the lazy dog, and " * 8  # 392 tokens, of which 256 fit

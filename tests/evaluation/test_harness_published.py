@@ -9,7 +9,7 @@ import pytest
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 
-from anchorjax.evaluation import generation, scoring
+from anchorjax.inference import generation, scoring
 from tests.evaluation import harness as making
 
 SHIPPED = Path(lm_eval.__file__).parent / "tasks"

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import transformers
 
-from anchorjax.data import tokenizer as tokenizer_lib
-from anchorjax.data.chat import ChatTemplate
+from anchorjax.data.text import tokenizer as tokenizer_lib
+from anchorjax.data.text.chat import ChatTemplate
 from anchorjax.errors import EvaluationError
 from anchorjax.evaluation import longbench
 from anchorjax.evaluation.longbench import EVEN, PUBLISHED, TASKS, Row, Samples

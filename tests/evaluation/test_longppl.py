@@ -10,15 +10,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anchorjax.data import tokenizer as tokenizer_lib
+from anchorjax.data.text import tokenizer as tokenizer_lib
 from anchorjax.errors import EvaluationError, UsageError
-from anchorjax.evaluation import language_model, longppl, windows
+from anchorjax.evaluation import longppl, windows
 from anchorjax.evaluation.longppl import Piece, Rule
 from anchorjax.evaluation.results import Results
-from anchorjax.evaluation.scoring import Scorer
 from anchorjax.evaluation.texts import Chosen
+from anchorjax.inference import language_model
+from anchorjax.inference.scoring import Scorer
+from tests.checkpoints.huggingface import tiny
 from tests.evaluation.making import write_tokenizer
-from tests.huggingface import tiny
 
 BYTES = tokenizer_lib.load("bytes")
 LONG, SHORT = np.array([2, 1, 1.5, 1]), np.array([2, 3, 0.5, 4])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from anchorjax.data import tokenizer as tokenizer_lib
+from anchorjax.data.text import tokenizer as tokenizer_lib
 from anchorjax.errors import EvaluationError
 from anchorjax.evaluation.needle import Grid
 from tests.evaluation.test_ruler_needles import context_of

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from anchorjax.data import tokenizer as tokenizer_lib
+from anchorjax.data.text import tokenizer as tokenizer_lib
 from anchorjax.evaluation import ruler
 from anchorjax.evaluation.ruler import needles
 from anchorjax.evaluation.ruler.haystack import NOISE, open_essays

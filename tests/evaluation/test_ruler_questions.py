@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from anchorjax.data import tokenizer as tokenizer_lib
+from anchorjax.data.text import tokenizer as tokenizer_lib
 from anchorjax.errors import EvaluationError
 from anchorjax.evaluation import ruler
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from anchorjax.data import tokenizer as tokenizer_lib
-from anchorjax.data.chat import ChatTemplate
+from anchorjax.data.text import tokenizer as tokenizer_lib
+from anchorjax.data.text.chat import ChatTemplate
 from anchorjax.errors import EvaluationError
 from anchorjax.evaluation import ruler
 from anchorjax.evaluation.ruler import sizing

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from anchorjax.data import sources
-from anchorjax.data import tokenizer as tokenizer_lib
+from anchorjax.data.text import tokenizer as tokenizer_lib
 from anchorjax.errors import EvaluationError, UsageError
 from anchorjax.evaluation import texts
 from anchorjax.evaluation.texts import Documents

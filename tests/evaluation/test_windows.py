@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from anchorjax.evaluation import language_model, windows
-from anchorjax.evaluation.scoring import Scorer
+from anchorjax.evaluation import windows
+from anchorjax.inference import language_model
+from anchorjax.inference.scoring import Scorer
+from tests.checkpoints.huggingface import tiny
+from tests.checkpoints.huggingface.tiny import VOCABULARY
 from tests.evaluation.making import write_tokenizer
-from tests.huggingface import tiny
-from tests.huggingface.tiny import VOCABULARY
 
 BOS = 0
 IDS = np.random.default_rng(4).integers(3, VOCABULARY, 45).astype(np.int32)

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from anchorjax.evaluation.report import commands, reading
+from anchorjax.pages.runs import commands, reading
 
 
 def assert_makes_the_same(main: Callable[[list[str]], int], path: Path, evaluation: str) -> str:

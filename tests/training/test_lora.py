@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from anchorjax.huggingface import checkpoint as hf_checkpoint
-from anchorjax.huggingface.weights import Weights
+from anchorjax.checkpoints.huggingface import checkpoint as hf_checkpoint
+from anchorjax.checkpoints.huggingface.weights import Weights
 from anchorjax.models.decoder import Decoder, logits
 from anchorjax.models.layers import named_leaves
 from anchorjax.sharding import shard_batch

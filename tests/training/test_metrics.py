@@ -5,7 +5,8 @@ import json
 import pytest
 from tensorboardX.proto import event_pb2
 
-from anchorjax.training import flops, metrics
+from anchorjax.models import flops
+from anchorjax.training import metrics
 from tests import tiny
 
 

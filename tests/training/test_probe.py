@@ -10,7 +10,7 @@ import pytest
 
 from anchorjax import data
 from anchorjax.attention import anchors, sharded
-from anchorjax.data.tokenizer import ByteTokenizer
+from anchorjax.data.text.tokenizer import ByteTokenizer
 from anchorjax.errors import LeakageError
 from anchorjax.sharding import BATCH, shard_batch
 from anchorjax.training import loop

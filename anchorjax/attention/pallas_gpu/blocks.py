@@ -1,11 +1,11 @@
 """The shapes each kernel works in: which part of a tile at a time, by how many warps.
 
-A tile of the plan and a block of a kernel are different things: a kernel goes through a tile block by block, so
-that the plan's tiles may be chosen by documents and the blocks by registers. A thread has 255 registers; what
-does not fit is spilled to memory at every step. The figures are ptxas's (13.5; benchmarks/gpu_static.py), registers
-a thread on sm_80 / sm_90a / sm_100a: there none of these blocks spills. With a window and a soft cap, rows that no
-tile divides, or 64-bit offsets, bf16 does not either, save 12 bytes at width 192 on sm_100a; fp32 then spills up to
-24 bytes at some widths. All of it is compiled, not measured: a GPU may prefer others.
+A tile of the plan and a block of a kernel are different things: a kernel goes through a tile block by block, so that
+the plan's tiles may be chosen by documents and the blocks by registers. A thread has 255 registers; what does not fit
+is spilled to memory at every step. The figures are ptxas's (13.5; benchmarks/compiled/gpu_static.py), registers a
+thread on sm_80 / sm_90a / sm_100a: there none of these blocks spills. With a window and a soft cap, rows that no tile
+divides, or 64-bit offsets, bf16 does not either, save 12 bytes at width 192 on sm_100a; fp32 then spills up to 24
+bytes at some widths. All of it is compiled, not measured: a GPU may prefer others.
 """
 
 import dataclasses

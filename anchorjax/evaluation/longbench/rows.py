@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from anchorjax.data import text_file
 from anchorjax.data.documents import BadRow, utf8
 from anchorjax.data.sources.jsonl import Lines, parse
+from anchorjax.data.text import text_file
 from anchorjax.errors import EvaluationError
 from anchorjax.evaluation.longbench.metrics import RETRIEVED
 from anchorjax.evaluation.longbench.tasks import PUBLISHED, TASKS, Task

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from anchorjax.data.chat import ChatTemplate, frame
-from anchorjax.data.tokenizer import Tokenizer
+from anchorjax.data.text.chat import ChatTemplate, frame
+from anchorjax.data.text.tokenizer import Tokenizer
 from anchorjax.errors import EvaluationError
 from anchorjax.evaluation.longbench.rows import Row
 from anchorjax.evaluation.longbench.tasks import Task

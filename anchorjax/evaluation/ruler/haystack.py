@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from anchorjax.data import files, text_file
+from anchorjax.data.sources import files
 from anchorjax.data.sources.public_domain import CORPUS
+from anchorjax.data.text import text_file
 from anchorjax.errors import EvaluationError
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."

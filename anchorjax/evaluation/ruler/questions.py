@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from anchorjax.data import text_file
+from anchorjax.data.text import text_file
 from anchorjax.errors import EvaluationError
 from anchorjax.evaluation.ruler.sample import Draft, Recipe, Setting
 

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from anchorjax.data.tokenizer import Tokenizer
+from anchorjax.data.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Literal, NoReturn
 
 import numpy as np
 
-from anchorjax.data.chat import ChatTemplate, frame
-from anchorjax.data.tokenizer import Tokenizer
+from anchorjax.data.text.chat import ChatTemplate, frame
+from anchorjax.data.text.tokenizer import Tokenizer
 from anchorjax.errors import EvaluationError
 from anchorjax.evaluation.ruler import needles, questions, sizing, variables, words
 from anchorjax.evaluation.ruler.sample import Draft, Recipe, Sample, Setting

@@ -1,0 +1,162 @@
+"""A decoder's weights from a model directory, and back into one, tensor by tensor.
+
+The host holds one tensor at a time on its way to the devices, and one on its way back.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from anchorjax import precision
+from anchorjax.checkpoints.huggingface.weights import BUFFERS, Weights, write_files
+from anchorjax.config import LoraConfig, ModelConfig
+from anchorjax.errors import WeightsError
+from anchorjax.models import families
+from anchorjax.models.decoder import Decoder
+from anchorjax.models.families import Leaf
+from anchorjax.models.layers import named_leaves
+
+DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+SHOWN = 3  # names in a message about many
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a tensor lies in a decoder: a leaf, and its layer if it is a block's."""
+
+    leaf: str
+    layer: int | None
+    inputs: int  # as in families.Leaf
+    size: tuple[int, ...]  # of the leaf, without layers
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """In the checkpoint."""
+        if self.inputs:
+            return math.prod(self.size[self.inputs :]), math.prod(self.size[: self.inputs])
+        return (math.prod(self.size),) if "bias" in self.leaf else self.size
+
+    def from_checkpoint(self, tensor: np.ndarray) -> np.ndarray:
+        """A view in the decoder's shape."""
+        return (tensor.T if self.inputs else tensor).reshape(self.size)
+
+    def to_checkpoint(self, x: np.ndarray) -> np.ndarray:
+        return x.reshape(self.shape[::-1]).T if self.inputs else x.reshape(self.shape)
+
+
+def places(params: Decoder, model: ModelConfig) -> dict[str, Place]:
+    """Every tensor of a checkpoint of this (concrete or abstract) decoder, by its name there, in their usual order."""
+    leaves = named_leaves(params)
+
+    def place(leaf: Leaf, layer: int | None) -> Place:
+        name = leaf.name if layer is None else f"blocks.{leaf.name}"
+        size = leaves[name].shape
+        return Place(name, layer, leaf.inputs, size if layer is None else size[1:])
+
+    found = {EMBEDDING: place(Leaf("embed_VD"), None)}
+    for layer in range(model.num_layers):
+        for name, leaf in families.load(model.family).block.items():
+            found[f"model.layers.{layer}.{name}"] = place(leaf, layer)
+    found["model.norm.weight"] = place(Leaf("final_norm_D"), None)
+    if not model.tie_embeddings:
+        found[HEAD] = place(Leaf("unembed_DV", 1), None)
+    return found
+
+
+def load(params: Decoder, model: ModelConfig, weights: Weights) -> Decoder:
+    """The decoder with its weights replaced, each on the devices and in the dtype that it had. Adapters stay.
+
+    Args:
+      params: on the current mesh; its buffers are used again, so it must not be.
+
+    Raises:
+      WeightsError: a tensor is missing, too many, or of another shape.
+    """
+    wanted = places(params, model)
+    if model.tie_embeddings and HEAD in weights.tensors and EMBEDDING not in weights.tensors:
+        wanted[HEAD] = wanted.pop(EMBEDDING)  # safetensors' own save_model keeps one name of two, the first by alphabet
+    _compare(wanted, weights, model)
+    leaves, structure = named_leaves(params), jax.tree.structure(params)
+    for name, place in wanted.items():
+        leaves[place.leaf] = _put(leaves[place.leaf], place.from_checkpoint(weights.read(name)), place.layer)
+    return jax.tree.unflatten(structure, leaves.values())
+
+
+def _compare(wanted: Mapping[str, Place], weights: Weights, model: ModelConfig) -> None:
+    found = {name: info for name, info in weights.tensors.items() if not name.endswith(BUFFERS)}
+    if model.tie_embeddings and {HEAD, EMBEDDING} <= found.keys():
+        if _digest(weights, HEAD) != _digest(weights, EMBEDDING):
+            raise WeightsError(f"{weights.directory}: {HEAD} is not the embedding to which it is said to be tied")
+        del found[HEAD]
+    if missing := wanted.keys() - found.keys():
+        raise WeightsError(f"{weights.directory} lacks {_some(missing)}")
+    if extra := found.keys() - wanted.keys():
+        raise WeightsError(f"{weights.directory}: a {model.family} model of its config.json has no {_some(extra)}")
+    for name, place in wanted.items():
+        if found[name].shape != place.shape:
+            raise WeightsError(
+                f"{found[name].file}: {name} has shape {found[name].shape}; config.json makes it {place.shape}"
+            )
+
+
+def _digest(weights: Weights, name: str) -> tuple:
+    """What two tensors have in common if they are the same; they need not be in memory together."""
+    x = weights.read(name)
+    return x.shape, x.dtype, hashlib.sha256(x.view(np.uint8)).digest()
+
+
+def _some(names) -> str:
+    rest = len(names) - SHOWN
+    return ", ".join(sorted(names)[:SHOWN]) + (f" and {rest} others" if rest > 0 else "")
+
+
+def _put(leaf: jax.Array, value: np.ndarray, layer: int | None) -> jax.Array:
+    spec = leaf.sharding.spec
+    sharding = NamedSharding(leaf.sharding.mesh, spec if layer is None else PartitionSpec(*spec[1:]))
+    value = jax.device_put(value, sharding)
+    # Waiting, so that no second tensor is on its way: the host need not hold two.
+    return jax.block_until_ready(_replace(leaf, value, layer))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _replace(leaf: jax.Array, value: jax.Array, layer: jax.Array | None) -> jax.Array:
+    """A write into the leaf even where it replaces all: a buffer that is not used is not given up."""
+    value = value.astype(leaf.dtype)
+    if layer is None:
+        return jax.lax.dynamic_update_slice(leaf, value, (0,) * leaf.ndim)
+    return jax.lax.dynamic_update_index_in_dim(leaf, value, layer, 0)
+
+
+def save(params: Decoder, model: ModelConfig, lora: LoraConfig, directory: Path, dtype: str) -> None:
+    """Writes the weights into an existing directory, adapters merged in fp32 into what they are beside."""
+    found, leaves = places(params, model), named_leaves(params)
+
+    def read(name: str) -> np.ndarray:
+        place = found[name]
+        x = np.asarray(_take(leaves, place.leaf, place.layer, lora.alpha / max(1, lora.rank)))
+        with np.errstate(over="ignore"):
+            narrow = np.ascontiguousarray(place.to_checkpoint(x), DTYPES[dtype])
+        if not np.isfinite(narrow).all():
+            raise WeightsError(f"{name} holds numbers that are not finite in {dtype}; choose another --dtype")
+        return narrow
+
+    tensors = {name: jax.ShapeDtypeStruct(place.shape, DTYPES[dtype]) for name, place in found.items()}
+    write_files(directory, tensors, read)
+
+
+def _take(leaves: Mapping[str, jax.Array], name: str, layer: int | None, scale: float) -> jax.Array:
+    """A leaf's layer, with its adapter's product added; never the leaf itself, which would keep what the host reads."""
+    stem = name.rsplit("_", 1)[0] + "_adapter"
+    if f"{stem}.down" not in leaves:
+        return jax.numpy.copy(leaves[name]) if layer is None else leaves[name][layer]
+    down, up = leaves[f"{stem}.down"][layer], leaves[f"{stem}.up"][layer]
+    return leaves[name][layer].astype("float32") + scale * jax.numpy.tensordot(down, up, 1, precision=precision.EXACT)

@@ -1,0 +1,271 @@
+"""The tensors of a model directory, by name.
+
+Reading knows two layouts: `model.safetensors`, or shards that `model.safetensors.index.json` lists. `open` vets
+all of it and reads headers only; a tensor is in memory once it is asked for. Pickles are never read, whatever
+they are called: they can run any code.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import ml_dtypes
+import numpy as np
+
+from anchorjax.checkpoints.huggingface.directory import member, new_directory
+from anchorjax.errors import WeightsError
+
+if TYPE_CHECKING:
+    from safetensors import safe_open
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
+# Of old Llama checkpoints, in fp32 beside weights in bf16: no weights, as they follow from the configuration.
+BUFFERS = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+
+
+class Shaped(Protocol):
+    """What describes a tensor: a TensorInfo, an array, a jax.ShapeDtypeStruct."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorInfo:
+    """A tensor that is on disk: `dtype` is float32, bfloat16 (of ml_dtypes) or float16."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    file: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """All tensors of `directory`; made by `open`."""
+
+    directory: Path
+    tensors: Mapping[str, TensorInfo]
+
+    @classmethod
+    def open(cls, directory: str | Path) -> "Weights":
+        """Reads the headers of all files.
+
+        Raises:
+          WeightsError: there are no safetensors; a file is missing, damaged, of another format or outside of
+            the directory; index and shards disagree; a tensor is in two shards or of another dtype.
+        """
+        directory = Path(directory).expanduser()
+        weight_map = _weight_map(directory)
+        tensors = {}
+        for name in [SINGLE] if weight_map is None else sorted(set(weight_map.values())):
+            for tensor, info in _header(member(directory, name)).items():
+                if tensor in tensors:
+                    raise WeightsError(f"{directory}: {tensor!r} is in both {tensors[tensor].file.name} and {name}")
+                tensors[tensor] = info
+        if weight_map is not None:
+            _compare(directory / INDEX, weight_map, tensors)
+        return cls(directory, tensors)
+
+    @property
+    def dtype(self) -> str:
+        """The one dtype of all weights, or float32, which holds them all."""
+        dtypes = {str(info.dtype) for name, info in self.tensors.items() if not name.endswith(BUFFERS)}
+        return dtypes.pop() if len(dtypes) == 1 else "float32"
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor `name`, in memory of its own. Raises WeightsError if there is none, or its file changed."""
+        if name not in self.tensors:
+            raise WeightsError(f"{self.directory} has no tensor {name!r}")
+        info = self.tensors[name]
+        with _opened(info.file) as file:
+            array = file.get_tensor(name)
+        if (array.shape, array.dtype) != (info.shape, info.dtype):
+            raise WeightsError(f"{info.file} changed while it was being read: {name!r} is another tensor now")
+        return array
+
+
+def _weight_map(directory: Path) -> dict[str, str] | None:
+    """Shard by tensor as the index has it; None if there is one file and no index."""
+    try:
+        names = os.listdir(directory)
+    except OSError as error:
+        raise WeightsError(f"{directory} cannot be read: {error.strerror or error}") from error
+    if INDEX not in names:
+        if SINGLE not in names:
+            raise WeightsError(_nothing_to_read(directory, sorted(names)))
+        return None
+    file = member(directory, INDEX)
+    try:
+        index = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{file} cannot be read as JSON: {error}") from error
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise WeightsError(f"{file} has no weight_map with the shard of each tensor")
+    for tensor, shard in weight_map.items():
+        if not isinstance(shard, str) or not shard.endswith(".safetensors"):
+            raise WeightsError(f"{file}: {tensor!r} is said to be in {shard!r}; only safetensors are read")
+    if SINGLE in names and SINGLE not in weight_map.values():
+        raise WeightsError(f"{directory} has both {SINGLE} and {INDEX}, which does not list it: remove one")
+    return weight_map
+
+
+def _nothing_to_read(directory: Path, names: list[str]) -> str:
+    pickles = [name for name in names if name.endswith(_PICKLES)]
+    others = [name for name in names if name.endswith(".safetensors")]
+    reason = f"{directory} has neither {SINGLE} nor {INDEX}"
+    if others:
+        return f"{reason}, only {', '.join(others)}"
+    if pickles:
+        return f"{reason}, only {', '.join(pickles)}: only safetensors are read, since pickles can run any code"
+    return reason
+
+
+def _compare(index: Path, weight_map: dict[str, str], tensors: dict[str, TensorInfo]) -> None:
+    for name, shard in weight_map.items():
+        if name not in tensors:
+            raise WeightsError(f"{index}: {name!r} is said to be in {shard}, which lacks it")
+        if (found := tensors[name].file.name) != shard:
+            raise WeightsError(f"{index}: {name!r} is said to be in {shard}, but is in {found}")
+    for name, info in tensors.items():
+        if name not in weight_map:
+            raise WeightsError(f"{info.file}: {name!r} is not in {INDEX}")
+
+
+def _header(path: Path) -> dict[str, TensorInfo]:
+    tensors = {}
+    with _opened(path) as file:
+        for name in file.keys():  # noqa: SIM118 - not a dict
+            entry = file.get_slice(name)
+            if entry.get_dtype() not in DTYPES:
+                raise WeightsError(f"{path}: {name!r} is {entry.get_dtype()}; allowed: {', '.join(DTYPES)}")
+            tensors[name] = TensorInfo(tuple(entry.get_shape()), DTYPES[entry.get_dtype()], path)
+    if not tensors:
+        raise WeightsError(f"{path} holds no tensors")
+    return tensors
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> "Iterator[safe_open]":
+    from safetensors import SafetensorError, safe_open  # a model whose weights are drawn does without
+
+    try:
+        # pread: a file that is cut while it is mapped would kill the process.
+        with safe_open(path, framework="np", backend="pread") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path} cannot be read as safetensors: {_disguise(path) or error}") from error
+
+
+def _disguise(path: Path) -> str | None:
+    """What a file that is no safetensors is, going by its first bytes."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(16)
+    except OSError:
+        return None
+    if head.startswith(b"PK\x03\x04"):
+        return "it is a zip archive, as torch.save makes them of pickles"
+    # 0x80 and a protocol number; a safetensors header of 640 bytes starts so too, but then come zeros.
+    if head[:1] == b"\x80" and head[1:2] in b"\1\2\3\4\5" and head[2:3] != b"\0":
+        return "it is a pickle"
+    if head.startswith(b"version https:/"):
+        return "it is a Git LFS pointer; `git lfs pull` fetches the file"
+    return None
+
+
+def write(
+    directory: str | Path,
+    tensors: Mapping[str, Shaped],
+    read: Callable[[str], np.ndarray],
+    *,
+    shard_bytes: int = 5 * 10**9,
+) -> None:
+    """Makes `directory` with these weights alone, whole or not at all. Raises as new_directory and write_files do."""
+    with new_directory(directory) as part:
+        write_files(part, tensors, read, shard_bytes=shard_bytes)
+
+
+def write_files(
+    directory: Path,
+    tensors: Mapping[str, Shaped],
+    read: Callable[[str], np.ndarray],
+    *,
+    shard_bytes: int = 5 * 10**9,
+) -> None:
+    """Writes weights into an existing directory, in the order given: one file, or shards and their index.
+
+    Args:
+      tensors: what there will be; shapes and dtypes are needed before the first value.
+      read: gives the values of one tensor; called once for each, and none is kept.
+      shard_bytes: no shard is larger, apart from one with a single tensor.
+
+    Raises:
+      ValueError: no tensors, a dtype that is not in DTYPES, or an array that is not as `tensors` says.
+      OSError: the disk is full, or the like.
+    """
+    for name, info in tensors.items():
+        if info.dtype not in _CODES:
+            raise ValueError(f"{name!r} is {info.dtype}; allowed: {', '.join(map(str, _CODES))}")
+    shards = _split(tensors, shard_bytes)
+    if not shards:
+        raise ValueError("there are no tensors to write")
+    if len(shards) == 1:
+        return _write_shard(directory / SINGLE, tensors, shards[0], read)
+    weight_map = {}
+    for number, names in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        _write_shard(directory / file, tensors, names, read)
+        weight_map |= dict.fromkeys(names, file)
+    total = sum(_num_bytes(info) for info in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (directory / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _split(tensors: Mapping[str, Shaped], shard_bytes: int) -> list[list[str]]:
+    """Names of each shard."""
+    shards, room = [], 0
+    for name, info in tensors.items():
+        if not shards or _num_bytes(info) > room:
+            shards.append([])
+            room = shard_bytes
+        shards[-1].append(name)
+        room -= _num_bytes(info)
+    return shards
+
+
+def _num_bytes(info: Shaped) -> int:
+    return int(np.prod(info.shape, dtype=np.int64)) * info.dtype.itemsize
+
+
+def _write_shard(
+    path: Path, tensors: Mapping[str, Shaped], names: list[str], read: Callable[[str], np.ndarray]
+) -> None:
+    """The format itself: the header's length, the header, the bytes. The library's writer needs all at once."""
+    names = sorted(names, key=lambda name: -tensors[name].dtype.itemsize)  # each is aligned to its own size
+    header, end = {"__metadata__": {"format": "pt"}}, 0  # without it, transformers does not load the file
+    for name in names:
+        start, end = end, end + _num_bytes(tensors[name])
+        code = _CODES[tensors[name].dtype]
+        header[name] = {"dtype": code, "shape": list(tensors[name].shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            file.write(_bytes(name, tensors[name], read(name)))  # no name keeps one tensor while the next is made
+
+
+def _bytes(name: str, promised: Shaped, array: np.ndarray) -> np.ndarray:
+    """uint8 view of the values in C order, or of a copy if they are not contiguous."""
+    if (array.shape, array.dtype) != (tuple(promised.shape), promised.dtype):
+        raise ValueError(f"{name!r} is {array.dtype}{array.shape}; promised: {promised.dtype}{promised.shape}")
+    return array.ravel().view(np.uint8)

@@ -1,0 +1,213 @@
+"""Checkpoints: the one module that knows Orbax.
+
+A checkpoint is a step directory with two items: `state`, the leaves of the TrainState by name, and `meta`,
+JSON with the format number, the configuration, the place in the data and a digest of each leaf. Saves run in
+the background; a step directory gets its final name only when it is whole, so a kill leaves the checkpoint
+before it. Resume takes the newest step that can be read in full and whose leaves have their digests, and says
+so when it has to pass one over; what was passed over is renamed, never deleted, as Orbax saves no step below
+one that exists.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import orbax.checkpoint as ocp
+
+from anchorjax.checkpoints.digest import digests
+from anchorjax.errors import CheckpointError, WorkdirError
+from anchorjax.models.layers import named_leaves
+
+FORMAT = 2
+_WEIGHTS = "params."  # in front of their names in a TrainState
+_DIGITS = 8  # of a step directory's name
+_policies = ocp.checkpoint_managers
+
+log = logging.getLogger(__name__)
+
+State = TypeVar("State")  # any pytree of arrays: training's TrainState, for one
+
+
+@dataclasses.dataclass(frozen=True)
+class DataPosition:
+    """Where the data stands: the training row that comes next, and the stores of both splits."""
+
+    next_row: int
+    fingerprint: str
+    held_out_fingerprint: str
+
+
+def bytes_of_largest(tree: Any) -> int:
+    """Of the largest leaf, as float32 if it is narrower: a checkpoint may hold it so."""
+    return max(x.size * max(4, x.dtype.itemsize) for x in jax.tree.leaves(tree))
+
+
+class Checkpoints:
+    """The checkpoints of one working directory."""
+
+    def __init__(self, workdir: Path, *, keep: int, read_only: bool = False, host_bytes: int | None = None):
+        """
+        Args:
+          keep: how many of them stay.
+          read_only: nothing is saved, moved or removed.
+          host_bytes: how much of a state may be between disk and devices at once, at least `bytes_of_largest`. What is
+            saved must then stay as it is until `wait`, and is not compressed: the C library keeps half as much memory
+            again for that. None copies all of it first, and reads all at once.
+        """
+        options = ocp.CheckpointManagerOptions(
+            # The loop decides when to save; policies here would count the forced saves as their own.
+            save_decision_policy=_policies.FixedIntervalPolicy(1),
+            preservation_policy=_policies.LatestN(keep),
+            step_format_fixed_length=_DIGITS,
+            cleanup_tmp_directories=not read_only,
+            enable_async_checkpointing=not read_only,
+            read_only=read_only,
+            create=not read_only,
+        )
+        self._read_only = read_only
+        self.directory = (workdir / "checkpoints").absolute()
+        limit = None if host_bytes is None else (host_bytes + 1) / 10**9  # Orbax wants room to spare
+        tree = ocp.PyTreeCheckpointHandler(
+            save_concurrent_gb=limit,
+            save_device_host_concurrent_gb=limit,
+            restore_concurrent_gb=limit,
+            use_compression=limit is None,
+        )
+        handlers = {"state": tree, "meta": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+
+    def save(self, step: int, state: Any, config: dict[str, Any], data: DataPosition | None) -> None:
+        """Starts a save; returns once the state is copied, so the next step may reuse its buffers.
+
+        An earlier save's failure is raised here or in `close`, never swallowed.
+        """
+        leaves = named_leaves(state)
+        meta = {"format": FORMAT, "step": step, "config": config, "data": data and dataclasses.asdict(data)}
+        meta["digests"] = digests(leaves)
+        args = ocp.args.Composite(state=ocp.args.PyTreeSave(leaves), meta=ocp.args.JsonSave(meta))
+        if not self._manager.save(step, args=args):
+            raise CheckpointError(f"step {step} was not saved: {self.directory} already holds a later one")
+
+    def restore_latest(self, like: State) -> tuple[State, dict[str, Any]] | None:
+        """The newest readable checkpoint as (state, meta), or None if there is none at all.
+
+        Args:
+          like: an abstract state whose shapes, dtypes and shardings the result takes (any mesh).
+
+        Raises:
+          CheckpointError: checkpoints are there, but none can be read; training from scratch would lose them.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for place, step in enumerate(steps):
+            try:
+                restored = self._restore(step, like)
+                self._set_aside(steps[:place])
+                return restored
+            except Exception as error:  # damage surfaces as whatever Orbax's parser trips over
+                reason = _first_line(error)
+                log.warning("checkpoint %d in %s cannot be read and is passed over: %s", step, self.directory, reason)
+        if steps:
+            raise CheckpointError(f"none of the checkpoints {sorted(steps)} in {self.directory} can be read")
+        return None
+
+    def steps(self) -> list[int]:
+        """Of the checkpoints there are, in order. Raises WorkdirError if there is none."""
+        steps = sorted(self._manager.all_steps())
+        if not steps:
+            raise WorkdirError(f"there is no checkpoint in {self.directory.parent}")
+        return steps
+
+    def mark(self, step: int) -> str:
+        """See `weights_mark`. Raises CheckpointError: the checkpoint cannot be read."""
+        try:
+            return weights_mark(self._meta(step))
+        except Exception as error:  # damage surfaces as whatever Orbax's parser trips over
+            raise self._unreadable(step, error) from error
+
+    def restore_weights(self, like: Mapping[str, jax.Array], step: int | None = None) -> dict[str, jax.Array]:
+        """The weights alone of one checkpoint, by name.
+
+        Args:
+          like: (abstract or real) arrays by name; results take their shapes, shardings and dtypes.
+          step: None takes the newest.
+
+        Raises:
+          WorkdirError: there is none.
+          CheckpointError: it lacks one of these weights or has others, or cannot be read. Others are not looked at:
+            the caller asked for this one.
+        """
+        steps = self.steps()
+        step = steps[-1] if step is None else step
+        if step not in steps:
+            raise CheckpointError(f"there is no checkpoint of step {step} in {self.directory.parent}; allowed: {steps}")
+        prefixed = {_WEIGHTS + name: leaf for name, leaf in like.items()}
+        try:
+            meta, saved = self._meta(step), self._manager.item_metadata(step).state
+            weights = {name for name in saved if name.startswith(_WEIGHTS)}
+            if differ := weights ^ prefixed.keys():
+                raise ValueError(f"{sorted(differ)[0]} is in one of checkpoint and configuration alone")
+            # In the dtype that was saved, so that the digests can be compared.
+            target = {
+                name: jax.ShapeDtypeStruct(leaf.shape, saved[name].dtype, sharding=leaf.sharding)
+                for name, leaf in prefixed.items()
+            }
+            leaves = self._leaves(step, target, meta)
+        except Exception as error:  # damage surfaces as whatever Orbax's parser trips over
+            raise self._unreadable(step, error) from error
+        return {name.removeprefix(_WEIGHTS): x.astype(prefixed[name].dtype) for name, x in leaves.items()}
+
+    def _unreadable(self, step: int, error: Exception) -> CheckpointError:
+        return CheckpointError(f"checkpoint {step} in {self.directory} cannot be read: {_first_line(error)}")
+
+    def _restore(self, step: int, like: State) -> tuple[State, dict[str, Any]]:
+        meta, target = self._meta(step), named_leaves(like)
+        leaves = self._leaves(step, target, meta)
+        return jax.tree.unflatten(jax.tree.structure(like), leaves.values()), meta
+
+    def _meta(self, step: int) -> dict[str, Any]:
+        meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+        if meta["format"] != FORMAT:
+            raise ValueError(f"its format is {meta['format']}, this version reads {FORMAT}")
+        return meta
+
+    def _leaves(self, step: int, target: dict[str, Any], meta: dict[str, Any]) -> dict[str, jax.Array]:
+        """Some of a checkpoint's leaves, or all, in the order of `target`."""
+        restore_args = ocp.checkpoint_utils.construct_restore_args(target)
+        args = ocp.args.PyTreeRestore(target, restore_args, partial_restore=len(target) < len(meta["digests"]))
+        leaves = self._manager.restore(step, args=ocp.args.Composite(state=args)).state
+        changed = [name for name, digest in digests(leaves).items() if digest != meta["digests"][name]]
+        if changed:
+            raise ValueError(f"not what was saved: {', '.join(changed)}")
+        return {name: leaves[name] for name in target}
+
+    def _set_aside(self, steps: list[int]) -> None:
+        if self._read_only or not steps:
+            return
+        for step in steps:
+            path = self.directory / f"{step:0{_DIGITS}d}"
+            path.rename(path.with_name(f"unreadable-{path.name}-{time.time_ns()}"))
+        self._manager.reload()
+
+    def wait(self) -> None:
+        """Waits for the save under way and raises if it failed."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self.wait()
+        self._manager.close()
+
+
+def weights_mark(meta: Mapping[str, Any]) -> str:
+    """Of a checkpoint, by its `meta`: the step, and letters that tell its weights from any others."""
+    weights = sorted(item for item in meta["digests"].items() if item[0].startswith(_WEIGHTS))
+    return f"{meta['step']}-{hashlib.sha256(json.dumps(weights).encode()).hexdigest()[:8]}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error) else type(error).__name__

@@ -1,0 +1,234 @@
+"""What rounding does to RoPE in a model: Section 2 of "When Precision Meets Position" (arXiv 2411.13476).
+
+Three experiments, each of passes at several sets of positions (`deviation.measure`), over samples and variants:
+
+    shifts    a text at the positions D1.. against the same text at D2..: how the deviation grows with the shift
+    lengths   D1 = 0 against D2: how it grows with the length of the row, and which keys carry it
+    layouts   the same of a row of documents, by mask: full, intra_doc and anchor, D1 = 0 (and each shift from FAR on,
+              as if a longer row ended here) against D2; and reset: intra_doc at continued positions against positions
+              that begin anew in every document, which in exact arithmetic is no difference
+
+A variant is a precision of `rotation.PRECISIONS`, of the checkpoint's weights or of a random twin's ("random-...", and
+"narrow-..." with smaller weights).
+"""
+
+import dataclasses
+import functools
+import random
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from anchorjax.data import num_anchors
+from anchorjax.errors import EvaluationError
+from anchorjax.evaluation.results import Results
+from anchorjax.evaluation.ruler.haystack import Essays
+from anchorjax.experiments.rope_precision import deviation, random_twin
+from anchorjax.experiments.rope_precision.deviation import GROUPS, Deviation, Row
+from anchorjax.experiments.rope_precision.rotation import PRECISIONS
+from anchorjax.inference.language_model import Description, LanguageModel
+
+EXPERIMENTS = ("shifts", "lengths", "layouts")
+LAYOUTS = ("full", "intra_doc", "anchor", "reset")
+# What names of variants begin with: whose weights, "" the checkpoint's, else the spread of a random twin's.
+WEIGHTS = {"": None, "random-": random_twin.KAIMING, "narrow-": random_twin.LINEAR}
+VARIANTS = tuple(prefix + name for prefix in WEIGHTS for name in PRECISIONS)
+FAR = 2**16
+PAPER_SHIFTS = (0, 2, 4, 6, 8, 10, 12, 14, 15, 17, 18, 20, 22, 50, 100, 200, 500, 1000, 2000)  # against 16
+DIGITS = 7  # of what is kept; fp32 has no more
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is measured; JSON, and all that the numbers depend on beside the model and the text.
+
+    Attributes:
+      shifts: D1 of the experiment of that name.
+      reference: D2.
+      tokens: of rows in `shifts`.
+      lengths: ascending; rows of `lengths` and `layouts` have the last, and the others are their beginnings.
+      document_tokens: of documents in `layouts`.
+    """
+
+    experiments: tuple[str, ...]
+    variants: tuple[str, ...]
+    shifts: tuple[int, ...]
+    reference: int
+    tokens: int
+    lengths: tuple[int, ...]
+    document_tokens: int
+    samples: int
+    seed: int
+
+    def __post_init__(self):
+        for name, chosen, known in (
+            ("experiment", self.experiments, EXPERIMENTS),
+            ("variant", self.variants, VARIANTS),
+        ):
+            unknown = [one for one in chosen if one not in known]
+            if unknown or not chosen:
+                raise EvaluationError(f"there is no {name} {''.join(unknown[:1])!r}; there are {', '.join(known)}")
+        if self.max_position >= 2**31:
+            raise EvaluationError(f"shifts and lengths ask for {self.max_position:,} positions; allowed: below 2**31")
+        if "layouts" in self.experiments and self.document_tokens > self.lengths[-1] - 2:
+            raise EvaluationError(
+                f"documents of {self.document_tokens} tokens are too long for layouts: a row of {self.lengths[-1]} "
+                "tokens must hold more than one"
+            )
+
+    @property
+    def max_position(self) -> int:
+        return max(*self.shifts, self.reference) + max(self.tokens, self.lengths[-1])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pass:
+    """One run of the model: `labels` name the sets of positions behind the reference."""
+
+    variant: str
+    experiment: str  # of EXPERIMENTS, or a layout
+    sample: int
+    labels: tuple[str, ...]
+    lengths: tuple[int, ...]
+    row: Callable[[], Row]
+
+    def key(self, mark: str, label: str) -> str:
+        return f"{mark} {self.variant} {self.experiment} {self.sample} {label}"
+
+
+def passes(plan: Plan, description: Description, text: Essays, batch_rows: int) -> Iterator[Pass]:
+    """All of them, variant by variant: of weights that are left behind none is needed again.
+
+    Args:
+      batch_rows: shifts in a pass, beside the reference.
+    """
+    near, far = (0,), tuple(shift for shift in plan.shifts if shift >= FAR)
+    of_layouts = {"layouts": dict.fromkeys(LAYOUTS, near + far)}
+    shifts_of = {"shifts": {"shifts": plan.shifts}, "lengths": {"lengths": near}} | of_layouts
+    for variant in sorted(plan.variants, key=lambda name: list(WEIGHTS).index(weights_of(name))):
+        for experiment in plan.experiments:
+            for name, shifts in shifts_of[experiment].items():
+                for sample in range(plan.samples):
+                    for first in range(0, len(shifts), batch_rows):
+                        some = shifts[first : first + batch_rows]
+                        lengths = (plan.tokens,) if name == "shifts" else plan.lengths
+                        row = functools.partial(make_row, plan, description, text, name, sample, some)
+                        yield Pass(variant, name, sample, tuple(map(str, some)), lengths, row)
+
+
+def weights_of(variant: str) -> str:
+    """Of WEIGHTS."""
+    return max((prefix for prefix in WEIGHTS if variant.startswith(prefix)), key=len)
+
+
+def make_row(plan: Plan, description: Description, text: Essays, name: str, sample: int, shifts: Sequence[int]) -> Row:
+    """Of an experiment or layout: the beginning of sequence, then text, or documents of it."""
+    tokenizer = description.tokenizer
+    T = plan.tokens if name == "shifts" else plan.lengths[-1]
+    index_T = np.arange(T, dtype=np.int32)
+    if name not in LAYOUTS:
+        tokens = [tokenizer.bos_id, *excerpt(text, tokenizer, T - 1, f"{plan.seed} {sample}")]
+        positions_PT = index_T + np.array([plan.reference, *shifts], np.int32)[:, None]
+        return Row(np.array(tokens, np.int32), np.zeros(T, np.int32), description.num_anchors, positions_PT)
+    size = plan.document_tokens
+    documents = [
+        excerpt(text, tokenizer, size, f"{plan.seed} {sample} {number}") for number in range(-(-(T - 1) // size))
+    ]
+    tokens_T = np.concatenate([[tokenizer.bos_id], *documents])[:T].astype(np.int32)
+    segment_ids_T = np.where(index_T == 0, 0, (index_T - 1) // size + 1).astype(np.int32)
+    continued_PT = index_T + np.array(shifts, np.int32)[:, None]
+    if name == "reset":
+        reset_T = np.where(index_T == 0, 0, (index_T - 1) % size).astype(np.int32)
+        return Row(tokens_T, segment_ids_T, 0, np.concatenate([reset_T[None], continued_PT]))
+    if name == "full":
+        segment_ids_T = np.zeros_like(segment_ids_T)
+    positions_PT = np.concatenate([index_T[None] + plan.reference, continued_PT])
+    return Row(tokens_T, segment_ids_T, num_anchors(name), positions_PT.astype(np.int32))
+
+
+def excerpt(text: Essays, tokenizer, tokens: int, seed: str) -> np.ndarray:
+    """So many tokens from the beginning of a sentence on; a text that ends begins anew."""
+    words, start = text.words, random.Random(seed).choice([0, *text.ends_S[:-1].tolist()])
+    some = " ".join(words[(start + i) % len(words)] for i in range(tokens))  # a word has a token or more
+    return tokenizer.encode(some)[:tokens]
+
+
+def run(
+    plan: Plan,
+    some: Sequence[Pass],
+    mark: str,
+    load: Callable[[str], LanguageModel],
+    results: Results,
+) -> dict[str, dict[str, Any]]:
+    """What is found, by key; passes whose numbers `results` has are not run again.
+
+    Args:
+      mark: of the weights, in the keys of answers.
+      load: gives a model with those of WEIGHTS; only the last is kept.
+    """
+    model = functools.lru_cache(maxsize=1)(load)
+    with tqdm.tqdm(some, desc="passes", disable=not sys.stderr.isatty()) as bar:
+        for one in bar:
+            keys = [one.key(mark, label) for label in one.labels]
+            if not results.missing(keys):
+                continue
+            bar.set_postfix_str(f"{one.variant} {one.experiment} {one.sample}")
+            weights = weights_of(one.variant)
+            precision = PRECISIONS[one.variant.removeprefix(weights)]
+            found = deviation.measure(model(weights), one.row(), precision, one.lengths, plan.max_position)
+            results.add_all({key: record(found, place) for place, key in enumerate(keys)})
+    return {key: results.answers[key] for one in some for key in (one.key(mark, label) for label in one.labels)}
+
+
+def record(found: Deviation, place: int) -> dict[str, Any]:
+    """One set of positions as JSON; of columns the means of `column_edges`."""
+    attention_gML, columns_T = found.attention_pgML[place], found.columns_pT[place]
+    edges = column_edges(len(columns_T))
+    return {
+        "attention": {group: rounded(attention_gML[g].sum(-1)) for g, group in enumerate(GROUPS)},
+        "logit": rounded(found.logit_pML[place].sum(-1)),
+        "all_logits": rounded(found.all_logits_pML[place].sum(-1)),
+        "by_layer": rounded(attention_gML[:, -1].sum(0)),
+        "columns": rounded(np.add.reduceat(columns_T, edges[:-1]) / np.diff(edges)),
+    }
+
+
+def column_edges(T: int) -> list[int]:
+    """Bins of keys: the first eight alone, then up to each doubling."""
+    return [*range(min(8, T)), *(8 << i for i in range(T.bit_length()) if 8 << i < T), T]
+
+
+def rounded(values: np.ndarray) -> list[float]:
+    return [float(f"{value:.{DIGITS}g}") for value in values]
+
+
+def summary(some: Sequence[Pass], mark: str, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Experiment (or layout) -> variant -> label -> means over the samples, and "low" and "high" of all keys' sums."""
+    gathered: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for one in some:
+        for label in one.labels:
+            gathered.setdefault((one.experiment, one.variant, label), []).append(found[one.key(mark, label)])
+    result: dict[str, Any] = {}
+    for (experiment, variant, label), records in gathered.items():
+        entry = _means(records)
+        if experiment != "lengths":
+            del entry["columns"], entry["by_layer"]
+        result.setdefault(experiment, {}).setdefault(variant, {})[label] = entry
+    return result
+
+
+def _means(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def mean(of: Callable[[dict[str, Any]], Sequence[float]]) -> list[float]:
+        return rounded(np.mean([of(one) for one in records], 0))
+
+    all_keys = np.array([np.sum(list(one["attention"].values()), 0) for one in records])
+    groups = {group: mean(lambda one, group=group: one["attention"][group]) for group in GROUPS}
+    return {
+        "attention": {"all": rounded(all_keys.mean(0)), **groups},
+        "low": rounded(all_keys.min(0)),
+        "high": rounded(all_keys.max(0)),
+        **{name: mean(lambda one, name=name: one[name]) for name in ("logit", "all_logits", "by_layer", "columns")},
+    }

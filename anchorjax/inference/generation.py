@@ -1,0 +1,217 @@
+"""Text from a model: prompts taken in by chunks, then token by token, batch by batch.
+
+Shapes come from a few buckets (rows, chunk, columns of the cache), so that neither a prompt's length nor a token ever
+compiles anything new. The device works on token n + 1 while the host reads token n and looks for the end.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import PartitionSpec as P
+from jax.sharding import reshard
+
+from anchorjax.data import Tokenizer
+from anchorjax.errors import UsageError
+from anchorjax.inference.batching import batches, bucket, check_ids
+from anchorjax.inference.cached import Cache, Layers, advance
+from anchorjax.inference.language_model import LanguageModel
+from anchorjax.inference.sampling import Sampling, next_tokens
+from anchorjax.models.layers import Shape
+from anchorjax.sharding import BATCH, ROWS
+
+CHUNK = 4096  # tokens of a prompt taken in at once, at most: bounds activations
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """What came behind one prompt.
+
+    Attributes:
+      tokens: ids, without the one that ended the text.
+      text: up to the stop string, if one came.
+      reason: "stop" (a token that ends a text, or a stop string) or "length".
+    """
+
+    tokens: tuple[int, ...]
+    text: str
+    reason: str
+
+
+class Generator:
+    """A model that is ready to generate. `LanguageModel.params` is used up."""
+
+    def __init__(self, model: LanguageModel, batch_rows: int = 1, chunk: int = CHUNK):
+        """
+        Args:
+          batch_rows: prompts at once; rounded up to what the mesh's rows ask for.
+          chunk: tokens of a prompt at once, at most.
+        """
+        self.description, self.mesh = model.description, model.mesh
+        shards = model.mesh.shape["data"] * model.mesh.shape["fsdp"]
+        self.batch_rows, self.chunk = -(-batch_rows // shards) * shards, chunk
+        with jax.set_mesh(self.mesh):
+            self.layers = Layers.of(model.params, self.description.shape(self.description.context))
+
+    def check(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+        """Raises UserError for prompts that are empty, too long for the context with their answer, or of other ids."""
+        check_context(max(map(len, prompts)), max_new_tokens, self.description.context)
+        if not all(map(len, prompts)):
+            raise UsageError("a prompt is empty: it needs at least the beginning of sequence")
+        check_ids(prompts, self.description)
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+        *,
+        stop: Sequence[str] = (),
+        stop_ids: Sequence[int] = (),
+        numbers: Sequence[int] | None = None,
+        show: Callable[[int, str], None] | None = None,
+    ) -> list[Generation]:
+        """In the order of the prompts.
+
+        Args:
+          prompts: ids, the beginning of sequence included.
+          stop: strings before which a text ends.
+          stop_ids: tokens that end a text beside the model's own.
+          numbers: of the prompts, int32, on which chance depends; default: 0, 1, 2, ...
+          show: called with (prompt, new text) as text comes, for streaming.
+
+        Raises:
+          UserError: see `check`.
+        """
+        self.check(prompts, max_new_tokens)
+        numbers, ends = numbers or range(len(prompts)), (*self.description.eos_ids, *stop_ids)
+        texts: dict[int, _Text] = {}
+        kind = self._kind(max_new_tokens)
+        for places in batches(range(len(prompts)), self.batch_rows, lambda i: len(prompts[i]), kind):
+            some = {i: _Text(i, self.description.tokenizer, ends, stop, show) for i in places}
+            chosen = [numbers[i] for i in places]
+            self._batch([prompts[i] for i in places], chosen, list(some.values()), max_new_tokens, sampling)
+            texts |= some
+        return [texts[i].finish() for i in range(len(prompts))]
+
+    def _batch(
+        self, prompts, numbers: list[int], texts: list["_Text"], max_new_tokens: int, sampling: Sampling
+    ) -> None:
+        with jax.set_mesh(self.mesh):
+            for tokens_B in self._tokens(prompts, numbers, max_new_tokens, sampling):
+                for text, token in zip(texts, np.asarray(tokens_B).tolist(), strict=False):
+                    text.add(token)
+                if all(text.reason for text in texts):
+                    return
+
+    def _tokens(self, prompts, numbers: list[int], max_new_tokens: int, sampling: Sampling) -> Iterator[jax.Array]:
+        """Arrays [B] of new tokens, each asked of the device one ahead of being handed out."""
+        chunk, columns = self._columns(max(map(len, prompts)))
+        tokens_BP, start_B = self._laid_out(prompts, columns)
+        shape = self.description.shape(bucket(columns + max_new_tokens))
+        prompt_B = np.resize(np.asarray(numbers, np.int32), self.batch_rows)
+        cache = _empty_cache(start_B, shape)
+        step = functools.partial(_step, num_anchors=self.description.num_anchors, shape=shape, sampling=sampling)
+        for first in range(0, columns, chunk):
+            tokens_BT = _on_mesh(tokens_BP[:, first : first + chunk])
+            tokens_B, cache = step(self.layers, cache, tokens_BT, prompt_B, np.int32(0))
+        for place in range(1, max_new_tokens):
+            ready_B = tokens_B
+            tokens_B, cache = step(self.layers, cache, tokens_B[:, None], prompt_B, np.int32(place))
+            yield ready_B
+        yield tokens_B
+
+    def _kind(self, max_new_tokens: int) -> Callable[[int], int] | None:
+        """For `batches`: where RoPE depends on the cache's columns, an answer must not depend on what is beside it."""
+        if not self.description.rope.depends_on_length:
+            return None
+        return lambda length: bucket(self._columns(length)[1] + max_new_tokens)
+
+    def _columns(self, longest: int) -> tuple[int, int]:
+        """(tokens of a chunk, columns of the prompts)."""
+        chunks = -(-longest // self.chunk)
+        chunk = min(self.chunk, bucket(-(-longest // chunks)))  # alike in size: few pads
+        return chunk, chunks * chunk
+
+    def _laid_out(self, prompts, columns: int) -> tuple[np.ndarray, np.ndarray]:
+        """Prompts with pads in front [B, columns], and where each begins [B]. Rows too many are copies of the last."""
+        tokenizer = self.description.tokenizer
+        tokens_BP = np.full((self.batch_rows, columns), tokenizer.pad_id, np.int32)
+        start_B = np.zeros(self.batch_rows, np.int32)
+        for row in range(self.batch_rows):
+            prompt = prompts[min(row, len(prompts) - 1)]
+            start_B[row] = columns - len(prompt)
+            tokens_BP[row, start_B[row] :] = prompt
+        return tokens_BP, start_B
+
+
+def check_context(prompt: int, answer: int, context: int) -> None:
+    """Raises UsageError if so many tokens of prompt and answer are more than the model's context."""
+    if answer < 1:
+        raise UsageError(f"--max-new-tokens={answer} is not allowed: it must be at least 1")
+    if prompt + answer > context:
+        raise UsageError(
+            f"a prompt of {prompt:,} tokens and {answer:,} new ones are more than the model's context of {context:,}; "
+            "--context=N allows more"
+        )
+
+
+def _on_mesh(x_BT: np.ndarray) -> jax.Array:
+    return jax.device_put(x_BT, jax.NamedSharding(jax.sharding.get_mesh(), BATCH))
+
+
+@functools.partial(jax.jit, static_argnames="shape")
+def _empty_cache(start_B, shape: Shape) -> Cache:
+    return Cache.empty(start_B, shape.max_position, shape.model)
+
+
+@functools.partial(jax.jit, static_argnames=("num_anchors", "shape", "sampling"), donate_argnames="cache")
+def _step(layers: Layers, cache: Cache, tokens_BT, prompt_B, place, *, num_anchors: int, shape: Shape, sampling):
+    logits_BV, cache = advance(layers, cache, reshard(tokens_BT, BATCH), num_anchors, shape)
+    tokens_B = next_tokens(reshard(logits_BV, P(None, None)), sampling, prompt_B, place)
+    return reshard(tokens_B, P(ROWS)), cache
+
+
+class _Text:
+    """One prompt's text as it grows."""
+
+    def __init__(self, number: int, tokenizer: Tokenizer, end_ids: Sequence[int], stop: Sequence[str], show):
+        self.number, self.reason = number, ""
+        self._tokenizer, self._end_ids, self._stop, self._show = tokenizer, end_ids, stop, show
+        self._tokens: list[int] = []
+        self._text, self._shown = "", 0
+
+    def add(self, token: int) -> None:
+        if self.reason:
+            return
+        if token in self._end_ids:
+            self.reason = "stop"
+        else:
+            self._tokens.append(token)
+            if self._stop or self._show:
+                self._read()
+        if self.reason:
+            self._stream(len(self._text))
+
+    def _read(self) -> None:
+        self._text = self._tokenizer.decode(self._tokens)
+        found = [at for at in map(self._text.find, self._stop) if at >= 0]
+        if found:
+            self.reason, self._text = "stop", self._text[: min(found)]
+            return
+        # Held back: half a character, and what may become a stop string.
+        safe = len(self._text.rstrip("\N{REPLACEMENT CHARACTER}")) - max(map(len, self._stop), default=1) + 1
+        self._stream(safe)
+
+    def _stream(self, end: int) -> None:
+        if self._show and end > self._shown:
+            self._show(self.number, self._text[self._shown : end])
+            self._shown = end
+
+    def finish(self) -> Generation:
+        if not (self._stop or self._show):
+            self._text = self._tokenizer.decode(self._tokens)
+        self._stream(len(self._text))
+        return Generation(tuple(self._tokens), self._text, self.reason or "length")

@@ -1,0 +1,215 @@
+"""A model to evaluate: a run's newest checkpoint or a Hugging Face directory, on whatever devices there are."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from anchorjax import attention, sharding
+from anchorjax.checkpoints.huggingface import config as hf_config
+from anchorjax.checkpoints.huggingface.tokenizer import GENERATION, end_ids
+from anchorjax.checkpoints.orbax import Checkpoints, bytes_of_largest
+from anchorjax.checkpoints.pretrained import Pretrained
+from anchorjax.config import AttentionConfig, LoraConfig, ModelConfig, RopeConfig
+from anchorjax.data import Tokenizer, num_anchors
+from anchorjax.data.text import tokenizer as tokenizer_lib
+from anchorjax.data.text.special_tokens import read_json
+from anchorjax.errors import UsageError, WeightsError
+from anchorjax.models.decoder import Decoder
+from anchorjax.models.layers import Shape, named_leaves
+
+DTYPES = ("auto", "float32", "bfloat16")
+_CONTEXT = 2048  # what transformers takes where config.json names no max_position_embeddings
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What is known of a model before its weights are loaded: enough to refuse what it cannot do.
+
+    Attributes:
+      pretrained: the directory, and what weights are in it.
+      fields: config.json as it lies there; a run's has the section "data".
+      context: tokens that the model takes: a run's row length, max_position_embeddings, or what the caller asked for.
+      num_anchors: leading tokens that layers with a window see from everywhere; 0 for models trained elsewhere.
+      eos_ids: tokens that end a text.
+      files: where tokenizer.json lies; None for bytes.
+    """
+
+    pretrained: Pretrained
+    fields: dict[str, Any]
+    model: ModelConfig
+    rope: RopeConfig
+    lora: LoraConfig
+    tokenizer: Tokenizer
+    context: int
+    num_anchors: int
+    eos_ids: tuple[int, ...]
+    files: Path | None
+
+    @property
+    def directory(self) -> Path:
+        return self.pretrained.directory
+
+    @property
+    def is_run(self) -> bool:
+        return "data" in self.fields
+
+    @property
+    def is_hugging_face(self) -> bool:
+        return "model_type" in self.fields
+
+    def steps(self) -> list[int | None]:
+        """Of its checkpoints, oldest first; [None] for a Hugging Face directory, which has no steps."""
+        if self.is_hugging_face:
+            return [None]
+        return list(Checkpoints(self.directory, keep=1, read_only=True).steps())
+
+    def mark(self, step: int | None) -> str:
+        """Tells the weights of a checkpoint from any others, in keys of answers.
+
+        A Hugging Face directory has no steps: what is in it stands in the request (`options.request`).
+        """
+        if step is None:
+            return "-"
+        return Checkpoints(self.directory, keep=1, read_only=True).mark(step)
+
+    def shape(self, row_length: int) -> Shape:
+        """For rows of that many tokens, with this machine's attention."""
+        chosen = attention.choose(AttentionConfig("auto", 0, 0), row_length)
+        return Shape(self.model, self.rope, self.lora, chosen, row_length)
+
+
+def describe(
+    *,
+    workdir: str | Path | None = None,
+    hf: str | Path | None = None,
+    dtype: str = "auto",
+    context: int = 0,
+    rope_theta: float = 0.0,
+) -> Description:
+    """Reads configuration and tokenizer, and no weights.
+
+    Args:
+      workdir, hf: exactly one of them: a directory of ours (a run's, or one that convert wrote), or Hugging Face's.
+      dtype: of weights and activations. "auto" is a run's own compute_dtype; elsewhere bfloat16, and on CPUs
+        float32, as bfloat16 is slower and less exact there.
+      context: tokens to allow beyond what the model says, 0 for that.
+      rope_theta: another RoPE base, 0 for the model's own.
+
+    Raises:
+      UsageError: both directories or none; another dtype.
+      WeightsError: a directory that cannot be used.
+    """
+    if (workdir is None) == (hf is None):
+        raise UsageError("give one of --workdir (a training run) and --hf (a Hugging Face directory)")
+    if dtype not in DTYPES:
+        raise UsageError(f"--dtype={dtype} is not allowed: it must be one of {', '.join(DTYPES)}")
+    pretrained = Pretrained.open(hf if workdir is None else workdir)
+    fields = hf_config.load(pretrained.directory)
+    if (workdir is None) != ("model_type" in fields):
+        one, other = ("--hf", "--workdir") if workdir is None else ("--workdir", "--hf")
+        raise UsageError(f"{one}={pretrained.directory} is for {other}: its config.json is of the other kind")
+    data = fields.get("data", {})
+    if dtype == "auto":
+        on_device = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        dtype = fields["model"]["compute_dtype"] if data else on_device
+    tokenizer, files = _tokenizer(pretrained)
+    tokenizer = tokenizer.within(pretrained.model["vocab_size"])
+    theta = {"theta": rope_theta} if rope_theta else {}
+    sections = fields if workdir is not None else {}
+    stays = {"compute_dtype": dtype, "param_dtype": dtype, "remat": "none", "dropout": 0.0}
+    return Description(
+        pretrained,
+        fields,
+        ModelConfig(**pretrained.model, **stays),
+        RopeConfig(**{"dtype": sections.get("rope", {}).get("dtype", "float32"), **pretrained.rope, **theta}),
+        LoraConfig(**sections.get("lora", {"rank": 0, "alpha": 0.0, "targets": ()})),
+        tokenizer,
+        context or data.get("row_length") or _positions(pretrained),
+        num_anchors(data["mask"]) if data else 0,
+        _eos_ids(tokenizer, files),
+        files,
+    )
+
+
+def _positions(pretrained: Pretrained) -> int:
+    fields = hf_config.load(pretrained.source) if pretrained.source else {}
+    return fields.get("max_position_embeddings") or _CONTEXT
+
+
+def _tokenizer(pretrained: Pretrained) -> tuple[Tokenizer, Path | None]:
+    name = pretrained.tokenizer
+    if name == "auto":
+        raise WeightsError(f"{pretrained.directory} has no tokenizer.json")
+    try:
+        return tokenizer_lib.load(name), None if name == "bytes" else Path(name).expanduser()
+    except ValueError as error:
+        raise WeightsError(str(error)) from error
+
+
+def generation_config(files: Path | None) -> dict[str, Any]:
+    """Fields of generation_config.json that are not null, if there is one. Raises WeightsError if it cannot be read."""
+    try:
+        found = read_json(files / GENERATION) if files else {}
+    except ValueError as error:
+        raise WeightsError(str(error)) from error
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _eos_ids(tokenizer: Tokenizer, files: Path | None) -> tuple[int, ...]:
+    """The tokenizer's, and the model's: chat models end a turn by another token than a text.
+
+    As in transformers, those of config.json count where there is no generation_config.json, even one that names none.
+    """
+    if files is None:
+        return (tokenizer.eos_id,)
+    name = GENERATION if (files / GENERATION).exists() else hf_config.FILE
+    return tuple(dict.fromkeys([tokenizer.eos_id, *end_ids(files / name)]))
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+    """A described model with its weights on a mesh."""
+
+    description: Description
+    params: Decoder
+    mesh: Mesh
+    step: int | None  # of a run's checkpoint
+
+
+def make_mesh(model: ModelConfig, devices: int | None = None) -> Mesh:
+    """All devices: as many along `tensor` as divide heads, feed-forward and vocabulary; the others along `fsdp`.
+
+    Rows of a batch lie along `fsdp`, and so do the weights, which may be more than a device holds. `context` is 1: one
+    token at a time cannot be cut.
+    """
+    count = devices or jax.device_count()
+    tensor = math.gcd(count, model.num_kv_heads, model.ffn_width, model.vocab_size)
+    fsdp = math.gcd(count // tensor, model.model_width)
+    shape = {"data": count // tensor // fsdp, "fsdp": fsdp, "context": 1, "tensor": tensor}
+    return sharding.make_mesh(shape, jax.devices()[:count])
+
+
+def load(description: Description, mesh: Mesh | None = None, step: int | None = None) -> LanguageModel:
+    """Reads the weights onto the mesh.
+
+    Args:
+      step: of a run's checkpoints; None takes the newest.
+
+    Raises:
+      WeightsError, WorkdirError, CheckpointError: they cannot be read, or are of another model.
+    """
+    mesh = mesh or make_mesh(description.model)
+    shape = description.shape(description.context)
+    with jax.set_mesh(mesh):
+        like = sharding.abstract(lambda: Decoder(jax.random.key(0), shape))
+        if description.is_hugging_face:
+            params = description.pretrained.load(sharding.zeros(lambda: Decoder(jax.random.key(0), shape)), shape)
+            return LanguageModel(description, params, mesh, None)
+        checkpoints = Checkpoints(description.directory, keep=1, read_only=True, host_bytes=bytes_of_largest(like))
+        step = description.steps()[-1] if step is None else step
+        weights = checkpoints.restore_weights(named_leaves(like), step)
+        return LanguageModel(description, jax.tree.unflatten(jax.tree.structure(like), weights.values()), mesh, step)

@@ -1,0 +1,95 @@
+"""A page about a token store: its documents, how they pack into rows, and what attention then costs.
+
+lengths.py   numbers of documents and packings
+rows.py      live tiles and masks of rows
+drawing.py   numbers into figures
+writing.py   and into sections with their tables
+"""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from anchorjax import attention, data
+from anchorjax.config import Config
+from anchorjax.data.rows.packing import RowPacker
+from anchorjax.data.store.index import Index
+from anchorjax.errors import UsageError
+from anchorjax.pages import page
+from anchorjax.pages.store import lengths, rows, writing
+from anchorjax.pages.store.writing import Findings, Split
+
+ROWS_SHOWN = 3
+SPLITS = ("train", "validation")
+
+
+def make(config: Config, command: str, out: str = "") -> Path:
+    """Writes the page about `config.data.store`, or about `config.data.source` tokenized in memory; returns its path.
+
+    The same configuration and store give the same page, so nothing on it says when it was made.
+
+    Args:
+      config: with its tokenizer filled in.
+      command: what made the page, for the page.
+      out: the page's path; by default report.html in the store. The figures also lie in a folder beside it.
+
+    Raises:
+      ConfigError, DataError: no such store, source or tokenizer, a damaged store, or tiles that cannot be. Nothing is
+        written then.
+      UsageError: neither a store nor `out`, an `out` that is no path of a page, or a place that cannot be written.
+    """
+    path = _place(config.data.store, out)
+    attention.choose(config.attention, config.data.row_length)
+    stores = {split: data.load_store(config.data, split) for split in SPLITS}
+    page.check_place(path)
+    page.write(writing.compose(_find(config, stores), config, command), path)
+    return path
+
+
+def _place(store: str, out: str) -> Path:
+    if not store and not out:
+        raise UsageError("--out=PATH is missing: without config.data.store there is no folder for the report")
+    return page.place(out) if out else Path(store).expanduser() / "report.html"
+
+
+def _find(config: Config, stores: dict[str, tuple[data.TokenStore, data.Tokenizer]]) -> Findings:
+    """All numbers and rows of the page."""
+    store, tokenizer = stores["train"]
+    counts = lengths.count_sources(store, config.data.source)
+    thin = lengths.without_text(store, config.seed)
+    all_lengths = lengths.row_lengths(thin.num_tokens, config.data.row_length)
+    modelled = dataclasses.replace(config.data, mask="anchor" if config.data.mask == "full" else config.data.mask)
+    live = []
+    for length in all_lengths:
+        chosen = attention.choose(config.attention, length)
+        if rows.countable(length, chosen.q_tile, chosen.kv_tile):
+            changed = dataclasses.replace(modelled, row_length=length)
+            packer = data.row_packer(thin, tokenizer, changed, config.seed)
+            live.append(rows.count_live_tiles(packer, chosen.q_tile, chosen.kv_tile, config.seed))
+    packer = data.row_packer(thin, tokenizer, config.data, config.seed)
+    shown = rows.draw_rows(packer.rows_per_epoch, ROWS_SHOWN, config.seed)
+    return Findings(
+        splits=[_split(config, split, *stores[split]) for split in SPLITS],
+        tokenizer=tokenizer.name,
+        vocab_size=tokenizer.vocab_size,
+        lengths=lengths.lengths_by_source(store, counts, writing.MOST_SERIES),
+        num_documents=store.num_documents,
+        packed_documents=thin.num_documents,
+        packed=lengths.pack(thin, tokenizer, config.data, config.seed, all_lengths),
+        modelled_mask=modelled.mask,
+        live=live,
+        not_modelled=[length for length in all_lengths if length not in {one.row_length for one in live}],
+        shown=[(row, _segments(packer, row)) for row in shown],
+        num_rows=packer.rows_per_epoch,
+    )
+
+
+def _split(config: Config, name: str, store: data.TokenStore, tokenizer: data.Tokenizer) -> Split:
+    index = Index.read(Path(config.data.store).expanduser() / name) if config.data.store else None
+    counts = lengths.count_sources(store, config.data.source)
+    return Split(name, store.num_documents, store.num_tokens, store.tokens.dtype.name, counts, index)
+
+
+def _segments(packer: RowPacker, row: int) -> np.ndarray:
+    return packer.row(row).segment_ids_T

@@ -1,0 +1,121 @@
+"""Numbers of a report into figures."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from anchorjax import data
+from anchorjax.pages import figures
+from anchorjax.pages.figures import Series, name_length
+from anchorjax.pages.store import rows
+from anchorjax.pages.store.lengths import Packed, SourceCounts
+from anchorjax.pages.store.rows import LiveTiles
+from anchorjax.types import PACKINGS, PAD_SEGMENT
+
+MOST_BARS = 16
+_BINS = 48
+# Of a mask's picture, by value: dark enough for each other and for the page in grey, too.
+_KINDS = {"not seen": "#F2F2F2", "seen: same document": "#0072B2", "seen: anchor": "#E69F00"}
+
+
+def source_shares(counts: Sequence[SourceCounts]) -> "figures.Figure":
+    total = sum(one.tokens for one in counts)
+    shown = counts if len(counts) <= MOST_BARS else counts[: MOST_BARS - 1]
+    names, tokens = [one.name for one in shown], [one.tokens for one in shown]
+    if len(shown) < len(counts):
+        names.append(f"{len(counts) - len(shown):,} others")
+        tokens.append(total - sum(tokens))
+    shares = [100 * one / total for one in tokens]
+    return figures.bars(names, shares, x_label="share of the tokens (%)", name_value=lambda share: f"{share:.1f} %")
+
+
+def document_lengths(lengths: Sequence[tuple[str, np.ndarray]]) -> "figures.Figure":
+    shortest, longest = min(int(x.min()) for _, x in lengths), max(int(x.max()) for _, x in lengths)
+    # Whole numbers, so that no bin of short lengths is empty for lying between two of them.
+    edges = np.unique(np.round(np.geomspace(shortest, longest + 1, _BINS if len(lengths) <= 3 else _BINS // 2)))
+    return figures.histogram(
+        lengths,
+        edges=edges,
+        x_label="length of a document (tokens)",
+        y_label="documents of the source (%)",
+        log_x=longest > 4 * shortest,  # less may have no tick at all
+    )
+
+
+def packing_map(packed: Sequence[Packed], field: str, title: str) -> "figures.Figure":
+    """`field` of the packing report in percent, packings by row lengths."""
+    lengths = sorted({one.row_length for one in packed})
+    values_RC = np.full((len(PACKINGS), len(lengths)), np.nan)
+    for one in packed:
+        values_RC[PACKINGS.index(one.packing), lengths.index(one.row_length)] = 100 * getattr(one.report, field)
+    return figures.heat_map(
+        values_RC,
+        rows=PACKINGS,
+        columns=[name_length(length) for length in lengths],
+        x_label="row length (tokens)",
+        title=title,
+        name_value=lambda value: f"{value:.1f}",
+    )
+
+
+def documents_per_row(packed: Sequence[Packed], packing: str) -> "figures.Figure":
+    own = [one for one in packed if one.packing == packing]
+    x = [one.row_length for one in own]
+    series = Series(
+        packing,
+        x,
+        [one.documents_median for one in own],
+        [one.documents_low for one in own],
+        [one.documents_high for one in own],
+    )
+    return figures.lines(
+        [series],
+        x_label="row length (tokens)",
+        y_label="documents in a row",
+        x_ticks=x,
+        name_tick=name_length,
+        log_y=True,
+    )
+
+
+def live_share(live: Sequence[LiveTiles]) -> "figures.Figure":
+    x = [one.row_length for one in live]
+    return figures.lines(
+        [Series("share", x, [100 * one.share for one in live])],
+        x_label="row length (tokens)",
+        y_label="live tiles (% of full attention's)",
+        x_ticks=x,
+        name_tick=name_length,
+        y_range=(0, 108),
+        name_value=lambda share: f"{share:.3g}",
+    )
+
+
+def speed_up(live: Sequence[LiveTiles]) -> "figures.Figure":
+    x = [one.row_length for one in live]
+    return figures.lines(
+        [Series("speed-up", x, [one.speed_up for one in live])],
+        x_label="row length (tokens)",
+        y_label="modelled speed-up (times)",
+        x_ticks=x,
+        name_tick=name_length,
+        log_y=True,
+        name_value=lambda times: f"{times:.3g}",
+    )
+
+
+def masks(shown: Sequence[tuple[int, np.ndarray]], mask: str) -> "figures.Figure":
+    num_anchors = data.num_anchors(mask)
+    images, titles = [], []
+    for row, segment_ids_T in shown:
+        images.append(_with_wide_anchor(rows.picture(segment_ids_T, num_anchors), num_anchors))
+        documents = len(np.unique(segment_ids_T[1:][segment_ids_T[1:] != PAD_SEGMENT]))
+        # Segment ids of a full mask do not tell documents apart.
+        titles.append(f"row {row:,}" if mask == "full" else f"row {row:,}, documents: {documents:,}")
+    return figures.pictures(images, titles=titles, kinds=_KINDS, x_label="keys", y_label="queries")
+
+
+def _with_wide_anchor(image_PP: np.ndarray, num_anchors: int) -> np.ndarray:
+    """One token in 512 would be thinner than a hair: the anchor's column becomes 2% of the width."""
+    wide = len(image_PP) // 50 if num_anchors else 0
+    return np.concatenate([np.repeat(image_PP[:, :1], wide, axis=1), image_PP], axis=1)

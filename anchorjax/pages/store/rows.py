@@ -1,0 +1,92 @@
+"""What a report says about attention in packed rows: which tiles are live, and who sees whom.
+
+Nothing is timed. A fast path visits live tiles and no others (attention/plan.py), so the share of live tiles is what
+attention costs, if every tile costs the same.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from anchorjax import data
+from anchorjax.attention.plan import MAX_TILES, classify_tiles
+from anchorjax.data.rows.packing import RowPacker
+from anchorjax.masks import Mask, allowed
+from anchorjax.types import PAD_SEGMENT
+
+MOST_ROWS, MOST_TOKENS, FEWEST_ROWS = 64, 2**21, 4  # that tiles are counted in, at each row length
+PICTURE = 512  # pixels along each side of a mask
+HIDDEN, SEEN, ANCHOR = range(3)  # values of a picture
+
+
+@dataclasses.dataclass(frozen=True)
+class LiveTiles:
+    """Live tiles in some of an epoch's rows, and how many would be if every token saw all before it."""
+
+    row_length: int
+    q_tile: int
+    kv_tile: int
+    rows: int
+    of_rows: int
+    live: int
+    full: int
+
+    @property
+    def share(self) -> float:
+        return self.live / self.full
+
+    @property
+    def speed_up(self) -> float:
+        return self.full / self.live
+
+
+def draw_rows(num_rows: int, most: int, seed: int) -> list[int]:
+    """Up to `most` different rows out of 0 .. num_rows - 1, in order; the same for the same seed."""
+    if num_rows <= most:
+        return list(range(num_rows))
+    return sorted(np.random.default_rng(seed).choice(num_rows, most, replace=False).tolist())
+
+
+def countable(row_length: int, q_tile: int, kv_tile: int) -> bool:
+    """Whether a row has no more tiles than a plan can hold."""
+    return -(-row_length // min(q_tile, kv_tile)) <= MAX_TILES
+
+
+def count_live_tiles(packer: RowPacker, q_tile: int, kv_tile: int, seed: int) -> LiveTiles:
+    """Counts tiles of rows of `packer`, whose mask must not be full. Takes one row's tiles at a time: at most
+    MAX_TILES^2 bytes."""
+    most = min(MOST_ROWS, max(FEWEST_ROWS, MOST_TOKENS // packer.row_length))
+    rows = draw_rows(packer.rows_per_epoch, most, seed)
+    live = full = 0
+    for row in rows:
+        segment_ids_T = packer.row(row).segment_ids_T
+        live += _count(segment_ids_T, data.num_anchors(packer.mask), q_tile, kv_tile)
+        full += _count(np.where(segment_ids_T == PAD_SEGMENT, PAD_SEGMENT, 0), 0, q_tile, kv_tile)
+    return LiveTiles(packer.row_length, q_tile, kv_tile, len(rows), packer.rows_per_epoch, live, full)
+
+
+def _count(segment_ids_T: np.ndarray, num_anchors: int, q_tile: int, kv_tile: int) -> int:
+    segment_ids_T = jnp.asarray(segment_ids_T, jnp.int32)
+    return int(np.asarray(_count_by_query(segment_ids_T, num_anchors, q_tile, kv_tile)).sum(dtype=np.int64))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _count_by_query(segment_ids_T: jax.Array, num_anchors: int, q_tile: int, kv_tile: int) -> jax.Array:
+    """int32 [I]: live tiles of each query tile. Their sum may be more than int32 holds."""
+    mask = Mask.from_segments(segment_ids_T[None], num_anchors)
+    return jnp.sum(classify_tiles(mask, q_tile, kv_tile)[0][0], axis=-1, dtype=jnp.int32)
+
+
+def picture(segment_ids_T: np.ndarray, num_anchors: int, most: int = PICTURE) -> np.ndarray:
+    """Who sees whom in a row, uint8 [P, P], queries downwards: HIDDEN, SEEN, or ANCHOR where the key is an anchor.
+
+    Of a row of more than `most` tokens these are `most` tokens at equal distances, the anchor among them.
+    """
+    T = len(segment_ids_T)
+    index_P = np.arange(T) if T <= most else np.arange(most) * T // most
+    segment_P = segment_ids_T[index_P]
+    seen_PP = allowed(index_P[:, None], index_P[None], segment_P[:, None], segment_P[None], num_anchors)
+    return np.where(seen_PP, np.where(index_P < num_anchors, ANCHOR, SEEN), HIDDEN).astype(np.uint8)

@@ -1,0 +1,246 @@
+"""Numbers of a report into the sections of its page."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from anchorjax.config import Config
+from anchorjax.data.store import remarks
+from anchorjax.data.store.index import Index
+from anchorjax.pages import figures
+from anchorjax.pages.figures import name_length
+from anchorjax.pages.page import Code, Figure, Page, Paragraph, Section, Table
+from anchorjax.pages.store import drawing
+from anchorjax.pages.store.lengths import Packed, SourceCounts
+from anchorjax.pages.store.rows import PICTURE, LiveTiles
+
+MOST_SERIES = 6  # sources in the figure of lengths
+MOST_LINES = 200  # sources in a table
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One split of a store; `index` is None for one in memory."""
+
+    name: str
+    documents: int
+    tokens: int
+    dtype: str
+    counts: Sequence[SourceCounts]
+    index: Index | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """All numbers of a page. `shown` are the rows whose masks are drawn: (number, segment ids [T])."""
+
+    splits: Sequence[Split]
+    tokenizer: str
+    vocab_size: int
+    lengths: Sequence[tuple[str, np.ndarray]]
+    num_documents: int
+    packed_documents: int
+    packed: Sequence[Packed]
+    modelled_mask: str
+    live: Sequence[LiveTiles]
+    not_modelled: Sequence[int]
+    shown: Sequence[tuple[int, np.ndarray]]
+    num_rows: int
+
+
+def compose(findings: Findings, config: Config, command: str) -> Page:
+    sections = [_contents(findings, config), _documents(findings), _packing(findings, config)]
+    sections += [_attention(findings, config), _masks(findings, config)]
+    sections.append(Section("How this page was made", [Code(command)]))
+    name = config.data.store or config.data.source
+    train = findings.splits[0]
+    subtitle = f"{train.tokens:,} tokens for training in {train.documents:,} documents"
+    return Page(f"Tokens of {name}", sections, subtitle)
+
+
+def _contents(findings: Findings, config: Config) -> Section:
+    train = findings.splits[0]
+    facts = [
+        ("store", config.data.store or "none: tokenized in memory"),
+        ("made from", train.index.made_from if train.index else config.data.source),
+        ("tokenizer", f"{findings.tokenizer}, {findings.vocab_size:,} ids"),
+        ("dtype", train.index.dtype if train.index else train.dtype),
+    ]
+    facts += [(split.name, f"{split.tokens:,} tokens in {split.documents:,} documents") for split in findings.splits]
+    blocks = [Table("The store", ("what", "value"), facts)]
+    if train.index is None:
+        return Section("Contents", blocks)
+    bad, rows = train.index.bad_rows, train.index.rows
+    reasons = sorted(bad, key=lambda reason: (-bad[reason], reason))
+    if reasons:
+        lines = [
+            (reason, bad[reason], ", ".join(map(str, train.index.bad_places.get(reason, [])))) for reason in reasons
+        ]
+        caption = f"Rows that were left out: {sum(bad.values()):,} of {rows:,}"
+        blocks.append(Table(caption, ("reason", "rows", "the first of them"), lines))
+    else:
+        blocks.append(Paragraph(f"Bad rows: none of {rows:,}."))
+    blocks += [Paragraph(f"{what.capitalize()}: {text}.") for what, text in remarks.of(train.index)]
+    return Section("Contents", blocks)
+
+
+def _documents(findings: Findings) -> Section:
+    blocks: list = [_source_table(split) for split in findings.splits]
+    train = findings.splits[0]
+    largest = train.counts[0]
+    share = largest.tokens / train.tokens
+    blocks.append(
+        Figure(
+            "source_shares",
+            figures.png(drawing.source_shares(train.counts)),
+            f"Bars of {len(train.counts):,} sources; the largest, {largest.name}, has {share:.1%} of the tokens.",
+            "Tokens of the training split by source.",
+        )
+    )
+    longest = max(one.longest for one in train.counts)
+    others = " The sources with fewest tokens are drawn as one." if len(train.counts) > MOST_SERIES else ""
+    blocks.append(
+        Figure(
+            "document_lengths",
+            figures.png(drawing.document_lengths(findings.lengths)),
+            f"Histogram of document lengths by source, on a logarithmic axis up to {longest:,} tokens.",
+            f"How long documents of the training split are, their end-of-sequence token included.{others}",
+        )
+    )
+    return Section("Documents", blocks)
+
+
+def _source_table(split: Split) -> Table:
+    lines = [
+        (
+            one.name,
+            one.documents,
+            one.tokens,
+            f"{one.tokens / split.tokens:.1%}",
+            f"{one.median:,.1f}",
+            f"{one.mean:,.1f}",
+            one.longest,
+        )
+        for one in split.counts[:MOST_LINES]
+    ]
+    left_out = len(split.counts) - len(lines)
+    more = f"; {left_out:,} smaller sources are not listed" if left_out else ""
+    heads = ("source", "documents", "tokens", "share", "median length", "mean length", "longest")
+    return Table(f"Sources of {split.name}, lengths in tokens{more}", heads, lines)
+
+
+def _packing(findings: Findings, config: Config) -> Section:
+    data = config.data
+    also = [f"{key}={getattr(data, key)}" for key in ("tags", "upsample_long") if getattr(data, key)]
+    text = (
+        "Rows of one epoch under each packing, as training with the same seed lays them"
+        f"{' with ' + ', '.join(also) if also else ''}. Fill is the share of places behind the anchor that hold a "
+        "token; a document is cut if it lies in more than one row."
+    )
+    if findings.packed_documents < findings.num_documents:
+        text = (
+            f"Rows of one epoch under each packing{' with ' + ', '.join(also) if also else ''}, of "
+            f"{findings.packed_documents:,} documents drawn at random (seed {config.seed}) from "
+            f"{findings.num_documents:,}. Fill is the share of places behind the anchor that hold a token; a document "
+            "is cut if it lies in more than one row."
+        )
+    lines = [
+        (
+            name_length(one.row_length),
+            one.packing,
+            one.report.rows,
+            f"{one.report.fill:.2%}",
+            f"{one.report.cut:.2%}",
+            f"{one.report.kept:.1%}",
+            f"{one.documents_low:,.0f} / {one.documents_median:,.0f} / {one.documents_high:,.0f}",
+        )
+        for one in findings.packed
+    ]
+    heads = ("row length", "packing", "rows", "fill", "cut documents", "kept documents", "documents in a row")
+    maps = [
+        Figure(
+            name,
+            figures.png(drawing.packing_map(findings.packed, field, title)),
+            f"{title}, for each packing and row length; the numbers are in the table.",
+            caption,
+        )
+        for name, field, title, caption in (
+            ("fill", "fill", "fill rate (%)", "How full rows are. What is missing are pads, on which work is wasted."),
+            ("cut", "cut", "documents cut (%)", "How many documents go on in another row, without what came before."),
+        )
+    ]
+    per_row = Figure(
+        "documents_per_row",
+        figures.png(drawing.documents_per_row(findings.packed, data.packing)),
+        f"Line of the median number of documents in a row by row length, packing {data.packing}.",
+        f"Documents in a row under {data.packing}: the median, and the band from the 10th to the 90th percentile.",
+    )
+    caption = "Packings; of documents in a row the 10th, 50th and 90th percentile"
+    return Section("Packing", [Paragraph(text), *maps, per_row, Table(caption, heads, lines)])
+
+
+def _attention(findings: Findings, config: Config) -> Section:
+    mask = findings.modelled_mask
+    text = (
+        "Modelled from tiles, not measured: nothing on this page was timed. Attention visits the tiles of a row in "
+        "which some query may see some key (live tiles), and the speed-up is the number of live tiles of a full causal "
+        f"mask over those of the {mask} mask, as if every tile took the same time. It is the attention's alone; the "
+        "rest of a training step does not change with the mask. Anchor keys make no tile live. Rows: packing "
+        f"{config.data.packing}, interleave {config.data.interleave}; layers without a window."
+    )
+    blocks: list = [Paragraph(text)]
+    if findings.not_modelled:
+        left_out = ", ".join(name_length(length) for length in findings.not_modelled)
+        blocks.append(Paragraph(f"Left out, as such rows have more tiles than attention's lists can hold: {left_out}."))
+    if not findings.live:
+        return Section("Attention", blocks)
+    first, last = findings.live[0], findings.live[-1]
+    at = f"{name_length(first.row_length)} and {{}} at {name_length(last.row_length)}"
+    shares = f"{first.share:.1%} at {at.format(f'{last.share:.1%}')}"
+    times = f"{first.speed_up:.1f} times at {at.format(f'{last.speed_up:.1f}')}"
+    blocks += [
+        Figure(
+            "live_tiles",
+            figures.png(drawing.live_share(findings.live)),
+            f"Line of the share of live tiles by row length: {shares}.",
+            f"Live tiles of the {mask} mask, of those that are live if every token sees all before it.",
+        ),
+        Figure(
+            "speed_up",
+            figures.png(drawing.speed_up(findings.live)),
+            f"Line of the modelled speed-up by row length: {times}.",
+            "Modelled speed-up of attention over full attention on the same rows, from tiles.",
+        ),
+    ]
+    lines = [
+        (
+            name_length(one.row_length),
+            f"{one.q_tile} x {one.kv_tile}",
+            f"{one.rows:,} of {one.of_rows:,}",
+            one.live,
+            one.full,
+            f"{one.share:.2%}",
+            f"{one.speed_up:.2f} ×",
+        )
+        for one in findings.live
+    ]
+    heads = ("row length", "tile", "rows counted", "live tiles", "live if full", "share", "speed-up")
+    caption = f"Tiles, counted in rows drawn at random (seed {config.seed})"
+    return Section("Attention", [*blocks, Table(caption, heads, lines)])
+
+
+def _masks(findings: Findings, config: Config) -> Section:
+    T, mask = config.data.row_length, config.data.mask
+    numbers = ", ".join(f"{row:,}" for row, _ in findings.shown)
+    drawn = f"every token of {T:,}" if T <= PICTURE else f"{PICTURE} tokens of {T:,} at equal distances"
+    wide = " The anchor's column is drawn wider than it is." if mask == "anchor" else ""
+    figure = Figure(
+        "masks",
+        figures.png(drawing.masks(findings.shown, mask)),
+        f"Attention masks of rows {numbers}: documents are triangles along the diagonal, unless they are interleaved"
+        f"{'; the anchor is a column at the left edge' if mask == 'anchor' else ''}.",
+        f"Who sees whom in {len(findings.shown)} of {findings.num_rows:,} rows, drawn at random (seed {config.seed}): "
+        f"{drawn}; mask {mask}, packing {config.data.packing}, interleave {config.data.interleave}.{wide}",
+    )
+    return Section("Masks of rows", [figure])

@@ -1,0 +1,161 @@
+"""The report as a program: what is on the page, where it lies, and what is refused before anything is written."""
+
+import shutil
+import sys
+
+import pytest
+
+from anchorjax.cli import prepare as prepare_cli
+from anchorjax.data.store import preparing as preparing_lib
+from tests import chromium, tiny
+from tests import html as pages
+from tests.data import preparing
+
+NAMES = ["<script>alert(1)</script>", "$x_$ & y", "_hidden", "日本語", "a b"]
+FIGURES = ["cut", "document_lengths", "documents_per_row", "fill", "live_tiles", "masks", "source_shares", "speed_up"]
+TILES = ["--config.attention.q_tile=1024", "--config.attention.kv_tile=1024"]  # fewer than the tiny configuration's
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """250 documents of sources with odd names, and two bad rows."""
+    folder = tmp_path_factory.mktemp("report")
+    rows = [{"text": "word " * (i * i % 97 + 1), "source": NAMES[i % len(NAMES)]} for i in range(250)]
+    inputs = preparing.write_jsonl(folder / "in.jsonl", rows)
+    inputs.write_bytes(b"\xef\xbb\xbf" + inputs.read_bytes() + b'{"source": "<b>"}\n' * 2)
+    path = folder / "store"
+    source = {"source": f"jsonl:{inputs}", "bad_rows": "skip", "held_out_share": 0.2, "max_bad_share": 0.1}
+    return path, preparing_lib.prepare(preparing.data_config(store=str(path), **source))
+
+
+@pytest.fixture
+def report(tmp_path, monkeypatch, capfd):
+    """`report(*arguments)`: exit code, stdout and stderr of a report with the tiny configuration."""
+
+    def run(*arguments):
+        tiny.write_file(tmp_path / "tiny.py")
+        arguments = ["--report", f"--config={tmp_path / 'tiny.py'}", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", ["anchorjax.cli.prepare", *arguments])
+        sys.modules.pop("config_config", None)
+        code = prepare_cli.main()
+        return code, *capfd.readouterr()
+
+    return run
+
+
+def test_report_of_a_store(store, report, tmp_path):
+    path, indices = store
+    train = indices["train"]
+    code, out, err = report(f"--config.data.store={path}", "--config.data.interleave=2", *TILES)
+    assert (code, out, err) == (0, f"report      {path}/report.html\n", "")
+    page = pages.read((path / "report.html").read_text())
+    assert not {"script", "b", "a", "link"} & set(page.tags)
+    assert len(page.images) == len(FIGURES)
+    for image in page.images:
+        assert image["alt"] and not pages.is_blank(pages.pixels(image))
+    folder = path / "report_figures"
+    assert sorted(file.name for file in folder.iterdir()) == [f"{name}.png" for name in FIGURES]
+    for name, documents, tokens in zip(train.source_names, train.source_documents, train.source_tokens, strict=True):
+        at = page.cells.index(name)
+        assert page.cells[at + 1 : at + 3] == [f"{documents:,}", f"{tokens:,}"]
+    for word in (
+        f"{train.num_tokens:,} tokens",
+        "Modelled from tiles, not measured",
+        "2 of 252",
+        "Marks: left out at the beginning of files (byte order marks): 1.",
+        "text is missing or null",
+        "in.jsonl:251",
+        "uint16",
+        "python -m anchorjax.cli.prepare --report",
+        "--config.data.interleave=2",
+    ):
+        assert word in page.text, word
+
+    code, *_ = report(f"--config.data.store={path}", "--config.data.row_length=128", *TILES)
+    assert code == 0 and "--config.data.row_length=128" in (path / "report.html").read_text()
+    assert sorted(file.name for file in path.iterdir()) == ["report.html", "report_figures", "train", "validation"]
+
+
+@chromium.needed
+def test_a_browser_shows_it_and_a_phone_too(store, report, tmp_path):
+    out = tmp_path / "page.html"
+    assert report(f"--config.data.store={store[0]}", f"--out={out}", *TILES)[0] == 0
+    seen, sizes = chromium.look(out, tmp_path), chromium.measure(out, tmp_path, 390)
+    assert seen.console == [] and pages.colors(seen.pixels) > 200
+    assert sizes.needed == sizes.window == 390 and sizes.tallest_head < 120
+
+
+@pytest.mark.parametrize(
+    ("mask", "packing"), [("anchor", "concat_split"), ("intra_doc", "best_fit"), ("full", "first_fit")]
+)
+def test_the_same_configuration_gives_the_same_page(store, report, tmp_path, mask, packing):
+    out = tmp_path / "page.html"
+    arguments = [
+        f"--config.data.{key}={value}" for key, value in (("mask", mask), ("packing", packing), ("tags", True))
+    ]
+    contents = []
+    for _ in range(2):
+        assert report(f"--config.data.store={store[0]}", f"--out={out}", *arguments, *TILES)[0] == 0
+        contents.append(out.read_bytes())
+    assert contents[0] == contents[1]
+    assert (out.parent / "page_figures" / "masks.png").exists()
+
+
+def test_report_of_a_source_in_memory(report, tmp_path, data_dir):
+    out = tmp_path / "page.html"
+    code, printed, _ = report(f"--out={out}", f"--config.data.data_dir={data_dir}", *TILES)
+    assert (code, printed) == (0, f"report      {out}\n")
+    page = pages.read(out.read_text())
+    assert "public_domain" in page.text and "kjv" in page.cells
+    assert {"4K", "8K", "512K", "1M"} <= set(page.cells)
+
+
+def test_a_row_longer_than_the_store_and_one_with_too_many_tiles(store, report, tmp_path):
+    out = tmp_path / "page.html"
+    long = ["--config.data.row_length=2097152", "--config.attention.q_tile=128", "--config.attention.kv_tile=1024"]
+    assert report(f"--config.data.store={store[0]}", f"--out={out}", *long)[0] == 0
+    assert "more tiles than attention's lists can hold: 2M." in pages.read(out.read_text()).text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config.data.store=nowhere"], ["nowhere/train is no token store"]),
+        ([], ["--out=PATH is missing", "config.data.store"]),
+        (["--config.data.store=STORE", "--out=page.txt"], ["--out=page.txt", ".html"]),
+        (["--config.data.store=STORE", "--out=no/page.html"], ["no/page.html cannot be written", "no folder no"]),
+        (["--config.data.store=STORE", "--out=taken.html"], ["taken.html is in the way"]),
+        (["--config.data.store=STORE", "--config.data.row_length=1"], ["config.data.row_length=1"]),
+        (["--config.data.store=STORE", "--config.attention.q_tile=4"], ["config.attention.q_tile=4", "8 or more"]),
+        (["--config.data.store=STORE", "--config.data.tokenizer=y"], ["config.data.tokenizer='y'"]),
+        (["--config.data.store=STORE", "--report=maybe"], ["maybe"]),
+        (["--config.data.store=STORE", "--noreport", "--out=x.html"], ["--out=x.html", "add --report"]),
+        (["--out=x.html", "--config.data.source=jsonl:y"], ["config.data.source='jsonl:y'", "token store first"]),
+    ],
+)
+def test_bad_arguments_are_refused_in_one_line(store, report, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken.html").mkdir()
+    before = {file: file.stat().st_mtime_ns for file in store[0].rglob("*")}
+    code, out, err = report(*(argument.replace("STORE", str(store[0])) for argument in arguments))
+    assert (code, out) == (2, "")
+    assert err.startswith("anchorjax.cli.prepare: ") and err.count("\n") == 1
+    assert all(word in err for word in words), err
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["taken.html", "tiny.py"]
+    assert before == {file: file.stat().st_mtime_ns for file in store[0].rglob("*")}
+
+
+def test_a_damaged_store_is_refused(store, report, tmp_path):
+    copy = shutil.copytree(store[0], tmp_path / "copy", ignore=shutil.ignore_patterns("report*"))
+    with open(copy / "train" / "tokens.bin", "ab") as file:
+        file.write(b"x")
+    code, out, err = report(f"--config.data.store={copy}")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "tokens.bin is damaged" in err and not (copy / "report.html").exists()
+
+
+def test_a_read_only_store_asks_for_another_place(store, report, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    code, out, err = report(f"--config.data.store={store[0]}")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "is read-only; give another --out=PATH" in err
