@@ -37,11 +37,11 @@ def defaults() -> Mapping[str, Any]:
                 "family": "",  # a module in anchorjax/models/families: how checkpoints name the weights; empty: llama
                 # Sizes: 0 takes the checkpoint's. Without init_from they must be given.
                 "num_layers": 0,
-                "model_width": 0,  # D
-                "ffn_width": 0,  # F; about 8/3 D, as SwiGLU has three matrices where a plain MLP has two
+                "d_model": 0,  # D
+                "d_ff": 0,  # F; about 8/3 D, as SwiGLU has three matrices where a plain MLP has two
                 "num_heads": 0,  # N
                 "num_kv_heads": 0,  # K; fewer than N is grouped-query attention
-                "head_width": 0,  # H
+                "head_dim": 0,  # H
                 "vocab_size": 0,  # V; without init_from the tokenizer's, rounded up to 64 so that it shards evenly
                 "norm_eps": 0.0,  # 0 is the checkpoint's, or 1e-5
                 "tie_embeddings": True,  # one matrix for input and output: half the parameters of a small model
@@ -52,10 +52,10 @@ def defaults() -> Mapping[str, Any]:
                 "post_norms": False,  # norms behind attention and feed-forward too (Gemma)
                 "norm_offset": False,  # norms multiply by 1 + weight (Gemma)
                 "scale_embeddings": False,  # by sqrt(D) (Gemma)
-                "query_scale": 0.0,  # logits are q.k / sqrt(query_scale); 0 is head_width
+                "query_scale": 0.0,  # logits are q.k / sqrt(query_scale); 0 is head_dim
                 "attention_soft_cap": 0.0,  # logits become cap * tanh(logit / cap); 0 leaves them (Gemma 2)
                 "final_soft_cap": 0.0,  # the same of the output's logits
-                "window": 0,  # keys of its document that a query sees, itself among them; 0 is all
+                "sliding_window": 0,  # keys of its document that a query sees, itself among them; 0 is all
                 "global_every": 0,  # every n-th layer has no window; 0: all have (Gemma 2: 2, Gemma 3: 6)
                 "compute_dtype": "bfloat16",  # of activations and matmul inputs; sums within a device are float32
                 "param_dtype": "float32",  # of weights and optimizer moments
@@ -102,8 +102,8 @@ def defaults() -> Mapping[str, Any]:
                 "bad_rows": "raise",  # raise | skip: rows without a document; what is skipped is counted by reason
                 "max_bad_share": 0.01,  # of all rows; with more, nothing is written
                 "max_row_bytes": 2**24,  # a longer row is a bad one. Tokenizing takes up to 130 times a text's size
-                "row_length": 4096,  # T, with the anchor
-                "batch_rows": 1,  # B: rows in one optimizer step, over all devices
+                "seq_len": 4096,  # T, with the anchor
+                "batch_size": 1,  # B: rows in one optimizer step, over all devices
                 "mask": "anchor",  # anchor | intra_doc | full: who may attend to whom (anchorjax/masks.py)
                 "positions": "continue",  # continue | reset at each document
                 "boundary_targets": False,  # train a document's last token on the next document's first
@@ -129,7 +129,7 @@ def defaults() -> Mapping[str, Any]:
             },
             "train": {
                 "steps": 100,
-                "accumulation": 1,  # micro-batches of batch_rows / accumulation rows per optimizer step
+                "grad_accum_steps": 1,  # micro-batches of batch_size / grad_accum_steps rows per optimizer step
                 "loss_chunk": 1024,  # tokens whose logits exist at once, per device
                 "log_every": 10,
                 "tensorboard": True,
@@ -155,7 +155,7 @@ def defaults() -> Mapping[str, Any]:
     )
 
 
-def paper(size: str, init_from: str, *, row_length: int, theta: float) -> "ConfigDict":
+def paper(size: str, init_from: str, *, seq_len: int, theta: float) -> "ConfigDict":
     """Continued pretraining as in "When Precision Meets Position" (arXiv 2411.13476, Table 1 and the authors' code).
 
     2000 steps of 8 rows, AdamW with a constant 2e-5, and a RoPE base for the row's length. The paper's text is
@@ -171,8 +171,8 @@ def paper(size: str, init_from: str, *, row_length: int, theta: float) -> "Confi
     config.init_from = init_from
     config.rope.theta = theta
     config.data.source = ""
-    config.data.row_length = row_length
-    config.data.batch_rows = 8
+    config.data.seq_len = seq_len
+    config.data.batch_size = 8
     config.data.mask = "anchor"
     config.optimizer.learning_rate = 2e-5
     config.optimizer.schedule = "constant"

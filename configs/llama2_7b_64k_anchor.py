@@ -14,4 +14,4 @@ from configs import common
 
 
 def get_config():
-    return common.paper("llama2_7b", "checkpoints/Llama-2-7b-hf", row_length=65536, theta=5e6)
+    return common.paper("llama2_7b", "checkpoints/Llama-2-7b-hf", seq_len=65536, theta=5e6)

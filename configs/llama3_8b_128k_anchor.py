@@ -14,4 +14,4 @@ from configs import common
 
 
 def get_config():
-    return common.paper("llama3_8b", "checkpoints/Meta-Llama-3-8B", row_length=131072, theta=1e7)
+    return common.paper("llama3_8b", "checkpoints/Meta-Llama-3-8B", seq_len=131072, theta=1e7)

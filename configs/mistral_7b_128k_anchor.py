@@ -14,4 +14,4 @@ from configs import common
 
 
 def get_config():
-    return common.paper("mistral_7b_v03", "checkpoints/Mistral-7B-v0.3", row_length=131072, theta=1e7)
+    return common.paper("mistral_7b_v03", "checkpoints/Mistral-7B-v0.3", seq_len=131072, theta=1e7)

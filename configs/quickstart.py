@@ -12,11 +12,11 @@ def get_config():
     config = common.base()
     # Small, so that six minutes hold 300 steps: what a model this young lacks is updates, not width.
     config.model.num_layers = 4
-    config.model.model_width = 128
-    config.model.ffn_width = 512
+    config.model.d_model = 128
+    config.model.d_ff = 512
     config.model.num_heads = 2
     config.model.num_kv_heads = 1
-    config.model.head_width = 32
+    config.model.head_dim = 32
     config.model.remat = "none"  # the products of one short row fit in memory: doing them again would only cost time
     config.optimizer.learning_rate = 4e-3
     config.optimizer.warmup_steps = 15

@@ -15,4 +15,4 @@ from configs import common
 
 
 def get_config():
-    return common.paper("qwen15_1800m", "checkpoints/Qwen1.5-1.8B", row_length=131072, theta=1e7)
+    return common.paper("qwen15_1800m", "checkpoints/Qwen1.5-1.8B", seq_len=131072, theta=1e7)

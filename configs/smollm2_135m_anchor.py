@@ -18,7 +18,7 @@ def get_config():
     config.model.update(model)
     config.init_from = "checkpoints/SmolLM2-135M-Instruct"
     config.model.compute_dtype = "float32"  # CPUs emulate bfloat16, at a twentieth of the speed
-    config.data.row_length = 2048
+    config.data.seq_len = 2048
     config.optimizer.learning_rate = 5e-5
     config.optimizer.warmup_steps = 5
     config.train.steps = 30

@@ -1,6 +1,6 @@
 """Text from a model: `python eval/generate.py --hf DIR --prompt "Once upon a time"`.
 
-The text of a single prompt comes as it is made; those of several come at the end with "---" between, --batch-rows of
+The text of a single prompt comes as it is made; those of several come at the end with "---" between, --batch-size of
 them made at once. Greedy unless --temperature is given. Exit codes: 0 done, 2 bad input.
 """
 
@@ -51,7 +51,7 @@ def generate(arguments: argparse.Namespace) -> None:
     prompts = [frame(text, "", model.tokenizer, chat)[1].tolist() for text in texts]
     for ids in prompts:
         check_context(len(ids), arguments.max_new_tokens, model.context)  # before the weights are read
-    generator = Generator(language_model.load(model), arguments.batch_rows)
+    generator = Generator(language_model.load(model), arguments.batch_size)
     streamed = len(prompts) == 1
     show = (lambda _, text: print(text, end="", flush=True)) if streamed else None
     made = generator.generate(prompts, arguments.max_new_tokens, sampling, stop=arguments.stop, show=show)

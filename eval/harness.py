@@ -61,7 +61,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     request = options.request(model, context=model.context, bos=bos)
     step = model.steps()[-1]
     with Results(options.out_directory(arguments, model, "harness"), request) as results:
-        adapter = harness.adapter(model, results, step=step, batch_rows=arguments.batch_rows, bos=bos, chat=chat)
+        adapter = harness.adapter(model, results, step=step, batch_size=arguments.batch_size, bos=bos, chat=chat)
         found = run(adapter, manager, tasks, arguments)
         asked = {
             name: getattr(arguments, name) for name in ("tasks", "num_fewshot", "limit", "seed", "lengths", "template")

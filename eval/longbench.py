@@ -49,7 +49,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     )
     step = model.steps()[-1]
     mark = model.mark(step)
-    generator = functools.cache(lambda: Generator(language_model.load(model, step=step), arguments.batch_rows))
+    generator = functools.cache(lambda: Generator(language_model.load(model, step=step), arguments.batch_size))
     with Results(options.out_directory(arguments, model, "longbench"), request) as results:
         scores = {name: score(generator, one, mark, model, results) for name, one in samples.items()}
         result = summary(scores, samples)

@@ -70,9 +70,9 @@ def evaluate(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
     asked |= {"text_key": arguments.text_key, "context": model.context}
     request = options.request(model, text=texts.absolute(text), **made)
     with Results(options.out_directory(arguments, model, "longppl"), request) as results:
-        reader = make_reader(model, arguments.batch_rows)
+        reader = make_reader(model, arguments.batch_size)
         if evaluator is not None:
-            judge = reader if evaluator is model else make_reader(evaluator, arguments.batch_rows)
+            judge = reader if evaluator is model else make_reader(evaluator, arguments.batch_size)
             made |= {"step": judge.step, "text": texts.absolute(text)}
             judged = longppl.judge(judge, pieces, rule, results, itself=judge is reader)
             results.write("key_tokens.json", made | {"documents": longppl.to_json(judged)})
@@ -155,9 +155,9 @@ def check_context(pieces: list[Piece], model: Description) -> None:
             )
 
 
-def make_reader(model: Description, batch_rows: int) -> Reader:
+def make_reader(model: Description, batch_size: int) -> Reader:
     step = model.steps()[-1]
-    scorer = functools.cache(lambda: Scorer(language_model.load(model, step=step), batch_rows))
+    scorer = functools.cache(lambda: Scorer(language_model.load(model, step=step), batch_size))
     return Reader(scorer, model.tokenizer, step, model.mark(step))
 
 

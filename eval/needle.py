@@ -55,7 +55,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     )
     step = model.steps()[-1]
     mark = model.mark(step)
-    generator = functools.cache(lambda: Generator(language_model.load(model, step=step), arguments.batch_rows))
+    generator = functools.cache(lambda: Generator(language_model.load(model, step=step), arguments.batch_size))
     with Results(options.out_directory(arguments, model, "needle"), request) as results:
         of_length = len(depths) * arguments.samples
         keys = [f"{mark} {length} {index}" for length in arguments.lengths for index in range(of_length)]

@@ -81,7 +81,7 @@ def score_texts(arguments: argparse.Namespace) -> None:
     request = options.request(model, text=texts.absolute(text), **dataclasses.asdict(measure))
     step = model.steps()[-1]
     mark = model.mark(step)
-    scorer = functools.cache(lambda: Scorer(language_model.load(model, step=step), arguments.batch_rows))
+    scorer = functools.cache(lambda: Scorer(language_model.load(model, step=step), arguments.batch_size))
     name = "perplexity-text" if model.is_run else "perplexity"
     with Results(options.out_directory(arguments, model, name), request) as results:
         rows = {length: some for length, (some, _) in chosen.items()}

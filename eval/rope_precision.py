@@ -31,7 +31,7 @@ DEFAULT_VARIANTS = (*rotation.PRECISIONS, "random-fp32", "random-bf16")
 def main(argv: list[str] | None = None) -> int:
     parser = options.Parser(description=__doc__.splitlines()[0])
     options.add_model(parser)
-    parser.set_defaults(batch_rows=8)
+    parser.set_defaults(batch_size=8)
     parser.add_argument("--experiments", type=_names, default=EXPERIMENTS, help=f"of {', '.join(EXPERIMENTS)}")
     parser.add_argument("--variants", type=_names, default=DEFAULT_VARIANTS, help=f"of {', '.join(VARIANTS)}")
     shifts = functools.partial(options.lengths, least=0)
@@ -67,16 +67,16 @@ def evaluate(arguments: argparse.Namespace) -> None:
         arguments.seed,
     )
     text = open_essays(arguments.essays)
-    passes = list(rope_precision.passes(plan, model, text, arguments.batch_rows))
+    passes = list(rope_precision.passes(plan, model, text, arguments.batch_size))
     # A pass of other rows may differ in the last bits.
-    asked = dataclasses.asdict(plan) | {"text": text.material, "batch_rows": arguments.batch_rows}
+    asked = dataclasses.asdict(plan) | {"text": text.material, "batch_size": arguments.batch_size}
     asked |= options.material(essays=arguments.essays)
     request, step = options.request(model, **asked), model.steps()[-1]
     load, mark = functools.partial(_load, model, step, plan.seed), model.mark(step)
     with Results(options.out_directory(arguments, model, "rope_precision"), request) as results:
         found = rope_precision.run(plan, passes, mark, load, results)
         result = rope_precision.summary(passes, mark, found)
-        errors = rotation.table_errors(model.rope, model.model.head_width, POSITIONS)
+        errors = rotation.table_errors(model.rope, model.model.head_dim, POSITIONS)
         result["tables"] = {"positions": POSITIONS, "errors": errors}
         told = {"context": model.context, "step": step, "weights": mark}
         path = results.write("rope_precision.json", request | told | result)

@@ -47,7 +47,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     with Results(options.out_directory(arguments, model, "ruler"), request) as results:
         marks = {step: model.mark(step) for step in steps}
         by_step = {
-            step: score(model, step, mark, samples, results, arguments.batch_rows) for step, mark in marks.items()
+            step: score(model, step, mark, samples, results, arguments.batch_size) for step, mark in marks.items()
         }
         result = summary(by_step, samples)
         asked = {"samples": arguments.samples, "context": model.context, "steps": steps}
@@ -93,13 +93,13 @@ def _steps(last: int | None, model: Description) -> list[int | None]:
 
 
 def score(
-    model: Description, step: int | None, mark: str, samples, results: Results, batch_rows: int
+    model: Description, step: int | None, mark: str, samples, results: Results, batch_size: int
 ) -> dict[str, dict[int, float]]:
     """Percent by task and length of one checkpoint."""
 
     @functools.cache
     def generator() -> Generator:
-        return Generator(language_model.load(model, step=step), batch_rows)
+        return Generator(language_model.load(model, step=step), batch_size)
 
     scores: dict[str, dict[int, float]] = {}
     for (task, length), some in samples.items():

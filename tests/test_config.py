@@ -149,8 +149,8 @@ def test_unknown_choice_is_refused_with_the_choices(key):
     ("overrides", "key"),
     [
         ({"model__num_heads": 4, "model__num_kv_heads": 3}, "model.num_kv_heads"),
-        ({"model__head_width": 15}, "model.head_width"),
-        ({"data__batch_rows": 4, "train__accumulation": 3}, "train.accumulation"),
+        ({"model__head_dim": 15}, "model.head_dim"),
+        ({"data__batch_size": 4, "train__grad_accum_steps": 3}, "train.grad_accum_steps"),
         ({"data__interleave": 1}, "data.interleave"),
         ({"data__interleave": 2, "data__boundary_targets": True}, "data.boundary_targets"),
         ({"mesh__fsdp": 0}, "mesh.fsdp"),
@@ -211,8 +211,8 @@ def test_rope_scaling_with_what_it_needs_is_taken(scaling):
             for key in ("short_factors", "long_factors")
             for value in [(), *((*EIGHT[1:], bad) for bad in (0, -1.0, math.nan, math.inf, 10**400, True, "1", None))]
         ),
-        ("longrope", "short_factors", EIGHT[1:], "model.head_width/2=8 numbers, not 7"),
-        ("longrope", "long_factors", EIGHT * 2, "model.head_width/2=8 numbers, not 16"),
+        ("longrope", "short_factors", EIGHT[1:], "model.head_dim/2=8 numbers, not 7"),
+        ("longrope", "long_factors", EIGHT * 2, "model.head_dim/2=8 numbers, not 16"),
     ],
 )
 def test_rope_scaling_without_what_it_needs_is_refused(scaling, key, value, allowed):
@@ -230,20 +230,20 @@ def test_what_a_rope_scaling_does_not_use_is_not_checked():
 @pytest.mark.parametrize(
     ("overrides", "key"),
     [
-        ({"data__batch_rows": 6}, "data.batch_rows"),
-        ({"data__batch_rows": 8, "train__accumulation": 2}, "data.batch_rows"),
-        ({"mesh__fsdp": 1, "mesh__context": 8, "data__row_length": 60}, "data.row_length"),
+        ({"data__batch_size": 6}, "data.batch_size"),
+        ({"data__batch_size": 8, "train__grad_accum_steps": 2}, "data.batch_size"),
+        ({"mesh__fsdp": 1, "mesh__context": 8, "data__seq_len": 60}, "data.seq_len"),
         ({"mesh__fsdp": 2, "mesh__tensor": 4, "model__num_kv_heads": 2}, "model.num_heads"),
         ({"mesh__fsdp": 2, "mesh__tensor": 4, "model__num_heads": 4}, "model.num_kv_heads"),
         (
-            {"mesh__fsdp": 4, "mesh__tensor": 2, "model__ffn_width": 63, "data__batch_rows": 4},
-            "model.ffn_width",
+            {"mesh__fsdp": 4, "mesh__tensor": 2, "model__d_ff": 63, "data__batch_size": 4},
+            "model.d_ff",
         ),
         (
-            {"mesh__fsdp": 4, "mesh__tensor": 2, "model__vocab_size": 301, "data__batch_rows": 4},
+            {"mesh__fsdp": 4, "mesh__tensor": 2, "model__vocab_size": 301, "data__batch_size": 4},
             "model.vocab_size",
         ),
-        ({"model__model_width": 36, "data__batch_rows": 8}, "model.model_width"),
+        ({"model__d_model": 36, "data__batch_size": 8}, "model.d_model"),
         ({"mesh__fsdp": 3}, "mesh.fsdp"),
         ({"mesh__fsdp": 4}, "mesh.fsdp"),  # uses half of the devices
         ({"mesh__data": 16}, "mesh.data"),
@@ -255,7 +255,7 @@ def test_shapes_that_do_not_divide_are_refused(overrides, key):
 
 
 def test_free_mesh_axis_takes_what_is_left():
-    shape = tiny.config(mesh__tensor=2, data__batch_rows=4).check_devices(8)
+    shape = tiny.config(mesh__tensor=2, data__batch_size=4).check_devices(8)
     assert shape == {"data": 1, "fsdp": 4, "context": 1, "tensor": 2}
 
 

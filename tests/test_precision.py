@@ -36,13 +36,13 @@ from anchorjax.types import Batch
 from tests import products
 from tests.training.making import make_steps
 
-SMALL = dict(num_layers=1, model_width=256, ffn_width=512, num_heads=2, num_kv_heads=1, head_width=64, vocab_size=512)
+SMALL = dict(num_layers=1, d_model=256, d_ff=512, num_heads=2, num_kv_heads=1, head_dim=64, vocab_size=512)
 
 def check(target, recipe, compute_dtype):
     config = importlib.import_module(f"configs.{recipe}").get_config()
     config.update(init_from="", model=SMALL | {"compute_dtype": compute_dtype or config.model.compute_dtype})
     config.rope.theta, T = 1e4, 1024
-    config.update(data={"row_length": T, "batch_rows": 1, "tokenizer": "bytes"}, train={"loss_chunk": 512})
+    config.update(data={"seq_len": T, "batch_size": 1, "tokenizer": "bytes"}, train={"loss_chunk": 512})
     (device,) = targets.devices(target)[:1]
     name = "pallas_tpu" if target in targets.TPUS else "pallas_gpu"
     q_tile, kv_tile = default_tiles(name, device.device_kind, T)
@@ -50,7 +50,7 @@ def check(target, recipe, compute_dtype):
     steps = make_steps(resolve(config.to_dict()).completed())
     mesh = sharding.make_mesh(dict(zip(sharding.AXES, (1, 1, 1, 1))), [device])
     with jax.set_mesh(mesh):
-        state = sharding.abstract(lambda: init_state(0, steps.shape, steps.optimizer))
+        state = sharding.abstract(lambda: init_state(0, steps.spec, steps.optimizer))
         array = lambda dtype: jax.ShapeDtypeStruct((1, T), dtype, sharding=NamedSharding(mesh, sharding.BATCH))
         batch = Batch(*map(array, ("int32", "int32", "float32", "int32", "int32")))
         traced = jax.jit(steps.train, donate_argnums=0).trace(state, batch)
@@ -141,7 +141,7 @@ def test_steps_of_fp32_are_asked_for_exact_products(name):
     implementation = name if name in IMPLEMENTATIONS else "xla"
     steps = make_steps(tiny.config(attention__implementation=implementation, **PROGRAMS[name]))
     with jax.set_mesh(make_mesh()):
-        state = sharding.abstract(lambda: init_state(0, steps.shape, steps.optimizer))
+        state = sharding.abstract(lambda: init_state(0, steps.spec, steps.optimizer))
         batch = sharding.shard_batch(make_batch(2, 64), jax.sharding.get_mesh())
         for program, arguments in ((steps.train, (state, batch)), (steps.nats, (state.params, batch))):
             found = products.given(jax.jit(program).lower(*arguments))
@@ -150,12 +150,12 @@ def test_steps_of_fp32_are_asked_for_exact_products(name):
 
 @pytest.mark.parametrize("columns", [1, 8], ids=["dense", "by tiles"])
 def test_generation_in_fp32_is_asked_for_exact_products(columns):
-    steps = make_steps(tiny.config(attention__implementation="xla", data__row_length=64))
+    steps = make_steps(tiny.config(attention__implementation="xla", data__seq_len=64))
     with jax.set_mesh(make_mesh()):
-        layers = cached.Layers.of(make_state(steps).params, steps.shape)
-        cache = cached.Cache.empty(jnp.zeros(2, jnp.int32), 64, steps.shape.model)
+        layers = cached.Layers.of(make_state(steps).params, steps.spec)
+        cache = cached.Cache.empty(jnp.zeros(2, jnp.int32), 64, steps.spec.model)
         tokens_BT = jax.sharding.reshard(jnp.zeros((2, columns), jnp.int32), sharding.BATCH)
-        program = jax.jit(lambda *arrays: cached.advance(*arrays, 1, steps.shape))
+        program = jax.jit(lambda *arrays: cached.advance(*arrays, 1, steps.spec))
         found = products.given(program.lower(layers, cache, tokens_BT))
     assert len(found) > 10 and not products.faults(found, "float32")
 

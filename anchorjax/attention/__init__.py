@@ -34,14 +34,14 @@ def default_implementation() -> str:
     return {backend: name for name, backend in BACKENDS.items()}.get(jax.default_backend(), "xla")
 
 
-def choose(config: AttentionConfig, row_length: int) -> AttentionConfig:
+def choose(config: AttentionConfig, seq_len: int) -> AttentionConfig:
     """`config` with an implementation and tiles in place of `auto` and 0, for this process's devices and rows.
 
     Raises:
       ConfigError: tiles that the implementation does not take.
     """
     name = default_implementation() if config.implementation == "auto" else config.implementation
-    tiles = default_tiles(name, jax.devices()[0].device_kind, row_length)
+    tiles = default_tiles(name, jax.devices()[0].device_kind, seq_len)
     q_tile, kv_tile = (given or best for given, best in zip((config.q_tile, config.kv_tile), tiles, strict=True))
     allowed = check_tiles(name, q_tile, kv_tile)
     if allowed:

@@ -6,7 +6,7 @@ backward pass has a mask of its own: the keys whose gradients are not zero, if o
 be those that it may see.
 
     attend = jax.jit(lambda q, k, v, mask, plan: attention(q, k, v, mask))
-    heads = {"num_heads": 4, "num_kv_heads": 2, "head_width": 64}
+    heads = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 64}
     leakage.check(leakage.probe(attend, mask, [(0, 17)], **heads))
     leakage.check(leakage.probe_gradients(attend, mask, [(0, 17)], **heads))
 """
@@ -56,7 +56,7 @@ def probe(
     *,
     num_heads: int,
     num_kv_heads: int,
-    head_width: int,
+    head_dim: int,
     dtype: str = "float32",
     sharding: jax.sharding.PartitionSpec | None = None,
 ) -> list[Finding]:
@@ -71,7 +71,7 @@ def probe(
       plan: handed on to `attend`.
       sharding: of q, k and v on the current mesh; None leaves them to the default device.
     """
-    q_BTNH, k_BTKH, v_BTKH = _draw(mask.q_index_BT.shape, num_heads, num_kv_heads, head_width, dtype, sharding)
+    q_BTNH, k_BTKH, v_BTKH = _draw(mask.q_index_BT.shape, num_heads, num_kv_heads, head_dim, dtype, sharding)
     before_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, mask, plan)
     findings = []
     for row, token in tokens:
@@ -91,7 +91,7 @@ def probe_gradients(
     *,
     num_heads: int,
     num_kv_heads: int,
-    head_width: int,
+    head_dim: int,
     dtype: str = "float32",
     sharding: jax.sharding.PartitionSpec | None = None,
 ) -> list[Finding]:
@@ -99,7 +99,7 @@ def probe_gradients(
 
     Costs a forward and a backward pass of `attend` for each token. The arguments are those of `probe`.
     """
-    q_BTNH, k_BTKH, v_BTKH = _draw(mask.q_index_BT.shape, num_heads, num_kv_heads, head_width, dtype, sharding)
+    q_BTNH, k_BTKH, v_BTKH = _draw(mask.q_index_BT.shape, num_heads, num_kv_heads, head_dim, dtype, sharding)
 
     @jax.jit
     def reached(q_BTNH, k_BTKH, v_BTKH, row, token, mask, plan):
@@ -122,12 +122,12 @@ def probe_gradients(
 
 
 @functools.partial(jax.jit, static_argnums=range(6))
-def _draw(shape_BT, num_heads, num_kv_heads, head_width, dtype, sharding) -> list[jax.Array]:
+def _draw(shape_BT, num_heads, num_kv_heads, head_dim, dtype, sharding) -> list[jax.Array]:
     """Random q, k and v."""
     draw = functools.partial(jax.random.normal, dtype=dtype, out_sharding=sharding)
     heads = (num_heads, num_kv_heads, num_kv_heads)
     keys = jax.random.split(jax.random.key(0), len(heads))
-    return [draw(key, (*shape_BT, count, head_width)) for key, count in zip(keys, heads, strict=True)]
+    return [draw(key, (*shape_BT, count, head_dim)) for key, count in zip(keys, heads, strict=True)]
 
 
 @jax.jit

@@ -42,18 +42,18 @@ TPU_KINDS = {  # what JAX and what people call a generation
 }
 
 
-def default_tiles(implementation: str, device_kind: str, row_length: int = 0) -> tuple[int, int]:
+def default_tiles(implementation: str, device_kind: str, seq_len: int = 0) -> tuple[int, int]:
     """(q_tile, kv_tile) in tokens.
 
     Args:
       implementation: a name from `types.IMPLEMENTATIONS`.
       device_kind: `jax.Device.device_kind`, or a name from `targets`. An unknown TPU takes v5e's tiles.
-      row_length: keys of a row, for GPUs: 128 up to 128K, 256 up to 256K, then 512.
+      seq_len: keys of a row, for GPUs: 128 up to 128K, 256 up to 256K, then 512.
     """
     if implementation == "pallas_tpu":
         return _PALLAS_TPU.get(TPU_KINDS.get(device_kind, device_kind), _PALLAS_TPU["v5e"])
     if implementation == "pallas_gpu":
-        tile = next((size for size in _PALLAS_GPU if row_length <= size * _PALLAS_GPU_TILES), _PALLAS_GPU[-1])
+        tile = next((size for size in _PALLAS_GPU if seq_len <= size * _PALLAS_GPU_TILES), _PALLAS_GPU[-1])
         return tile, tile
     return 256, 256  # of xla, on CPUs: benchmarks/attention/attention_tiles.py; the reference has no tiles
 

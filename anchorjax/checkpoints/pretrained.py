@@ -22,7 +22,8 @@ from anchorjax.config import OPEN, Config
 from anchorjax.data import Tokenizer
 from anchorjax.errors import ConfigError, WeightsError
 from anchorjax.models.decoder import Decoder
-from anchorjax.models.layers import Shape, named_leaves
+from anchorjax.models.layers import named_leaves
+from anchorjax.models.spec import Spec
 
 SOURCE = "source"
 
@@ -77,14 +78,14 @@ class Pretrained:
         data = dataclasses.replace(config.data, tokenizer=tokenizer)
         return dataclasses.replace(config, data=data).completed(self.model, self.rope)
 
-    def load(self, params: Decoder, shape: Shape) -> Decoder:
+    def load(self, params: Decoder, spec: Spec) -> Decoder:
         """The decoder with the checkpoint's weights; `params` gives devices and dtypes, and its buffers.
 
         Raises:
           WeightsError, WorkdirError, CheckpointError: the weights cannot be read, or are of another model.
         """
         if "model_type" in hf_config.load(self.directory):
-            return hf_checkpoint.load(params, shape.model, Weights.open(self.directory))
+            return hf_checkpoint.load(params, spec.model, Weights.open(self.directory))
         leaves = named_leaves(params)
         base = {name: leaf for name, leaf in leaves.items() if "_adapter." not in name}
         like = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in base.items()}

@@ -32,7 +32,8 @@ from anchorjax.config import AttentionConfig, LoraConfig, ModelConfig, RopeConfi
 from anchorjax.data.text.tokenizer import ByteTokenizer, HuggingFaceTokenizer
 from anchorjax.errors import UserError, WeightsError, WorkdirError
 from anchorjax.models.decoder import Decoder
-from anchorjax.models.layers import Shape, named_leaves
+from anchorjax.models.layers import named_leaves
+from anchorjax.models.spec import Spec
 from anchorjax.training.workdir import load_config
 
 INTRA_DOC = "intra_doc"  # the mask under which no document sees the beginning of sequence
@@ -75,9 +76,9 @@ def from_hf(directory: Path, out: Path) -> None:
         "rope": dict(pretrained.rope) | {"dtype": "float32"},
         "lora": {"rank": 0, "alpha": 0.0, "targets": ()},
     }
-    shape = _shape(sections)
-    with new_directory(out) as part, jax.set_mesh(_mesh(shape.model)):
-        params = pretrained.load(sharding.zeros(lambda: Decoder(jax.random.key(0), shape)), shape)
+    spec = _spec(sections)
+    with new_directory(out) as part, jax.set_mesh(_mesh(spec.model)):
+        params = pretrained.load(sharding.zeros(lambda: Decoder(jax.random.key(0), spec)), spec)
         (part / hf_config.FILE).write_text(json.dumps(sections, indent=2) + "\n")
         keep_source(part, pretrained)
         checkpoints = Checkpoints(part, keep=1, host_bytes=bytes_of_largest(params))
@@ -96,7 +97,7 @@ def to_hf(checkpoint: Path, directory: Path, dtype: str | None) -> None:
     sections = load_config(checkpoint)
     if not {"model", "rope", "lora"} <= sections.keys():
         raise WorkdirError(f"{checkpoint} is no run, and was not made by from-hf")
-    shape, source = _shape(sections), checkpoint / SOURCE
+    spec, source = _spec(sections), checkpoint / SOURCE
     fields = hf_config.load(source) if (source / hf_config.FILE).exists() else {}
     dtype = dtype or fields.get("torch_dtype") or fields.get("dtype") or "float32"
     if dtype not in hf_checkpoint.DTYPES:
@@ -104,42 +105,42 @@ def to_hf(checkpoint: Path, directory: Path, dtype: str | None) -> None:
     run = sections.get("data")  # None: weights that from-hf read, with a tokenizer that stays as it is
     name = Pretrained.open(checkpoint).tokenizer
     tokenizer = hf_tokenizer.open_exported(source) if run and name == str(source) else None
-    max_position = max(run["row_length"] if run else 0, fields.get("max_position_embeddings") or 0)
+    max_position = max(run["seq_len"] if run else 0, fields.get("max_position_embeddings") or 0)
     if tokenizer:
         fields["bos_token_id"] = tokenizer.bos_id
         fields["eos_token_id"] = hf_tokenizer.ends(source / hf_config.FILE, tokenizer.eos_id)
     elif run and name == "bytes":
         fields |= {f"{key}_token_id": getattr(ByteTokenizer(), f"{key}_id") for key in ("bos", "eos", "pad")}
-    written = hf_config.write(shape.model, shape.rope, max_position=max_position, dtype=dtype, source=fields)
+    written = hf_config.write(spec.model, spec.rope, max_position=max_position, dtype=dtype, source=fields)
     changes = []
-    with new_directory(directory) as part, jax.set_mesh(_mesh(shape.model)):
-        like = sharding.abstract(lambda: Decoder(jax.random.key(0), shape))
+    with new_directory(directory) as part, jax.set_mesh(_mesh(spec.model)):
+        like = sharding.abstract(lambda: Decoder(jax.random.key(0), spec))
         checkpoints = Checkpoints(checkpoint, keep=1, read_only=True, host_bytes=bytes_of_largest(like))
         weights = checkpoints.restore_weights(named_leaves(like))
         params = jax.tree.unflatten(jax.tree.structure(like), weights.values())
-        hf_checkpoint.save(params, shape.model, shape.lora, part, dtype)
+        hf_checkpoint.save(params, spec.model, spec.lora, part, dtype)
         (part / hf_config.FILE).write_text(json.dumps(written, indent=2) + "\n")
         if source.is_dir() and name != "bytes":  # a run of bytes has that of its checkpoint there
             copy_files(source, part, TOKENIZER)
         if tokenizer:
             changes = hf_tokenizer.export(part, tokenizer, max_position, anchored=run["mask"] != INTRA_DOC)
-    print(f"{shape.model.family}, {max_position:,} positions, written to {directory}, {dtype}")
+    print(f"{spec.model.family}, {max_position:,} positions, written to {directory}, {dtype}")
     for change in changes:
         print(f"tokenizer: {change}")
-    for note in notes(run, shape, dtype, tokenizer):
+    for note in notes(run, spec, dtype, tokenizer):
         print(f"note: {note}")
 
 
 def notes(
-    run: Mapping[str, Any] | None, shape: Shape, dtype: str, tokenizer: HuggingFaceTokenizer | None
+    run: Mapping[str, Any] | None, spec: Spec, dtype: str, tokenizer: HuggingFaceTokenizer | None
 ) -> Iterator[str]:
     """Where other tools compute other than what is computed here; `run` is the section "data" of a run."""
-    if shape.rope.depends_on_length:
-        yield f"{shape.rope.scaling} RoPE goes by the row's length here and by the prompt's in transformers"
-    if shape.model.window:
+    if spec.rope.depends_on_length:
+        yield f"{spec.rope.scaling} RoPE goes by the row's length here and by the prompt's in transformers"
+    if spec.model.sliding_window:
         yield "here the anchor stays in sight of layers with a window; other tools lose it there"
-    if dtype != shape.rope.dtype:
-        yield f"RoPE's cosines and sines are {dtype} in transformers, and {shape.rope.dtype} here"
+    if dtype != spec.rope.dtype:
+        yield f"RoPE's cosines and sines are {dtype} in transformers, and {spec.rope.dtype} here"
     if run and run["mask"] == INTRA_DOC and tokenizer:
         front = tokenizer.encode_with_specials("", frame=True).tolist()
         what = " ".join(map(tokenizer.rules.id_to_token, front)) if front else "nothing"
@@ -151,14 +152,14 @@ def notes(
         yield "the run is of bytes, or its tokenizer is lost: there is none that other tools could load"
 
 
-def _shape(sections: Mapping[str, Any]) -> Shape:
+def _spec(sections: Mapping[str, Any]) -> Spec:
     parts = (kind(**sections[kind.NAME]) for kind in (ModelConfig, RopeConfig, LoraConfig))
-    return Shape(*parts, AttentionConfig("reference", 1, 1), max_position=2)  # of no consequence for weights
+    return Spec(*parts, AttentionConfig("reference", 1, 1), max_position=2)  # of no consequence for weights
 
 
 def _mesh(model: ModelConfig) -> jax.sharding.Mesh:
     """As many of this process's devices as the width can be cut for."""
-    devices = jax.devices()[: math.gcd(jax.device_count(), model.model_width)]
+    devices = jax.devices()[: math.gcd(jax.device_count(), model.d_model)]
     return sharding.make_mesh({"data": 1, "fsdp": len(devices), "context": 1, "tensor": 1}, devices)
 
 

@@ -62,8 +62,8 @@ class DataConfig(Section):
     bad_rows: str = choice("raise", "skip")
     max_bad_share: float = number(0, 1)
     max_row_bytes: int = number(1, 2**30)
-    row_length: int = number(2, 2**24)
-    batch_rows: int = number(1)
+    seq_len: int = number(2, 2**24)
+    batch_size: int = number(1)
     mask: str = choice(*MASKS)
     positions: str = choice(*POSITIONS)
     boundary_targets: bool
@@ -99,7 +99,7 @@ class OptimizerConfig(Section):
 class TrainConfig(Section):
     NAME = "train"
     steps: int = number(1)
-    accumulation: int = number(1)
+    grad_accum_steps: int = number(1)
     loss_chunk: int = number(1)
     log_every: int = number(1)
     tensorboard: bool
@@ -172,15 +172,15 @@ class Config(Section):
         for name in SIZES if not self.init_from else ():
             if not getattr(self.model, name):
                 raise ConfigError(f"model.{name}", 0, "it must be at least 1, unless init_from names a checkpoint")
-        rows, accumulation = self.data.batch_rows, self.train.accumulation
+        rows, accumulation = self.data.batch_size, self.train.grad_accum_steps
         if rows % accumulation:
-            raise ConfigError("train.accumulation", accumulation, f"it must divide data.batch_rows={rows}")
-        pairs = self.model.head_width // 2
+            raise ConfigError("train.grad_accum_steps", accumulation, f"it must divide data.batch_size={rows}")
+        pairs = self.model.head_dim // 2
         for name in ("short_factors", "long_factors") if self.rope.scaling == "longrope" else ():
             factors = getattr(self.rope, name)
             if pairs and len(factors) != pairs:
                 raise ConfigError(
-                    f"rope.{name}", factors, f"it must hold model.head_width/2={pairs} numbers, not {len(factors)}"
+                    f"rope.{name}", factors, f"it must hold model.head_dim/2={pairs} numbers, not {len(factors)}"
                 )
 
     def completed(self, model: Mapping[str, Any] | None = None, rope: Mapping[str, Any] | None = None) -> "Config":
@@ -218,12 +218,12 @@ class Config(Section):
             if value % parts:
                 raise ConfigError(key, value, f"it must be a multiple of {axes} = {parts}")
 
-        micro = row_shards * self.train.accumulation
-        divides("data.batch_rows", self.data.batch_rows, micro, "mesh.data * mesh.fsdp * train.accumulation")
-        divides("data.row_length", self.data.row_length, shape["context"], "mesh.context")
-        for key in ("num_heads", "num_kv_heads", "ffn_width"):
+        micro = row_shards * self.train.grad_accum_steps
+        divides("data.batch_size", self.data.batch_size, micro, "mesh.data * mesh.fsdp * train.grad_accum_steps")
+        divides("data.seq_len", self.data.seq_len, shape["context"], "mesh.context")
+        for key in ("num_heads", "num_kv_heads", "d_ff"):
             divides(f"model.{key}", getattr(self.model, key), shape["tensor"], "mesh.tensor")
-        divides("model.model_width", self.model.model_width, shape["fsdp"], "mesh.fsdp")
+        divides("model.d_model", self.model.d_model, shape["fsdp"], "mesh.fsdp")
         if self.model.vocab_size:
             divides("model.vocab_size", self.model.vocab_size, shape["tensor"], "mesh.tensor")
         return shape

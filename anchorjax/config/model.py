@@ -5,7 +5,7 @@ import dataclasses
 from anchorjax.config.section import MAX_INT, Section, choice, number
 
 LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
-SIZES = ("num_layers", "model_width", "ffn_width", "num_heads", "num_kv_heads", "head_width")
+SIZES = ("num_layers", "d_model", "d_ff", "num_heads", "num_kv_heads", "head_dim")
 PLAIN = {  # a Llama's; families say what differs
     "activation": "silu",
     "qkv_bias": False,
@@ -16,7 +16,7 @@ PLAIN = {  # a Llama's; families say what differs
     "query_scale": 0.0,
     "attention_soft_cap": 0.0,
     "final_soft_cap": 0.0,
-    "window": 0,
+    "sliding_window": 0,
     "global_every": 0,
 }
 NEUTRAL_ROPE = {  # of scalings: what transformers takes, or what says nothing
@@ -39,11 +39,11 @@ class ModelConfig(Section):
     NAME = "model"
     family: str
     num_layers: int = number(0)
-    model_width: int = number(0)
-    ffn_width: int = number(0)
+    d_model: int = number(0)
+    d_ff: int = number(0)
     num_heads: int = number(0)
     num_kv_heads: int = number(0)
-    head_width: int = number(0)
+    head_dim: int = number(0)
     vocab_size: int = number(0)
     norm_eps: float = number(0, 1)
     tie_embeddings: bool
@@ -56,7 +56,7 @@ class ModelConfig(Section):
     query_scale: float = number(0)
     attention_soft_cap: float = number(0)
     final_soft_cap: float = number(0)
-    window: int = number(0)
+    sliding_window: int = number(0)
     global_every: int = number(0)
     compute_dtype: str = choice("float32", "bfloat16")
     param_dtype: str = choice("float32", "bfloat16")
@@ -70,8 +70,10 @@ class ModelConfig(Section):
             "num_kv_heads",
             f"it must divide model.num_heads={self.num_heads}",
         )
-        self.require(self.head_width % 2 == 0, "head_width", "it must be even: RoPE turns pairs")
-        self.require(self.window or not self.global_every, "global_every", "without model.window it must be 0")
+        self.require(self.head_dim % 2 == 0, "head_dim", "it must be even: RoPE turns pairs")
+        self.require(
+            self.sliding_window or not self.global_every, "global_every", "without model.sliding_window it must be 0"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

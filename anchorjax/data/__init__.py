@@ -88,12 +88,12 @@ def train_batches(
 ) -> Iterator[Batch]:
     """Endless numpy batches of this process for steps start_step, start_step + 1, ...
 
-    The global batch of step s is rows s * batch_rows .. (s + 1) * batch_rows - 1, and each process yields its
-    contiguous share [batch_rows / process_count, T]. `config.prefetch` batches are packed ahead in a thread,
+    The global batch of step s is rows s * batch_size .. (s + 1) * batch_size - 1, and each process yields its
+    contiguous share [batch_size / process_count, T]. `config.prefetch` batches are packed ahead in a thread,
     and by `config.workers` processes if not 0. Call the iterator's `close()` at the end: it stops them.
 
     Raises:
-      ValueError: batch_rows does not divide by process_count, or a negative start_step.
+      ValueError: batch_size does not divide by process_count, or a negative start_step.
     """
     import grain  # slow to import, and only training needs it
     from absl import flags
@@ -101,7 +101,7 @@ def train_batches(
     if start_step < 0:
         raise ValueError(f"start_step is {start_step}; allowed: 0 or more")
     packer = row_packer(store, tokenizer, config, seed)
-    rows = PackedRows(packer, config.batch_rows, process_index, process_count)
+    rows = PackedRows(packer, config.batch_size, process_index, process_count)
     batches = grain.MapDataset.source(rows).batch(rows.share_rows, drop_remainder=True, batch_fn=stack)
     # One thread keeps ahead of the accelerator; more would only take turns at Python's lock.
     threads = 1 if config.prefetch else 0
@@ -116,7 +116,7 @@ def train_batches(
 
 
 def eval_rows(store: TokenStore, tokenizer: Tokenizer, config: DataConfig, max_rows: int) -> Iterator[Batch]:
-    """Batches [batch_rows, T] of one pass in document order, of at most `max_rows` rows (0: all).
+    """Batches [batch_size, T] of one pass in document order, of at most `max_rows` rows (0: all).
 
     Rows are those of concat_split, without interleaving or upsampling, so that runs that differ in these can be
     compared; tags are as in training. The last batch is filled up with rows of weight 0, an anchor and pads, so
@@ -125,8 +125,8 @@ def eval_rows(store: TokenStore, tokenizer: Tokenizer, config: DataConfig, max_r
     config = dataclasses.replace(config, packing="concat_split", interleave=0, upsample_long=False)
     packer = row_packer(store, tokenizer, config, seed=None)
     count = min(max_rows, packer.rows_per_epoch) if max_rows else packer.rows_per_epoch
-    for first in range(0, count, config.batch_rows):
-        indices = range(first, first + config.batch_rows)
+    for first in range(0, count, config.batch_size):
+        indices = range(first, first + config.batch_size)
         yield stack([packer.row(i) if i < count else packer.empty_row() for i in indices])
 
 
@@ -140,7 +140,7 @@ def row_packer(store: TokenStore, tokenizer: Tokenizer, config: DataConfig, seed
     sources, names = sources_of(store, only=config.source)
     return RowPacker(
         store=store,
-        row_length=config.row_length,
+        seq_len=config.seq_len,
         seed=seed,
         mask=config.mask,
         positions=config.positions,

@@ -48,7 +48,7 @@ def answer(
         made = generator().generate(prompts, most, **how)
         return [{"text": one.text, "tokens": len(one.tokens), "reason": one.reason} for one in made]
 
-    fill(results, dict(zip(keys, range(len(samples)), strict=True)), find, lambda: generator().batch_rows, label)
+    fill(results, dict(zip(keys, range(len(samples)), strict=True)), find, lambda: generator().batch_size, label)
     return [results.answers[key]["text"] for key in keys]
 
 
@@ -56,7 +56,7 @@ def fill(
     results: Results,
     questions: Mapping[str, Question],
     find: Callable[[list[Question]], list[dict[str, Any]]],
-    batch_rows: Callable[[], int],
+    batch_size: Callable[[], int],
     label: str,
 ) -> None:
     """Puts into `results` what is not there yet, in the order of the questions.
@@ -64,13 +64,13 @@ def fill(
     Args:
       questions: by their keys in `results`.
       find: answers to some of them.
-      batch_rows: how many questions at once; asked only if something is missing.
+      batch_size: how many questions at once; asked only if something is missing.
     """
     missing = results.missing(questions)
     with tqdm.tqdm(
         total=len(questions), initial=len(questions) - len(missing), desc=label, disable=not sys.stderr.isatty()
     ) as bar:
         while missing:
-            some, missing = missing[: batch_rows()], missing[batch_rows() :]
+            some, missing = missing[: batch_size()], missing[batch_size() :]
             results.add_all(dict(zip(some, find([questions[key] for key in some]), strict=True)))
             bar.update(len(some))

@@ -110,7 +110,7 @@ class Harness:
         results: Results,
         *,
         step: int | None = None,
-        batch_rows: int = 1,
+        batch_size: int = 1,
         bos: bool = False,
         chat: ChatTemplate | None = None,
     ):
@@ -122,7 +122,7 @@ class Harness:
         """
         super().__init__()
         self.model, self.results, self.cut, self.no_system = model, results, 0, False
-        self._step, self._batch_rows, self._bos, self._chat = step, batch_rows, bos, chat
+        self._step, self._batch_size, self._bos, self._chat = step, batch_size, bos, chat
         self.mark = model.mark(step)
         self._prefix = _prefix(model)
         self._ready: Scorer | Generator | None = None
@@ -203,7 +203,7 @@ class Harness:
 
         contexts = sorted(choices, key=len, reverse=True)
         questions = {self._key("choices", context, choices[context]): context for context in contexts}
-        fill(self.results, questions, find, lambda: self._scorer().batch_rows, "choices")
+        fill(self.results, questions, find, lambda: self._scorer().batch_size, "choices")
         return {
             (context, (token,)): (-nats, token == self.results.answers[key]["likeliest"])
             for key, context in questions.items()
@@ -222,7 +222,7 @@ class Harness:
 
         texts = sorted(texts, key=lambda text: -len(text[0]) - len(text[1]))
         questions = {self._key("score", context + new, len(new)): (context, new) for context, new in texts}
-        fill(self.results, questions, find, lambda: self._scorer().batch_rows, "likelihoods")
+        fill(self.results, questions, find, lambda: self._scorer().batch_size, "likelihoods")
         answers = self.results.answers
         return {text: (-answers[key]["nats"], answers[key]["greedy"]) for key, text in questions.items()}
 
@@ -304,7 +304,7 @@ class Harness:
             return [{"text": one.text, "tokens": len(one.tokens), "reason": one.reason} for one in made]
 
         questions = {key: (key, ids) for key, ids in prompts.items()}
-        fill(self.results, questions, find, lambda: self._generator().batch_rows, "answers")
+        fill(self.results, questions, find, lambda: self._generator().batch_size, "answers")
 
     def _spelled(self, texts: Sequence[str]) -> Iterator[int]:
         """The special tokens among stop strings: decoded text does not have them."""
@@ -321,13 +321,13 @@ class Harness:
             self._ready = None  # a generator keeps the weights in another layout: never both
             loaded = language_model.load(self.model, step=self._step)
             wider = dataclasses.replace(self.model, context=self.max_length + 1)  # see `_row`
-            self._ready = Scorer(dataclasses.replace(loaded, description=wider), self._batch_rows)
+            self._ready = Scorer(dataclasses.replace(loaded, description=wider), self._batch_size)
         return self._ready
 
     def _generator(self) -> Generator:
         if not isinstance(self._ready, Generator):
             self._ready = None
-            self._ready = Generator(language_model.load(self.model, step=self._step), self._batch_rows)
+            self._ready = Generator(language_model.load(self.model, step=self._step), self._batch_size)
         return self._ready
 
 

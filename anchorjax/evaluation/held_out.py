@@ -41,7 +41,7 @@ def evaluate(setup: Setup, workdir: Path, max_rows: int, results: Results) -> di
     rows = list(data.eval_rows(store, tokenizer, setup.config.data, max_rows))
     evaluator = Evaluator(setup.steps, tokenizer.token_bytes_V, setup.mesh)
     # Of one checkpoint, rows are always the same ones; which of them are a batch depends on the devices.
-    begin = f"{weights_mark(meta)} {max_rows} {setup.config.data.batch_rows}"
+    begin = f"{weights_mark(meta)} {max_rows} {setup.config.data.batch_size}"
     keys = [f"{begin} {index}" for index in range(len(rows))]
     with jax.set_mesh(setup.mesh):
         for key, batch in zip(keys, tqdm.tqdm(rows, unit="batch", disable=not sys.stderr.isatty()), strict=True):
@@ -72,10 +72,10 @@ def _fit_mesh(config: Config, devices: int) -> Config:
         return config
     except ConfigError:
         print(f"perplexity.py: the run's mesh does not fit {devices} devices; taking data={devices}", file=sys.stderr)
-    rows = -(-config.data.batch_rows // devices) * devices
+    rows = -(-config.data.batch_size // devices) * devices
     return dataclasses.replace(
         config,
         mesh=MeshConfig(data=devices, fsdp=1, context=1, tensor=1),
-        data=dataclasses.replace(config.data, batch_rows=rows),
-        train=dataclasses.replace(config.train, accumulation=1),
+        data=dataclasses.replace(config.data, batch_size=rows),
+        train=dataclasses.replace(config.train, grad_accum_steps=1),
     )

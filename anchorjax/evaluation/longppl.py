@@ -176,7 +176,7 @@ def _read(
     missing = [(piece, *piece.tokens(reader.tokenizer)) for piece, key in keys.items() if key not in results.answers]
     hidden = not missing or not sys.stderr.isatty()
     with tqdm.tqdm(desc=label, total=len(keys), initial=len(keys) - len(missing), disable=hidden) as bar:
-        rows = reader.scorer().batch_rows if missing else 1
+        rows = reader.scorer().batch_size if missing else 1
         for some in batches(missing, rows, lambda one: len(one[1]), kind=bucket):
             nats = reader.nats([ids_T for _, ids_T, _ in some], [windows.whole(len(ids_T)) for _, ids_T, _ in some])
             yield [(*one, nats_T) for one, nats_T in zip(some, nats, strict=True)]

@@ -33,7 +33,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--context", type=tokens_or_0, default=0, help="tokens to allow; 0: what the model was trained on"
     )
     parser.add_argument("--rope-theta", type=float, default=0.0, help="another RoPE base; 0: the model's own")
-    parser.add_argument("--batch-rows", type=int, default=1, help="prompts at once")
+    parser.add_argument("--batch-size", type=int, default=1, help="prompts at once")
 
 
 def add_samples(parser: argparse.ArgumentParser, samples: int) -> None:
@@ -128,8 +128,8 @@ def refuse(parser: argparse.ArgumentParser, arguments: argparse.Namespace, names
 
 def description(arguments: argparse.Namespace) -> Description:
     """Of the model that the arguments name. Raises UserError; see `describe`."""
-    for name in ("rope_theta", "batch_rows"):
-        if getattr(arguments, name) < (name == "batch_rows"):
+    for name in ("rope_theta", "batch_size"):
+        if getattr(arguments, name) < (name == "batch_size"):
             raise UsageError(f"--{name.replace('_', '-')}={getattr(arguments, name)} is not allowed")
     return describe(
         workdir=arguments.workdir,

@@ -88,7 +88,7 @@ def score(
     hidden = not missing or not sys.stderr.isatty()
     with tqdm.tqdm(total=len(todo), initial=len(todo) - len(missing), unit="document", disable=hidden) as bar:
         # Documents in windows come one by one, so that the windows that are batched are always the same.
-        together = scorer().batch_rows if missing and not measure.window else 1
+        together = scorer().batch_size if missing and not measure.window else 1
         for keys in batches(missing, together, lambda key: todo[key][0], kind=int):
             documents = [todo[key][1].ids_T for key in keys]
             some = [measure.windows(len(ids_T)) for ids_T in documents]

@@ -23,7 +23,8 @@ from anchorjax.config import ModelConfig
 from anchorjax.inference import decode
 from anchorjax.masks import Mask
 from anchorjax.models.decoder import Block, Decoder, View, embedded, is_global, kinds_of_layers, logits, rotated
-from anchorjax.models.layers import Shape, rms_norm
+from anchorjax.models.layers import rms_norm
+from anchorjax.models.spec import Spec
 from anchorjax.sharding import ACTIVATIONS, BATCH, HEADS, ROWS
 from anchorjax.types import PAD_SEGMENT
 
@@ -43,9 +44,9 @@ class Layers:
     unembed_DV: jax.Array | None  # None if tied
 
     @classmethod
-    def of(cls, params: Decoder, shape: Shape) -> "Layers":
+    def of(cls, params: Decoder, spec: Spec) -> "Layers":
         """`params` is used up: its arrays are deleted one by one, so that two copies of one leaf are the most."""
-        dtype, count = shape.model.compute_dtype, shape.model.num_layers
+        dtype, count = spec.model.compute_dtype, spec.model.num_layers
 
         def prepare(x, split: bool):
             narrow = x.astype(dtype) if x.ndim > 1 + split else x  # norms are used in fp32
@@ -58,7 +59,7 @@ class Layers:
         leaves, structure = jax.tree.flatten(params.blocks)
         split = [prepare(x, split=True) for x in leaves]
         blocks = tuple(jax.tree.unflatten(structure, [parts[i] for parts in split]) for i in range(count))
-        unembed = None if shape.model.tie_embeddings else prepare(params.unembed_DV[...], split=False)
+        unembed = None if spec.model.tie_embeddings else prepare(params.unembed_DV[...], split=False)
         embed_VD = reshard(prepare(params.embed_VD[...], split=False), EMBEDDING)
         return cls(embed_VD, blocks, params.final_norm_D[...], unembed)
 
@@ -82,7 +83,7 @@ class Cache:
     @classmethod
     def empty(cls, start_B: jax.Array, columns: int, model: ModelConfig) -> "Cache":
         """On the current mesh: rows along data and fsdp, heads along tensor."""
-        shape = len(start_B), columns, model.num_kv_heads, model.head_width
+        shape = len(start_B), columns, model.num_kv_heads, model.head_dim
 
         def zeros():
             return tuple(jnp.zeros(shape, model.compute_dtype, out_sharding=CACHE) for _ in range(model.num_layers))
@@ -90,25 +91,25 @@ class Cache:
         return cls(zeros(), zeros(), jnp.int32(0), reshard(start_B, P(ROWS)))
 
 
-def advance(layers: Layers, cache: Cache, tokens_BT: jax.Array, num_anchors: int, shape: Shape):
+def advance(layers: Layers, cache: Cache, tokens_BT: jax.Array, num_anchors: int, spec: Spec):
     """Takes in the next T columns: (fp32 logits [B, V] behind the last of them, the longer cache).
 
     One column is attended densely, more by tiles. Pads may be any token.
 
     Args:
       num_anchors: leading tokens of a row that layers with a window see from everywhere (static).
-      shape: static; `attention` must suit the cache's length.
+      spec: static; `attention` must suit the cache's length.
     """
-    config = shape.model
-    views = [_view(window, cache, tokens_BT, num_anchors, shape) for window in kinds_of_layers(config)]
+    config = spec.model
+    views = [_view(window, cache, tokens_BT, num_anchors, spec) for window in kinds_of_layers(config)]
     x_BTD = embedded(reshard(tokens_BT, P(None, None)), layers.embed_VD, config, P(None, *EMBEDDING))
     x_BTD = reshard(x_BTD, ACTIVATIONS)
     kept = []
     for number, block in enumerate(layers.blocks):
         view = views[0] if is_global(number, config) else views[-1]
         column = cache.keys[number], cache.values[number], cache.length
-        attend = functools.partial(_attend, view=view, column=column, shape=shape)
-        x_BTD, keys_and_values = block(x_BTD, attend, shape)
+        attend = functools.partial(_attend, view=view, column=column, spec=spec)
+        x_BTD, keys_and_values = block(x_BTD, attend, spec)
         kept.append(keys_and_values)
     last_BD = rms_norm(reshard(x_BTD, P(ROWS, None, None))[:, -1], layers.final_norm_D, config)
     keys, values = zip(*kept, strict=True)
@@ -119,7 +120,7 @@ def advance(layers: Layers, cache: Cache, tokens_BT: jax.Array, num_anchors: int
     return logits(*arrays, config.final_soft_cap), longer
 
 
-def _view(window: int | None, cache: Cache, tokens_BT: jax.Array, num_anchors: int, shape: Shape) -> View:
+def _view(window: int | None, cache: Cache, tokens_BT: jax.Array, num_anchors: int, spec: Spec) -> View:
     """The new columns to all columns up to them."""
     T, S = tokens_BT.shape[1], cache.keys[0].shape[1]
     start_B1 = cache.start_B[:, None]
@@ -129,23 +130,23 @@ def _view(window: int | None, cache: Cache, tokens_BT: jax.Array, num_anchors: i
 
     q_index_BT, kv_index_BS = index_of(cache.length + jnp.arange(T)), index_of(jnp.arange(S))
     q_segments_BT, kv_segments_BS = (jnp.where(x < 0, PAD_SEGMENT, 0) for x in (q_index_BT, kv_index_BS))
-    soft_cap = shape.model.attention_soft_cap or None
+    soft_cap = spec.model.attention_soft_cap or None
     mask = Mask(q_segments_BT, kv_segments_BS, q_index_BT, kv_index_BS, num_anchors, window, soft_cap)
     positions_BT = jnp.maximum(q_index_BT, 0)
-    return View.of(mask, positions_BT, shape, tiled=T > 1)
+    return View.of(mask, positions_BT, spec, tiled=T > 1)
 
 
-def _attend(q_BTNH, k_BTKH, v_BTKH, *, view: View, column, shape: Shape):
+def _attend(q_BTNH, k_BTKH, v_BTKH, *, view: View, column, spec: Spec):
     """Writes the new keys and values and attends to all; keeps both."""
     k_BSKH, v_BSKH, length = column
-    q_BTNH, k_BTKH = rotated(q_BTNH, k_BTKH, view, shape)
+    q_BTNH, k_BTKH = rotated(q_BTNH, k_BTKH, view, spec)
     k_BSKH, v_BSKH = (
         jax.lax.dynamic_update_slice_in_dim(old, reshard(new, CACHE), length, axis=1)
         for old, new in ((k_BSKH, k_BTKH), (v_BSKH, v_BTKH))
     )
     arrays = [reshard(x, HEADS) for x in (q_BTNH, k_BSKH, v_BSKH)]
     if view.plan:
-        out_BTNH = attend_by_tiles(*arrays, view.mask, view.plan, shape.attention.implementation)
+        out_BTNH = attend_by_tiles(*arrays, view.mask, view.plan, spec.attention.implementation)
     else:
         dense = jax.shard_map(decode.attend, in_specs=(HEADS, HEADS, HEADS, BATCH), out_specs=HEADS)
         out_BTNH = dense(*arrays, view.mask)

@@ -19,7 +19,7 @@ from anchorjax.inference.batching import batches, bucket, check_ids
 from anchorjax.inference.cached import Cache, Layers, advance
 from anchorjax.inference.language_model import LanguageModel
 from anchorjax.inference.sampling import Sampling, next_tokens
-from anchorjax.models.layers import Shape
+from anchorjax.models.spec import Spec
 from anchorjax.sharding import BATCH, ROWS
 
 CHUNK = 4096  # tokens of a prompt taken in at once, at most: bounds activations
@@ -43,17 +43,17 @@ class Generation:
 class Generator:
     """A model that is ready to generate. `LanguageModel.params` is used up."""
 
-    def __init__(self, model: LanguageModel, batch_rows: int = 1, chunk: int = CHUNK):
+    def __init__(self, model: LanguageModel, batch_size: int = 1, chunk: int = CHUNK):
         """
         Args:
-          batch_rows: prompts at once; rounded up to what the mesh's rows ask for.
+          batch_size: prompts at once; rounded up to what the mesh's rows ask for.
           chunk: tokens of a prompt at once, at most.
         """
         self.description, self.mesh = model.description, model.mesh
         shards = model.mesh.shape["data"] * model.mesh.shape["fsdp"]
-        self.batch_rows, self.chunk = -(-batch_rows // shards) * shards, chunk
+        self.batch_size, self.chunk = -(-batch_size // shards) * shards, chunk
         with jax.set_mesh(self.mesh):
-            self.layers = Layers.of(model.params, self.description.shape(self.description.context))
+            self.layers = Layers.of(model.params, self.description.spec(self.description.context))
 
     def check(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
         """Raises UserError for prompts that are empty, too long for the context with their answer, or of other ids."""
@@ -89,7 +89,7 @@ class Generator:
         numbers, ends = numbers or range(len(prompts)), (*self.description.eos_ids, *stop_ids)
         texts: dict[int, _Text] = {}
         kind = self._kind(max_new_tokens)
-        for places in batches(range(len(prompts)), self.batch_rows, lambda i: len(prompts[i]), kind):
+        for places in batches(range(len(prompts)), self.batch_size, lambda i: len(prompts[i]), kind):
             some = {i: _Text(i, self.description.tokenizer, ends, stop, show) for i in places}
             chosen = [numbers[i] for i in places]
             self._batch([prompts[i] for i in places], chosen, list(some.values()), max_new_tokens, sampling)
@@ -110,10 +110,10 @@ class Generator:
         """Arrays [B] of new tokens, each asked of the device one ahead of being handed out."""
         chunk, columns = self._columns(max(map(len, prompts)))
         tokens_BP, start_B = self._laid_out(prompts, columns)
-        shape = self.description.shape(bucket(columns + max_new_tokens))
-        prompt_B = np.resize(np.asarray(numbers, np.int32), self.batch_rows)
-        cache = _empty_cache(start_B, shape)
-        step = functools.partial(_step, num_anchors=self.description.num_anchors, shape=shape, sampling=sampling)
+        spec = self.description.spec(bucket(columns + max_new_tokens))
+        prompt_B = np.resize(np.asarray(numbers, np.int32), self.batch_size)
+        cache = _empty_cache(start_B, spec)
+        step = functools.partial(_step, num_anchors=self.description.num_anchors, spec=spec, sampling=sampling)
         for first in range(0, columns, chunk):
             tokens_BT = _on_mesh(tokens_BP[:, first : first + chunk])
             tokens_B, cache = step(self.layers, cache, tokens_BT, prompt_B, np.int32(0))
@@ -138,9 +138,9 @@ class Generator:
     def _laid_out(self, prompts, columns: int) -> tuple[np.ndarray, np.ndarray]:
         """Prompts with pads in front [B, columns], and where each begins [B]. Rows too many are copies of the last."""
         tokenizer = self.description.tokenizer
-        tokens_BP = np.full((self.batch_rows, columns), tokenizer.pad_id, np.int32)
-        start_B = np.zeros(self.batch_rows, np.int32)
-        for row in range(self.batch_rows):
+        tokens_BP = np.full((self.batch_size, columns), tokenizer.pad_id, np.int32)
+        start_B = np.zeros(self.batch_size, np.int32)
+        for row in range(self.batch_size):
             prompt = prompts[min(row, len(prompts) - 1)]
             start_B[row] = columns - len(prompt)
             tokens_BP[row, start_B[row] :] = prompt
@@ -162,14 +162,14 @@ def _on_mesh(x_BT: np.ndarray) -> jax.Array:
     return jax.device_put(x_BT, jax.NamedSharding(jax.sharding.get_mesh(), BATCH))
 
 
-@functools.partial(jax.jit, static_argnames="shape")
-def _empty_cache(start_B, shape: Shape) -> Cache:
-    return Cache.empty(start_B, shape.max_position, shape.model)
+@functools.partial(jax.jit, static_argnames="spec")
+def _empty_cache(start_B, spec: Spec) -> Cache:
+    return Cache.empty(start_B, spec.max_position, spec.model)
 
 
-@functools.partial(jax.jit, static_argnames=("num_anchors", "shape", "sampling"), donate_argnames="cache")
-def _step(layers: Layers, cache: Cache, tokens_BT, prompt_B, place, *, num_anchors: int, shape: Shape, sampling):
-    logits_BV, cache = advance(layers, cache, reshard(tokens_BT, BATCH), num_anchors, shape)
+@functools.partial(jax.jit, static_argnames=("num_anchors", "spec", "sampling"), donate_argnames="cache")
+def _step(layers: Layers, cache: Cache, tokens_BT, prompt_B, place, *, num_anchors: int, spec: Spec, sampling):
+    logits_BV, cache = advance(layers, cache, reshard(tokens_BT, BATCH), num_anchors, spec)
     tokens_B = next_tokens(reshard(logits_BV, P(None, None)), sampling, prompt_B, place)
     return reshard(tokens_B, P(ROWS)), cache
 

@@ -19,7 +19,8 @@ from anchorjax.data.text import tokenizer as tokenizer_lib
 from anchorjax.data.text.special_tokens import read_json
 from anchorjax.errors import UsageError, WeightsError
 from anchorjax.models.decoder import Decoder
-from anchorjax.models.layers import Shape, named_leaves
+from anchorjax.models.layers import named_leaves
+from anchorjax.models.spec import Spec
 
 DTYPES = ("auto", "float32", "bfloat16")
 _CONTEXT = 2048  # what transformers takes where config.json names no max_position_embeddings
@@ -76,10 +77,10 @@ class Description:
             return "-"
         return Checkpoints(self.directory, keep=1, read_only=True).mark(step)
 
-    def shape(self, row_length: int) -> Shape:
+    def spec(self, seq_len: int) -> Spec:
         """For rows of that many tokens, with this machine's attention."""
-        chosen = attention.choose(AttentionConfig("auto", 0, 0), row_length)
-        return Shape(self.model, self.rope, self.lora, chosen, row_length)
+        chosen = attention.choose(AttentionConfig("auto", 0, 0), seq_len)
+        return Spec(self.model, self.rope, self.lora, chosen, seq_len)
 
 
 def describe(
@@ -128,7 +129,7 @@ def describe(
         RopeConfig(**{"dtype": sections.get("rope", {}).get("dtype", "float32"), **pretrained.rope, **theta}),
         LoraConfig(**sections.get("lora", {"rank": 0, "alpha": 0.0, "targets": ()})),
         tokenizer,
-        context or data.get("row_length") or _positions(pretrained),
+        context or data.get("seq_len") or _positions(pretrained),
         num_anchors(data["mask"]) if data else 0,
         _eos_ids(tokenizer, files),
         files,
@@ -187,8 +188,8 @@ def make_mesh(model: ModelConfig, devices: int | None = None) -> Mesh:
     token at a time cannot be cut.
     """
     count = devices or jax.device_count()
-    tensor = math.gcd(count, model.num_kv_heads, model.ffn_width, model.vocab_size)
-    fsdp = math.gcd(count // tensor, model.model_width)
+    tensor = math.gcd(count, model.num_kv_heads, model.d_ff, model.vocab_size)
+    fsdp = math.gcd(count // tensor, model.d_model)
     shape = {"data": count // tensor // fsdp, "fsdp": fsdp, "context": 1, "tensor": tensor}
     return sharding.make_mesh(shape, jax.devices()[:count])
 
@@ -203,11 +204,11 @@ def load(description: Description, mesh: Mesh | None = None, step: int | None = 
       WeightsError, WorkdirError, CheckpointError: they cannot be read, or are of another model.
     """
     mesh = mesh or make_mesh(description.model)
-    shape = description.shape(description.context)
+    spec = description.spec(description.context)
     with jax.set_mesh(mesh):
-        like = sharding.abstract(lambda: Decoder(jax.random.key(0), shape))
+        like = sharding.abstract(lambda: Decoder(jax.random.key(0), spec))
         if description.is_hugging_face:
-            params = description.pretrained.load(sharding.zeros(lambda: Decoder(jax.random.key(0), shape)), shape)
+            params = description.pretrained.load(sharding.zeros(lambda: Decoder(jax.random.key(0), spec)), spec)
             return LanguageModel(description, params, mesh, None)
         checkpoints = Checkpoints(description.directory, keep=1, read_only=True, host_bytes=bytes_of_largest(like))
         step = description.steps()[-1] if step is None else step

@@ -19,8 +19,8 @@ from anchorjax.errors import EvaluationError, UsageError
 from anchorjax.inference.batching import batches, bucket, check_ids
 from anchorjax.inference.language_model import LanguageModel
 from anchorjax.models.decoder import Decoder, logits
-from anchorjax.models.layers import Shape
 from anchorjax.models.loss import token_nats
+from anchorjax.models.spec import Spec
 from anchorjax.sharding import BATCH, ROWS
 from anchorjax.types import PAD_SEGMENT
 
@@ -56,11 +56,11 @@ class NextToken:
 class Scorer:
     """A model that is ready to score rows."""
 
-    def __init__(self, model: LanguageModel, batch_rows: int = 1):
-        """`batch_rows`: rows at once; rounded up to what the mesh's rows ask for."""
+    def __init__(self, model: LanguageModel, batch_size: int = 1):
+        """`batch_size`: rows at once; rounded up to what the mesh's rows ask for."""
         self.description, self.mesh, self._params = model.description, model.mesh, model.params
         shards = model.mesh.shape["data"] * model.mesh.shape["fsdp"]
-        self.batch_rows = -(-batch_rows // shards) * shards
+        self.batch_size = -(-batch_size // shards) * shards
 
     def score(self, rows: Sequence[Sequence[int]], likeliest: bool = False) -> list[Score]:
         """In the order of the rows (ids, the beginning of sequence included).
@@ -83,7 +83,7 @@ class Scorer:
         """In the order of the rows, which are as in `score`."""
 
         def find(rows, arrays, **options):
-            last_B = np.array([*map(len, rows), *[1] * (self.batch_rows - len(rows))], np.int32) - 1
+            last_B = np.array([*map(len, rows), *[1] * (self.batch_size - len(rows))], np.int32) - 1
             nats_BV, likeliest_B = jax.device_get(_next(self._params, *arrays, last_B, **options))
             self._check(nats_BV[: len(rows)])
             return map(NextToken, nats_BV[: len(rows)], likeliest_B.tolist())
@@ -110,28 +110,28 @@ class Scorer:
         # RoPE may depend on the columns, and a score must not on what else is asked.
         kind = bucket if self.description.rope.depends_on_length else None
         found: dict[int, Any] = {}
-        for numbers in batches(range(len(rows)), self.batch_rows, lambda i: len(rows[i]), kind):
+        for numbers in batches(range(len(rows)), self.batch_size, lambda i: len(rows[i]), kind):
             some = [rows[i] for i in numbers]
             columns = bucket(max(map(len, some)))
-            options = {"num_anchors": self.description.num_anchors, "shape": self.description.shape(columns)}
+            options = {"num_anchors": self.description.num_anchors, "spec": self.description.spec(columns)}
             with jax.set_mesh(self.mesh):
                 found |= zip(numbers, find(some, self._arrays(some, columns), **options), strict=True)
         return [found[i] for i in range(len(rows))]
 
     def _arrays(self, rows: Sequence[Sequence[int]], columns: int) -> tuple[jax.Array, jax.Array]:
         """(tokens, segment ids) [B, columns]."""
-        tokens_BT = np.zeros((self.batch_rows, columns), np.int32)
-        segment_ids_BT = np.full((self.batch_rows, columns), PAD_SEGMENT, np.int32)
+        tokens_BT = np.zeros((self.batch_size, columns), np.int32)
+        segment_ids_BT = np.full((self.batch_size, columns), PAD_SEGMENT, np.int32)
         for place, row in enumerate(rows):
             tokens_BT[place, : len(row)], segment_ids_BT[place, : len(row)] = row, 0
         return jax.device_put((tokens_BT, segment_ids_BT), jax.NamedSharding(self.mesh, BATCH))
 
 
-@functools.partial(jax.jit, static_argnames=("num_anchors", "shape", "likeliest"))
-def _score(params: Decoder, tokens_BT, segment_ids_BT, *, num_anchors: int, shape: Shape, likeliest: bool):
+@functools.partial(jax.jit, static_argnames=("num_anchors", "spec", "likeliest"))
+def _score(params: Decoder, tokens_BT, segment_ids_BT, *, num_anchors: int, spec: Spec, likeliest: bool):
     """(nats, whether greedy) of the next token at each place, whole on each device; the last place is meaningless."""
-    hidden_BTD = _hidden(params, tokens_BT, segment_ids_BT, num_anchors, shape)
-    unembedding_DV, soft_cap = params.unembedding_DV(shape), shape.model.final_soft_cap
+    hidden_BTD = _hidden(params, tokens_BT, segment_ids_BT, num_anchors, spec)
+    unembedding_DV, soft_cap = params.unembedding_DV(spec), spec.model.final_soft_cap
     targets_BT = jnp.concatenate([tokens_BT[:, 1:], tokens_BT[:, :1]], 1)
     nats_BT = token_nats(hidden_BTD, unembedding_DV, targets_BT, CHUNK, soft_cap)
     if not likeliest:
@@ -140,20 +140,20 @@ def _score(params: Decoder, tokens_BT, segment_ids_BT, *, num_anchors: int, shap
     return reshard(nats_BT, P(None, None)), reshard(greedy_BT == targets_BT, P(None, None))
 
 
-@functools.partial(jax.jit, static_argnames=("num_anchors", "shape"))
-def _next(params: Decoder, tokens_BT, segment_ids_BT, last_B, *, num_anchors: int, shape: Shape):
+@functools.partial(jax.jit, static_argnames=("num_anchors", "spec"))
+def _next(params: Decoder, tokens_BT, segment_ids_BT, last_B, *, num_anchors: int, spec: Spec):
     """(nats of every token, the likeliest) behind place last_B of each row: fp32 [B, V], int32 [B]."""
-    hidden_BTD = reshard(_hidden(params, tokens_BT, segment_ids_BT, num_anchors, shape), P(ROWS, None, None))
+    hidden_BTD = reshard(_hidden(params, tokens_BT, segment_ids_BT, num_anchors, spec), P(ROWS, None, None))
     is_last_BT = reshard(jnp.arange(tokens_BT.shape[1]) == last_B[:, None], P(ROWS, None))
     last_BD = jnp.sum(hidden_BTD, 1, where=is_last_BT[:, :, None])
-    logits_BV = logits(last_BD, params.unembedding_DV(shape), shape.model.final_soft_cap)
+    logits_BV = logits(last_BD, params.unembedding_DV(spec), spec.model.final_soft_cap)
     logits_BV = reshard(logits_BV, P(None, None))
     return -jax.nn.log_softmax(logits_BV), jnp.argmax(logits_BV, -1).astype(jnp.int32)
 
 
-def _hidden(params: Decoder, tokens_BT, segment_ids_BT, num_anchors: int, shape: Shape) -> jax.Array:
+def _hidden(params: Decoder, tokens_BT, segment_ids_BT, num_anchors: int, spec: Spec) -> jax.Array:
     positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
-    return params.hidden(tokens_BT, reshard(positions_BT, BATCH), segment_ids_BT, num_anchors, shape)
+    return params.hidden(tokens_BT, reshard(positions_BT, BATCH), segment_ids_BT, num_anchors, spec)
 
 
 def _greedy(hidden_BTD: jax.Array, unembedding_DV: jax.Array, soft_cap: float) -> jax.Array:

@@ -28,7 +28,8 @@ from anchorjax.attention.plan import Plan
 from anchorjax.config import ModelConfig
 from anchorjax.masks import Mask
 from anchorjax.models import rope
-from anchorjax.models.layers import Adapter, Shape, broadcast, draw, dropout, gathered, norm_scale, project, rms_norm
+from anchorjax.models.layers import Adapter, broadcast, draw, dropout, gathered, norm_scale, project, rms_norm
+from anchorjax.models.spec import Spec
 from anchorjax.sharding import ACTIVATIONS, HEADS, ROWS
 
 MAX_OFFSET = 4  # tokens that a fresh head may look back
@@ -49,11 +50,11 @@ class View:
     sin_BTh: jax.Array
 
     @classmethod
-    def of(cls, mask: Mask, positions_BT: jax.Array, shape: Shape, tiled: bool = True) -> "View":
-        """With the tiles of `shape.attention`, unless no plan is wanted, and RoPE tables of the queries' positions."""
-        plan = sharded.plan(mask, shape.attention.q_tile, shape.attention.kv_tile) if tiled else None
+    def of(cls, mask: Mask, positions_BT: jax.Array, spec: Spec, tiled: bool = True) -> "View":
+        """With the tiles of `spec.attention`, unless no plan is wanted, and RoPE tables of the queries' positions."""
+        plan = sharded.plan(mask, spec.attention.q_tile, spec.attention.kv_tile) if tiled else None
         local = mask.window is not None
-        tables = rope.tables(positions_BT, shape.max_position, shape.model.head_width, shape.rope, local=local)
+        tables = rope.tables(positions_BT, spec.max_position, spec.model.head_dim, spec.rope, local=local)
         return cls(mask, plan, *tables)
 
 
@@ -61,15 +62,15 @@ class View:
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 
-def _weight(key: jax.Array, size: tuple[int, ...], spec: P, fan_in: float, shape: Shape) -> nnx.Param:
-    return nnx.Param(reshard(draw(key, size, fan_in, shape.weight_dtype), spec))
+def _weight(key: jax.Array, size: tuple[int, ...], pspec: P, fan_in: float, spec: Spec) -> nnx.Param:
+    return nnx.Param(reshard(draw(key, size, fan_in, spec.weight_dtype), pspec))
 
 
-def _used(spec: P) -> P:
-    return P(*(None if axis == "fsdp" else axis for axis in spec))
+def _used(pspec: P) -> P:
+    return P(*(None if axis == "fsdp" else axis for axis in pspec))
 
 
-def _draw_query_and_key(key: jax.Array, shape: Shape) -> tuple[jax.Array, jax.Array]:
+def _draw_query_and_key(key: jax.Array, spec: Spec) -> tuple[jax.Array, jax.Array]:
     """Weights [D, N, H] and [D, K, H] of heads that begin by looking 1 to MAX_OFFSET tokens back.
 
     A query head is its key head turned back by its offset's phases, so that after RoPE the score of equal
@@ -77,12 +78,12 @@ def _draw_query_and_key(key: jax.Array, shape: Shape) -> tuple[jax.Array, jax.Ar
     model a hundred steps. After mimetic initialisation (Trockman & Kolter, arXiv 2305.09828), which makes
     query and key products close to the identity.
     """
-    config = shape.model
-    D, N, K, H = config.model_width, config.num_heads, config.num_kv_heads, config.head_width
+    config = spec.model
+    D, N, K, H = config.d_model, config.num_heads, config.num_kv_heads, config.head_dim
     key, offset_key = jax.random.split(key)
-    k_DKH = draw(key, (D, K, H), D, shape.weight_dtype)
+    k_DKH = draw(key, (D, K, H), D, spec.weight_dtype)
     offset_1N = jax.random.randint(offset_key, (1, N), 1, MAX_OFFSET + 1)
-    frequencies_h, _ = rope.frequencies(shape.rope, H, shape.max_position)
+    frequencies_h, _ = rope.frequencies(spec.rope, H, spec.max_position)
     phases_1Nh = -offset_1N[..., None] * jnp.asarray(frequencies_h, jnp.float32)
     shared_1NDH = jnp.repeat(k_DKH, N // K, axis=1).swapaxes(0, 1)[None]
     q_1NDH = rope.rotate(shared_1NDH, jnp.cos(phases_1Nh), jnp.sin(phases_1Nh), "float32")  # heads as tokens
@@ -90,105 +91,105 @@ def _draw_query_and_key(key: jax.Array, shape: Shape) -> tuple[jax.Array, jax.Ar
 
 
 class Attention(nnx.Module):
-    def __init__(self, key: jax.Array, shape: Shape):
-        config, adapters = shape.model, jax.random.fold_in(key, 1)
-        D, N, K, H = config.model_width, config.num_heads, config.num_kv_heads, config.head_width
+    def __init__(self, key: jax.Array, spec: Spec):
+        config, adapters = spec.model, jax.random.fold_in(key, 1)
+        D, N, K, H = config.d_model, config.num_heads, config.num_kv_heads, config.head_dim
         qk, v, o = jax.random.split(key, 3)
-        q_DNH, k_DKH = _draw_query_and_key(qk, shape)
+        q_DNH, k_DKH = _draw_query_and_key(qk, spec)
         self.q_DNH = nnx.Param(reshard(q_DNH, INTO_HEADS))
         self.k_DKH = nnx.Param(reshard(k_DKH, INTO_HEADS))
-        self.v_DKH = _weight(v, (D, K, H), INTO_HEADS, D, shape)
-        self.o_NHD = _weight(o, (N, H, D), OUT_OF_HEADS, N * H * _residual_branches(shape), shape)
+        self.v_DKH = _weight(v, (D, K, H), INTO_HEADS, D, spec)
+        self.o_NHD = _weight(o, (N, H, D), OUT_OF_HEADS, N * H * _residual_branches(spec), spec)
         if config.qkv_bias:
             for name, heads in (("q_bias_NH", N), ("k_bias_KH", K), ("v_bias_KH", K)):
-                setattr(self, name, nnx.Param(reshard(jnp.zeros((heads, H), shape.weight_dtype), P("tensor", None))))
+                setattr(self, name, nnx.Param(reshard(jnp.zeros((heads, H), spec.weight_dtype), P("tensor", None))))
         if config.qk_norm:
-            self.q_norm_H, self.k_norm_H = norm_scale(H, shape), norm_scale(H, shape)
+            self.q_norm_H, self.k_norm_H = norm_scale(H, spec), norm_scale(H, spec)
         sizes = {"q": (D, N, H), "k": (D, K, H), "v": (D, K, H), "o": (N, H, D)}
         specs = dict.fromkeys("qkv", INTO_HEADS) | {"o": OUT_OF_HEADS}
-        _add_adapters(self, adapters, sizes, specs, shape)
+        _add_adapters(self, adapters, sizes, specs, spec)
 
-    def __call__(self, x_BTD: jax.Array, attend: Attend, shape: Shape) -> tuple[jax.Array, Any]:
+    def __call__(self, x_BTD: jax.Array, attend: Attend, spec: Spec) -> tuple[jax.Array, Any]:
         """Returns the output [B, T, D] and what `attend` keeps."""
-        q_BTNH = self._heads(x_BTD, "q", "NH", shape)
-        k_BTKH, v_BTKH = self._heads(x_BTD, "k", "KH", shape), self._heads(x_BTD, "v", "KH", shape)
-        if shape.model.qk_norm:
-            q_BTNH = rms_norm(q_BTNH, self.q_norm_H, shape.model)
-            k_BTKH = rms_norm(k_BTKH, self.k_norm_H, shape.model)
+        q_BTNH = self._heads(x_BTD, "q", "NH", spec)
+        k_BTKH, v_BTKH = self._heads(x_BTD, "k", "KH", spec), self._heads(x_BTD, "v", "KH", spec)
+        if spec.model.qk_norm:
+            q_BTNH = rms_norm(q_BTNH, self.q_norm_H, spec.model)
+            k_BTKH = rms_norm(k_BTKH, self.k_norm_H, spec.model)
         out_BTNH, kept = attend(q_BTNH, k_BTKH, v_BTKH)
         adapter = getattr(self, "o_adapter", None)
-        return project(out_BTNH, self.o_NHD, adapter, "nh->d", _used(OUT_OF_HEADS), ACTIVATIONS, shape), kept
+        return project(out_BTNH, self.o_NHD, adapter, "nh->d", _used(OUT_OF_HEADS), ACTIVATIONS, spec), kept
 
-    def _heads(self, x_BTD: jax.Array, name: str, axes: str, shape: Shape) -> jax.Array:
+    def _heads(self, x_BTD: jax.Array, name: str, axes: str, spec: Spec) -> jax.Array:
         weight, adapter = getattr(self, f"{name}_D{axes}"), getattr(self, f"{name}_adapter", None)
-        y_BTNH = project(x_BTD, weight, adapter, "d->nh", _used(INTO_HEADS), HEADS, shape)
-        if shape.model.qkv_bias:
+        y_BTNH = project(x_BTD, weight, adapter, "d->nh", _used(INTO_HEADS), HEADS, spec)
+        if spec.model.qkv_bias:
             bias = getattr(self, f"{name}_bias_{axes}")[...].astype(y_BTNH.dtype)
             y_BTNH += broadcast(bias, y_BTNH)
         return y_BTNH
 
 
-def rotated(q_BTNH, k_BTKH, view: View, shape: Shape) -> tuple[jax.Array, jax.Array]:
+def rotated(q_BTNH, k_BTKH, view: View, spec: Spec) -> tuple[jax.Array, jax.Array]:
     """Queries and keys at their positions."""
-    config, cos_BTh, sin_BTh = shape.model, view.cos_BTh, view.sin_BTh
+    config, cos_BTh, sin_BTh = spec.model, view.cos_BTh, view.sin_BTh
     # Attention divides by sqrt(H). Another scale goes into the queries' tables: no rounding of its own.
-    correction = (config.head_width / (config.query_scale or config.head_width)) ** 0.5
-    q_BTNH = rope.rotate(q_BTNH, cos_BTh * correction, sin_BTh * correction, shape.rope.dtype)
-    return q_BTNH, rope.rotate(k_BTKH, cos_BTh, sin_BTh, shape.rope.dtype)
+    correction = (config.head_dim / (config.query_scale or config.head_dim)) ** 0.5
+    q_BTNH = rope.rotate(q_BTNH, cos_BTh * correction, sin_BTh * correction, spec.rope.dtype)
+    return q_BTNH, rope.rotate(k_BTKH, cos_BTh, sin_BTh, spec.rope.dtype)
 
 
 class FeedForward(nnx.Module):
-    def __init__(self, key: jax.Array, shape: Shape):
-        D, F = shape.model.model_width, shape.model.ffn_width
+    def __init__(self, key: jax.Array, spec: Spec):
+        D, F = spec.model.d_model, spec.model.d_ff
         gate, up, down = jax.random.split(key, 3)
-        self.gate_DF = _weight(gate, (D, F), INTO_FFN, D, shape)
-        self.up_DF = _weight(up, (D, F), INTO_FFN, D, shape)
-        self.down_FD = _weight(down, (F, D), OUT_OF_FFN, F * _residual_branches(shape), shape)
+        self.gate_DF = _weight(gate, (D, F), INTO_FFN, D, spec)
+        self.up_DF = _weight(up, (D, F), INTO_FFN, D, spec)
+        self.down_FD = _weight(down, (F, D), OUT_OF_FFN, F * _residual_branches(spec), spec)
         sizes = {"gate": (D, F), "up": (D, F), "down": (F, D)}
         specs = {"gate": INTO_FFN, "up": INTO_FFN, "down": OUT_OF_FFN}
-        _add_adapters(self, jax.random.fold_in(key, 1), sizes, specs, shape)
+        _add_adapters(self, jax.random.fold_in(key, 1), sizes, specs, spec)
 
-    def __call__(self, x_BTD: jax.Array, shape: Shape) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, spec: Spec) -> jax.Array:
         def into(name):
             weight, adapter = getattr(self, f"{name}_DF"), getattr(self, f"{name}_adapter", None)
-            return project(x_BTD, weight, adapter, "d->f", _used(INTO_FFN), P(ROWS, "context", "tensor"), shape)
+            return project(x_BTD, weight, adapter, "d->f", _used(INTO_FFN), P(ROWS, "context", "tensor"), spec)
 
-        hidden_BTF = ACTIVATION[shape.model.activation](into("gate")) * into("up")
+        hidden_BTF = ACTIVATION[spec.model.activation](into("gate")) * into("up")
         adapter = getattr(self, "down_adapter", None)
-        return project(hidden_BTF, self.down_FD, adapter, "f->d", _used(OUT_OF_FFN), ACTIVATIONS, shape)
+        return project(hidden_BTF, self.down_FD, adapter, "f->d", _used(OUT_OF_FFN), ACTIVATIONS, spec)
 
 
 ACTIVATION = {"silu": jax.nn.silu, "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True)}
 
 
-def _add_adapters(module: nnx.Module, key: jax.Array, sizes: dict, specs: dict, shape: Shape) -> None:
+def _add_adapters(module: nnx.Module, key: jax.Array, sizes: dict, specs: dict, spec: Spec) -> None:
     """Beside each of the module's weights that `lora.targets` names; the inputs' axes are those before the last."""
     for place, (name, size) in enumerate(sizes.items()):
-        if shape.lora.rank and name in shape.lora.targets:
+        if spec.lora.rank and name in spec.lora.targets:
             inputs, place_key = 2 if name == "o" else 1, jax.random.fold_in(key, place)
-            adapter = Adapter(place_key, size[:inputs], size[inputs:], specs[name], shape.lora.rank)
+            adapter = Adapter(place_key, size[:inputs], size[inputs:], specs[name], spec.lora.rank)
             setattr(module, f"{name}_adapter", adapter)
 
 
 class Block(nnx.Module):
-    def __init__(self, key: jax.Array, shape: Shape):
+    def __init__(self, key: jax.Array, spec: Spec):
         attention, ffn = jax.random.split(key)
-        self.attention = Attention(attention, shape)
-        self.ffn = FeedForward(ffn, shape)
+        self.attention = Attention(attention, spec)
+        self.ffn = FeedForward(ffn, spec)
         norms = ["attention_norm_D", "ffn_norm_D"]
-        if shape.model.post_norms:
+        if spec.model.post_norms:
             norms += ["post_attention_norm_D", "post_ffn_norm_D"]
         for name in norms:
-            setattr(self, name, norm_scale(shape.model.model_width, shape))
+            setattr(self, name, norm_scale(spec.model.d_model, spec))
 
-    def __call__(self, x_BTD, attend: Attend, shape: Shape, dropout_key=None) -> tuple[jax.Array, Any]:
+    def __call__(self, x_BTD, attend: Attend, spec: Spec, dropout_key=None) -> tuple[jax.Array, Any]:
         """Returns the residual stream [B, T, D] behind the block, and what `attend` keeps."""
-        config = shape.model
-        branch_BTD, kept = self.attention(rms_norm(x_BTD, self.attention_norm_D, config), attend, shape)
+        config = spec.model
+        branch_BTD, kept = self.attention(rms_norm(x_BTD, self.attention_norm_D, config), attend, spec)
         if config.post_norms:
             branch_BTD = rms_norm(branch_BTD, self.post_attention_norm_D, config)
         x_BTD += dropout(branch_BTD, dropout_key, 0, config.dropout)
-        branch_BTD = self.ffn(rms_norm(x_BTD, self.ffn_norm_D, config), shape)
+        branch_BTD = self.ffn(rms_norm(x_BTD, self.ffn_norm_D, config), spec)
         if config.post_norms:
             branch_BTD = rms_norm(branch_BTD, self.post_ffn_norm_D, config)
         return x_BTD + dropout(branch_BTD, dropout_key, 1, config.dropout), kept
@@ -197,18 +198,18 @@ class Block(nnx.Module):
 class Decoder(nnx.Module):
     """Embedding, stacked blocks, final norm; `hidden` and `unembedding_DV` are what a loss needs."""
 
-    def __init__(self, key: jax.Array, shape: Shape):
-        config = shape.model
+    def __init__(self, key: jax.Array, spec: Spec):
+        config = spec.model
         embed, common, unembed, blocks = jax.random.split(key, 4)
-        V, D = config.vocab_size, config.model_width
+        V, D = config.vocab_size, config.d_model
         # A part common to all tokens, which the softmax over tokens does not see, lets heads tell distance.
-        common_1D = draw(common, (1, D), D, shape.weight_dtype)
-        embed_VD = draw(embed, (V, D), D, shape.weight_dtype) + common_1D
+        common_1D = draw(common, (1, D), D, spec.weight_dtype)
+        embed_VD = draw(embed, (V, D), D, spec.weight_dtype) + common_1D
         self.embed_VD = nnx.Param(reshard(embed_VD, P("tensor", "fsdp")))
-        self.blocks = jax.vmap(lambda key: Block(key, shape))(jax.random.split(blocks, config.num_layers))
-        self.final_norm_D = norm_scale(D, shape)
+        self.blocks = jax.vmap(lambda key: Block(key, spec))(jax.random.split(blocks, config.num_layers))
+        self.final_norm_D = norm_scale(D, spec)
         if not config.tie_embeddings:
-            self.unembed_DV = _weight(unembed, (D, V), P("fsdp", "tensor"), D, shape)
+            self.unembed_DV = _weight(unembed, (D, V), P("fsdp", "tensor"), D, spec)
 
     def hidden(
         self,
@@ -216,7 +217,7 @@ class Decoder(nnx.Module):
         positions_BT: jax.Array,
         segment_ids_BT: jax.Array,
         num_anchors: int,
-        shape: Shape,
+        spec: Spec,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
         """Final hidden states [B, T, D] in compute_dtype; masks and their plans are built once for all layers.
@@ -224,20 +225,20 @@ class Decoder(nnx.Module):
         Args:
           tokens_BT, positions_BT, segment_ids_BT: int32, as in `types.Batch`.
           num_anchors: leading tokens that every later one may see (static).
-          shape: the configuration of model and attention (static).
+          spec: the configuration of model and attention (static).
           dropout_key: typed key; without one nothing is dropped.
         """
-        config = shape.model
+        config = spec.model
         views = tuple(
-            _view(window, positions_BT, segment_ids_BT, num_anchors, shape) for window in kinds_of_layers(config)
+            _view(window, positions_BT, segment_ids_BT, num_anchors, spec) for window in kinds_of_layers(config)
         )
 
         def attend(q_BTNH, k_BTKH, v_BTKH, view: View):
-            q_BTNH, k_BTKH = rotated(q_BTNH, k_BTKH, view, shape)
-            implementation = shape.attention.implementation
+            q_BTNH, k_BTKH = rotated(q_BTNH, k_BTKH, view, spec)
+            implementation = spec.attention.implementation
             return sharded.apply(q_BTNH, k_BTKH, v_BTKH, view.mask, view.plan, implementation), None
 
-        x_BTD, _ = self.through_blocks(tokens_BT, views, attend, shape, dropout_key)
+        x_BTD, _ = self.through_blocks(tokens_BT, views, attend, spec, dropout_key)
         return rms_norm(x_BTD, self.final_norm_D, config)
 
     def through_blocks(
@@ -245,7 +246,7 @@ class Decoder(nnx.Module):
         tokens_BT: jax.Array,
         views: tuple[Any, ...],
         attend: Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]],
-        shape: Shape,
+        spec: Spec,
         dropout_key: jax.Array | None = None,
     ) -> tuple[jax.Array, Any]:
         """The residual stream behind the last block [B, T, D], and what `attend` kept of each layer, stacked.
@@ -254,7 +255,7 @@ class Decoder(nnx.Module):
           views: a pytree for each of `kinds_of_layers`.
           attend: an `Attend` that is also given the layer's own view.
         """
-        config = shape.model
+        config = spec.model
         # Rounded after the look-up: the gradient of a frequent token is a sum over the whole row, and in
         # bfloat16 it stalls (64K equal terms gave 1/20 of their sum).
         embed_VD = gathered(self.embed_VD, P(None, None), "float32")
@@ -270,23 +271,23 @@ class Decoder(nnx.Module):
                     return by_kind[0](*q_k_v)
                 return jax.lax.cond(is_global(number, config), *by_kind, *q_k_v)
 
-            return block(x_BTD, attend_by_kind, shape, key)
+            return block(x_BTD, attend_by_kind, spec, key)
 
         layers = (self.blocks, jnp.arange(config.num_layers))
         return jax.lax.scan(_remat(one_block, config.remat), x_BTD, layers)
 
-    def unembedding_DV(self, shape: Shape) -> jax.Array:
+    def unembedding_DV(self, spec: Spec) -> jax.Array:
         """The output matrix in compute_dtype, cut over the vocabulary."""
-        if shape.model.tie_embeddings:
-            return gathered(self.embed_VD, P("tensor", None), shape.model.compute_dtype).T
-        return gathered(self.unembed_DV, P(None, "tensor"), shape.model.compute_dtype)
+        if spec.model.tie_embeddings:
+            return gathered(self.embed_VD, P("tensor", None), spec.model.compute_dtype).T
+        return gathered(self.unembed_DV, P(None, "tensor"), spec.model.compute_dtype)
 
 
-def embedded(tokens_BT: jax.Array, embed_VD: jax.Array, config: ModelConfig, spec: P = ACTIVATIONS) -> jax.Array:
+def embedded(tokens_BT: jax.Array, embed_VD: jax.Array, config: ModelConfig, pspec: P = ACTIVATIONS) -> jax.Array:
     """Rows of the embedding [B, T, D] in compute_dtype; `spec` is how they are cut."""
-    x_BTD = embed_VD.at[tokens_BT].get(out_sharding=spec).astype(config.compute_dtype)
+    x_BTD = embed_VD.at[tokens_BT].get(out_sharding=pspec).astype(config.compute_dtype)
     if config.scale_embeddings:
-        x_BTD *= jnp.asarray(config.model_width**0.5, x_BTD.dtype)  # rounded, as Gemma was trained
+        x_BTD *= jnp.asarray(config.d_model**0.5, x_BTD.dtype)  # rounded, as Gemma was trained
     return x_BTD
 
 
@@ -297,29 +298,29 @@ def is_global(layer: ArrayLike, config: ModelConfig) -> ArrayLike:
 
 def kinds_of_layers(config: ModelConfig) -> list[int | None]:
     """The window of each kind of layer, None for all: those without first, if there are two."""
-    if not config.window:
+    if not config.sliding_window:
         return [None]
-    return [None, config.window] if config.global_every else [config.window]
+    return [None, config.sliding_window] if config.global_every else [config.sliding_window]
 
 
-def _view(window: int | None, positions_BT, segment_ids_BT, num_anchors: int, shape: Shape) -> View:
+def _view(window: int | None, positions_BT, segment_ids_BT, num_anchors: int, spec: Spec) -> View:
     """Of whole rows, each query seeing keys of its own row."""
-    mask = Mask.from_segments(segment_ids_BT, num_anchors, window, shape.model.attention_soft_cap or None)
-    return View.of(mask, positions_BT, shape)
+    mask = Mask.from_segments(segment_ids_BT, num_anchors, window, spec.model.attention_soft_cap or None)
+    return View.of(mask, positions_BT, spec)
 
 
 def logits(hidden_BTD: jax.Array, unembedding_DV: jax.Array, soft_cap: float = 0.0) -> jax.Array:
     """fp32 logits [..., V] of hidden states [..., D], capped unless soft_cap is 0. A loss has its own, by chunks."""
-    spec = P(*jax.typeof(hidden_BTD).sharding.spec[:-1], "tensor")
+    pspec = P(*jax.typeof(hidden_BTD).sharding.spec[:-1], "tensor")
     logits_V = precision.einsum(
-        "...d,dv->...v", hidden_BTD, unembedding_DV, preferred_element_type=jnp.float32, out_sharding=spec
+        "...d,dv->...v", hidden_BTD, unembedding_DV, preferred_element_type=jnp.float32, out_sharding=pspec
     )
     return soft_cap * jnp.tanh(logits_V / soft_cap) if soft_cap else logits_V
 
 
-def _residual_branches(shape: Shape) -> int:
+def _residual_branches(spec: Spec) -> int:
     """GPT-2's: dividing their variance by their number keeps the residual stream's at any depth."""
-    return 2 * shape.model.num_layers
+    return 2 * spec.model.num_layers
 
 
 def _remat(block, policy: str):

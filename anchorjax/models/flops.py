@@ -24,9 +24,9 @@ PEAK_TFLOPS = {
 
 def matmul_parameters(config: ModelConfig) -> int:
     """Weights that multiply every token: all but the input embedding (a look-up) and the norms."""
-    D, H = config.model_width, config.head_width
+    D, H = config.d_model, config.head_dim
     attention = 2 * D * H * (config.num_heads + config.num_kv_heads)
-    return config.num_layers * (attention + 3 * D * config.ffn_width) + D * config.vocab_size
+    return config.num_layers * (attention + 3 * D * config.d_ff) + D * config.vocab_size
 
 
 def train_flops(config: ModelConfig, tokens: float, pairs: float, frozen: bool = False) -> float:
@@ -36,12 +36,12 @@ def train_flops(config: ModelConfig, tokens: float, pairs: float, frozen: bool =
     PaLM (arXiv 2204.02311), Appendix B, with the pairs counted instead of T^2. Frozen weights have no gradient: 4
     per weight. Adapters are not counted (below 1% of the weights).
     """
-    attention = 12 * config.num_layers * config.num_heads * config.head_width * pairs
+    attention = 12 * config.num_layers * config.num_heads * config.head_dim * pairs
     return (4 if frozen else 6) * matmul_parameters(config) * tokens + attention
 
 
-def causal_pairs(row_length: int) -> float:
-    return row_length * (row_length + 1) / 2
+def causal_pairs(seq_len: int) -> float:
+    return seq_len * (seq_len + 1) / 2
 
 
 def peak_flops(configured_tflops: float) -> float | None:

@@ -3,7 +3,6 @@
 Sources: RMSNorm (arXiv 1910.07467), LoRA (2106.09685). Letters: types.py; r is the rank of an adapter.
 """
 
-import dataclasses
 import functools
 import math
 
@@ -14,24 +13,9 @@ from jax.sharding import PartitionSpec as P
 from jax.sharding import reshard
 
 from anchorjax import precision
-from anchorjax.config import AttentionConfig, LoraConfig, ModelConfig, RopeConfig
+from anchorjax.config import ModelConfig
+from anchorjax.models.spec import Spec
 from anchorjax.sharding import ACTIVATIONS, TOKENS
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """What the decoder's functions need beside its weights (static)."""
-
-    model: ModelConfig
-    rope: RopeConfig
-    lora: LoraConfig
-    attention: AttentionConfig  # of `attention.choose`: nothing left to choose
-    max_position: int
-
-    @property
-    def weight_dtype(self) -> str:
-        """Matrices rest in param_dtype; beside adapters they are frozen, and no step needs more than compute_dtype."""
-        return self.model.compute_dtype if self.lora.rank else self.model.param_dtype
 
 
 def draw(key: jax.Array, shape: tuple[int, ...], fan_in: float, dtype: str) -> jax.Array:
@@ -42,9 +26,9 @@ def draw(key: jax.Array, shape: tuple[int, ...], fan_in: float, dtype: str) -> j
     return fan_in**-0.5 * jax.random.truncated_normal(key, -3, 3, shape, dtype)
 
 
-def gathered(param: nnx.Param, spec: P, dtype: str) -> jax.Array:
+def gathered(param: nnx.Param, pspec: P, dtype: str) -> jax.Array:
     """The weight as its user wants it: cast first, so that half as many bytes travel."""
-    return reshard(param[...].astype(dtype), spec)
+    return reshard(param[...].astype(dtype), pspec)
 
 
 class Adapter(nnx.Module):
@@ -55,18 +39,18 @@ class Adapter(nnx.Module):
       up: [r, outputs...], zeros.
     """
 
-    def __init__(self, key: jax.Array, inputs: tuple[int, ...], outputs: tuple[int, ...], spec: P, rank: int):
-        down_spec, up_spec = _adapter_specs(spec, len(inputs))
-        self.down = nnx.Param(reshard(draw(key, (*inputs, rank), math.prod(inputs), "float32"), down_spec))
-        self.up = nnx.Param(reshard(jnp.zeros((rank, *outputs), "float32"), up_spec))
+    def __init__(self, key: jax.Array, inputs: tuple[int, ...], outputs: tuple[int, ...], pspec: P, rank: int):
+        down_pspec, up_pspec = _adapter_specs(pspec, len(inputs))
+        self.down = nnx.Param(reshard(draw(key, (*inputs, rank), math.prod(inputs), "float32"), down_pspec))
+        self.up = nnx.Param(reshard(jnp.zeros((rank, *outputs), "float32"), up_pspec))
 
 
-def _adapter_specs(spec: P, num_inputs: int) -> tuple[P, P]:
+def _adapter_specs(pspec: P, num_inputs: int) -> tuple[P, P]:
     """Both matrices are cut as the weight is, and never along r."""
-    return P(*spec[:num_inputs], None), P(None, *spec[num_inputs:])
+    return P(*pspec[:num_inputs], None), P(None, *pspec[num_inputs:])
 
 
-def project(x: jax.Array, weight: nnx.Param, adapter: Adapter | None, axes: str, spec: P, out: P, shape: Shape):
+def project(x: jax.Array, weight: nnx.Param, adapter: Adapter | None, axes: str, pspec: P, out: P, spec: Spec):
     """x [B, T, inputs...] times a weight [inputs..., outputs...], and its adapter's share.
 
     Args:
@@ -74,14 +58,14 @@ def project(x: jax.Array, weight: nnx.Param, adapter: Adapter | None, axes: str,
       spec: how the weight is cut where it is used; out: of the result.
     """
     inputs, outputs = axes.split("->")
-    dtype = shape.model.compute_dtype
-    y = _matmul(x, gathered(weight, spec, dtype), inputs, outputs, out)
+    dtype = spec.model.compute_dtype
+    y = _matmul(x, gathered(weight, pspec, dtype), inputs, outputs, out)
     if adapter is None:
         return y
-    down_spec, up_spec = _adapter_specs(spec, len(inputs))
-    down, up = gathered(adapter.down, down_spec, dtype), gathered(adapter.up, up_spec, dtype)
+    down_pspec, up_pspec = _adapter_specs(pspec, len(inputs))
+    down, up = gathered(adapter.down, down_pspec, dtype), gathered(adapter.up, up_pspec, dtype)
     share = _matmul(_matmul(x, down, inputs, "r", ACTIVATIONS), up, "r", outputs, out)
-    return y + share * (shape.lora.alpha / shape.lora.rank)
+    return y + share * (spec.lora.alpha / spec.lora.rank)
 
 
 def _matmul(x: jax.Array, weight: jax.Array, inputs: str, outputs: str, out: P) -> jax.Array:
@@ -100,10 +84,10 @@ def _matmul(x: jax.Array, weight: jax.Array, inputs: str, outputs: str, out: P) 
     return reshard(y_X.reshape(B, T, *y_X.shape[1:]), out)
 
 
-def norm_scale(size: int, shape: Shape) -> nnx.Param:
+def norm_scale(size: int, spec: Spec) -> nnx.Param:
     """The scale of a norm that changes nothing at first."""
-    fill = jnp.zeros if shape.model.norm_offset else jnp.ones
-    return nnx.Param(fill(size, shape.model.param_dtype))
+    fill = jnp.zeros if spec.model.norm_offset else jnp.ones
+    return nnx.Param(fill(size, spec.model.param_dtype))
 
 
 def rms_norm(x: jax.Array, scale: nnx.Param, config: ModelConfig) -> jax.Array:

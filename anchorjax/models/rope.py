@@ -36,12 +36,12 @@ from anchorjax.config import RopeConfig
 FINE = 1024  # positions of the fine table; both tables have about 1K rows at 1M tokens
 
 
-def frequencies(config: RopeConfig, head_width: int, length: int, local: bool = False) -> tuple[np.ndarray, float]:
+def frequencies(config: RopeConfig, head_dim: int, length: int, local: bool = False) -> tuple[np.ndarray, float]:
     """How fast each pair turns, and what the attention is multiplied by.
 
     Args:
       config: the scaling and its parameters.
-      head_width: H; must be even.
+      head_dim: H; must be even.
       length: tokens of a row (static). Dynamic and longrope depend on it.
       local: for layers with a window. If `local_theta` is set they have that base and no scaling, since
         within a window no distance is new to a checkpoint.
@@ -50,13 +50,13 @@ def frequencies(config: RopeConfig, head_width: int, length: int, local: bool = 
       float64 radians per position [h], and the factor of cosines and sines (of logits: its square).
     """
     if local and config.local_theta:
-        return _unscaled(config.local_theta, head_width), 1.0
-    frequency_h, factor = SCALINGS[config.scaling](_unscaled(config.theta, head_width), config, length)
+        return _unscaled(config.local_theta, head_dim), 1.0
+    frequency_h, factor = SCALINGS[config.scaling](_unscaled(config.theta, head_dim), config, length)
     return frequency_h, config.attention_factor or factor  # RopeConfig lets only yarn and longrope have one
 
 
-def _unscaled(theta: float, head_width: int) -> np.ndarray:
-    return np.float64(theta) ** (-np.arange(0, head_width, 2, dtype=np.float64) / head_width)
+def _unscaled(theta: float, head_dim: int) -> np.ndarray:
+    return np.float64(theta) ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
 
 
 def _none(frequency_h: np.ndarray, config: RopeConfig, length: int) -> tuple[np.ndarray, float]:
@@ -124,18 +124,18 @@ SCALINGS: dict[str, Callable[[np.ndarray, RopeConfig, int], tuple[np.ndarray, fl
 
 
 def tables(
-    positions_BT: jax.Array, length: int, head_width: int, config: RopeConfig, local: bool = False
+    positions_BT: jax.Array, length: int, head_dim: int, config: RopeConfig, local: bool = False
 ) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines of every token's phases, times the attention factor.
 
     Args:
       positions_BT: int32, in [0, length).
-      length, head_width, config, local: as of `frequencies`.
+      length, head_dim, config, local: as of `frequencies`.
 
     Returns:
       Two fp32 arrays [B, T, h].
     """
-    frequency_h, factor = frequencies(config, head_width, length, local)
+    frequency_h, factor = frequencies(config, head_dim, length, local)
     fine, coarse = np.arange(FINE), FINE * np.arange(-(-length // FINE))
     # Each product below has one fine term, so the factor goes there, before anything is rounded.
     cos_fine, sin_fine = (_rows(factor * x, positions_BT % FINE) for x in _exact(fine, frequency_h))

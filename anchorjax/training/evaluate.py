@@ -23,10 +23,10 @@ from anchorjax.types import Batch
 FIRST_BUCKET = 64  # tokens; each bucket after the first is as wide as all before it
 
 
-def bucket_edges(row_length: int) -> list[int]:
+def bucket_edges(seq_len: int) -> list[int]:
     """Upper edges of the buckets: 64, 128, 256, ... up to the row's length."""
     edges = [FIRST_BUCKET]
-    while edges[-1] < row_length:
+    while edges[-1] < seq_len:
         edges.append(edges[-1] * 2)
     return edges
 
@@ -45,7 +45,7 @@ class Evaluator:
 
     def __init__(self, steps: Steps, token_bytes_V: np.ndarray, mesh: Mesh):
         self._mesh = mesh
-        self._edges = bucket_edges(steps.config.data.row_length)
+        self._edges = bucket_edges(steps.config.data.seq_len)
         self._knows_documents = steps.config.data.mask != "full"  # there all tokens have one segment id
 
         def sums(params: Decoder, batch: Batch) -> dict[str, jax.Array]:

@@ -91,7 +91,7 @@ class Job:
         state, meta = restored
         position = DataPosition(**meta["data"])
         self._refuse_other_text(position)
-        return state, position.next_row // self.config.data.batch_rows
+        return state, position.next_row // self.config.data.batch_size
 
     def _refuse_other_text(self, position: DataPosition) -> None:
         splits = {
@@ -127,7 +127,7 @@ class Job:
 
     def _announce(self) -> None:
         parameters = sum(x.size for x in jax.tree.leaves(self.state.params))
-        attention = self.setup.steps.shape.attention
+        attention = self.setup.steps.spec.attention
         mesh = ", ".join(f"{axis} {size}" for axis, size in self.setup.mesh.shape.items())
         self.progress.say(
             f"{parameters:,} parameters, {self.config.model.compute_dtype}, "
@@ -137,7 +137,7 @@ class Job:
         )
         data_config, seed = self.config.data, self.config.seed
         packed = data.packing_report(self.store, self.tokenizer, data_config, seed)
-        self.progress.say(f"{data_config.packing} of rows of {data_config.row_length:,}: {packed}")
+        self.progress.say(f"{data_config.packing} of rows of {data_config.seq_len:,}: {packed}")
         if self.first_step:
             self.progress.say(f"resuming after step {self.first_step}")
 
@@ -180,7 +180,7 @@ class Job:
         On one micro-batch, as in training: a whole batch may be more than fits.
         """
         steps = self.setup.steps
-        tokens = probe_attention(steps.first_part(batch), steps.num_anchors, steps.shape)
+        tokens = probe_attention(steps.first_part(batch), steps.num_anchors, steps.spec)
         self.progress.say(
             f"attention keeps its mask, forward and backward: {tokens} tokens changed, each seen where allowed and "
             "nowhere else"
@@ -220,7 +220,7 @@ class Job:
 
     def _save(self, step: int) -> None:
         started = time.perf_counter()
-        next_row = step * self.config.data.batch_rows
+        next_row = step * self.config.data.batch_size
         position = DataPosition(next_row, self.store.fingerprint, self.held_out.fingerprint)
         self.checkpoints.save(step, self.state, self.config.to_dict(), position)
         self.rates.pause(time.perf_counter() - started)

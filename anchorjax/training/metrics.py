@@ -50,7 +50,7 @@ class Rates:
             self._since = time.perf_counter()
             return
         data = self._config.data
-        causal = data.batch_rows * flops.causal_pairs(data.row_length)
+        causal = data.batch_size * flops.causal_pairs(data.seq_len)
         self._now += _Counts(0.0, 1, metrics["tokens"], metrics["live_pairs"], causal)
 
     def read(self) -> dict[str, float]:

@@ -6,14 +6,14 @@ import numpy as np
 from anchorjax.attention import leakage, sharded
 from anchorjax.masks import Mask
 from anchorjax.models.decoder import kinds_of_layers
-from anchorjax.models.layers import Shape
+from anchorjax.models.spec import Spec
 from anchorjax.sharding import HEADS
 from anchorjax.types import Batch
 
 GRADIENTS = 3  # each takes three to four times as long as the change of a token
 
 
-def probe_attention(batch: Batch, num_anchors: int, shape: Shape) -> int:
+def probe_attention(batch: Batch, num_anchors: int, spec: Spec) -> int:
     """Probes each kind of layer's attention at the tokens of `leakage.telling_tokens`; call it inside the run's mesh.
 
     The backward pass is probed at the last GRADIENTS of them.
@@ -28,24 +28,24 @@ def probe_attention(batch: Batch, num_anchors: int, shape: Shape) -> int:
       LeakageError: a token, or its gradient, reaches others than the mask says.
     """
     tokens = leakage.telling_tokens(np.asarray(batch.segment_ids_BT))
-    for window in kinds_of_layers(shape.model):
-        soft_cap = shape.model.attention_soft_cap or None
-        _probe(Mask.from_segments(batch.segment_ids_BT, num_anchors, window, soft_cap), tokens, shape)
+    for window in kinds_of_layers(spec.model):
+        soft_cap = spec.model.attention_soft_cap or None
+        _probe(Mask.from_segments(batch.segment_ids_BT, num_anchors, window, soft_cap), tokens, spec)
     return len(tokens)
 
 
-def _probe(mask: Mask, tokens, shape: Shape) -> None:
-    config = shape.attention
+def _probe(mask: Mask, tokens, spec: Spec) -> None:
+    config = spec.attention
     plan = jax.jit(sharded.plan, static_argnums=(1, 2))(mask, config.q_tile, config.kv_tile)
 
     def attend(q_BTNH, k_BTKH, v_BTKH, mask, plan):
         return sharded.apply(q_BTNH, k_BTKH, v_BTKH, mask, plan, config.implementation)
 
     arrays = {
-        "num_heads": shape.model.num_heads,
-        "num_kv_heads": shape.model.num_kv_heads,
-        "head_width": shape.model.head_width,
-        "dtype": shape.model.compute_dtype,
+        "num_heads": spec.model.num_heads,
+        "num_kv_heads": spec.model.num_kv_heads,
+        "head_dim": spec.model.head_dim,
+        "dtype": spec.model.compute_dtype,
         "sharding": HEADS,
     }
     attend = jax.jit(attend)

@@ -69,7 +69,7 @@ class Setup:
     @functools.cached_property
     def make_state(self):
         """() -> TrainState, for jit or eval_shape inside the mesh."""
-        return functools.partial(init_state, self.config.seed, self.steps.shape, self.steps.optimizer)
+        return functools.partial(init_state, self.config.seed, self.steps.spec, self.steps.optimizer)
 
     def first_state(self) -> TrainState:
         """Fresh weights and moments, or a checkpoint's weights; call it inside the mesh.
@@ -86,7 +86,7 @@ class Setup:
 
         state = jax.jit(without_base)()  # what the checkpoint brings is not drawn
         params = trainable.put_back(state.params, sharding.zeros(lambda: self.make_state().params))
-        return dataclasses.replace(state, params=self.pretrained.load(params, self.steps.shape))
+        return dataclasses.replace(state, params=self.pretrained.load(params, self.steps.spec))
 
     def keep_source(self, workdir: Path) -> None:
         """Makes the run's directory hold all that it needs of its checkpoint."""
@@ -113,20 +113,20 @@ def complete(config: Config, pretrained: Pretrained | None) -> Config:
 
 def check_attention(config: Config, mesh_shape: Mapping[str, int]) -> None:
     """Raises ConfigError for an implementation, tiles or heads that this process's devices do not run."""
-    chosen, found = attention.choose(config.attention, config.data.row_length), jax.default_backend()
+    chosen, found = attention.choose(config.attention, config.data.seq_len), jax.default_backend()
     name = chosen.implementation
     needed = attention.BACKENDS.get(name, found)
     if needed != found:
         raise ConfigError(
             "attention.implementation", name, f"it needs {needed.upper()}s, and JAX found {found} devices"
         )
-    width, widest = config.model.head_width, WIDEST.get(name, config.model.head_width)
+    width, widest = config.model.head_dim, WIDEST.get(name, config.model.head_dim)
     if width > widest:
-        raise ConfigError("model.head_width", width, f"attention.implementation={name!r} takes heads of up to {widest}")
+        raise ConfigError("model.head_dim", width, f"attention.implementation={name!r} takes heads of up to {widest}")
     # Evaluation takes all rows of a batch at once, of which a training step with accumulation takes a part.
-    rows = config.data.batch_rows // (mesh_shape["data"] * mesh_shape["fsdp"])
+    rows = config.data.batch_size // (mesh_shape["data"] * mesh_shape["fsdp"])
     for key, parts in (("q_tile", mesh_shape["context"]), ("kv_tile", 1)):
-        tokens, tile = config.data.row_length // parts, getattr(chosen, key)
+        tokens, tile = config.data.seq_len // parts, getattr(chosen, key)
         tiles = rows * -(-tokens // tile)
         if tiles > MAX_TILES:
             allowed = f"{rows} rows of {tokens} tokens on a device may be {MAX_TILES} tiles at most, and are {tiles}"

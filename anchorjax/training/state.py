@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from anchorjax.models.decoder import Decoder
-from anchorjax.models.layers import Shape
+from anchorjax.models.spec import Spec
 from anchorjax.training import trainable
 
 
@@ -22,8 +22,8 @@ class TrainState:
     key: jax.Array
 
 
-def init_state(seed: int, shape: Shape, optimizer: optax.GradientTransformation) -> TrainState:
+def init_state(seed: int, spec: Spec, optimizer: optax.GradientTransformation) -> TrainState:
     """A fresh state, sharded like its weights. Call it under jit (or eval_shape) inside `jax.set_mesh`."""
     init_key, step_key = jax.random.split(jax.random.key(seed))
-    params = Decoder(init_key, shape)
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trainable.of(params, shape.lora)), step_key)
+    params = Decoder(init_key, spec)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trainable.of(params, spec.lora)), step_key)

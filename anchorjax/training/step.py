@@ -15,8 +15,8 @@ from anchorjax.attention import choose
 from anchorjax.config import Config
 from anchorjax.masks import count_live_pairs
 from anchorjax.models.decoder import Decoder, kinds_of_layers
-from anchorjax.models.layers import Shape
 from anchorjax.models.loss import token_nats, weighted_nats
+from anchorjax.models.spec import Spec
 from anchorjax.sharding import ROWS
 from anchorjax.training import trainable
 from anchorjax.training.state import TrainState
@@ -33,10 +33,10 @@ class Steps:
     schedule: optax.Schedule
 
     @property
-    def shape(self) -> Shape:
+    def spec(self) -> Spec:
         """With the attention of this process's devices: `config` itself may say auto, and be resumed elsewhere."""
-        config, row_length = self.config, self.config.data.row_length
-        return Shape(config.model, config.rope, config.lora, choose(config.attention, row_length), row_length)
+        config, seq_len = self.config, self.config.data.seq_len
+        return Spec(config.model, config.rope, config.lora, choose(config.attention, seq_len), seq_len)
 
     def nats(self, params: Decoder, batch: Batch) -> jax.Array:
         """-log p(target) of every token, fp32 [B, T]; for evaluation."""
@@ -49,10 +49,10 @@ class Steps:
             batch.positions_BT,
             batch.segment_ids_BT,
             self.num_anchors,
-            self.shape,
+            self.spec,
             dropout_key,
         )
-        return hidden_BTD, params.unembedding_DV(self.shape)
+        return hidden_BTD, params.unembedding_DV(self.spec)
 
     @property
     def _chunks(self) -> tuple[int, float]:
@@ -77,7 +77,7 @@ class Steps:
 
     def _gradients(self, params: Decoder, batch: Batch, key: jax.Array) -> tuple[jax.Array, Decoder]:
         """The loss, and its gradient in the weights that are trained."""
-        parts = self.config.train.accumulation
+        parts = self.config.train.grad_accum_steps
         total = jnp.maximum(jnp.sum(batch.weights_BT), 1.0)
 
         def part_loss(trained, part, key):
@@ -102,7 +102,7 @@ class Steps:
 
     def first_part(self, batch: Batch) -> Batch:
         """The rows of the first micro-batch: what one forward pass of a training step sees."""
-        return jax.tree.map(lambda x_pBT: x_pBT[0], _micro_batches(batch, self.config.train.accumulation))
+        return jax.tree.map(lambda x_pBT: x_pBT[0], _micro_batches(batch, self.config.train.grad_accum_steps))
 
     def _live_pairs(self, segment_ids_BT: jax.Array) -> jax.Array:
         """Of a layer; the mean over the layers, where some have a window."""

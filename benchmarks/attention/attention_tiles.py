@@ -36,7 +36,7 @@ def main() -> None:
     arguments = parser.parse_args()
     config = quickstart.get_config()
     config.data.tokenizer = "bytes"
-    config.data.row_length = arguments.length
+    config.data.seq_len = arguments.length
     config = resolve(config.to_dict())
     calls = {tiles: prepare(config, *tiles) for tiles in TILES}
     times = {tiles: [] for tiles in TILES}
@@ -60,7 +60,7 @@ def prepare(config, q_tile: int, kv_tile: int):
     mask = Mask.from_segments(jnp.asarray(batch.segment_ids_BT), num_anchors=1)
     model, keys = config.model, jax.random.split(jax.random.key(0), 3)
     heads = (model.num_heads, model.num_kv_heads, model.num_kv_heads)
-    shapes = [(1, config.data.row_length, count, model.head_width) for count in heads]
+    shapes = [(1, config.data.seq_len, count, model.head_dim) for count in heads]
     qkv = [jax.random.normal(key, shape, jnp.bfloat16) for key, shape in zip(keys, shapes, strict=True)]
 
     @jax.jit

@@ -33,7 +33,7 @@ from anchorjax.data.text.tokenizer import ByteTokenizer
 from anchorjax.types import PACKINGS
 from configs import quickstart
 
-BATCH_ROWS = {4096: 16, 65536: 4, 131072: 2}
+BATCH_SIZE = {4096: 16, 65536: 4, 131072: 2}
 OPEN_ROWS = (16, 64, 256)
 VARIANTS = {"tags": {"tags": True}, "interleave": {"interleave": 3}}
 
@@ -45,12 +45,12 @@ def main() -> None:
     parser.add_argument("--lengths", default="4096,65536,131072", help="of rows")
     parser.add_argument("--json", action="store_true", help="end with one JSON line")
     arguments = parser.parse_args()
-    row_lengths = [int(length) for length in arguments.lengths.split(",")]
+    seq_lens = [int(length) for length in arguments.lengths.split(",")]
     with simulated_store(arguments.tokens) as store:
         print(f"{store.num_tokens:,} tokens in {store.num_documents:,} documents")
         print(f"{'row':>6}  {'packing':<24} {'fill':>7} {'cut':>6} {'plan s':>7} {'Mtokens/s':>9} {'per core':>9}")
-        rows = {T: dict(measure(store, T, arguments.seconds)) for T in row_lengths}
-        grown = memory_growth(store, row_lengths[-1])
+        rows = {T: dict(measure(store, T, arguments.seconds)) for T in seq_lens}
+        grown = memory_growth(store, seq_lens[-1])
     print(f"memory of its own after {grown['tokens']:,} tokens: {grown['growth_mb']:+.1f} MB")
     if arguments.json:
         rates = {str(T): row["concat_split"]["tokens_per_s"] for T, row in rows.items()}
@@ -73,35 +73,35 @@ def simulated_store(num_tokens: int) -> Iterator[data.TokenStore]:
         yield data.TokenStore(np.memmap(file.name, np.uint16, "r"), offsets, "simulated")
 
 
-def config_of(row_length: int, **changes) -> DataConfig:
+def config_of(seq_len: int, **changes) -> DataConfig:
     config = quickstart.get_config().to_dict()
-    config["data"] |= {"row_length": row_length, "batch_rows": BATCH_ROWS.get(row_length, 2), "prefetch": 2} | changes
+    config["data"] |= {"seq_len": seq_len, "batch_size": BATCH_SIZE.get(seq_len, 2), "prefetch": 2} | changes
     return resolve(config).data
 
 
-def measure(store: data.TokenStore, row_length: int, seconds: float) -> Iterator[tuple[str, dict]]:
+def measure(store: data.TokenStore, seq_len: int, seconds: float) -> Iterator[tuple[str, dict]]:
     """(what, its figures) of our packings and variants and of grain's packers, each printed."""
     fills = {}
     for name, changes in {**{packing: {"packing": packing} for packing in PACKINGS}, **VARIANTS}.items():
-        config = config_of(row_length, **changes)
+        config = config_of(seq_len, **changes)
         started = time.perf_counter()
         report = data.packing_report(store, ByteTokenizer(), config, seed=0)
         plan_s = time.perf_counter() - started
         fills[name] = report.fill
-        per_batch = config.batch_rows * (row_length - 1) * report.fill
+        per_batch = config.batch_size * (seq_len - 1) * report.fill
         with contextlib.closing(data.train_batches(store, ByteTokenizer(), config, seed=0, start_step=0)) as batches:
             figures = {"fill": report.fill, "cut": report.cut, "plan_s": plan_s}
             figures |= speed(((batch, per_batch) for batch in batches), seconds)
-        yield name, show(row_length, name, figures)
+        yield name, show(seq_len, name, figures)
     for name, packer in GRAIN.items():
         for open_rows in OPEN_ROWS if name != "concat_split" else (0,):
-            packed = packer(grain_documents(store, row_length, name), row_length, open_rows)
-            figures = grain_speed(iter(packed.batch(config.batch_rows)), seconds)
+            packed = packer(grain_documents(store, seq_len, name), seq_len, open_rows)
+            figures = grain_speed(iter(packed.batch(config.batch_size)), seconds)
             if figures["fill"] >= fills[name] - 0.005:
                 break
         figures["open_rows"] = open_rows
         label = f"grain {name} {open_rows or ''}"
-        yield f"grain_{name}", show(row_length, label, figures)
+        yield f"grain_{name}", show(seq_len, label, figures)
 
 
 def speed(batches: Iterator[tuple[object, float]], seconds: float) -> dict:
@@ -127,9 +127,9 @@ def grain_speed(batches: Iterator[dict], seconds: float) -> dict:
     return {"fill": float(np.mean(fills))} | figures
 
 
-def grain_documents(store: data.TokenStore, row_length: int, packing: str) -> grain.IterDataset:
+def grain_documents(store: data.TokenStore, seq_len: int, packing: str) -> grain.IterDataset:
     """The documents in random order, in pieces of a row's length for packers that take no longer ones."""
-    offsets, most = store.offsets, row_length - 1
+    offsets, most = store.offsets, seq_len - 1
     if packing == "concat_split":
         starts, ends = offsets[:-1], offsets[1:]
     else:
@@ -157,25 +157,25 @@ GRAIN = {
 }
 
 
-def show(row_length: int, name: str, figures: dict) -> dict:
+def show(seq_len: int, name: str, figures: dict) -> dict:
     cut = f"{figures['cut']:.1%}" if "cut" in figures else "-"
     plan = f"{figures['plan_s']:.2f}" if "plan_s" in figures else "-"
     rates = f"{figures['tokens_per_s'] / 1e6:>9.2f} {figures['tokens_per_core_s'] / 1e6:>9.2f}"
-    print(f"{row_length:>6}  {name:<24} {figures['fill']:>7.2%} {cut:>6} {plan:>7} {rates}", flush=True)
+    print(f"{seq_len:>6}  {name:<24} {figures['fill']:>7.2%} {cut:>6} {plan:>7} {rates}", flush=True)
     return figures
 
 
-def memory_growth(store: data.TokenStore, row_length: int) -> dict:
+def memory_growth(store: data.TokenStore, seq_len: int) -> dict:
     """Memory of the process's own (not of the file's pages) between a tenth and all of an epoch."""
-    config = config_of(row_length, packing="best_fit")
-    steps = data.packing_report(store, ByteTokenizer(), config, seed=0).rows // config.batch_rows
+    config = config_of(seq_len, packing="best_fit")
+    steps = data.packing_report(store, ByteTokenizer(), config, seed=0).rows // config.batch_size
     with contextlib.closing(data.train_batches(store, ByteTokenizer(), config, seed=0, start_step=0)) as batches:
         for step in range(steps):
             next(batches)
             if step == steps // 10:
                 before = own_memory_mb()
         after = own_memory_mb()
-    tokens = steps * config.batch_rows * row_length
+    tokens = steps * config.batch_size * seq_len
     return {"tokens": tokens, "growth_mb": after - before, "own_mb": after}
 
 

@@ -138,7 +138,7 @@ class Leakage:
         attend = jax.jit(lambda q, k, v, mask, plan: attention(q, k, v, mask, plan=plan, implementation="pallas_gpu"))
         tokens = leakage.telling_tokens(np.asarray(mask.q_segment_ids_BT))
         N, K, H = self.heads
-        of_heads = {"num_heads": N, "num_kv_heads": K, "head_width": H, "dtype": self.dtype}
+        of_heads = {"num_heads": N, "num_kv_heads": K, "head_dim": H, "dtype": self.dtype}
         findings = leakage.probe(attend, mask, tokens, plan, **of_heads)
         findings += leakage.probe_gradients(attend, mask, tokens, plan, **of_heads)
         leaks, blind = (sum(len(getattr(one, name)) for one in findings) for name in ("leaks", "blind"))

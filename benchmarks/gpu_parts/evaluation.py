@@ -108,7 +108,7 @@ def deviate(part: Part, model, variant: str, shifts, lengths, where: str) -> Non
 
 def generate(part: Part, model: str, task: str, prompt: int, new: int, batch: int) -> None:
     described = describe(model, "bfloat16", prompt + new)
-    generator = Generator(random_twin.draw(described), batch_rows=batch)
+    generator = Generator(random_twin.draw(described), batch_size=batch)
     prompts = np.random.default_rng(0).integers(0, 256, (batch, prompt)).tolist()
     times = []
     for _ in range(1 + (1 if part.dry_run else ROUNDS)):

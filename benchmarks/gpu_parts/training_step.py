@@ -24,9 +24,9 @@ from configs import common
 MODELS = (("smollm2_135m", 16384), ("llama32_1b", 32768), ("smollm2_135m", 65536), ("quickstart", 4096))
 DRY_MODELS = (("tiny", 256),)
 # The quickstart's sizes stand in configs/quickstart.py, whose ConfigDict a bare machine lacks; a test compares them.
-QUICKSTART = {"num_layers": 4, "model_width": 128, "ffn_width": 512, "num_heads": 2, "num_kv_heads": 1}
-QUICKSTART |= {"head_width": 32, "vocab_size": 320, "remat": "none"}
-TINY = QUICKSTART | {"num_layers": 2, "model_width": 32, "ffn_width": 64, "head_width": 16}
+QUICKSTART = {"num_layers": 4, "d_model": 128, "d_ff": 512, "num_heads": 2, "num_kv_heads": 1}
+QUICKSTART |= {"head_dim": 32, "vocab_size": 320, "remat": "none"}
+TINY = QUICKSTART | {"num_layers": 2, "d_model": 32, "d_ff": 64, "head_dim": 16}
 
 
 def config_of(model: str, length: int, mask: str) -> Config:
@@ -38,7 +38,7 @@ def config_of(model: str, length: int, mask: str) -> Config:
     sizes, rope = (own[model], {}) if model in own else families.published(model)
     values["model"] |= sizes
     values["rope"] |= rope
-    values["data"] |= {"row_length": length, "mask": mask, "tokenizer": "bytes"}
+    values["data"] |= {"seq_len": length, "mask": mask, "tokenizer": "bytes"}
     values["train"]["loss_chunk"] = min(length, values["train"]["loss_chunk"])
     return resolve(values).completed()
 
@@ -50,7 +50,7 @@ def make_steps(config: Config) -> Steps:
 
 def make_batch(config: Config) -> Batch:
     """A row of real document lengths behind its anchor, of random tokens; each but a document's last has a target."""
-    length, mask = config.data.row_length, config.data.mask
+    length, mask = config.data.seq_len, config.data.mask
     lengths = rows.document_lengths("linux", length)
     segments = rows.segment_ids(lengths)
     tokens, targets = np.random.default_rng(0).integers(0, config.model.vocab_size, (2, 1, length), np.int32)
@@ -70,7 +70,7 @@ class Trainer:
         self._mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
         with jax.set_mesh(self._mesh):
             self._batch = shard_batch(batch, self._mesh)
-            self._state = jax.jit(lambda: init_state(config.seed, steps.shape, steps.optimizer))()
+            self._state = jax.jit(lambda: init_state(config.seed, steps.spec, steps.optimizer))()
             started = time.perf_counter()
             self._step = jax.jit(steps.train, donate_argnums=0).lower(self._state, self._batch).compile()
             compile_s = time.perf_counter() - started
@@ -80,7 +80,7 @@ class Trainer:
         pairs = float(metrics["live_pairs"])
         return {
             "device": jax.devices()[0].device_kind,
-            "attention": steps.shape.attention.implementation,
+            "attention": steps.spec.attention.implementation,
             "remat": config.model.remat,
             "parameters": sum(x.size for x in jax.tree.leaves(self._state.params)),
             "tokens": length,

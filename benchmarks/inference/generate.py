@@ -90,7 +90,7 @@ class Ours:
     def __init__(self, weights: Path, batch: int):
         described = language_model.describe(hf=weights, dtype="float32")
         self.description = dataclasses.replace(described, eos_ids=())  # all are to make as many tokens
-        self.generator = Generator(language_model.load(self.description), batch_rows=batch)
+        self.generator = Generator(language_model.load(self.description), batch_size=batch)
 
     def generate(self, prompts: list[list[int]], new: int) -> list[list[int]]:
         return [list(one.tokens) for one in self.generator.generate(prompts, new)]

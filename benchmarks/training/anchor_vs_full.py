@@ -48,7 +48,7 @@ VARIANTS = {
     "intra_doc_reset": ("intra_doc", "reset"),
     "anchor": ("anchor", "continue"),
 }
-MODEL = {"num_layers": 2, "model_width": 128, "ffn_width": 256, "num_heads": 4, "num_kv_heads": 2, "head_width": 32}
+MODEL = {"num_layers": 2, "d_model": 128, "d_ff": 256, "num_heads": 4, "num_kv_heads": 2, "head_dim": 32}
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SIGNS = "#$%+"  # which the books do not use. With 15 of them no model of this size and budget learned to look them up
 ASKING = 0.75  # share of documents that are for retrieval
@@ -191,8 +191,8 @@ def train(data: Path, workdir: Path, stage: Stage, settings: dict) -> None:
     settings = {
         **{f"model.{name}": value for name, value in MODEL.items()},
         "data.store": data / "store",
-        "data.row_length": stage.row,
-        "data.batch_rows": stage.rows,
+        "data.seq_len": stage.row,
+        "data.batch_size": stage.rows,
         "optimizer.learning_rate": stage.learning_rate,
         "optimizer.warmup_steps": stage.steps // 20,
         "train.steps": stage.steps,
@@ -230,7 +230,7 @@ def accuracy(workdir: Path, variant: str, length: int) -> float:
 
 @functools.lru_cache(maxsize=1)
 def loaded(workdir: Path) -> Generator:
-    return Generator(language_model.load(language_model.describe(workdir=workdir)), batch_rows=QUESTIONS // 4)
+    return Generator(language_model.load(language_model.describe(workdir=workdir)), batch_size=QUESTIONS // 4)
 
 
 def table(results: dict[str, list[dict]]) -> str:

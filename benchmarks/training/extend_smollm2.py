@@ -123,7 +123,7 @@ def train(store: Path, model: Model, weights: Path, steps: int) -> None:
         "init_from": weights.resolve(),
         "rope.theta": THETA,
         "data.store": store,
-        "data.row_length": ROW,
+        "data.seq_len": ROW,
         "data.mask": model.mask,
         "optimizer.warmup_steps": max(1, steps // 10),
         "train.steps": steps,

@@ -74,7 +74,7 @@ class Run:
 
     def __init__(self, mask: str, length: int):
         config = quickstart.get_config()
-        config.data.row_length, config.data.mask = length, mask
+        config.data.seq_len, config.data.mask = length, mask
         config.model.num_heads, config.model.num_kv_heads = 4, 2
         config.attention.implementation = "xla"
         self.setup = Setup.make(resolve(config.to_dict()))

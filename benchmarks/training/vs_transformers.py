@@ -131,7 +131,7 @@ def config_of(mask: str, length: int, weights: str) -> ConfigDict:
     config.rope.update(rope)
     config.init_from = weights
     config.model.compute_dtype, config.model.remat = "float32", "none"
-    config.data.update({"row_length": length, "mask": mask, "tokenizer": "bytes"})
+    config.data.update({"seq_len": length, "mask": mask, "tokenizer": "bytes"})
     config.optimizer.update({"learning_rate": LEARNING_RATE, "schedule": "constant", "warmup_steps": 0})
     config.optimizer.update({"weight_decay": WEIGHT_DECAY, "clip_norm": CLIP_NORM})
     return config
@@ -187,8 +187,8 @@ def llama_config(layers: int = 0) -> transformers.LlamaConfig:
     model, rope = families.published(SIZE)
     return transformers.LlamaConfig(
         vocab_size=model["vocab_size"],
-        hidden_size=model["model_width"],
-        intermediate_size=model["ffn_width"],
+        hidden_size=model["d_model"],
+        intermediate_size=model["d_ff"],
         num_hidden_layers=layers or model["num_layers"],
         num_attention_heads=model["num_heads"],
         num_key_value_heads=model["num_kv_heads"],

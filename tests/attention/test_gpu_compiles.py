@@ -52,7 +52,7 @@ def temporaries(target: str, *cases) -> list[int]:
 @pytest.mark.parametrize(
     "target", ["h100", *(pytest.param(one, marks=pytest.mark.slow) for one in GPUS if one != "h100")]
 )
-def test_every_head_width_compiles(target):
+def test_every_head_dim_compiles(target):
     widths = [(H, "bfloat16") for H in (64, 80, 96, 128, 256)] + [(H, "float32") for H in (64, 80, 256)]
     temporaries(target, *((8192, *width, 4, 2) for width in widths))
 

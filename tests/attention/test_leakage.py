@@ -14,7 +14,7 @@ from anchorjax.masks import Mask
 from anchorjax.types import IMPLEMENTATIONS
 from tests.attention.contract import SETTINGS, sorted_documents
 
-HEADS = {"num_heads": 4, "num_kv_heads": 2, "head_width": 16}
+HEADS = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 16}
 
 
 def probe(implementation, mask, tokens=None, told=None, dtype="float32", which=leakage.probe):

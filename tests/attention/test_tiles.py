@@ -22,12 +22,12 @@ def test_a_device_and_its_target_agree(kind, target):
 
 
 @pytest.mark.parametrize(
-    ("row_length", "tile"),
+    ("seq_len", "tile"),
     [(2**12, 128), (2**17, 128), (2**17 + 1, 256), (2**18, 256), (2**18 + 1, 512), (2**20, 512), (2**24, 512)],
 )
-def test_a_gpu_takes_larger_tiles_for_longer_rows(row_length, tile):
-    assert default_tiles("pallas_gpu", "NVIDIA H100 80GB HBM3", row_length) == (tile, tile)
-    assert choose(AttentionConfig("pallas_gpu", 0, 0), row_length) == AttentionConfig("pallas_gpu", tile, tile)
+def test_a_gpu_takes_larger_tiles_for_longer_rows(seq_len, tile):
+    assert default_tiles("pallas_gpu", "NVIDIA H100 80GB HBM3", seq_len) == (tile, tile)
+    assert choose(AttentionConfig("pallas_gpu", 0, 0), seq_len) == AttentionConfig("pallas_gpu", tile, tile)
 
 
 @pytest.mark.parametrize("target", [*targets.TPUS, "TPU of tomorrow"])

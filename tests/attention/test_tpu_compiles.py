@@ -84,5 +84,5 @@ def test_memory_is_linear_up_to_a_million_tokens(target):
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [64, 80, 96, 256])
 @pytest.mark.parametrize("target", targets.TPUS)
-def test_other_head_widths(target, width):
+def test_other_head_dims(target, width):
     temporaries(target, [2**13], width)

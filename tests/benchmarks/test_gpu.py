@@ -223,7 +223,7 @@ def test_rates_count_live_pairs():
 
 def test_the_quickstart_is_the_recipe_s():
     recipe = resolve(quickstart.get_config().to_dict())
-    ours = training_step.config_of("quickstart", recipe.data.row_length, "anchor")
+    ours = training_step.config_of("quickstart", recipe.data.seq_len, "anchor")
     recipe = recipe.completed({"vocab_size": 320}).model  # bytes, rounded up
     assert ours.model == recipe
 
@@ -281,7 +281,7 @@ def compile_training(model, length, mask):
     steps = training_step.make_steps(dataclasses.replace(config, attention=kernels))
     mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), [targets.device("h100")])
     with jax.set_mesh(mesh):
-        state = sharding.abstract(lambda: init_state(0, steps.shape, steps.optimizer))
+        state = sharding.abstract(lambda: init_state(0, steps.spec, steps.optimizer))
         array = lambda dtype: jax.ShapeDtypeStruct((1, length), dtype, sharding=NamedSharding(mesh, sharding.BATCH))
         batch = Batch(*map(array, ("int32", "int32", "float32", "int32", "int32")))
         return jax.jit(steps.train, donate_argnums=0).lower(state, batch).compile()

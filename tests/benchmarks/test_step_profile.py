@@ -53,9 +53,9 @@ def test_both_sides_do_the_products_of_the_model():
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout.splitlines()[-1])
     model, _ = families.published("smollm2_135m")
-    D, F, V = model["model_width"], model["ffn_width"], model["vocab_size"]
+    D, F, V = model["d_model"], model["d_ff"], model["vocab_size"]
     heads = 2 * model["num_heads"] + 2 * model["num_kv_heads"]
-    matrices = D * heads * model["head_width"] + 3 * D * F
+    matrices = D * heads * model["head_dim"] + 3 * D * F
     for side in ("full", "anchor", "transformers"):
         lines = result[side]
         assert lines["layer products"]["gflop"] == pytest.approx(6e-9 * T * layers * matrices)

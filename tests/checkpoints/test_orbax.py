@@ -209,7 +209,7 @@ def test_nothing_readable_is_an_error_and_not_a_fresh_start(tmp_path, damage):
 
 def test_other_shapes_are_not_read(tmp_path):
     save(tmp_path, 4)
-    wide = make_steps(tiny.config(model__tie_embeddings=False, model__ffn_width=96))
+    wide = make_steps(tiny.config(model__tie_embeddings=False, model__d_ff=96))
     with jax.set_mesh(make_mesh()):
         like = abstract(lambda: init_state(0, wide.shape, wide.optimizer))
     with pytest.raises(CheckpointError):

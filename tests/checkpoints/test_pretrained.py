@@ -39,8 +39,8 @@ def llama(tmp_path_factory):
     steps = make_steps(tiny.config(seed=5, **{f"rope__{key}": value for key, value in LLAMA31.items()}))
     with jax.set_mesh(make_mesh(1, 1, 1, 1)):
         params = make_state(steps).params
-        hf_checkpoint.save(params, steps.shape.model, steps.shape.lora, directory, "float32")
-    fields = hf_config.write(steps.shape.model, steps.shape.rope, max_position=256, dtype="float32", source={})
+        hf_checkpoint.save(params, steps.spec.model, steps.spec.lora, directory, "float32")
+    fields = hf_config.write(steps.spec.model, steps.spec.rope, max_position=256, dtype="float32", source={})
     (directory / "config.json").write_text(json.dumps(fields))
     return directory
 
@@ -68,7 +68,7 @@ def save_byte_tokenizer(directory, bos: str) -> None:
 
 
 def setup_of(directory, **overrides) -> Setup:
-    return Setup.make(tiny.config(init_from=str(directory), data__batch_rows=8, **overrides))
+    return Setup.make(tiny.config(init_from=str(directory), data__batch_size=8, **overrides))
 
 
 def assert_holds(params, directory) -> None:
@@ -221,7 +221,7 @@ def test_what_only_the_config_json_of_a_tokenizer_says_is_kept(llama_with_tokeni
     (other / "tokenizer_config.json").unlink()
     (other / "config.json").write_text('{"bos_token_id": 256, "eos_token_id": [257, 300]}')
     for name, init_from in (("alone", ""), ("begun", str(llama_with_tokenizer))):
-        setup = Setup.make(tiny.config(init_from=init_from, data__tokenizer=str(other), data__batch_rows=8))
+        setup = Setup.make(tiny.config(init_from=init_from, data__tokenizer=str(other), data__batch_size=8))
         (tmp_path / name).mkdir()
         setup.keep_source(tmp_path / name)
         kept = load_tokenizer(dataclasses.replace(setup.config.data, tokenizer=str(tmp_path / name / "source")))
@@ -274,7 +274,7 @@ def test_a_pad_that_the_checkpoint_does_not_know_is_not_needed(llama_with_tokeni
     setup = setup_of(directory, data__tokenizer="auto", model__vocab_size=0)
     assert (setup.config.model.vocab_size, setup.tokenizer.vocab_size, setup.tokenizer.pad_id) == (258, 258, 257)
     described = language_model.describe(hf=directory)
-    made = generation.Generator(language_model.load(described), batch_rows=8)  # short prompts have pads in front
+    made = generation.Generator(language_model.load(described), batch_size=8)  # short prompts have pads in front
     prompts = [[256, 65, 66], [256]]
     one = [made.generate([prompt], 4)[0] for prompt in prompts]
     assert made.generate(prompts, 4) == one
@@ -291,7 +291,7 @@ def test_a_checkpoint_too_small_for_its_tokenizer_is_told_apart_from_a_size_that
         caught.value
     )
     with pytest.raises(ConfigError, match=r"model.vocab_size=200 .* at least the tokenizer's 259, or 0 to fit it"):
-        Setup.make(tiny.config(model__vocab_size=200, data__batch_rows=8))
+        Setup.make(tiny.config(model__vocab_size=200, data__batch_size=8))
 
 
 def test_what_starts_from_a_run_of_bytes_is_of_bytes(converted, tmp_path):
@@ -318,13 +318,13 @@ def test_a_run_may_start_from_a_run_and_lose_it(llama, converted, tmp_path):
     setup.keep_source(second)
     (second / "config.json").write_text(json.dumps(setup.saved.to_dict()))
     shutil.rmtree(first)
-    again = Setup.make(tiny.config(init_from=str(first), data__batch_rows=8), second)
+    again = Setup.make(tiny.config(init_from=str(first), data__batch_size=8), second)
     assert again.config.model == setup.config.model
 
 
 def test_adapters_need_a_checkpoint_and_are_none(converted, tmp_path):
     with pytest.raises(ConfigError, match=r"lora.rank=4 is not allowed: adapters need a checkpoint"):
-        Setup.make(tiny.config(lora__rank=4, data__batch_rows=8))
+        Setup.make(tiny.config(lora__rank=4, data__batch_size=8))
     shutil.copytree(converted, tmp_path / "adapted")
     fields = json.loads((converted / "config.json").read_text())
     fields["lora"]["rank"] = 4

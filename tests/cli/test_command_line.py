@@ -42,7 +42,7 @@ BAD_ARGUMENTS = [
     (["--config.model.num_kv_heads=3"], ["config.model.num_kv_heads=3", "model.num_heads=2"]),
     (["--config.model.vocab_size=100"], ["config.model.vocab_size=100", "259"]),
     (["--config.mesh.context=3"], ["config.mesh.context=3", "8 devices"]),
-    (["--config.data.batch_rows=6"], ["config.data.batch_rows=6", "8"]),
+    (["--config.data.batch_size=6"], ["config.data.batch_size=6", "8"]),
     (["--config.data.source=nope"], ["config.data.source='nope'", "public_domain"]),
     (["--config.data.source=tfds:nope"], ["config.data.source='tfds:nope'"]),
     (["--config.data.source=jsonl:x.jsonl"], ["config.data.source='jsonl:x.jsonl'", "anchorjax.cli.prepare"]),
@@ -65,7 +65,7 @@ BAD_ARGUMENTS = [
     ),
     (["--config.attention.q_tile=1"], ["config.attention.q_tile=1", "8 or more"]),
     (
-        ["--config.attention.q_tile=8", "--config.data.row_length=131072"],
+        ["--config.attention.q_tile=8", "--config.data.seq_len=131072"],
         ["config.attention.q_tile=8", "8192 tiles at most", "16384"],
     ),
     (["--wrokdir=x"], ["wrokdir", "workdir"]),
@@ -76,7 +76,7 @@ BAD_ARGUMENTS = [
 @pytest.fixture
 def refused(tmp_path, monkeypatch, capfd, data_dir):
     """Runs train.py's main in this process and checks all but the words; returns the line."""
-    tiny.write_file(tmp_path / "tiny.py", data__batch_rows=8, data__data_dir=data_dir)
+    tiny.write_file(tmp_path / "tiny.py", data__batch_size=8, data__data_dir=data_dir)
 
     def run(*arguments: str, config: str = "tiny.py") -> str:
         workdir = tmp_path / "run"

@@ -60,7 +60,7 @@ def test_first_row(tmp_path_factory, documents, begins_with_anchor, draw):
 
     path = preparing.write_jsonl(folder / "x.jsonl", [packed])
     train, _ = preparing.prepare(folder, f"anchor_context:{path};jsonl:{held_out(folder)}", held_out_share=0.0)
-    config = data_config(mask="anchor", positions="continue", boundary_targets=True, row_length=length, batch_rows=1)
+    config = data_config(mask="anchor", positions="continue", boundary_targets=True, seq_len=length, batch_size=1)
     batch = next(iter(data.eval_rows(train, BYTES, config, 1)))
 
     if expected is None:  # nothing is behind the row's last token

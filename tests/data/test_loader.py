@@ -36,8 +36,8 @@ def config_of(**changes):
         bad_rows="raise",
         max_bad_share=0.0,
         max_row_bytes=2**24,
-        row_length=16,
-        batch_rows=4,
+        seq_len=16,
+        batch_size=4,
         mask="anchor",
         positions="continue",
         boundary_targets=False,
@@ -114,7 +114,7 @@ def test_prefetching_does_not_change_the_order(prefetch):
 
 
 def test_the_settings_reach_the_rows():
-    changed = {"mask": "full", "positions": "reset", "boundary_targets": True, "row_length": 128}
+    changed = {"mask": "full", "positions": "reset", "boundary_targets": True, "seq_len": 128}
     (batch,) = train(1, **changed)
     assert batch.tokens_BT.shape == (4, 128)
     assert set(batch.segment_ids_BT.ravel()) == {0}
@@ -125,7 +125,7 @@ def test_the_settings_reach_the_rows():
 
 def test_evaluation_reads_every_row_once_in_document_order():
     rows = packer(None)
-    batches = list(data.eval_rows(STORE, TOKENIZER, config_of(batch_rows=5), max_rows=0))
+    batches = list(data.eval_rows(STORE, TOKENIZER, config_of(batch_size=5), max_rows=0))
     assert {batch.tokens_BT.shape for batch in batches} == {(5, 16)}
     assert rows.rows_per_epoch == 104 and len(batches) == 21
     expected = [*(rows.row(i) for i in range(104)), rows.empty_row()]
@@ -150,7 +150,7 @@ def test_load_store_reads_the_shipped_corpus(tmp_path):
 
 
 def test_impossible_settings_fail_at_the_call():
-    with pytest.raises(ValueError, match="batch_rows is 4; it must be a positive multiple of 3"):
+    with pytest.raises(ValueError, match="batch_size is 4; it must be a positive multiple of 3"):
         train(0, process_count=3)
     with pytest.raises(ValueError, match="start_step is -1"):
         train(0, start_step=-1)

@@ -23,9 +23,9 @@ def store_of(lengths):
     return TokenStore(np.arange(offsets[-1], dtype=np.int32), offsets, fingerprint="test")
 
 
-def packer_of(lengths, row_length, **changes):
+def packer_of(lengths, seq_len, **changes):
     options = {"seed": None, "mask": "anchor", "positions": "continue", "boundary_targets": False}
-    return RowPacker(store_of(lengths), row_length, anchor_id=ANCHOR, pad_id=PAD, **(options | changes))
+    return RowPacker(store_of(lengths), seq_len, anchor_id=ANCHOR, pad_id=PAD, **(options | changes))
 
 
 def rows_equal(left, right):
@@ -33,9 +33,9 @@ def rows_equal(left, right):
     return all(np.array_equal(getattr(left, name), getattr(right, name)) for name in fields)
 
 
-lengths_and_row_length = given(
+lengths_and_seq_len = given(
     lengths=st.lists(st.integers(1, 12), min_size=1, max_size=12),
-    row_length=st.integers(2, 20),
+    seq_len=st.integers(2, 20),
     seed=st.none() | st.integers(0, 2**63 - 1),
     epoch=st.integers(0, 3),
 )
@@ -99,14 +99,14 @@ def test_boundary_targets_stay_inside_the_row():
 
 
 @settings(max_examples=150, deadline=None)
-@lengths_and_row_length
-def test_an_epoch_conserves_tokens_and_targets(lengths, row_length, seed, epoch):
-    packer = packer_of(lengths, row_length, seed=seed)
+@lengths_and_seq_len
+def test_an_epoch_conserves_tokens_and_targets(lengths, seq_len, seed, epoch):
+    packer = packer_of(lengths, seq_len, seed=seed)
     tokens, targets = collections.Counter(), collections.Counter()
     for index in range(epoch * packer.rows_per_epoch, (epoch + 1) * packer.rows_per_epoch):
         row = packer.row(index)
         assert row.tokens_T[0] == ANCHOR and row.segment_ids_T[0] == 0
-        assert row.tokens_T.shape == (row_length,)
+        assert row.tokens_T.shape == (seq_len,)
         tokens.update(row.tokens_T[1:][row.segment_ids_T[1:] >= 0].tolist())
         targets.update(row.targets_T[row.weights_T > 0].tolist())
         # A token's target is what follows it in the store; a pad id stands where there is none.
@@ -122,9 +122,9 @@ def test_an_epoch_conserves_tokens_and_targets(lengths, row_length, seed, epoch)
 
 
 @settings(max_examples=100, deadline=None)
-@lengths_and_row_length
-def test_segments_and_positions_follow_the_documents(lengths, row_length, seed, epoch):
-    packer = packer_of(lengths, row_length, seed=seed, positions="reset")
+@lengths_and_seq_len
+def test_segments_and_positions_follow_the_documents(lengths, seq_len, seed, epoch):
+    packer = packer_of(lengths, seq_len, seed=seed, positions="reset")
     document_of = np.repeat(np.arange(len(lengths)), lengths)
     for index in range(epoch * packer.rows_per_epoch, (epoch + 1) * packer.rows_per_epoch):
         row = packer.row(index)
@@ -212,17 +212,17 @@ def test_shares_of_a_batch_join_to_the_batch(processes):
         ({"mask": "causal"}, "'causal'; allowed: anchor, intra_doc, full"),
         ({"positions": "random"}, "'random'; allowed: continue, reset"),
         ({"seed": -1}, "seed is -1"),
-        ({"row_length": 1}, "row_length is 1"),
+        ({"seq_len": 1}, "seq_len is 1"),
     ],
 )
 def test_impossible_settings_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        packer_of([3], **({"row_length": 4} | changes))
+        packer_of([3], **({"seq_len": 4} | changes))
 
 
 @pytest.mark.parametrize(("batch", "index", "count"), [(3, 0, 2), (0, 0, 1), (4, 2, 2), (4, -1, 2)])
 def test_impossible_shares_are_refused(batch, index, count):
-    with pytest.raises(ValueError, match=r"batch_rows is|process_index is"):
+    with pytest.raises(ValueError, match=r"batch_size is|process_index is"):
         PackedRows(packer_of([3], 4), batch, index, count)
 
 

@@ -121,14 +121,14 @@ def test_a_report_reads_well(packing):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row_length", [4096, 131072])
+@pytest.mark.parametrize("seq_len", [4096, 131072])
 @pytest.mark.parametrize("packing", PACKINGS)
-def test_a_million_documents_take_seconds(packing, row_length):
+def test_a_million_documents_take_seconds(packing, seq_len):
     lengths = np.clip(np.exp(np.random.default_rng(0).normal(6.2, 1.2, 10**6)), 2, 10**6).astype(np.int64)
     started = time.process_time()
-    plan = make_plan(packing, np.arange(10**6), lengths, row_length - 1, seed=0, epoch=0)
+    plan = make_plan(packing, np.arange(10**6), lengths, seq_len - 1, seed=0, epoch=0)
     assert time.process_time() - started < 20
-    assert report(plan, row_length, 10**6).fill > 0.99
+    assert report(plan, seq_len, 10**6).fill > 0.99
 
 
 # Interleaving.

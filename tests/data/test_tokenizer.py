@@ -370,7 +370,7 @@ def test_the_run_refuses_it_by_its_key(tiny_config):
 
 def test_a_run_fits_its_vocabulary(tiny_config, tmp_path):
     directory = save(tmp_path)
-    setup = Setup.make(tiny_config(data__tokenizer=str(directory), model__vocab_size=0, data__batch_rows=8))
+    setup = Setup.make(tiny_config(data__tokenizer=str(directory), model__vocab_size=0, data__batch_size=8))
     assert 0 <= setup.config.model.vocab_size - setup.tokenizer.vocab_size < 64
     assert setup.tokenizer.vocab_size == tokenizer_lib.load(str(directory)).vocab_size
 

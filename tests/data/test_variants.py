@@ -24,9 +24,9 @@ from tests.data.test_packing import ANCHOR, PAD, rows_equal, store_of
 TAGS = (np.array([900, 901]), np.array([910]), np.array([], np.int64))
 
 
-def packer_of(lengths, row_length, **changes):
+def packer_of(lengths, seq_len, **changes):
     options = {"seed": None, "mask": "anchor", "positions": "continue", "boundary_targets": False}
-    return RowPacker(store_of(lengths), row_length, anchor_id=ANCHOR, pad_id=PAD, **(options | changes))
+    return RowPacker(store_of(lengths), seq_len, anchor_id=ANCHOR, pad_id=PAD, **(options | changes))
 
 
 def mask_rows(row, mask):
@@ -151,17 +151,17 @@ variants = st.fixed_dictionaries(
 @settings(max_examples=400, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 12), min_size=1, max_size=14),
-    row_length=st.integers(2, 20),
+    seq_len=st.integers(2, 20),
     epoch=st.integers(0, 2),
     variant=variants,
 )
-def test_what_every_epoch_of_every_variant_keeps(lengths, row_length, epoch, variant):
+def test_what_every_epoch_of_every_variant_keeps(lengths, seq_len, epoch, variant):
     """Rows are read token by token, with no knowledge of plans and pieces."""
     variant = dict(variant)
     variant["boundary_targets"] &= not variant["interleave"]
     sources = np.arange(len(lengths)) % 3
     tags = TAGS if variant.pop("tagged") else None
-    packer = packer_of(lengths, row_length, sources=sources, tags=tags, **variant)
+    packer = packer_of(lengths, seq_len, sources=sources, tags=tags, **variant)
     document_of = np.repeat(np.arange(len(lengths)), lengths)
     firsts, lasts = packer.store.offsets[:-1], packer.store.offsets[1:] - 1
     tokens, targets, in_tags = collections.Counter(), collections.Counter(), 0
@@ -195,7 +195,7 @@ def test_what_every_epoch_of_every_variant_keeps(lengths, row_length, epoch, var
             if variant["positions"] == "reset":
                 assert np.all(np.diff(row.positions_T[own]) == 1)
         if variant["positions"] == "continue":
-            assert row.positions_T.tolist() == list(range(row_length))
+            assert row.positions_T.tolist() == list(range(seq_len))
         if variant["mask"] == "full":
             assert set(row.segment_ids_T[real]) == {0}
         else:
@@ -243,7 +243,7 @@ NAMED = NamedStore(
 
 def train(steps, *, start_step=0, process_index=0, process_count=1, **changes):
     shares = {"process_index": process_index, "process_count": process_count}
-    config = config_of(row_length=32, **changes)
+    config = config_of(seq_len=32, **changes)
     batches = data.train_batches(NAMED, TOKENIZER, config, seed=11, start_step=start_step, **shares)
     try:
         return list(itertools.islice(batches, steps))
@@ -306,7 +306,7 @@ def _untold(**changes):
     store = data.TokenStore(NAMED.tokens, NAMED.offsets, "test")
     sources, names = sources_of(store, only="x")
     assert names == ("x",) and sources.tolist() == [0] * len(LENGTHS)
-    return data.eval_rows(store, TOKENIZER, config_of(row_length=32, **changes), max_rows=0)
+    return data.eval_rows(store, TOKENIZER, config_of(seq_len=32, **changes), max_rows=0)
 
 
 def test_evaluation_is_the_same_for_all_packings_and_has_tags():
@@ -316,9 +316,9 @@ def test_evaluation_is_the_same_for_all_packings_and_has_tags():
 
 
 def test_the_report_of_a_run():
-    report = data.packing_report(NAMED, TOKENIZER, config_of(row_length=32, packing="best_fit"), seed=1)
+    report = data.packing_report(NAMED, TOKENIZER, config_of(seq_len=32, packing="best_fit"), seed=1)
     assert report.cut == pytest.approx((LENGTHS > 31).mean()) and 0.95 < report.fill <= 1
-    upsampled = data.packing_report(NAMED, TOKENIZER, config_of(row_length=32, upsample_long=True), seed=1)
+    upsampled = data.packing_report(NAMED, TOKENIZER, config_of(seq_len=32, upsample_long=True), seed=1)
     assert upsampled.kept == pytest.approx(0.1, abs=0.03)
 
 

@@ -175,7 +175,7 @@ def test_code_of_a_tokenizer_is_never_run(directory, monkeypatch):
     """RULER's tasks would."""
     from anchorjax.evaluation import options
 
-    parsed = {"hf": directory, "workdir": None, "dtype": "auto", "context": 8192, "rope_theta": 0.0, "batch_rows": 1}
+    parsed = {"hf": directory, "workdir": None, "dtype": "auto", "context": 8192, "rope_theta": 0.0, "batch_size": 1}
     arguments = harness.argparse.Namespace(**parsed, lengths=[4096])
     model = options.description(arguments)
     assert harness.metadata(arguments, model) == {"tokenizer": str(directory), "max_seq_lengths": [4096]}

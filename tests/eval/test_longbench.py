@@ -45,7 +45,7 @@ def data(tmp_path_factory):
 def scored(directory, data, tmp_path_factory):
     """The default: all that is there, whole."""
     out = tmp_path_factory.mktemp("longbench") / "out"
-    assert longbench.main([f"--hf={directory}", f"--data={data}", f"--out={out}", "--batch-rows=2"]) == 0
+    assert longbench.main([f"--hf={directory}", f"--data={data}", f"--out={out}", "--batch-size=2"]) == 0
     return out
 
 
@@ -76,7 +76,7 @@ def test_the_model_is_asked_as_pred_py_does(directory, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Generator, "generate", generate)
     out = tmp_path / "out"
-    arguments = [f"--hf={directory}", f"--data={tmp_path}", f"--out={out}", "--max-length=120", "--batch-rows=4"]
+    arguments = [f"--hf={directory}", f"--data={tmp_path}", f"--out={out}", "--max-length=120", "--batch-size=4"]
     assert longbench.main(arguments) == 0
     description = language_model.describe(hf=directory)
     ends, (newline,) = description.eos_ids, description.tokenizer.encode("\n")
@@ -140,7 +140,7 @@ def test_scores_are_those_of_the_answers(directory, data, scored, tmp_path, monk
 
 
 def test_longbench_e_is_scored_by_length(directory, data, tmp_path, capsys):
-    arguments = [f"--hf={directory}", f"--data={data}", f"--out={tmp_path}", "--e", "--batch-rows=2"]
+    arguments = [f"--hf={directory}", f"--data={data}", f"--out={tmp_path}", "--e", "--batch-size=2"]
     assert longbench.main(arguments) == 0
     result = json.loads((tmp_path / "longbench.json").read_text())
     assert set(result["by_length"]["hotpotqa_e"]) == {"0-4k", "4-8k", "8k+"}

@@ -68,7 +68,7 @@ def test_keys_that_differ_and_no_others(several):
         *("data.mask", "anchor", "full", "anchor"),
         *("optimizer.learning_rate", "0.001", "0.002", "0.001"),
     ]
-    assert page.cells.count("model.model_width") == 3  # in the whole configuration of each run
+    assert page.cells.count("model.d_model") == 3  # in the whole configuration of each run
 
 
 def test_a_name_is_no_markup(several):
@@ -136,7 +136,7 @@ def test_results_of_a_hugging_face_directory(inside):
 
 
 def test_texts_that_ship_are_named_where_they_are_long_enough(inside, tmp_path):
-    made_runs.write_run(tmp_path / "long", evaluations=False, data__row_length=8192)
+    made_runs.write_run(tmp_path / "long", evaluations=False, data__seq_len=8192)
     for name, context in (("Short", 2048), ("Long", 8192)):
         made_runs.put(tmp_path / name / "needle/needle.json", made_runs.REQUEST | {"context": context})
     out = tmp_path / "page.html"

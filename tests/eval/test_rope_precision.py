@@ -18,7 +18,7 @@ from tests.evaluation import typed
 
 VARIANTS = ("bf16-phases32", "random-bf16", "narrow-bf16")  # which share compiled programs
 OPTIONS = ["--tokens=64", "--lengths=32,100", "--document-tokens=30", "--samples=2", "--shifts=0,16,17,1M"]
-OPTIONS += [f"--variants={','.join(VARIANTS)}", "--batch-rows=2"]
+OPTIONS += [f"--variants={','.join(VARIANTS)}", "--batch-size=2"]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -45,7 +45,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_result(directory, scored, tmp_p
     lines = (out / "answers.jsonl").read_bytes().splitlines(keepends=True)
     (out / "answers.jsonl").write_bytes(b"".join(lines[:4]) + lines[4][:10])
     (out / "ruler.json").unlink()
-    assert ruler.main([f"--hf={directory}", f"--tasks={TASKS}", f"--out={out}", *LENGTHS, "--batch-rows=3"]) == 0
+    assert ruler.main([f"--hf={directory}", f"--tasks={TASKS}", f"--out={out}", *LENGTHS, "--batch-size=3"]) == 0
     assert (out / "answers.jsonl").read_bytes().splitlines(keepends=True)[:4] == lines[:4]
     assert json.loads((out / "ruler.json").read_text()) == json.loads((scored / "ruler.json").read_text())
 
@@ -120,7 +120,7 @@ def test_needle_draws_its_grid(directory, tmp_path, capsys, monkeypatch):
 def test_generate_prints_one_text_or_several(directory, capsys):
     assert generate.main([f"--hf={directory}", "--prompt=abc", "--max-new-tokens=8"]) == 0
     streamed = capsys.readouterr().out
-    options = ["--prompt=abc", "--prompt=defg", "--max-new-tokens=8", "--batch-rows=2"]
+    options = ["--prompt=abc", "--prompt=defg", "--max-new-tokens=8", "--batch-size=2"]
     assert generate.main([f"--hf={directory}", *options]) == 0
     first, second = capsys.readouterr().out.split("\n---\n")
     assert first == streamed.rstrip("\n") != second
@@ -130,7 +130,7 @@ def test_a_prompt_is_drawn_alike_in_any_batch(directory, capsys):
     options = ["--prompt=abc", "--prompt=abc", "--prompt=defg", "--max-new-tokens=8", "--temperature=1", "--seed=3"]
     texts = []
     for rows in (1, 2):
-        assert generate.main([f"--hf={directory}", *options, f"--batch-rows={rows}"]) == 0
+        assert generate.main([f"--hf={directory}", *options, f"--batch-size={rows}"]) == 0
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1]
     first, second, _ = texts[0].split("\n---\n")
@@ -279,7 +279,7 @@ def test_a_run_goes_on_as_its_training_step_would(run):
     assert (model.is_run, model.num_anchors, model.context) == (True, 1, 64)
     loaded = language_model.load(model, language_model.make_mesh(model.model, 1))
     assert loaded.step == json.loads((run / "summary.json").read_text())["step"]
-    tokens, shape = [model.tokenizer.bos_id, *model.tokenizer.encode("It was ").tolist()], model.shape(64)
+    tokens, spec = [model.tokenizer.bos_id, *model.tokenizer.encode("It was ").tolist()], model.shape(64)
     prompt = list(tokens)
     segments_BT = np.array([[0] + [1] * 63], np.int32)
 
@@ -287,8 +287,8 @@ def test_a_run_goes_on_as_its_training_step_would(run):
     def next_token(params, tokens_BT, last):
         arrays = tokens_BT, jnp.arange(64, dtype=jnp.int32)[None], segments_BT
         arrays = [jax.sharding.reshard(x, sharding.BATCH) for x in arrays]
-        hidden_BTD = params.hidden(*arrays, model.num_anchors, shape)
-        return jnp.argmax(logits(hidden_BTD, params.unembedding_DV(shape))[0, last])
+        hidden_BTD = params.hidden(*arrays, model.num_anchors, spec)
+        return jnp.argmax(logits(hidden_BTD, params.unembedding_DV(spec))[0, last])
 
     with jax.set_mesh(loaded.mesh):
         for _ in range(8):

@@ -27,7 +27,7 @@ TEXTS = [" ".join(RNG.choice(WORDS, size)) for size in (5, 40, 40, 40, 40, 8)]
 LAST = 10
 PERPLEXITY = ["--lengths=100,110", "--samples=3", f"--last={LAST}"]
 LONGPPL = ["--lengths=100", "--samples=3", "--short-context=16", "--stride=20", "--alpha=0.05", "--beta=-5"]
-ROWS = "--batch-rows=2"  # for all that are compared or share compiled programs
+ROWS = "--batch-size=2"  # for all that are compared or share compiled programs
 
 
 @pytest.fixture(scope="module", autouse=True)

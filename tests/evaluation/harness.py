@@ -33,7 +33,7 @@ class Pair:
     with_bos: bool
 
     def ours(self, out: Path, **options) -> harness.Harness:
-        return harness.adapter(self.description, Results(out, {}), batch_rows=4, **options)
+        return harness.adapter(self.description, Results(out, {}), batch_size=4, **options)
 
 
 def compile_little(monkeypatch) -> None:
@@ -43,7 +43,7 @@ def compile_little(monkeypatch) -> None:
         monkeypatch.setattr(module, "bucket", lambda size: 320 if size <= 320 else 640)
 
 
-def pair(family: str, directory: Path, with_bos: bool, context: int = 0, batch_rows: int = 8) -> Pair:
+def pair(family: str, directory: Path, with_bos: bool, context: int = 0, batch_size: int = 8) -> Pair:
     """`with_bos`: tokenizer.json puts <s> before a text; `context`: other than the tiny model's; rows are theirs."""
     model = tiny.make(family, directory)
     if context:
@@ -62,16 +62,16 @@ def pair(family: str, directory: Path, with_bos: bool, context: int = 0, batch_r
             "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}},
         }
         (directory / "tokenizer.json").write_text(json.dumps(rules))
-    return opened(directory, with_bos, batch_rows)
+    return opened(directory, with_bos, batch_size)
 
 
-def opened(directory: Path, with_bos: bool, batch_rows: int = 8) -> Pair:
+def opened(directory: Path, with_bos: bool, batch_size: int = 8) -> Pair:
     """The model that lies there, in both."""
     from lm_eval.models.huggingface import HFLM
 
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager")
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
-    theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_rows)
+    theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
     return Pair(theirs, directory, language_model.describe(hf=directory), with_bos)
 
 

@@ -46,7 +46,7 @@ TASKS = {
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    return making.pair("llama untied", tmp_path_factory.mktemp("model"), True, context=CONTEXT, batch_rows=1)
+    return making.pair("llama untied", tmp_path_factory.mktemp("model"), True, context=CONTEXT, batch_size=1)
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ def pair(tmp_path_factory):
     write_tokenizer(directory)
     description = language_model.describe(hf=directory)
     model = language_model.load(description, language_model.make_mesh(description.model, 1))
-    return theirs, Scorer(model, batch_rows=4)
+    return theirs, Scorer(model, batch_size=4)
 
 
 def brute_force(theirs, begins: list[int | None], front: list[int]) -> np.ndarray:

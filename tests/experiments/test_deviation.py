@@ -16,7 +16,7 @@ from anchorjax.masks import allowed
 from anchorjax.types import PAD_SEGMENT
 from tests.checkpoints.huggingface import tiny
 from tests.evaluation.making import write_tokenizer
-from tests.models.making import shape_of
+from tests.models.making import spec_of
 
 RNG = np.random.default_rng(5)
 T_OF_TOY, FP32, BF16, ALL_BF16 = 64, 4.7e-6, 0.0317, 0.0485  # measured elsewhere, with fp32 phases
@@ -65,24 +65,24 @@ def toys():
     q_TNH, k_TNH, v_TNH = (np.random.default_rng(0).standard_normal((3, T, 8, 64)).astype(np.float32)).copy()
     found = {}
     mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
-    attend = jax.jit(deviation._attend, static_argnames="shape", compiler_options=deviation.EXACTLY)
+    attend = jax.jit(deviation._attend, static_argnames="spec", compiler_options=deviation.EXACTLY)
     pad = (0, deviation.BLOCK - T)
     segment_ids_T = np.pad(np.zeros(T, np.int32), pad, constant_values=PAD_SEGMENT)
     positions_BT = np.pad(np.arange(T, dtype=np.int32), pad) + np.array([[16], [16], [0]], np.int32)
     for name in ("fp32", "bf16", "bf16-tables", "bf16-rotation"):
         precision = PRECISIONS[name]
-        sizes = {"num_layers": 1, "num_heads": 8, "num_kv_heads": 8, "head_width": 64}
+        sizes = {"num_layers": 1, "num_heads": 8, "num_kv_heads": 8, "head_dim": 64}
         sizes |= {"compute_dtype": precision.compute}
-        shape = shape_of(sizes, rope={"dtype": precision.rotation}, max_position=1024)
+        spec = spec_of(sizes, rope={"dtype": precision.rotation}, max_position=1024)
         with jax.set_mesh(mesh):
             put = lambda x, spec: jax.device_put(x, jax.NamedSharding(mesh, spec))  # noqa: E731
-            options = (put(positions_BT, sharding.BATCH), (T,), shape, precision)
+            options = (put(positions_BT, sharding.BATCH), (T,), spec, precision)
             sight = deviation._sight(segment_ids_T, 0, None, *options)
             rows = [
                 put(jnp.asarray(np.stack([np.pad(x, (pad, (0, 0), (0, 0)))] * 3), precision.compute), sharding.HEADS)
                 for x in (q_TNH, k_TNH, v_TNH)
             ]
-            ours_p = np.asarray(attend(*rows, sight, shape=shape)[1][0]).sum((1, 2, 3))
+            ours_p = np.asarray(attend(*rows, sight, spec=spec)[1][0]).sum((1, 2, 3))
         sees_TS = np.tri(T, dtype=bool)
         weights = [
             softmax(np.einsum("tnh,snh->nts", toy(name, q_TNH, d), toy(name, k_TNH, d)) / 8, sees_TS)[None]
@@ -117,7 +117,7 @@ def pair(request, tmp_path_factory):
     write_tokenizer(directory)
     description = language_model.describe(hf=directory, dtype="float32")
     mesh = language_model.make_mesh(description.model, 1)
-    return theirs, language_model.load(description, mesh), description.model.window or None
+    return theirs, language_model.load(description, mesh), description.model.sliding_window or None
 
 
 def make_row(T: int = 60) -> Row:

@@ -28,14 +28,14 @@ def test_weights_are_uniform_and_cut_like_the_checkpoint(description, spread):
     twin = random_twin.draw(description, seed=3, spread=spread)
     theirs = named_leaves(language_model.load(description).params)
     model, seen = description.model, set()
-    inputs = {"o_NHD": model.num_heads * model.head_width, "down_FD": model.ffn_width}
+    inputs = {"o_NHD": model.num_heads * model.head_dim, "down_FD": model.d_ff}
     for name, x in named_leaves(twin.params).items():
         assert (x.shape, x.dtype, x.sharding) == (theirs[name].shape, theirs[name].dtype, theirs[name].sharding), name
         values, kind = np.asarray(x), name.split(".")[-1]
         if "norm" in kind or "bias" in kind:
             assert (values == ("norm" in kind)).all(), name
             continue
-        bound = (spread / inputs.get(kind, model.model_width)) ** 0.5
+        bound = (spread / inputs.get(kind, model.d_model)) ** 0.5
         assert 0.95 * bound < np.abs(values).max() <= bound, name
         assert values.std() == pytest.approx(bound / 3**0.5, rel=0.1), name
         seen.add(values.tobytes())

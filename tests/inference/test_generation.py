@@ -64,14 +64,14 @@ def their_tokens(theirs, prompt, eos_token_id=None):
 
 def whole_pass_tokens(model, prompt, columns):
     """Greedy, each from a forward pass over all before it; dynamic and longrope RoPE go by `columns`."""
-    shape, tokens = model.description.shape(columns), list(prompt)
+    spec, tokens = model.description.spec(columns), list(prompt)
 
     @jax.jit
     def next_token(params, tokens_BT, last):
         batch = tokens_BT, jnp.arange(columns, dtype=jnp.int32)[None], jnp.zeros_like(tokens_BT)
         batch = [jax.sharding.reshard(x, sharding.BATCH) for x in batch]
-        hidden_BTD = params.hidden(*batch, 0, shape)
-        return jnp.argmax(logits(hidden_BTD, params.unembedding_DV(shape), shape.model.final_soft_cap)[0, last])
+        hidden_BTD = params.hidden(*batch, 0, spec)
+        return jnp.argmax(logits(hidden_BTD, params.unembedding_DV(spec), spec.model.final_soft_cap)[0, last])
 
     with jax.set_mesh(model.mesh):
         for _ in range(NEW):
@@ -85,7 +85,7 @@ def test_greedy_text_of_ragged_prompts_is_that_of_transformers(family):
     theirs, description = family
     if description.rope.scaling in ("dynamic", "longrope"):
         pytest.skip("by the cache's length here, by the text's in transformers: see the next test")
-    made = generator(description, batch_rows=4, chunk=16).generate(PROMPTS, NEW)
+    made = generator(description, batch_size=4, chunk=16).generate(PROMPTS, NEW)
     assert [one.tokens for one in made] == [their_tokens(theirs, prompt) for prompt in PROMPTS]
     assert {one.reason for one in made} == {"length"}
 
@@ -104,15 +104,15 @@ def test_greedy_text_is_that_of_a_whole_forward_pass_at_every_step(name, tmp_pat
 
 @pytest.mark.parametrize("name", ["llama dynamic", "llama longrope"])
 def test_company_changes_nothing_where_rope_goes_by_length(name, tmp_path):
-    """Or an answer would be another one with other --batch-rows, and beside other questions."""
+    """Or an answer would be another one with other --batch-size, and beside other questions."""
     tiny.make(name, tmp_path)
     write_tokenizer(tmp_path)
     description = dataclasses.replace(language_model.describe(hf=tmp_path, context=64), eos_ids=())
     model = language_model.load(description, one_device(description))
-    scores = [Scorer(model, batch_rows).score(PROMPTS) for batch_rows in (1, 4)]
+    scores = [Scorer(model, batch_size).score(PROMPTS) for batch_size in (1, 4)]
     for alone, together in zip(*scores, strict=True):
         np.testing.assert_allclose(alone.nats_t, together.nats_t, rtol=1e-5)
-    made = generator(description, batch_rows=4)
+    made = generator(description, batch_size=4)
     together = [one.tokens for one in made.generate(PROMPTS, NEW)]
     assert together == [made.generate([prompt], NEW)[0].tokens for prompt in PROMPTS]
 
@@ -120,11 +120,11 @@ def test_company_changes_nothing_where_rope_goes_by_length(name, tmp_path):
 def test_chunks_and_meshes_change_nothing(llama):
     _, description = llama
     expected = [one.tokens for one in generator(description, chunk=64).generate(PROMPTS, NEW)]
-    for options in ({"chunk": 16}, {"batch_rows": 3}, {"batch_rows": 8, "chunk": 8}):
+    for options in ({"chunk": 16}, {"batch_size": 3}, {"batch_size": 8, "chunk": 8}):
         assert [one.tokens for one in generator(description, **options).generate(PROMPTS, NEW)] == expected
-    whole = Generator(language_model.load(description), batch_rows=1)  # two heads on `tensor`, the rest on `fsdp`
+    whole = Generator(language_model.load(description), batch_size=1)  # two heads on `tensor`, the rest on `fsdp`
     assert dict(whole.mesh.shape) == {"data": 1, "fsdp": 4, "context": 1, "tensor": 2}
-    assert whole.batch_rows == 4
+    assert whole.batch_size == 4
     assert [one.tokens for one in whole.generate(PROMPTS, NEW)] == expected
 
 
@@ -134,12 +134,12 @@ def test_a_long_prompt_is_read_in_bounded_memory(llama):
     columns, chunk = 2**17, 4096
     description = dataclasses.replace(description, context=columns)
     made = Generator(language_model.load(description), chunk=chunk)
-    shape = description.shape(columns)
+    spec = description.spec(columns)
     with jax.set_mesh(made.mesh):
-        start_B = np.zeros(made.batch_rows, np.int32)
-        cache = jax.eval_shape(functools.partial(generation._empty_cache, shape=shape), start_B)
-        tokens_BT = generation._on_mesh(np.zeros((made.batch_rows, chunk), np.int32))
-        step = functools.partial(generation._step.lower, num_anchors=0, shape=shape, sampling=Sampling())
+        start_B = np.zeros(made.batch_size, np.int32)
+        cache = jax.eval_shape(functools.partial(generation._empty_cache, spec=spec), start_B)
+        tokens_BT = generation._on_mesh(np.zeros((made.batch_size, chunk), np.int32))
+        step = functools.partial(generation._step.lower, num_anchors=0, spec=spec, sampling=Sampling())
         compiled = step(made.layers, cache, tokens_BT, start_B, np.int32(0)).compile()
     assert cache.keys[0].sharding.spec == jax.P(("data", "fsdp"), None, "tensor", None)
     assert compiled.memory_analysis().temp_size_in_bytes < 2**26  # 36 MB; a byte for each score would be 537
@@ -160,7 +160,7 @@ def test_an_end_of_sequence_ends_a_text_but_not_its_neighbours(llama):
     plain = dataclasses.replace(description, eos_ids=())
     free = generator(plain).generate(PROMPTS, NEW)
     end = free[0].tokens[4]
-    ended = generator(dataclasses.replace(description, eos_ids=(1, end)), batch_rows=4).generate(PROMPTS, NEW)
+    ended = generator(dataclasses.replace(description, eos_ids=(1, end)), batch_size=4).generate(PROMPTS, NEW)
     for one, other, prompt in zip(ended, free, PROMPTS, strict=True):
         cut = next((place for place, token in enumerate(other.tokens) if token in (1, end)), NEW)
         assert (one.tokens, one.reason) == (other.tokens[:cut], "stop" if cut < NEW else "length")
@@ -180,7 +180,7 @@ def test_ends_are_found_where_transformers_finds_them(llama, tmp_path, where, li
         content |= {"eos_token_id": ([1, end] if listed else end)} if name == where else {}
         (tmp_path / name).write_text(json.dumps(content))
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
-    ours = generator(language_model.describe(hf=tmp_path), batch_rows=4).generate(PROMPTS, NEW)
+    ours = generator(language_model.describe(hf=tmp_path), batch_size=4).generate(PROMPTS, NEW)
     assert ours[0].reason == "stop"
     for one, prompt in zip(ours, PROMPTS, strict=True):
         out = theirs.generate(torch.tensor([prompt]), max_new_tokens=NEW, do_sample=False, pad_token_id=2)
@@ -215,7 +215,7 @@ def test_a_token_that_may_not_come_first_and_ends_a_text_later(llama):
 
 def test_stop_strings_and_streaming(llama):
     _, description = llama
-    made = generator(dataclasses.replace(description, eos_ids=()), batch_rows=2)
+    made = generator(dataclasses.replace(description, eos_ids=()), batch_size=2)
     text = made.generate([PROMPTS[0]], NEW)[0].text
     stop = text[5:7]
     heard = {0: "", 1: ""}
@@ -234,7 +234,7 @@ def test_what_is_drawn_depends_on_seed_and_prompt_alone(llama):
     # Not 3: there two tokens are equal in fp32 in the third text, and a batch's last bits decide.
     sampling = Sampling(temperature=1.0, seed=5)
     alone = generator(description).generate(PROMPTS, NEW, sampling)
-    assert alone == generator(description, batch_rows=4).generate(PROMPTS, NEW, sampling)
+    assert alone == generator(description, batch_size=4).generate(PROMPTS, NEW, sampling)
     assert alone != generator(description).generate(PROMPTS, NEW, Sampling(temperature=1.0, seed=4))
     assert generator(description).generate(PROMPTS[2:], NEW, sampling, numbers=[2, 3]) == alone[2:]
 

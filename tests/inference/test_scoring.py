@@ -42,7 +42,7 @@ def their_scores(theirs, row):
 def test_scores_are_those_of_transformers(pair, devices):
     theirs, description = pair
     rows = [*ROWS, [3, *greedy(theirs, 3, 12)]]
-    for row, score in zip(rows, scorer(description, devices, batch_rows=2).score(rows, likeliest=True), strict=True):
+    for row, score in zip(rows, scorer(description, devices, batch_size=2).score(rows, likeliest=True), strict=True):
         nats_t, likeliest_t = their_scores(theirs, row)
         np.testing.assert_allclose(score.nats_t, nats_t, atol=2e-4)
         np.testing.assert_array_equal(score.likeliest_t, likeliest_t)
@@ -52,7 +52,7 @@ def test_scores_are_those_of_transformers(pair, devices):
 @pytest.mark.parametrize("devices", [1, 8])
 def test_what_may_come_next_is_what_transformers_says(pair, devices):
     theirs, description = pair
-    for row, found in zip(ROWS, scorer(description, devices, batch_rows=2).next(ROWS), strict=True):
+    for row, found in zip(ROWS, scorer(description, devices, batch_size=2).next(ROWS), strict=True):
         with torch.no_grad():
             logits_V = theirs(torch.tensor([row])).logits[0, -1].double()
         np.testing.assert_allclose(found.nats_V, -torch.log_softmax(logits_V, -1).numpy(), atol=2e-4)

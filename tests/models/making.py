@@ -3,11 +3,11 @@
 from typing import Any
 
 from anchorjax.config import AttentionConfig, LoraConfig, ModelConfig, RopeConfig
-from anchorjax.models.layers import Shape
+from anchorjax.models.spec import Spec
 from configs import common
 
 
-def shape_of(
+def spec_of(
     model: dict[str, Any],
     *,
     implementation: str = "xla",
@@ -15,9 +15,9 @@ def shape_of(
     rope: dict[str, Any] | None = None,
     lora: dict[str, Any] | None = None,
     max_position: int = 48,
-) -> Shape:
+) -> Spec:
     base = common.base().to_dict()
-    return Shape(
+    return Spec(
         ModelConfig(**(base["model"] | model)),
         RopeConfig(**(base["rope"] | {"theta": 1e4, "scaling": "none"} | (rope or {}))),
         LoraConfig(**(base["lora"] | (lora or {}))),

@@ -11,20 +11,21 @@ import pytest
 from anchorjax import sharding
 from anchorjax.models import decoder
 from anchorjax.models.decoder import Decoder, logits
-from anchorjax.models.layers import Shape, dropout
+from anchorjax.models.layers import dropout
+from anchorjax.models.spec import Spec
 from tests.models import making
 
 T = 48
 SMALL = dict(  # noqa: C408 - a table of keys
-    num_layers=2, model_width=32, ffn_width=48, num_heads=4, num_kv_heads=2, head_width=8, vocab_size=64,
+    num_layers=2, d_model=32, d_ff=48, num_heads=4, num_kv_heads=2, head_dim=8, vocab_size=64,
     norm_eps=1e-5, compute_dtype="float32", remat="none",
 )  # fmt: skip
 #             A  document 1     document 2     document 3      pads
 SEGMENTS = np.array([0] + [1] * 15 + [2] * 10 + [3] * 16 + [-1] * 6, np.int32)
 
 
-def shape_of(implementation="xla", tiles=(8, 16), rope=None, **changes) -> Shape:
-    return making.shape_of(SMALL | changes, implementation=implementation, tiles=tiles, rope=rope, max_position=T)
+def spec_of(implementation="xla", tiles=(8, 16), rope=None, **changes) -> Spec:
+    return making.spec_of(SMALL | changes, implementation=implementation, tiles=tiles, rope=rope, max_position=T)
 
 
 def batch(rows: int = 2) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -35,17 +36,17 @@ def batch(rows: int = 2) -> tuple[jax.Array, jax.Array, jax.Array]:
     return put(tokens), put(positions), put(np.broadcast_to(SEGMENTS, (rows, T)))
 
 
-def make(shape: Shape) -> Decoder:
-    return jax.jit(lambda key: Decoder(key, shape))(jax.random.key(1))
+def make(spec: Spec) -> Decoder:
+    return jax.jit(lambda key: Decoder(key, spec))(jax.random.key(1))
 
 
-@functools.partial(jax.jit, static_argnames=("shape", "num_anchors"))
-def run(params, tokens, positions, segments, shape, num_anchors=1):
-    hidden = params.hidden(tokens, positions, segments, num_anchors, shape)
-    return logits(hidden, params.unembedding_DV(shape), shape.model.final_soft_cap)
+@functools.partial(jax.jit, static_argnames=("spec", "num_anchors"))
+def run(params, tokens, positions, segments, spec, num_anchors=1):
+    hidden = params.hidden(tokens, positions, segments, num_anchors, spec)
+    return logits(hidden, params.unembedding_DV(spec), spec.model.final_soft_cap)
 
 
-def influence(shape: Shape, num_anchors: int = 1) -> np.ndarray:
+def influence(spec: Spec, num_anchors: int = 1) -> np.ndarray:
     """[T, T]: does logits[t] have a gradient in the embedding of token s?"""
     _, positions, segments = batch(rows=1)
     ids = jax.device_put(np.arange(T, dtype=np.int32)[None], segments.sharding)  # each token its own embedding
@@ -55,30 +56,30 @@ def influence(shape: Shape, num_anchors: int = 1) -> np.ndarray:
     def all_rows(params, ids, positions, segments):
         def row_of_influence(t):
             def probe(params):
-                logits_BTV = run(params, ids, positions, segments, shape, num_anchors)
+                logits_BTV = run(params, ids, positions, segments, spec, num_anchors)
                 return jnp.einsum("btv,t,v->", logits_BTV, jax.nn.one_hot(t, T), direction)
 
             return jnp.linalg.norm(jax.grad(probe)(params).embed_VD[...], axis=-1)[:T]
 
         return jax.lax.map(row_of_influence, jnp.arange(T))
 
-    return np.array(all_rows(make(shape), ids, positions, segments))
+    return np.array(all_rows(make(spec), ids, positions, segments))
 
 
-def float64_logits(params, tokens_T, positions_T, segments_T, shape: Shape) -> np.ndarray:
+def float64_logits(params, tokens_T, positions_T, segments_T, spec: Spec) -> np.ndarray:
     """The decoder by the words of its papers: numpy, float64, one row, one query and head at a time."""
     weights = {
         jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value"): np.asarray(leaf, np.float64)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
-    config = shape.model
-    H, group = config.head_width, config.num_heads // config.num_kv_heads
+    config = spec.model
+    H, group = config.head_dim, config.num_heads // config.num_kv_heads
 
     def norm(x, scale):
         return x / np.sqrt(np.mean(x**2, -1, keepdims=True) + config.norm_eps) * scale
 
     def rope(x, position):
-        angle = position * shape.rope.theta ** (-2 * np.arange(H // 2) / H)
+        angle = position * spec.rope.theta ** (-2 * np.arange(H // 2) / H)
         low, high = x[: H // 2], x[H // 2 :]
         return np.concatenate([low * np.cos(angle) - high * np.sin(angle), high * np.cos(angle) + low * np.sin(angle)])
 
@@ -105,21 +106,21 @@ def float64_logits(params, tokens_T, positions_T, segments_T, shape: Shape) -> n
 @pytest.mark.parametrize("tied", [True, False])
 def test_logits_are_those_of_the_formulas_in_float64(one_device, tied):
     """With a base, an epsilon, positions and norm scales that are nobody's default."""
-    shape = shape_of(rope={"theta": 37.0}, norm_eps=0.02, tie_embeddings=tied)
+    spec = spec_of(rope={"theta": 37.0}, norm_eps=0.02, tie_embeddings=tied)
     noise = lambda path, x: x + 0.3 * jax.random.normal(jax.random.key(len(str(path))), x.shape)  # noqa: E731
-    params = jax.tree_util.tree_map_with_path(noise, make(shape))
+    params = jax.tree_util.tree_map_with_path(noise, make(spec))
     tokens, _, _ = batch(rows=1)
     positions = np.random.default_rng(3).permutation(T).astype(np.int32)[None]
     segments = np.where(SEGMENTS == -1, 4, SEGMENTS)[None]
-    got = run(params, tokens, *(jax.device_put(x, tokens.sharding) for x in (positions, segments)), shape)
-    wanted = float64_logits(params, np.array(tokens[0]), positions[0], segments[0], shape)
+    got = run(params, tokens, *(jax.device_put(x, tokens.sharding) for x in (positions, segments)), spec)
+    wanted = float64_logits(params, np.array(tokens[0]), positions[0], segments[0], spec)
     np.testing.assert_allclose(got[0], wanted, atol=2e-4 * np.abs(wanted).max())
 
 
 def test_rope_dtype_reaches_the_rotation(one_device):
-    params = make(shape_of())
-    shapes = (shape_of(rope={"dtype": dtype}) for dtype in ("float32", "bfloat16"))
-    exact, rounded = (np.array(run(params, *batch(), shape)) for shape in shapes)
+    params = make(spec_of())
+    shapes = (spec_of(rope={"dtype": dtype}) for dtype in ("float32", "bfloat16"))
+    exact, rounded = (np.array(run(params, *batch(), spec)) for spec in shapes)
     assert 1e-4 < np.abs(exact - rounded).max() / np.abs(exact).max() < 0.1
 
 
@@ -131,9 +132,9 @@ def test_bfloat16_gradients_stay_near_those_of_fp32_for_every_weight(one_device)
     arrays = put(tokens), put(positions), put(jnp.arange(4096, dtype=jnp.int32)[None] // 16)
 
     def gradients(dtype):
-        shape = shape_of(tiles=(64, 64), compute_dtype=dtype)
-        loss = lambda params: jnp.mean(jax.nn.logsumexp(run(params, *arrays, shape, 0), -1) ** 2)  # noqa: E731
-        return jax.jit(jax.grad(loss))(make(shape_of()))
+        spec = spec_of(tiles=(64, 64), compute_dtype=dtype)
+        loss = lambda params: jnp.mean(jax.nn.logsumexp(run(params, *arrays, spec, 0), -1) ** 2)  # noqa: E731
+        return jax.jit(jax.grad(loss))(make(spec_of()))
 
     exact, rounded = (jax.tree_util.tree_leaves_with_path(gradients(dtype)) for dtype in ("float32", "bfloat16"))
     for (path, wanted), (_, got) in zip(exact, rounded, strict=True):
@@ -161,16 +162,16 @@ def test_layers_do_not_share_their_dropout_masks(one_device, monkeypatch):
         return x_BTD
 
     monkeypatch.setattr(decoder, "dropout", record)
-    shape = shape_of(dropout=0.5)
-    make(shape).hidden(*batch(), 1, shape, jax.random.key(0))
+    spec = spec_of(dropout=0.5)
+    make(spec).hidden(*batch(), 1, spec, jax.random.key(0))
     jax.effects_barrier()
-    assert len(seen) == len(set(seen)) == 2 * shape.model.num_layers
+    assert len(seen) == len(set(seen)) == 2 * spec.model.num_layers
 
 
 @pytest.mark.parametrize("implementation", ["reference", "xla"])
 def test_gradients_are_exactly_zero_outside_the_mask(implementation, one_device):
     """Zero from later tokens and other documents, non-zero from the anchor and from one's own document."""
-    seen = influence(shape_of(implementation, tie_embeddings=False))
+    seen = influence(spec_of(implementation, tie_embeddings=False))
     index = np.arange(T)
     same = (SEGMENTS[:, None] == SEGMENTS) & (index[:, None] >= index)
     wanted = (same | (index == 0)) & (SEGMENTS != -1) & (SEGMENTS[:, None] != -1)
@@ -183,39 +184,39 @@ def test_layers_with_a_window_hide_what_is_far(one_device):
     far = lambda index: index[:, None] - index  # noqa: E731
     index = np.arange(T)
     same = (SEGMENTS[:, None] == SEGMENTS) & (SEGMENTS != -1) & (index > 0) & (far(index) >= 0)
-    local = influence(shape_of(tie_embeddings=False, window=4))
+    local = influence(spec_of(tie_embeddings=False, sliding_window=4))
     assert (local[same & (far(index) <= 6)] > 0).all() and (local[same & (far(index) > 6)] == 0).all()
     assert (local[1:42, 0] > 0).all(), "anchors stay in sight"
-    mixed = influence(shape_of(tie_embeddings=False, window=4, global_every=2))
+    mixed = influence(spec_of(tie_embeddings=False, sliding_window=4, global_every=2))
     assert (mixed[same] > 0).all()
 
 
 def test_without_anchors_the_first_token_reaches_nobody(one_device):
-    seen = influence(shape_of(tie_embeddings=False), num_anchors=0)
+    seen = influence(spec_of(tie_embeddings=False), num_anchors=0)
     assert (seen[1:, 0] == 0).all() and seen[0, 0] > 0
 
 
 def test_packed_documents_equal_documents_alone(one_device):
     """Each document, run alone behind the anchor at its own positions, has the logits of the packed row."""
-    shape, params = shape_of(), make(shape_of())
+    spec, params = spec_of(), make(spec_of())
     tokens, positions, segments = (np.array(x) for x in batch(rows=1))
     put = functools.partial(jax.device_put, device=batch(1)[0].sharding)
-    packed = np.array(run(params, put(tokens), put(positions), put(segments), shape))
+    packed = np.array(run(params, put(tokens), put(positions), put(segments), spec))
     for document in (1, 2, 3):
         keep = (SEGMENTS == document) | (SEGMENTS == 0)
         alone_segments = np.where(keep, segments, -1)  # every other token becomes a pad
-        alone = run(params, put(np.where(keep, tokens, 0)), put(positions), put(alone_segments), shape)
+        alone = run(params, put(np.where(keep, tokens, 0)), put(positions), put(alone_segments), spec)
         np.testing.assert_allclose(np.array(alone)[0, keep][1:], packed[0, keep][1:], atol=1e-5)
 
 
-def loss_and_gradients(shape: Shape, mesh_shape: tuple[int, ...]):
+def loss_and_gradients(spec: Spec, mesh_shape: tuple[int, ...]):
     mesh = sharding.make_mesh(dict(zip(sharding.AXES, mesh_shape, strict=True)), jax.devices()[: np.prod(mesh_shape)])
     with jax.set_mesh(mesh):
-        params = make(shape)
+        params = make(spec)
         arrays = batch(rows=4)
 
         def loss(params, *arrays):
-            return jnp.mean(jax.nn.logsumexp(run(params, *arrays, shape), -1) ** 2)
+            return jnp.mean(jax.nn.logsumexp(run(params, *arrays, spec), -1) ** 2)
 
         value, grads = jax.jit(jax.value_and_grad(loss))(params, *arrays)
         return float(value), jax.tree.map(np.asarray, grads)
@@ -224,7 +225,7 @@ def loss_and_gradients(shape: Shape, mesh_shape: tuple[int, ...]):
 # All that families differ in, at once: windows in every other layer, caps, biases, norms.
 EVERYTHING = dict(  # noqa: C408 - a table of keys
     activation="gelu_tanh", qkv_bias=True, qk_norm=True, post_norms=True, norm_offset=True, scale_embeddings=True,
-    query_scale=5.0, attention_soft_cap=2.0, final_soft_cap=3.0, window=6, global_every=2, tie_embeddings=False,
+    query_scale=5.0, attention_soft_cap=2.0, final_soft_cap=3.0, sliding_window=6, global_every=2, tie_embeddings=False,
 )  # fmt: skip
 FEATURES = [{}, EVERYTHING]
 
@@ -232,7 +233,7 @@ FEATURES = [{}, EVERYTHING]
 @pytest.fixture(scope="module", params=FEATURES, ids=["llama", "everything"])
 def on_one_device(request):
     """(features, loss and gradients)."""
-    return request.param, loss_and_gradients(shape_of(**request.param), (1, 1, 1, 1))
+    return request.param, loss_and_gradients(spec_of(**request.param), (1, 1, 1, 1))
 
 
 @pytest.mark.parametrize(
@@ -241,7 +242,7 @@ def on_one_device(request):
 )
 def test_every_mesh_gives_one_device_s_loss_and_gradients(mesh_shape, on_one_device):
     features, wanted = on_one_device
-    value, grads = loss_and_gradients(shape_of(**features), mesh_shape)
+    value, grads = loss_and_gradients(spec_of(**features), mesh_shape)
     assert abs(value - wanted[0]) < 1e-5
     for got, expected in zip(jax.tree.leaves(grads), jax.tree.leaves(wanted[1]), strict=True):
         np.testing.assert_allclose(got, expected, atol=1e-5 * max(1, np.abs(expected).max()))
@@ -250,7 +251,7 @@ def test_every_mesh_gives_one_device_s_loss_and_gradients(mesh_shape, on_one_dev
 @pytest.mark.parametrize("remat", ["attention", "full"])
 def test_remat_changes_nothing(remat, on_one_device):
     features, wanted = on_one_device
-    value, grads = loss_and_gradients(shape_of(remat=remat, **features), (1, 1, 1, 1))
+    value, grads = loss_and_gradients(spec_of(remat=remat, **features), (1, 1, 1, 1))
     assert abs(value - wanted[0]) < 1e-6
     for got, expected in zip(jax.tree.leaves(grads), jax.tree.leaves(wanted[1]), strict=True):
         np.testing.assert_allclose(got, expected, atol=1e-5)
@@ -261,18 +262,18 @@ def test_remat_attention_does_not_run_attention_again(features, one_device):
     """Its forward loop over key tiles occurs once in the gradient's program with "attention", twice with "full"."""
 
     def loops(remat):
-        shape = shape_of(remat=remat, **features)
-        gradient = jax.grad(lambda params, *arrays: jnp.sum(run(params, *arrays, shape)))
-        return str(jax.make_jaxpr(gradient)(make(shape), *batch())).count("while[")
+        spec = spec_of(remat=remat, **features)
+        gradient = jax.grad(lambda params, *arrays: jnp.sum(run(params, *arrays, spec)))
+        return str(jax.make_jaxpr(gradient)(make(spec), *batch())).count("while[")
 
     assert loops("none") == loops("attention") < loops("full")
 
 
 def test_remat_none_keeps_products_and_attention_alone(one_device):
     """What the pass over the layers leaves for the way back: no weights, and nothing that is cheap to do again."""
-    shape = shape_of()
-    gradient = jax.grad(lambda params, *arrays: jnp.sum(run(params, *arrays, shape)))
-    scans = scans_of_layers(jax.make_jaxpr(gradient)(make(shape), *batch()).jaxpr, shape.model.num_layers)
+    spec = spec_of()
+    gradient = jax.grad(lambda params, *arrays: jnp.sum(run(params, *arrays, spec)))
+    scans = scans_of_layers(jax.make_jaxpr(gradient)(make(spec), *batch()).jaxpr, spec.model.num_layers)
     forward = next(scans)
     ends = zip(forward.outvars, forward.params["jaxpr"].jaxpr.outvars, strict=True)
     kept = sorted(one.aval.shape for whole, one in ends if whole.aval.shape != one.aval.shape)  # what it stacks
@@ -295,7 +296,7 @@ def scans_of_layers(jaxpr, layers: int):
 def test_weights_and_their_sharding():
     mesh = sharding.make_mesh(dict(zip(sharding.AXES, (1, 2, 2, 2), strict=True)))
     with jax.set_mesh(mesh):
-        params = make(shape_of(tie_embeddings=False))
+        params = make(spec_of(tie_embeddings=False))
     P = jax.sharding.PartitionSpec
     assert params.blocks.attention.q_DNH.get_value().sharding.spec == P(None, "fsdp", "tensor", None)
     assert params.blocks.ffn.down_FD.get_value().sharding.spec == P(None, "tensor", "fsdp")
@@ -307,8 +308,8 @@ def test_weights_and_their_sharding():
 
 
 def test_compute_dtype_is_that_of_the_activations(one_device):
-    shape = shape_of(compute_dtype="bfloat16")
-    params, (tokens, positions, segments) = make(shape), batch()
-    hidden = jax.eval_shape(lambda *args: params.hidden(*args, 1, shape), tokens, positions, segments)
+    spec = spec_of(compute_dtype="bfloat16")
+    params, (tokens, positions, segments) = make(spec), batch()
+    hidden = jax.eval_shape(lambda *args: params.hidden(*args, 1, spec), tokens, positions, segments)
     assert hidden.dtype == jnp.bfloat16
-    assert jax.eval_shape(lambda *args: run(*args, shape), params, tokens, positions, segments).dtype == jnp.float32
+    assert jax.eval_shape(lambda *args: run(*args, spec), params, tokens, positions, segments).dtype == jnp.float32

@@ -8,7 +8,7 @@ import pytest
 from anchorjax import sharding
 from anchorjax.models import families
 from anchorjax.models.decoder import Decoder
-from tests.models.making import shape_of
+from tests.models.making import spec_of
 
 PARAMETERS = {
     "llama2_7b": 6738415616,
@@ -51,8 +51,8 @@ def test_published_models_have_the_published_number_of_parameters(name, size, on
     assert size in PARAMETERS, f"{size} is new: give its published number of parameters here"
     model, rope = families.published(size)
     assert model["family"] == name
-    shape = shape_of(model, rope=rope)
-    params = sharding.abstract(lambda: Decoder(jax.random.key(0), shape))
+    spec = spec_of(model, rope=rope)
+    params = sharding.abstract(lambda: Decoder(jax.random.key(0), spec))
     assert sum(math.prod(x.shape) for x in jax.tree.leaves(params)) == PARAMETERS[size]
 
 
@@ -69,4 +69,4 @@ def test_unknown_names_are_refused_with_those_that_exist():
 
 def test_rows_of_a_table_must_be_whole():
     with pytest.raises(ValueError, match="zip"):
-        families.table("num_layers model_width", {"short": (1,)})
+        families.table("num_layers d_model", {"short": (1,)})

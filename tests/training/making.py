@@ -26,7 +26,7 @@ def make_steps(config: Config) -> Steps:
 def make_state(steps: Steps) -> TrainState:
     """Call it inside `jax.set_mesh`."""
     config = steps.config
-    return jax.jit(lambda: init_state(config.seed, steps.shape, steps.optimizer))()
+    return jax.jit(lambda: init_state(config.seed, steps.spec, steps.optimizer))()
 
 
 def make_batch(B: int, T: int, seed: int = 0, vocab_size: int = 320) -> Batch:

@@ -11,7 +11,7 @@ from anchorjax.training.evaluate import Evaluator, bucket_edges
 from tests import tiny
 from tests.training.making import make_batch, make_mesh, make_state, make_steps
 
-STEPS = make_steps(tiny.config(data__row_length=256, data__batch_rows=4))
+STEPS = make_steps(tiny.config(data__seq_len=256, data__batch_size=4))
 
 
 @pytest.fixture(scope="module")

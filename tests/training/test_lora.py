@@ -24,9 +24,9 @@ def one_device():
         yield mesh
 
 
-def forward(params, batch, shape):
+def forward(params, batch, spec):
     arrays = batch.tokens_BT, batch.positions_BT, batch.segment_ids_BT
-    return jax.jit(lambda p, *a: logits(p.hidden(*a, 1, shape), p.unembedding_DV(shape)))(params, *arrays)
+    return jax.jit(lambda p, *a: logits(p.hidden(*a, 1, spec), p.unembedding_DV(spec)))(params, *arrays)
 
 
 def split(params) -> tuple[dict, dict]:
@@ -40,12 +40,12 @@ def test_a_fresh_adapter_changes_nothing(one_device):
     batch = shard_batch(make_batch(2, 64), one_device)
     adapted, bare = make_state(steps).params, make_state(plain).params
     assert len(split(adapted)[0]) == 2 * len(ALL)
-    np.testing.assert_array_equal(forward(adapted, batch, steps.shape), forward(bare, batch, plain.shape))
+    np.testing.assert_array_equal(forward(adapted, batch, steps.spec), forward(bare, batch, plain.spec))
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_adapters_alone_are_trained_and_have_moments(one_device, accumulation):
-    steps = make_steps(tiny.config(**LORA, train__accumulation=accumulation))
+    steps = make_steps(tiny.config(**LORA, train__grad_accum_steps=accumulation))
     state = make_state(steps)
     before_adapters, before_base = split(state.params)
     moments = [x.size for x in jax.tree.leaves(state.opt_state) if x.ndim]
@@ -78,16 +78,16 @@ def test_merged_weights_compute_what_the_adapters_do(one_device, tmp_path):
     noise = lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape)  # noqa: E731
     leaves = {name: noise(x) if "_adapter." in name else x for name, x in named_leaves(params).items()}
     params = jax.tree.unflatten(jax.tree.structure(params), leaves.values())
-    wanted = forward(params, batch, steps.shape)
-    hf_checkpoint.save(params, steps.shape.model, steps.shape.lora, tmp_path, "float32")
-    bare = jax.jit(lambda: Decoder(jax.random.key(0), plain.shape))()
-    assert float(jnp.max(jnp.abs(forward(bare, batch, plain.shape) - wanted))) > 0.1
-    merged = hf_checkpoint.load(bare, plain.shape.model, Weights.open(tmp_path))
-    np.testing.assert_allclose(forward(merged, batch, plain.shape), wanted, atol=1e-5 * float(jnp.std(wanted)) * 10)
+    wanted = forward(params, batch, steps.spec)
+    hf_checkpoint.save(params, steps.spec.model, steps.spec.lora, tmp_path, "float32")
+    bare = jax.jit(lambda: Decoder(jax.random.key(0), plain.spec))()
+    assert float(jnp.max(jnp.abs(forward(bare, batch, plain.spec) - wanted))) > 0.1
+    merged = hf_checkpoint.load(bare, plain.spec.model, Weights.open(tmp_path))
+    np.testing.assert_allclose(forward(merged, batch, plain.spec), wanted, atol=1e-5 * float(jnp.std(wanted)) * 10)
 
 
 def test_every_mesh_takes_one_device_s_step():
-    config = tiny.config(**(LORA | {"model__num_kv_heads": 2}), data__batch_rows=4)
+    config = tiny.config(**(LORA | {"model__num_kv_heads": 2}), data__batch_size=4)
     steps, results = make_steps(config), []
     for sizes in ((1, 1, 1, 1), (1, 2, 2, 2)):
         mesh = make_mesh(*sizes)

@@ -56,7 +56,7 @@ def test_names_of_the_decoder_decide_as_meant():
 
     steps = make_steps(tiny.config(model__tie_embeddings=False))
     with jax.set_mesh(make_mesh()):
-        params = sharding.abstract(lambda: init_state(0, steps.shape, steps.optimizer)).params
+        params = sharding.abstract(lambda: init_state(0, steps.spec, steps.optimizer)).params
     scales = {
         jax.tree_util.keystr(path) for path, yes in jax.tree_util.tree_leaves_with_path(_decays(params)) if not yes
     }

@@ -23,7 +23,7 @@ def started(tiny_config):
     """(sharded batch, number of anchors, shape) inside a mesh of two devices along three axes."""
     steps, mesh = make_steps(tiny_config()), make_mesh(2, 1, 2, 2)
     with jax.set_mesh(mesh):
-        yield shard_batch(make_batch(2, 64), mesh), steps.num_anchors, steps.shape
+        yield shard_batch(make_batch(2, 64), mesh), steps.num_anchors, steps.spec
 
 
 def test_a_sound_attention_passes(started):
@@ -38,13 +38,13 @@ def test_interleaved_documents_with_tags_pass(tiny_config):
     batches.close()
     assert np.any(np.diff(batch.segment_ids_BT[batch.segment_ids_BT > 0]) < 0), "no document is in pieces"
     with jax.set_mesh(mesh):
-        assert probe_attention(shard_batch(batch, mesh), steps.num_anchors, steps.shape) > 5
+        assert probe_attention(shard_batch(batch, mesh), steps.num_anchors, steps.spec) > 5
 
 
 def test_the_probe_of_a_run_sees_one_micro_batch(tiny_config, monkeypatch):
     """Four rows in two parts on two devices: each gives its own first row."""
     batch, mesh = make_batch(4, 64), make_mesh(2)
-    steps = make_steps(tiny_config(data__batch_rows=4, train__accumulation=2))
+    steps = make_steps(tiny_config(data__batch_size=4, train__grad_accum_steps=2))
     seen = []
     monkeypatch.setattr(loop, "probe_attention", lambda batch, *rest: seen.append(batch) or 1)
     job = types.SimpleNamespace(setup=types.SimpleNamespace(steps=steps))

@@ -12,14 +12,14 @@ ALONE = {"data": 1, "fsdp": 1, "context": 1, "tensor": 1}
 @pytest.mark.parametrize("name", ["pallas_gpu", "auto"])
 def test_heads_too_wide_for_the_gpu_kernels(tiny_config, name, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    config = tiny_config(attention__implementation=name, model__head_width=258)
-    with pytest.raises(ConfigError, match=r"model.head_width=258 is not allowed: .*'pallas_gpu' takes .* up to 256"):
+    config = tiny_config(attention__implementation=name, model__head_dim=258)
+    with pytest.raises(ConfigError, match=r"model.head_dim=258 is not allowed: .*'pallas_gpu' takes .* up to 256"):
         check_attention(config, ALONE)
-    check_attention(tiny_config(attention__implementation=name, model__head_width=256), ALONE)
+    check_attention(tiny_config(attention__implementation=name, model__head_dim=256), ALONE)
 
 
 def test_heads_of_any_width_elsewhere(tiny_config):
-    check_attention(tiny_config(model__head_width=512), ALONE)
+    check_attention(tiny_config(model__head_dim=512), ALONE)
 
 
 def test_kernels_of_other_devices(tiny_config):
@@ -36,12 +36,12 @@ def test_kernels_of_other_devices(tiny_config):
         ({"attention__q_tile": 8, "attention__kv_tile": 16}, {"context": 2}, None),  # queries are cut, keys are not
         ({"attention__q_tile": 8, "attention__kv_tile": 8}, {"context": 2}, "attention.kv_tile=8"),
         ({"attention__q_tile": 8, "attention__kv_tile": 8}, {"fsdp": 2}, None),
-        ({"attention__q_tile": 8, "train__accumulation": 2}, {}, "attention.q_tile=8"),  # evaluation sees all rows
+        ({"attention__q_tile": 8, "train__grad_accum_steps": 2}, {}, "attention.q_tile=8"),  # evaluation sees all rows
         ({"attention__q_tile": 1}, {}, "attention.q_tile=1 is not allowed: xla takes 8 or more"),
     ],
 )
 def test_more_tiles_than_a_plan_counts(tiny_config, overrides, axes, words):
-    config = tiny_config(data__row_length=2**16, data__batch_rows=2, **overrides)
+    config = tiny_config(data__seq_len=2**16, data__batch_size=2, **overrides)
     if words is None:
         check_attention(config, ALONE | axes)
         return

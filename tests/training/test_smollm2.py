@@ -16,8 +16,8 @@ from tests import smollm2
 from tests.training.jobs import ROOT, lines
 
 SHORTENED = {
-    "data.row_length": 512,
-    "data.batch_rows": 2,
+    "data.seq_len": 512,
+    "data.batch_size": 2,
     "train.steps": 5,
     "train.log_every": 1,
     "train.tensorboard": False,
@@ -56,7 +56,7 @@ def test_held_out_loss_of_the_real_model_goes_down(data_dir, tmp_path):
     run("-m", "anchorjax.cli.convert", "to-hf", workdir, tmp_path / "trained")
 
     config = smollm2_135m_anchor.get_config()
-    config.data.update({"row_length": 512, "data_dir": data_dir, "tokenizer": str(directory)})
+    config.data.update({"seq_len": 512, "data_dir": data_dir, "tokenizer": str(directory)})
     section = resolve(config.to_dict()).data
     batch = next(data.eval_rows(*data.load_store(section, "validation"), section, 1))
     assert batch.segment_ids_BT.max() == 1  # one document: the anchor mask is the causal one

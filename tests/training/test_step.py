@@ -34,9 +34,9 @@ def fresh_state():
 def one_step(sizes: tuple[int, ...], accumulation: int):
     """(metrics, next state) of the step from `fresh_state` on a mesh of these sizes."""
     mesh = make_mesh(*sizes)
-    steps = make_steps(tiny.config(data__batch_rows=B, train__accumulation=accumulation, **LINEAR))
+    steps = make_steps(tiny.config(data__batch_size=B, train__grad_accum_steps=accumulation, **LINEAR))
     with jax.set_mesh(mesh):
-        layout = abstract(lambda: init_state(0, steps.shape, steps.optimizer))
+        layout = abstract(lambda: init_state(0, steps.spec, steps.optimizer))
         state = jax.device_put(fresh_state(), jax.tree.map(lambda leaf: leaf.sharding, layout))
         state, metrics = jax.jit(steps.train)(state, shard_batch(make_batch(B, T), mesh))
     return metrics, state
@@ -125,7 +125,7 @@ def test_live_pairs_are_those_of_the_dense_mask(layout):
 
 @pytest.mark.parametrize("mask", ["anchor", "intra_doc", "full"])
 def test_live_pairs_of_packed_rows(corpus, mask):
-    store, tokenizer, config = corpus("validation", data__mask=mask, data__row_length=64, data__batch_rows=2)
+    store, tokenizer, config = corpus("validation", data__mask=mask, data__seq_len=64, data__batch_size=2)
     anchors = data.num_anchors(mask)
     for batch in data.eval_rows(store, tokenizer, config, max_rows=6):
         with jax.set_mesh(ONE):

@@ -26,15 +26,15 @@ devices = targets.devices(target)
 B, T = 4, 16384
 q_tile, kv_tile = default_tiles(implementation, devices[0].device_kind, T)
 config = tiny.config(
-    model__num_heads=8, model__num_kv_heads=2, model__head_width=128, model__model_width=512, model__ffn_width=1024,
-    model__vocab_size=32000, model__compute_dtype="bfloat16", train__loss_chunk=1024, data__row_length=T,
-    data__batch_rows=B, attention__implementation=implementation, attention__q_tile=q_tile,
+    model__num_heads=8, model__num_kv_heads=2, model__head_dim=128, model__d_model=512, model__d_ff=1024,
+    model__vocab_size=32000, model__compute_dtype="bfloat16", train__loss_chunk=1024, data__seq_len=T,
+    data__batch_size=B, attention__implementation=implementation, attention__q_tile=q_tile,
     attention__kv_tile=kv_tile, **json.loads(sys.argv[4]),
     **dict(zip(("mesh__data", "mesh__fsdp", "mesh__context", "mesh__tensor"), sizes)),
 )
 steps, mesh = make_steps(config), sharding.make_mesh(dict(zip(sharding.AXES, sizes)), devices)
 with jax.set_mesh(mesh):
-    state = sharding.abstract(lambda: init_state(0, steps.shape, steps.optimizer))
+    state = sharding.abstract(lambda: init_state(0, steps.spec, steps.optimizer))
     array = lambda dtype: jax.ShapeDtypeStruct((B, T), dtype, sharding=NamedSharding(mesh, sharding.BATCH))
     batch = Batch(*map(array, ("int32", "int32", "float32", "int32", "int32")))
     compiled = jax.jit(steps.train, donate_argnums=0).lower(state, batch).compile()
@@ -44,7 +44,12 @@ print(json.dumps({"temporaries": compiled.memory_analysis().temp_size_in_bytes, 
 
 
 # Layers with a window beside layers without, soft caps, norms of heads: two kernels for each pass.
-GEMMA = {"model__window": 4096, "model__global_every": 2, "model__attention_soft_cap": 50.0, "model__qk_norm": True}
+GEMMA = {
+    "model__sliding_window": 4096,
+    "model__global_every": 2,
+    "model__attention_soft_cap": 50.0,
+    "model__qk_norm": True,
+}
 
 
 TPU, GPU = ("v5p", "pallas_tpu", ["backward", "forward"]), ("h100", "pallas_gpu", ["dkv", "dq", "forward"])

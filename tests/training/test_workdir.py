@@ -70,7 +70,7 @@ def test_free_key_may_change(tmp_path, key):
 
 
 OTHER_ROWS = {
-    "row_length": 128,
+    "seq_len": 128,
     "mask": "full",
     "positions": "reset",
     "boundary_targets": True,

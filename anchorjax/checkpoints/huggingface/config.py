@@ -20,12 +20,12 @@ FILE = "config.json"
 
 SIZES = {  # by ModelConfig's names
     "vocab_size": "vocab_size",
-    "hidden_size": "model_width",
-    "intermediate_size": "ffn_width",
+    "hidden_size": "d_model",
+    "intermediate_size": "d_ff",
     "num_hidden_layers": "num_layers",
     "num_attention_heads": "num_heads",
     "num_key_value_heads": "num_kv_heads",
-    "head_dim": "head_width",
+    "head_dim": "head_dim",
     "rms_norm_eps": "norm_eps",
     "tie_word_embeddings": "tie_embeddings",
 }
@@ -206,7 +206,7 @@ def layer_types(model: Mapping[str, Any]) -> list[str]:
     every = model["global_every"]
 
     def has_window(layer: int) -> bool:
-        return bool(model["window"]) and not (every and (layer + 1) % every == 0)
+        return bool(model["sliding_window"]) and not (every and (layer + 1) % every == 0)
 
     return ["sliding_attention" if has_window(n) else "full_attention" for n in range(model["num_layers"])]
 
@@ -216,7 +216,7 @@ def _check_layers(given: Mapping[str, Any], model: dict[str, Any]) -> None:
     for key in ("sliding_window_pattern", "_sliding_window_pattern"):
         if given.get(key, model["global_every"]) != model["global_every"]:
             raise _error(key, given[key], f"only {model['global_every']} is supported")
-    if not model["window"]:
+    if not model["sliding_window"]:
         model["global_every"] = 0
     if given.get("layer_types") not in (None, layer_types(model)):
         raise _error("layer_types", given["layer_types"], "it must follow the family's pattern")
@@ -326,7 +326,7 @@ def write(
     if "query_pre_attn_scalar" in names:
         if model.query_scale % 1:
             raise WeightsError(f"model.query_scale={model.query_scale!r} must be a whole number in {family.model_type}")
-        fields["query_pre_attn_scalar"] = int(model.query_scale) or model.head_width
+        fields["query_pre_attn_scalar"] = int(model.query_scale) or model.head_dim
     fields[_activation_field(family)] = {ours: name for name, ours in ACTIVATIONS.items()}[model.activation]
     fields |= family.fixed
     if family.features.get("global_every"):
@@ -364,7 +364,7 @@ def _refuse_features(model: ModelConfig, family: Family, named) -> None:
     features = {**PLAIN, **family.features}
     for key, value in features.items():
         # Without a window there is no pattern either.
-        if key in named or (key == "global_every" and not model.window):
+        if key in named or (key == "global_every" and not model.sliding_window):
             continue
         if getattr(model, key) != value:
             raise WeightsError(

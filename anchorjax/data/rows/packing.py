@@ -84,7 +84,7 @@ class _Tags:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RowPacker:
-    """Packs a store into rows of `row_length` tokens, any of them at any time.
+    """Packs a store into rows of `seq_len` tokens, any of them at any time.
 
     Targets are the next token of the same document, wherever it lies: the target of a row's last token, and of a
     piece that `interleave` cut off, is the document's true next token, not the next input. That token is the
@@ -112,7 +112,7 @@ class RowPacker:
     """
 
     store: TokenStore
-    row_length: int
+    seq_len: int
     seed: int | None
     mask: str
     positions: str
@@ -131,8 +131,8 @@ class RowPacker:
         for name, value, allowed in (("positions", self.positions, POSITIONS), ("packing", self.packing, PACKINGS)):
             if value not in allowed:
                 raise ValueError(f"unknown {name} {value!r}; allowed: {', '.join(allowed)}")
-        if self.row_length < 2:
-            raise ValueError(f"row_length is {self.row_length}; a row needs the anchor and at least one token")
+        if self.seq_len < 2:
+            raise ValueError(f"seq_len is {self.seq_len}; a row needs the anchor and at least one token")
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}; allowed: 0 to 2**63 - 1, or None")
         if self.seed is None and (self.interleave or self.upsample_long):
@@ -161,7 +161,7 @@ class RowPacker:
         return self._pack(Pieces(nothing, nothing, nothing))
 
     def report(self, epoch: int = 0) -> PackingReport:
-        return report(self.plan(epoch), self.row_length, self.store.num_documents)
+        return report(self.plan(epoch), self.seq_len, self.store.num_documents)
 
     def _locate(self, index: int) -> tuple[int, int]:
         """Epoch, and row in it. Where epochs differ in length, those before are planned: once, for their length."""
@@ -202,7 +202,7 @@ class RowPacker:
             documents = documents[long_documents(lengths, self._sources, self.seed, epoch)[documents]]
         if self._tags:
             lengths += self._tags.lengths[self._sources]
-        return make_plan(self.packing, documents, lengths[documents], self.row_length - 1, self.seed, epoch)
+        return make_plan(self.packing, documents, lengths[documents], self.seq_len - 1, self.seed, epoch)
 
     @property
     def _sources(self) -> np.ndarray:
@@ -224,7 +224,7 @@ class RowPacker:
         size = int(end_P[-1]) if len(end_P) else 1
         tag_P = self._tags.lengths[self._sources[document_P]] if self._tags else np.zeros_like(offset_P)
 
-        tokens_T = np.full(self.row_length, self.pad_id, np.int32)
+        tokens_T = np.full(self.seq_len, self.pad_id, np.int32)
         tokens_T[0] = self.anchor_id
         next_P, is_last_P = self._copy_text(tokens_T, pieces, start_P, tag_P)
         if self._tags:
@@ -232,7 +232,7 @@ class RowPacker:
 
         # The next token of the row, but where a piece ends that of its document.
         begins_P = (offset_P == 0) & (tag_P == 0)
-        targets_T = np.full(self.row_length, self.pad_id, np.int32)
+        targets_T = np.full(self.seq_len, self.pad_id, np.int32)
         targets_T[: size - 1] = tokens_T[1:size]
         crosses_P = is_last_P & np.append(begins_P[1:], False)[: len(begins_P)] & self.boundary_targets
         targets_T[end_P[~crosses_P] - 1] = next_P[~crosses_P]
@@ -244,15 +244,15 @@ class RowPacker:
             without_target.append(ranges(start_P, np.maximum(np.minimum(tag_P - offset_P, length_P) - 1, 0)))
         nowhere = np.concatenate(without_target)
         targets_T[nowhere] = self.pad_id
-        weights_T = np.zeros(self.row_length, np.float32)
+        weights_T = np.zeros(self.seq_len, np.float32)
         weights_T[:size] = 1.0
         weights_T[nowhere] = 0.0
 
         segment_P, before_P = self._documents_of(pieces)
-        segment_ids_T = np.full(self.row_length, PAD_SEGMENT, np.int32)
+        segment_ids_T = np.full(self.seq_len, PAD_SEGMENT, np.int32)
         segment_ids_T[0] = 0
         segment_ids_T[1:size] = np.repeat(segment_P, length_P) if self.mask != "full" else 0
-        positions_T = np.arange(self.row_length, dtype=np.int32)
+        positions_T = np.arange(self.seq_len, dtype=np.int32)
         if self.positions == "reset":
             positions_T[1:size] -= np.repeat((start_P - before_P).astype(np.int32), length_P)
         return Row(tokens_T, targets_T, weights_T, positions_T, segment_ids_T)
@@ -291,19 +291,19 @@ class RowPacker:
 class PackedRows:
     """One process's rows, in the order it trains on them, as a random-access source for grain.
 
-    The global batch of step s is rows s * batch_rows .. (s + 1) * batch_rows - 1; each process holds a
+    The global batch of step s is rows s * batch_size .. (s + 1) * batch_size - 1; each process holds a
     contiguous share of every batch, so the shares of any number of processes joined in order are the same
     batch.
     """
 
-    def __init__(self, packer: RowPacker, batch_rows: int, process_index: int = 0, process_count: int = 1):
-        if batch_rows < 1 or batch_rows % process_count:
-            raise ValueError(f"batch_rows is {batch_rows}; it must be a positive multiple of {process_count} processes")
+    def __init__(self, packer: RowPacker, batch_size: int, process_index: int = 0, process_count: int = 1):
+        if batch_size < 1 or batch_size % process_count:
+            raise ValueError(f"batch_size is {batch_size}; it must be a positive multiple of {process_count} processes")
         if not 0 <= process_index < process_count:
             raise ValueError(f"process_index is {process_index} of {process_count} processes")
         self.packer = packer
-        self.share_rows = batch_rows // process_count
-        self._batch_rows = batch_rows
+        self.share_rows = batch_size // process_count
+        self._batch_size = batch_size
         self._first = process_index * self.share_rows
 
     def __len__(self) -> int:
@@ -311,7 +311,7 @@ class PackedRows:
 
     def __getitem__(self, index: int) -> Row:
         step, row = divmod(index, self.share_rows)
-        return self.packer.row(step * self._batch_rows + self._first + row)
+        return self.packer.row(step * self._batch_size + self._first + row)
 
     def __repr__(self) -> str:
         return f"PackedRows({self.packer.rows_per_epoch} rows an epoch, {self.share_rows} a step)"

@@ -60,12 +60,12 @@ class PackingReport:
         )
 
 
-def report(plan: RowPlan, row_length: int, num_documents: int) -> PackingReport:
+def report(plan: RowPlan, seq_len: int, num_documents: int) -> PackingReport:
     pieces = np.bincount(plan.pieces.document, minlength=num_documents)
     kept = np.count_nonzero(pieces)
     return PackingReport(
         rows=plan.num_rows,
-        fill=float(plan.pieces.length.sum() / (plan.num_rows * (row_length - 1))),
+        fill=float(plan.pieces.length.sum() / (plan.num_rows * (seq_len - 1))),
         cut=float(np.count_nonzero(pieces > 1) / kept),
         kept=float(kept / num_documents),
     )

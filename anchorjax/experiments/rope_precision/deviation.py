@@ -32,7 +32,7 @@ from anchorjax.experiments.rope_precision.rotation import Precision, tables
 from anchorjax.inference.language_model import LanguageModel
 from anchorjax.masks import Mask, allowed
 from anchorjax.models.decoder import Decoder, View, kinds_of_layers, rotated
-from anchorjax.models.layers import Shape
+from anchorjax.models.spec import Spec
 from anchorjax.precision import EXACT
 from anchorjax.sharding import BATCH, HEADS
 from anchorjax.types import PAD_SEGMENT
@@ -108,7 +108,7 @@ def measure(
     description, T = model.description, len(row.tokens_T)
     config = dataclasses.replace(description.model, compute_dtype=precision.compute)
     turning = dataclasses.replace(description.rope, dtype=precision.rotation)
-    shape = dataclasses.replace(description.shape(max_position), model=config, rope=turning)
+    spec = dataclasses.replace(description.spec(max_position), model=config, rope=turning)
     shards = model.mesh.shape["data"] * model.mesh.shape["fsdp"]
     rows = -(-len(row.positions_PT) // shards) * shards
 
@@ -122,10 +122,10 @@ def measure(
     with jax.set_mesh(model.mesh):
         put = functools.partial(jax.device_put, device=jax.NamedSharding(model.mesh, BATCH))
         sights = tuple(
-            _sight(segment_ids_T, row.num_anchors, window, put(positions_BT), lengths, shape, precision)
+            _sight(segment_ids_T, row.num_anchors, window, put(positions_BT), lengths, spec, precision)
             for window in kinds_of_layers(config)
         )
-        found = jax.tree.map(np.asarray, _forward(model.params, put(tokens_BT), sights, shape))
+        found = jax.tree.map(np.asarray, _forward(model.params, put(tokens_BT), sights, spec))
     attention_LpgMN, logit_LpMN, all_logits_LpMN, columns_LpS = (x.astype(np.float64) for x in found)
     compared = len(row.positions_PT) - 1
     return Deviation(
@@ -154,26 +154,26 @@ def column_groups(segment_ids_T: np.ndarray) -> np.ndarray:
     return np.stack([first_T, starts_T, real_T & ~first_T & ~starts_T])
 
 
-def _sight(segment_ids_T, num_anchors, window, positions_BT, lengths, shape: Shape, precision: Precision) -> _Sight:
+def _sight(segment_ids_T, num_anchors, window, positions_BT, lengths, spec: Spec, precision: Precision) -> _Sight:
     local = window is not None
-    pair = tables(positions_BT, shape.max_position, shape.model.head_width, shape.rope, precision, local)
-    soft_cap = shape.model.attention_soft_cap or None
+    pair = tables(positions_BT, spec.max_position, spec.model.head_dim, spec.rope, precision, local)
+    soft_cap = spec.model.attention_soft_cap or None
     mask = Mask.from_segments(jnp.asarray(segment_ids_T)[None], num_anchors, window, soft_cap)
     short_MT = np.arange(len(segment_ids_T)) < np.asarray(lengths)[:, None]
     sums = column_norms(segment_ids_T, num_anchors, window, lengths), column_groups(segment_ids_T), short_MT
     return _Sight(View(mask, None, *pair), *(jnp.asarray(x, jnp.float32) for x in sums))
 
 
-@functools.partial(jax.jit, static_argnames="shape", compiler_options=EXACTLY)
-def _forward(params: Decoder, tokens_BT: jax.Array, sights: tuple[_Sight, ...], shape: Shape):
+@functools.partial(jax.jit, static_argnames="spec", compiler_options=EXACTLY)
+def _forward(params: Decoder, tokens_BT: jax.Array, sights: tuple[_Sight, ...], spec: Spec):
     """(attention [L, p, g, M, N], logit, all_logits [L, p, M, N], columns [L, p, S]) of B - 1 = p rows."""
-    attend = functools.partial(_attend, shape=shape)
-    return params.through_blocks(tokens_BT, sights, attend, shape)[1]
+    attend = functools.partial(_attend, spec=spec)
+    return params.through_blocks(tokens_BT, sights, attend, spec)[1]
 
 
-def _attend(q_BTNH, k_BTKH, v_BTKH, view: _Sight, shape: Shape):
+def _attend(q_BTNH, k_BTKH, v_BTKH, view: _Sight, spec: Spec):
     """Attention, which goes on, and its differences, which are kept."""
-    q_BTNH, k_BTKH = rotated(q_BTNH, k_BTKH, view.view, shape)
+    q_BTNH, k_BTKH = rotated(q_BTNH, k_BTKH, view.view, spec)
     arrays = [reshard(x, EVERY_ROW) for x in (q_BTNH, k_BTKH, v_BTKH)]
     sums = P(None, None, None, "tensor"), P(None, None, "tensor"), P(None, None, "tensor"), P(None, None)
     everywhere = jax.tree.map(

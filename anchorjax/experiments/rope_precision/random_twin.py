@@ -10,7 +10,8 @@ from jax.typing import ArrayLike
 
 from anchorjax.inference.language_model import Description, LanguageModel, make_mesh
 from anchorjax.models.decoder import Decoder
-from anchorjax.models.layers import Shape, named_leaves
+from anchorjax.models.layers import named_leaves
+from anchorjax.models.spec import Spec
 
 KAIMING, LINEAR = 6.0, 1.0
 
@@ -25,13 +26,13 @@ def draw(description: Description, mesh: Mesh | None = None, seed: int = 0, spre
     """
     mesh = mesh or make_mesh(description.model)
     with jax.set_mesh(mesh):
-        params = _draw(jax.random.key(seed), spread, description.shape(description.context))
+        params = _draw(jax.random.key(seed), spread, description.spec(description.context))
     return LanguageModel(description, params, mesh, None)
 
 
-@functools.partial(jax.jit, static_argnames="shape")
-def _draw(key: jax.Array, spread: ArrayLike, shape: Shape) -> Decoder:
-    params = Decoder(key, shape)
+@functools.partial(jax.jit, static_argnames="spec")
+def _draw(key: jax.Array, spread: ArrayLike, spec: Spec) -> Decoder:
+    params = Decoder(key, spec)
     leaves = enumerate(named_leaves(params).items())
     drawn = [_drawn(name, x, jax.random.fold_in(key, number), spread) for number, (name, x) in leaves]
     return jax.tree.unflatten(jax.tree.structure(params), drawn)

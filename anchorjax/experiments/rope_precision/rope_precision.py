@@ -99,11 +99,11 @@ class Pass:
         return f"{mark} {self.variant} {self.experiment} {self.sample} {label}"
 
 
-def passes(plan: Plan, description: Description, text: Essays, batch_rows: int) -> Iterator[Pass]:
+def passes(plan: Plan, description: Description, text: Essays, batch_size: int) -> Iterator[Pass]:
     """All of them, variant by variant: of weights that are left behind none is needed again.
 
     Args:
-      batch_rows: shifts in a pass, beside the reference.
+      batch_size: shifts in a pass, beside the reference.
     """
     near, far = (0,), tuple(shift for shift in plan.shifts if shift >= FAR)
     of_layouts = {"layouts": dict.fromkeys(LAYOUTS, near + far)}
@@ -112,8 +112,8 @@ def passes(plan: Plan, description: Description, text: Essays, batch_rows: int) 
         for experiment in plan.experiments:
             for name, shifts in shifts_of[experiment].items():
                 for sample in range(plan.samples):
-                    for first in range(0, len(shifts), batch_rows):
-                        some = shifts[first : first + batch_rows]
+                    for first in range(0, len(shifts), batch_size):
+                        some = shifts[first : first + batch_size]
                         lengths = (plan.tokens,) if name == "shifts" else plan.lengths
                         row = functools.partial(make_row, plan, description, text, name, sample, some)
                         yield Pass(variant, name, sample, tuple(map(str, some)), lengths, row)

@@ -48,34 +48,34 @@ PRECISIONS = {
 
 
 def tables(
-    positions_BT: jax.Array, length: int, head_width: int, config: RopeConfig, precision: Precision, local: bool
+    positions_BT: jax.Array, length: int, head_dim: int, config: RopeConfig, precision: Precision, local: bool
 ) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines [B, T, h] in fp32 storage, rounded as `precision` says. Not for use under jit.
 
     Args:
       positions_BT: int32, in [0, length).
-      length, head_width, config, local: as of `rope.frequencies`.
+      length, head_dim, config, local: as of `rope.frequencies`.
     """
     if precision.phases == "float64":
-        pair = rope.tables(positions_BT, length, head_width, config, local)
+        pair = rope.tables(positions_BT, length, head_dim, config, local)
     else:
         mesh, spec = positions_BT.sharding.mesh, positions_BT.sharding.spec
         place = jax.NamedSharding(mesh, PartitionSpec(*spec, None))
-        pair = jax.device_put(with_float32_phases(np.asarray(positions_BT), length, head_width, config, local), place)
+        pair = jax.device_put(with_float32_phases(np.asarray(positions_BT), length, head_dim, config, local), place)
     return tuple(x.astype(precision.tables).astype(jnp.float32) for x in pair)
 
 
 def with_float32_phases(
-    positions: np.ndarray, length: int, head_width: int, config: RopeConfig, local: bool = False
+    positions: np.ndarray, length: int, head_dim: int, config: RopeConfig, local: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """fp32 [..., h]. Of the phases, rounded twice, cosines and sines are exact: what libraries add is not counted."""
-    frequency_h, factor = rope.frequencies(config, head_width, length, local)
+    frequency_h, factor = rope.frequencies(config, head_dim, length, local)
     phases = positions.astype(np.float32)[..., None] * frequency_h.astype(np.float32)
     assert phases.dtype == np.float32
     return tuple((factor * f(phases.astype(np.float64))).astype(np.float32) for f in (np.cos, np.sin))
 
 
-def table_errors(config: RopeConfig, head_width: int, lengths: Sequence[int]) -> dict[str, list[float]]:
+def table_errors(config: RopeConfig, head_dim: int, lengths: Sequence[int]) -> dict[str, list[float]]:
     """max |cos - exact cos| over all pairs and the LAST positions before each length.
 
     Returns:
@@ -85,13 +85,13 @@ def table_errors(config: RopeConfig, head_width: int, lengths: Sequence[int]) ->
     mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
     for length in lengths:
         positions = np.arange(max(0, length - LAST), length, dtype=np.int32)
-        frequency_h, factor = rope.frequencies(config, head_width, length)
+        frequency_h, factor = rope.frequencies(config, head_dim, length)
         exact = factor * np.cos(positions.astype(np.float64)[:, None] * frequency_h)
         with jax.set_mesh(mesh):
-            ours = rope.tables(jnp.asarray(positions)[None], length, head_width, config)[0][0]
+            ours = rope.tables(jnp.asarray(positions)[None], length, head_dim, config)[0][0]
         cosines = {
             "float64 phases": ours,
-            "float32 phases": with_float32_phases(positions, length, head_width, config)[0],
+            "float32 phases": with_float32_phases(positions, length, head_dim, config)[0],
             "bfloat16 tables": exact.astype(ml_dtypes.bfloat16),
         }
         for name, cosine in cosines.items():

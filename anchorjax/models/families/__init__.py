@@ -108,7 +108,7 @@ def published(size: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return {"family": sizes[size], **PLAIN, **family.features, **family.sizes[size]}, dict(family.ropes.get(size, {}))
 
 
-SIZES = "num_layers model_width ffn_width num_heads num_kv_heads head_width vocab_size tie_embeddings norm_eps"
+SIZES = "num_layers d_model d_ff num_heads num_kv_heads head_dim vocab_size tie_embeddings norm_eps"
 
 
 def table(names: str, rows: Mapping[str, tuple]) -> dict[str, dict[str, Any]]:

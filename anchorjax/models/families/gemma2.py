@@ -13,7 +13,7 @@ FAMILY = Family(
         "global_every": 2,
     },
     fields={
-        "sliding_window": "window",
+        "sliding_window": "sliding_window",
         "query_pre_attn_scalar": "query_scale",
         "attn_logit_softcapping": "attention_soft_cap",
         "final_logit_softcapping": "final_soft_cap",
@@ -31,7 +31,7 @@ FAMILY = Family(
     fixed={"attention_bias": False, "use_bidirectional_attention": False},
     block=LLAMA_BLOCK | GEMMA_NORMS,
     sizes=table(
-        f"{SIZES} query_scale window attention_soft_cap final_soft_cap",
+        f"{SIZES} query_scale sliding_window attention_soft_cap final_soft_cap",
         {
             "gemma2_2b": (26, 2304, 9216, 8, 4, 256, 256000, True, 1e-6, 256.0, 4096, 50.0, 30.0),
             "gemma2_9b": (42, 3584, 14336, 16, 8, 256, 256000, True, 1e-6, 256.0, 4096, 50.0, 30.0),

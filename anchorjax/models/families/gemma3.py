@@ -19,7 +19,7 @@ FAMILY = Family(
         "global_every": 6,
     },
     fields={
-        "sliding_window": "window",
+        "sliding_window": "sliding_window",
         "query_pre_attn_scalar": "query_scale",
         "final_logit_softcapping": "final_soft_cap",
     },
@@ -35,6 +35,6 @@ FAMILY = Family(
     fixed={"attention_bias": False, "use_bidirectional_attention": False, "attn_logit_softcapping": None},
     local_theta=1e4,
     block=LLAMA_BLOCK | QK_NORM | GEMMA_NORMS,
-    sizes=table(f"{SIZES} query_scale window", _SIZES),
+    sizes=table(f"{SIZES} query_scale sliding_window", _SIZES),
     ropes={size: {"theta": 1e6, "local_theta": 1e4} for size in _SIZES},
 )

@@ -26,7 +26,7 @@ OPTIONS = {
     "harness": (*_MODEL, "tasks", "include_path", "num_fewshot", "limit", "seed", "lengths", "bos", "template"),
     "rope_precision": (
         *("rope_theta", "context", "experiments", "variants", "shifts", "reference", "tokens", "lengths"),
-        *("document_tokens", "samples", "seed", "essays", "batch_rows"),
+        *("document_tokens", "samples", "seed", "essays", "batch_size"),
     ),
 }
 _ZERO_COUNTS = ("seed", "num_fewshot", "reference", "alpha", "beta")  # elsewhere it is as good as no option
@@ -47,7 +47,7 @@ def asked(run: Run, evaluation: str) -> dict[str, Any]:
     own = {
         "dtype": config.get("model.compute_dtype"),
         "rope_theta": config.get("rope.theta"),
-        "context": config.get("data.row_length"),
+        "context": config.get("data.seq_len"),
         "text_key": "text",  # every script's default
     }
     return {
@@ -125,7 +125,7 @@ def missing(run: Run) -> list[str]:
 
 def would_make(run: Run, evaluation: str) -> str:
     """A command that would make a result, at lengths that the model takes, where the scripts' own may be longer."""
-    length, context = flat(run.config or {}).get("data.row_length"), _context(run)
+    length, context = flat(run.config or {}).get("data.seq_len"), _context(run)
     fitting: dict[str, dict[str, Any]] = {
         "perplexity_text": {"text": SHIPPED},  # without a length it takes 4K at most
         "longppl": _would_take(context),

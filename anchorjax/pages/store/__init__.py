@@ -40,7 +40,7 @@ def make(config: Config, command: str, out: str = "") -> Path:
       UsageError: neither a store nor `out`, an `out` that is no path of a page, or a place that cannot be written.
     """
     path = _place(config.data.store, out)
-    attention.choose(config.attention, config.data.row_length)
+    attention.choose(config.attention, config.data.seq_len)
     stores = {split: data.load_store(config.data, split) for split in SPLITS}
     page.check_place(path)
     page.write(writing.compose(_find(config, stores), config, command), path)
@@ -58,13 +58,13 @@ def _find(config: Config, stores: dict[str, tuple[data.TokenStore, data.Tokenize
     store, tokenizer = stores["train"]
     counts = lengths.count_sources(store, config.data.source)
     thin = lengths.without_text(store, config.seed)
-    all_lengths = lengths.row_lengths(thin.num_tokens, config.data.row_length)
+    all_lengths = lengths.seq_lens(thin.num_tokens, config.data.seq_len)
     modelled = dataclasses.replace(config.data, mask="anchor" if config.data.mask == "full" else config.data.mask)
     live = []
     for length in all_lengths:
         chosen = attention.choose(config.attention, length)
         if rows.countable(length, chosen.q_tile, chosen.kv_tile):
-            changed = dataclasses.replace(modelled, row_length=length)
+            changed = dataclasses.replace(modelled, seq_len=length)
             packer = data.row_packer(thin, tokenizer, changed, config.seed)
             live.append(rows.count_live_tiles(packer, chosen.q_tile, chosen.kv_tile, config.seed))
     packer = data.row_packer(thin, tokenizer, config.data, config.seed)
@@ -79,7 +79,7 @@ def _find(config: Config, stores: dict[str, tuple[data.TokenStore, data.Tokenize
         packed=lengths.pack(thin, tokenizer, config.data, config.seed, all_lengths),
         modelled_mask=modelled.mask,
         live=live,
-        not_modelled=[length for length in all_lengths if length not in {one.row_length for one in live}],
+        not_modelled=[length for length in all_lengths if length not in {one.seq_len for one in live}],
         shown=[(row, _segments(packer, row)) for row in shown],
         num_rows=packer.rows_per_epoch,
     )

@@ -44,10 +44,10 @@ def document_lengths(lengths: Sequence[tuple[str, np.ndarray]]) -> "figures.Figu
 
 def packing_map(packed: Sequence[Packed], field: str, title: str) -> "figures.Figure":
     """`field` of the packing report in percent, packings by row lengths."""
-    lengths = sorted({one.row_length for one in packed})
+    lengths = sorted({one.seq_len for one in packed})
     values_RC = np.full((len(PACKINGS), len(lengths)), np.nan)
     for one in packed:
-        values_RC[PACKINGS.index(one.packing), lengths.index(one.row_length)] = 100 * getattr(one.report, field)
+        values_RC[PACKINGS.index(one.packing), lengths.index(one.seq_len)] = 100 * getattr(one.report, field)
     return figures.heat_map(
         values_RC,
         rows=PACKINGS,
@@ -60,7 +60,7 @@ def packing_map(packed: Sequence[Packed], field: str, title: str) -> "figures.Fi
 
 def documents_per_row(packed: Sequence[Packed], packing: str) -> "figures.Figure":
     own = [one for one in packed if one.packing == packing]
-    x = [one.row_length for one in own]
+    x = [one.seq_len for one in own]
     series = Series(
         packing,
         x,
@@ -79,7 +79,7 @@ def documents_per_row(packed: Sequence[Packed], packing: str) -> "figures.Figure
 
 
 def live_share(live: Sequence[LiveTiles]) -> "figures.Figure":
-    x = [one.row_length for one in live]
+    x = [one.seq_len for one in live]
     return figures.lines(
         [Series("share", x, [100 * one.share for one in live])],
         x_label="row length (tokens)",
@@ -92,7 +92,7 @@ def live_share(live: Sequence[LiveTiles]) -> "figures.Figure":
 
 
 def speed_up(live: Sequence[LiveTiles]) -> "figures.Figure":
-    x = [one.row_length for one in live]
+    x = [one.seq_len for one in live]
     return figures.lines(
         [Series("speed-up", x, [one.speed_up for one in live])],
         x_label="row length (tokens)",

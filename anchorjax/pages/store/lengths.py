@@ -36,7 +36,7 @@ class Packed:
     """An epoch under one packing and row length; of documents in a row the 10th, 50th and 90th percentile."""
 
     packing: str
-    row_length: int
+    seq_len: int
     report: PackingReport
     documents_low: float
     documents_median: float
@@ -87,7 +87,7 @@ def without_text(store: TokenStore, seed: int, most: int = MOST_DOCUMENTS) -> To
     return dataclasses.replace(store, tokens=tokens, offsets=offsets, sources=sources, path=None)
 
 
-def row_lengths(num_tokens: int, chosen: int) -> list[int]:
+def seq_lens(num_tokens: int, chosen: int) -> list[int]:
     """Powers of two, from SHORTEST to LONGEST, that an anchor and `num_tokens` fill; and the one that was chosen."""
     powers = {1 << n for n in range(SHORTEST.bit_length() - 1, LONGEST.bit_length())}
     return sorted({length for length in powers if length <= num_tokens + 1} | {chosen})
@@ -96,10 +96,10 @@ def row_lengths(num_tokens: int, chosen: int) -> list[int]:
 def pack(store: TokenStore, tokenizer: Tokenizer, config: DataConfig, seed: int, lengths: list[int]) -> list[Packed]:
     """Every packing at every row length; all else as `config` says."""
     result = []
-    for row_length in lengths:
+    for seq_len in lengths:
         for packing in PACKINGS:
-            changed = dataclasses.replace(config, packing=packing, row_length=row_length)
+            changed = dataclasses.replace(config, packing=packing, seq_len=seq_len)
             packer = data.row_packer(store, tokenizer, changed, seed)
             spread = np.percentile(np.diff(packer.plan(0).first_piece), (10, 50, 90))
-            result.append(Packed(packing, row_length, packer.report(), *map(float, spread)))
+            result.append(Packed(packing, seq_len, packer.report(), *map(float, spread)))
     return result

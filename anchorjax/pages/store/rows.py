@@ -26,7 +26,7 @@ HIDDEN, SEEN, ANCHOR = range(3)  # values of a picture
 class LiveTiles:
     """Live tiles in some of an epoch's rows, and how many would be if every token saw all before it."""
 
-    row_length: int
+    seq_len: int
     q_tile: int
     kv_tile: int
     rows: int
@@ -50,22 +50,22 @@ def draw_rows(num_rows: int, most: int, seed: int) -> list[int]:
     return sorted(np.random.default_rng(seed).choice(num_rows, most, replace=False).tolist())
 
 
-def countable(row_length: int, q_tile: int, kv_tile: int) -> bool:
+def countable(seq_len: int, q_tile: int, kv_tile: int) -> bool:
     """Whether a row has no more tiles than a plan can hold."""
-    return -(-row_length // min(q_tile, kv_tile)) <= MAX_TILES
+    return -(-seq_len // min(q_tile, kv_tile)) <= MAX_TILES
 
 
 def count_live_tiles(packer: RowPacker, q_tile: int, kv_tile: int, seed: int) -> LiveTiles:
     """Counts tiles of rows of `packer`, whose mask must not be full. Takes one row's tiles at a time: at most
     MAX_TILES^2 bytes."""
-    most = min(MOST_ROWS, max(FEWEST_ROWS, MOST_TOKENS // packer.row_length))
+    most = min(MOST_ROWS, max(FEWEST_ROWS, MOST_TOKENS // packer.seq_len))
     rows = draw_rows(packer.rows_per_epoch, most, seed)
     live = full = 0
     for row in rows:
         segment_ids_T = packer.row(row).segment_ids_T
         live += _count(segment_ids_T, data.num_anchors(packer.mask), q_tile, kv_tile)
         full += _count(np.where(segment_ids_T == PAD_SEGMENT, PAD_SEGMENT, 0), 0, q_tile, kv_tile)
-    return LiveTiles(packer.row_length, q_tile, kv_tile, len(rows), packer.rows_per_epoch, live, full)
+    return LiveTiles(packer.seq_len, q_tile, kv_tile, len(rows), packer.rows_per_epoch, live, full)
 
 
 def _count(segment_ids_T: np.ndarray, num_anchors: int, q_tile: int, kv_tile: int) -> int:

@@ -147,7 +147,7 @@ def _packing(findings: Findings, config: Config) -> Section:
         )
     lines = [
         (
-            name_length(one.row_length),
+            name_length(one.seq_len),
             one.packing,
             one.report.rows,
             f"{one.report.fill:.2%}",
@@ -196,7 +196,7 @@ def _attention(findings: Findings, config: Config) -> Section:
     if not findings.live:
         return Section("Attention", blocks)
     first, last = findings.live[0], findings.live[-1]
-    at = f"{name_length(first.row_length)} and {{}} at {name_length(last.row_length)}"
+    at = f"{name_length(first.seq_len)} and {{}} at {name_length(last.seq_len)}"
     shares = f"{first.share:.1%} at {at.format(f'{last.share:.1%}')}"
     times = f"{first.speed_up:.1f} times at {at.format(f'{last.speed_up:.1f}')}"
     blocks += [
@@ -215,7 +215,7 @@ def _attention(findings: Findings, config: Config) -> Section:
     ]
     lines = [
         (
-            name_length(one.row_length),
+            name_length(one.seq_len),
             f"{one.q_tile} x {one.kv_tile}",
             f"{one.rows:,} of {one.of_rows:,}",
             one.live,
@@ -231,7 +231,7 @@ def _attention(findings: Findings, config: Config) -> Section:
 
 
 def _masks(findings: Findings, config: Config) -> Section:
-    T, mask = config.data.row_length, config.data.mask
+    T, mask = config.data.seq_len, config.data.mask
     numbers = ", ".join(f"{row:,}" for row, _ in findings.shown)
     drawn = f"every token of {T:,}" if T <= PICTURE else f"{PICTURE} tokens of {T:,} at equal distances"
     wide = " The anchor's column is drawn wider than it is." if mask == "anchor" else ""

@@ -63,7 +63,7 @@ def test_a_window_that_mistral_is_told_not_to_use_counts_as_in_transformers():
     """Its configuration has no `use_sliding_window`, and its masks go by `sliding_window` alone."""
     fields = fields_of("mistral", sliding_window=9, use_sliding_window=False)
     assert AutoConfig.for_model("mistral", sliding_window=9, use_sliding_window=False).sliding_window == 9
-    assert hf_config.read(fields)[0]["window"] == 9
+    assert hf_config.read(fields)[0]["sliding_window"] == 9
 
 
 # RoPE

@@ -203,27 +203,27 @@ def test_buffers_do_not_decide_the_dtype_of_a_checkpoint(changed, tmp_path_facto
 @pytest.mark.parametrize("mesh_shape", [(1, 8, 1, 1), (2, 2, 1, 2), (1, 4, 2, 1)])
 @pytest.mark.parametrize("name", ["llama untied", "qwen2 tied", "gemma3"])
 def test_every_mesh_gets_the_same_values_in_the_decoder_s_own_shardings(saved, name, mesh_shape):
-    shape = tiny.read(saved(name))
+    spec = tiny.read(saved(name))
     weights = Weights.open(saved(name))
     with jax.set_mesh(sharding.make_mesh(dict(zip(sharding.AXES, mesh_shape, strict=True)))):
-        fresh = jax.jit(lambda: Decoder(jax.random.key(0), shape))()
+        fresh = jax.jit(lambda: Decoder(jax.random.key(0), spec))()
         wanted = {leaf: (x.sharding, x.dtype, x.shape) for leaf, x in named_leaves(fresh).items()}
-        params = hf_checkpoint.load(fresh, shape.model, weights)
+        params = hf_checkpoint.load(fresh, spec.model, weights)
     leaves = named_leaves(params)
     for leaf, x in leaves.items():
         assert x.sharding.is_equivalent_to(wanted[leaf][0], x.ndim), leaf
         assert (x.dtype, x.shape) == wanted[leaf][1:], leaf
-    for tensor, place in hf_checkpoint.places(params, shape.model).items():
+    for tensor, place in hf_checkpoint.places(params, spec.model).items():
         x = np.asarray(leaves[place.leaf])
         got = place.to_checkpoint(x if place.layer is None else x[place.layer])
         np.testing.assert_array_equal(got, weights.read(tensor), err_msg=tensor)
 
 
 def test_what_lies_on_many_devices_is_written_as_it_was(saved, tmp_path):
-    shape, before = tiny.read(saved("llama untied")), Weights.open(saved("llama untied"))
+    spec, before = tiny.read(saved("llama untied")), Weights.open(saved("llama untied"))
     with jax.set_mesh(sharding.make_mesh(dict(zip(sharding.AXES, (1, 2, 2, 2), strict=True)))):
-        params = tiny.load(saved("llama untied"), shape)
-        hf_checkpoint.save(params, shape.model, shape.lora, tmp_path, "float32")
+        params = tiny.load(saved("llama untied"), spec)
+        hf_checkpoint.save(params, spec.model, spec.lora, tmp_path, "float32")
     after = Weights.open(tmp_path)
     assert after.tensors.keys() == before.tensors.keys()
     for name in before.tensors:
@@ -233,10 +233,10 @@ def test_what_lies_on_many_devices_is_written_as_it_was(saved, tmp_path):
 @pytest.mark.parametrize(("stored", "kept"), [("bfloat16", "float32"), ("float16", "float32"), ("float32", "bfloat16")])
 def test_weights_take_the_dtype_that_the_run_asks_for(tmp_path, one_device, stored, kept):  # noqa: F811
     theirs = tiny.make("llama untied", tmp_path, getattr(torch, stored))
-    shape = tiny.read(tmp_path, param_dtype=kept)
-    params = tiny.load(tmp_path, shape)
+    spec = tiny.read(tmp_path, param_dtype=kept)
+    params = tiny.load(tmp_path, spec)
     leaves = named_leaves(params)
-    places = hf_checkpoint.places(params, shape.model)
+    places = hf_checkpoint.places(params, spec.model)
     for name, x in theirs.state_dict().items():
         leaf = leaves[places[name].leaf]
         assert leaf.dtype == kept, name
@@ -247,23 +247,23 @@ def test_weights_take_the_dtype_that_the_run_asks_for(tmp_path, one_device, stor
 
 def test_the_buffers_that_were_there_are_used_again(saved, one_device):  # noqa: F811
     """Else the devices would hold a leaf twice."""
-    shape = tiny.read(saved("llama untied"))
-    fresh = sharding.zeros(lambda: Decoder(jax.random.key(0), shape))
-    hf_checkpoint.load(fresh, shape.model, Weights.open(saved("llama untied")))
+    spec = tiny.read(saved("llama untied"))
+    fresh = sharding.zeros(lambda: Decoder(jax.random.key(0), spec))
+    hf_checkpoint.load(fresh, spec.model, Weights.open(saved("llama untied")))
     assert all(x.is_deleted() for x in jax.tree.leaves(fresh))
 
 
 def test_adapters_stay_and_are_merged_into_what_is_written(saved, one_device, tmp_path):  # noqa: F811
-    shape = tiny.read(saved("llama untied"), lora={"rank": 2, "alpha": 3.0, "targets": ("q", "o", "down")})
-    fresh = jax.jit(lambda: Decoder(jax.random.key(0), shape))()
+    spec = tiny.read(saved("llama untied"), lora={"rank": 2, "alpha": 3.0, "targets": ("q", "o", "down")})
+    fresh = jax.jit(lambda: Decoder(jax.random.key(0), spec))()
     noise = lambda path, x: x + (jax.random.normal(jax.random.key(1), x.shape) if "up'" in str(path) else 0)  # noqa: E731
     fresh = jax.tree_util.tree_map_with_path(noise, fresh)
     adapters = {name: np.asarray(x) for name, x in named_leaves(fresh).items() if "_adapter." in name}
-    params = hf_checkpoint.load(fresh, shape.model, Weights.open(saved("llama untied")))
+    params = hf_checkpoint.load(fresh, spec.model, Weights.open(saved("llama untied")))
     assert_equal({name: named_leaves(params)[name] for name in adapters}, adapters)
-    hf_checkpoint.save(params, shape.model, shape.lora, tmp_path, "float32")
+    hf_checkpoint.save(params, spec.model, spec.lora, tmp_path, "float32")
     before, after = Weights.open(saved("llama untied")), Weights.open(tmp_path)
-    for name, place in hf_checkpoint.places(params, shape.model).items():
+    for name, place in hf_checkpoint.places(params, spec.model).items():
         got, wanted = (place.from_checkpoint(weights.read(name)) for weights in (after, before))
         stem = place.leaf.rsplit("_", 1)[0] + "_adapter"
         if f"{stem}.down" in adapters:
@@ -295,8 +295,8 @@ def test_the_host_holds_one_tensor_at_a_time(saved, monkeypatch):
 
 def test_one_tensor_at_a_time_comes_back_to_the_host(saved, one_device, tmp_path, monkeypatch):  # noqa: F811
     """One is asked for once the last was written, and none twice."""
-    shape, taken = tiny.read(saved("qwen2")), []
-    params = tiny.load(saved("qwen2"), shape)
+    spec, taken = tiny.read(saved("qwen2")), []
+    params = tiny.load(saved("qwen2"), spec)
     take = hf_checkpoint._take
 
     def watched(leaves, name, layer, scale):
@@ -306,5 +306,5 @@ def test_one_tensor_at_a_time_comes_back_to_the_host(saved, one_device, tmp_path
         return x
 
     monkeypatch.setattr(hf_checkpoint, "_take", watched)
-    hf_checkpoint.save(params, shape.model, shape.lora, tmp_path, "bfloat16")
-    assert len({key for key, _ in taken}) == len(taken) == len(hf_checkpoint.places(params, shape.model))
+    hf_checkpoint.save(params, spec.model, spec.lora, tmp_path, "bfloat16")
+    assert len({key for key, _ in taken}) == len(taken) == len(hf_checkpoint.places(params, spec.model))

@@ -310,7 +310,7 @@ def test_another_activation_comes_back():
 
 def test_gemma_without_windows_and_caps_comes_back():
     model, rope = published("gemma2_2b")
-    model = dataclasses.replace(model, window=0, global_every=0, attention_soft_cap=0.0, final_soft_cap=0.0)
+    model = dataclasses.replace(model, sliding_window=0, global_every=0, attention_soft_cap=0.0, final_soft_cap=0.0)
     written = write(model, rope)
     assert set(written["layer_types"]) == {"full_attention"}
     assert hf_config.read(written)[0] == without_training(model)
@@ -327,10 +327,10 @@ def test_gemma_without_windows_and_caps_comes_back():
         ("llama3_8b", {"query_scale": 64.0}),
         ("llama3_8b", {"attention_soft_cap": 50.0}),
         ("llama3_8b", {"final_soft_cap": 30.0}),
-        ("llama3_8b", {"window": 4096}),
+        ("llama3_8b", {"sliding_window": 4096}),
         ("mistral_7b_v01", {"global_every": 2}),
         ("qwen25_7b", {"qkv_bias": False}),
-        ("qwen3_8b", {"window": 512}),
+        ("qwen3_8b", {"sliding_window": 512}),
         ("gemma2_2b", {"global_every": 3}),
         ("gemma2_2b", {"global_every": 0}),
         ("gemma2_2b", {"query_scale": 100.5}),

@@ -119,7 +119,7 @@ def export(style: Style, directory: Path, mask: str, capsys=None) -> Exported:
         (source / "special_tokens_map.json").write_text(json.dumps(style.special_tokens_map))
     assert convert.main(["from-hf", str(source), str(run)]) == 0
     fields = json.loads((run / "config.json").read_text())
-    fields |= {"init_from": str(source), "data": {"mask": mask, "row_length": ROW, "tokenizer": "auto"}}
+    fields |= {"init_from": str(source), "data": {"mask": mask, "seq_len": ROW, "tokenizer": "auto"}}
     (run / "config.json").write_text(json.dumps(fields))
     if capsys:
         capsys.readouterr()
@@ -151,7 +151,7 @@ def test_greedy_text_of_strings_is_that_of_transformers(exported):
     described = language_model.describe(workdir=exported.run)
     loaded = language_model.load(described, language_model.make_mesh(described.model, 1))
     prompts = [frame(text, "", described.tokenizer, None)[1].tolist() for text in TEXTS]
-    made = generation.Generator(loaded, batch_rows=4).generate(prompts, NEW)
+    made = generation.Generator(loaded, batch_size=4).generate(prompts, NEW)
     for text, one in zip(TEXTS, made, strict=True):
         inputs = tokenizer(text, return_tensors="pt")
         out = theirs.generate(**inputs, max_new_tokens=NEW, do_sample=False, pad_token_id=0)

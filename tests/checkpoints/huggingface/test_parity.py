@@ -43,18 +43,18 @@ def pair(request, mesh, tmp_path_factory):
     return tiny.pair(request.param, tmp_path_factory.mktemp("model"))
 
 
-@functools.partial(jax.jit, static_argnames=("shape", "num_anchors"))
-def our_logits(params, tokens, positions, segments, shape, num_anchors=0):
-    hidden = params.hidden(tokens, positions, segments, num_anchors, shape)
-    return logits(hidden, params.unembedding_DV(shape), shape.model.final_soft_cap)
+@functools.partial(jax.jit, static_argnames=("spec", "num_anchors"))
+def our_logits(params, tokens, positions, segments, spec, num_anchors=0):
+    hidden = params.hidden(tokens, positions, segments, num_anchors, spec)
+    return logits(hidden, params.unembedding_DV(spec), spec.model.final_soft_cap)
 
 
-@functools.partial(jax.jit, static_argnames="shape")
-def packed_gradients(params, tokens, positions, segments, targets, shape):
+@functools.partial(jax.jit, static_argnames="spec")
+def packed_gradients(params, tokens, positions, segments, targets, spec):
     """Gradients of the mean cross-entropy, and the logits."""
 
     def loss(params):
-        logits_BTV = our_logits(params, tokens, positions, segments, shape, num_anchors=1)
+        logits_BTV = our_logits(params, tokens, positions, segments, spec, num_anchors=1)
         next_tokens = jax.nn.one_hot(jnp.asarray(TOKENS[:, 1:]), VOCABULARY) * targets[..., None]
         likelihoods = jax.nn.log_softmax(logits_BTV[:, :-1])
         return -jnp.sum(likelihoods * next_tokens) / jnp.sum(targets), logits_BTV
@@ -73,19 +73,19 @@ def assert_near(got, wanted):
 
 
 def test_logits_are_those_of_transformers(pair, mesh):
-    got = our_logits(pair.ours, *on(mesh, TOKENS, COUNTING, np.zeros_like(TOKENS)), pair.shape)
+    got = our_logits(pair.ours, *on(mesh, TOKENS, COUNTING, np.zeros_like(TOKENS)), pair.spec)
     assert_near(got, pair.theirs(torch.tensor(TOKENS).long()).logits)
 
 
-def their_masks(shape):
+def their_masks(spec):
     """What is added to the scores [B, 1, T, T], by the kind of layer where there are two."""
 
     def mask(window):
         allowed = Mask.from_segments(jnp.asarray(SEGMENTS), 1, window).materialize()
         return torch.where(torch.tensor(np.asarray(allowed))[:, None], 0.0, torch.finfo(torch.float32).min)
 
-    window = shape.model.window or None
-    if shape.model.global_every or shape.model.family.startswith("qwen"):  # their forward takes no other
+    window = spec.model.sliding_window or None
+    if spec.model.global_every or spec.model.family.startswith("qwen"):  # their forward takes no other
         return {"full_attention": mask(None), "sliding_attention": mask(window)}
     return mask(window)
 
@@ -94,11 +94,11 @@ def their_masks(shape):
 def packed(pair, mesh):
     """Our gradients and logits of documents behind an anchor, and theirs, which are left in the model."""
     # The attention that compiles fastest; tests/attention holds the others to it.
-    shape = dataclasses.replace(pair.shape, attention=AttentionConfig("reference", 8, 8))
-    ours = packed_gradients(pair.ours, *on(mesh, TOKENS, POSITIONS, SEGMENTS), TARGETS, shape)
+    spec = dataclasses.replace(pair.spec, attention=AttentionConfig("reference", 8, 8))
+    ours = packed_gradients(pair.ours, *on(mesh, TOKENS, POSITIONS, SEGMENTS), TARGETS, spec)
     pair.theirs.zero_grad()
     tokens = torch.tensor(TOKENS).long()
-    inputs = {"attention_mask": their_masks(pair.shape), "position_ids": torch.tensor(POSITIONS).long()}
+    inputs = {"attention_mask": their_masks(pair.spec), "position_ids": torch.tensor(POSITIONS).long()}
     theirs = pair.theirs(tokens, **inputs).logits
     targets = torch.where(torch.tensor(TARGETS), tokens[:, 1:], -100)
     torch.nn.functional.cross_entropy(theirs[:, :-1].flatten(0, 1), targets.flatten()).backward()
@@ -114,7 +114,7 @@ def test_packed_documents_have_the_logits_of_transformers(packed):
 def test_every_weight_has_the_gradient_of_transformers(pair, packed):
     gradients = named_leaves(packed[0])
     theirs = dict(pair.theirs.named_parameters())
-    places = hf_checkpoint.places(pair.ours, pair.shape.model)
+    places = hf_checkpoint.places(pair.ours, pair.spec.model)
     assert places.keys() == theirs.keys()
     for name, place in places.items():
         x = np.asarray(gradients[place.leaf])
@@ -124,15 +124,15 @@ def test_every_weight_has_the_gradient_of_transformers(pair, packed):
         assert np.linalg.norm(got - wanted) < 1e-3 * np.linalg.norm(wanted), name
 
 
-def export(params, shape, directory, dtype="float32", source=None):
+def export(params, spec, directory, dtype="float32", source=None):
     directory.mkdir()
-    hf_checkpoint.save(params, shape.model, shape.lora, directory, dtype)
-    fields = hf_config.write(shape.model, shape.rope, max_position=256, dtype=dtype, source=source or {})
+    hf_checkpoint.save(params, spec.model, spec.lora, directory, dtype)
+    fields = hf_config.write(spec.model, spec.rope, max_position=256, dtype=dtype, source=source or {})
     (directory / hf_config.FILE).write_text(json.dumps(fields))
 
 
 def test_what_is_exported_has_bitwise_the_logits_of_the_original(pair, tmp_path):
-    export(pair.ours, pair.shape, tmp_path / "out")
+    export(pair.ours, pair.spec, tmp_path / "out")
     assert hf_config.read(hf_config.load(tmp_path / "out")) == hf_config.read(hf_config.load(pair.directory))
     exported, report = AutoModelForCausalLM.from_pretrained(
         tmp_path / "out", attn_implementation="eager", output_loading_info=True
@@ -147,10 +147,10 @@ def test_what_is_exported_has_bitwise_the_logits_of_the_original(pair, tmp_path)
 def test_weights_come_back_bit_for_bit(name, dtype, mesh, tmp_path):
     """float16 travels as float32, which holds all of its values."""
     tiny.make(name, tmp_path / "in", getattr(torch, dtype))
-    shape = tiny.read(tmp_path / "in", param_dtype="bfloat16" if dtype == "bfloat16" else "float32")
-    params = tiny.load(tmp_path / "in", shape)
-    assert {x.dtype.name for x in jax.tree.leaves(params)} == {shape.model.param_dtype}
-    export(params, shape, tmp_path / "out", dtype)
+    spec = tiny.read(tmp_path / "in", param_dtype="bfloat16" if dtype == "bfloat16" else "float32")
+    params = tiny.load(tmp_path / "in", spec)
+    assert {x.dtype.name for x in jax.tree.leaves(params)} == {spec.model.param_dtype}
+    export(params, spec, tmp_path / "out", dtype)
     before, after = (Weights.open(tmp_path / side) for side in ("in", "out"))
     assert before.tensors.keys() == after.tensors.keys()
     for tensor in before.tensors:

@@ -25,7 +25,7 @@ from anchorjax.inference import language_model
 from anchorjax.inference.generation import Generator
 from anchorjax.models.decoder import Decoder, logits
 from tests import smollm2
-from tests.models.making import shape_of
+from tests.models.making import spec_of
 from tests.training.jobs import ROOT
 
 TOKENS, NEW = 512, 24
@@ -56,7 +56,7 @@ class Model:
     """Ours, on one device."""
 
     params: Decoder
-    shape: object
+    spec: object
     mesh: jax.sharding.Mesh
 
     def logits(self, tokens_BT) -> np.ndarray:
@@ -78,12 +78,12 @@ class Model:
 @pytest.fixture(scope="module")
 def model(directory):
     fields, rope = hf_config.read(hf_config.load(directory))
-    shape = shape_of({**fields, "compute_dtype": "float32"}, rope=rope, tiles=(256, 256), max_position=TOKENS)
+    spec = spec_of({**fields, "compute_dtype": "float32"}, rope=rope, tiles=(256, 256), max_position=TOKENS)
     mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
     with jax.set_mesh(mesh):
-        params = jax.jit(lambda: Decoder(jax.random.key(0), shape))()
-        params = hf_checkpoint.load(params, shape.model, Weights.open(directory))
-    return Model(params, shape, mesh)
+        params = jax.jit(lambda: Decoder(jax.random.key(0), spec))()
+        params = hf_checkpoint.load(params, spec.model, Weights.open(directory))
+    return Model(params, spec, mesh)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_greedy_text_is_that_of_transformers(directory, model, theirs):
         description.tokenizer.encode_with_specials(text).tolist() for text in (turns, "It is a truth universally")
     ]
     loaded = language_model.load(description, model.mesh)  # its own: a generator uses weights up
-    generator = Generator(loaded, batch_rows=2)
+    generator = Generator(loaded, batch_size=2)
     made = generator.generate(prompts, NEW)
     for prompt, one in zip(prompts, made, strict=True):
         out = theirs.generate(torch.tensor([prompt]), max_new_tokens=NEW, do_sample=False)[0, len(prompt) :].tolist()

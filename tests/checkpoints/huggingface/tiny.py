@@ -15,8 +15,8 @@ from anchorjax.checkpoints.huggingface import config as hf_config
 from anchorjax.checkpoints.huggingface.weights import Weights
 from anchorjax.models import families
 from anchorjax.models.decoder import Decoder
-from anchorjax.models.layers import Shape
-from tests.models.making import shape_of
+from anchorjax.models.spec import Spec
+from tests.models.making import spec_of
 
 T = 48  # tokens of a row
 VOCABULARY = 264  # the three specials of a tiny tokenizer, and all 256 bytes
@@ -88,7 +88,7 @@ class Pair:
 
     theirs: transformers.PreTrainedModel
     directory: Path
-    shape: Shape
+    spec: Spec
     ours: Decoder
 
 
@@ -117,19 +117,19 @@ def make(
     return model
 
 
-def read(directory: Path, lora: dict[str, Any] | None = None, **changes) -> Shape:
+def read(directory: Path, lora: dict[str, Any] | None = None, **changes) -> Spec:
     """The shape of what lies there, in float32 unless changed."""
     model, rope = hf_config.read(hf_config.load(directory))
     model |= {"compute_dtype": "float32", "remat": "none", **changes}
-    return shape_of(model, rope=rope, lora=lora, max_position=T)
+    return spec_of(model, rope=rope, lora=lora, max_position=T)
 
 
-def load(directory: Path, shape: Shape) -> Decoder:
+def load(directory: Path, spec: Spec) -> Decoder:
     """Onto the current mesh."""
-    params = sharding.zeros(lambda: Decoder(jax.random.key(0), shape))
-    return hf_checkpoint.load(params, shape.model, Weights.open(directory))
+    params = sharding.zeros(lambda: Decoder(jax.random.key(0), spec))
+    return hf_checkpoint.load(params, spec.model, Weights.open(directory))
 
 
 def pair(name: str, directory: Path) -> Pair:
-    theirs, shape = make(name, directory), read(directory)
-    return Pair(theirs, directory, shape, load(directory, shape))
+    theirs, spec = make(name, directory), read(directory)
+    return Pair(theirs, directory, spec, load(directory, spec))

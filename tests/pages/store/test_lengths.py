@@ -54,15 +54,15 @@ def test_lengths_by_source_leave_none_out(store, most):
 @hypothesis.given(STORES)
 @hypothesis.settings(max_examples=25, deadline=None)
 def test_packings_are_those_of_the_rows(store):
-    config = tiny.config(data__row_length=32).data
+    config = tiny.config(data__seq_len=32).data
     tokenizer = ByteTokenizer()
     found = lib.pack(lib.without_text(store, 3), tokenizer, config, 3, [16, 32])
-    assert [(one.row_length, one.packing) for one in found] == [(T, packing) for T in (16, 32) for packing in PACKINGS]
+    assert [(one.seq_len, one.packing) for one in found] == [(T, packing) for T in (16, 32) for packing in PACKINGS]
     for one in found:
-        changed = tiny.config(data__row_length=one.row_length, data__packing=one.packing).data
+        changed = tiny.config(data__seq_len=one.seq_len, data__packing=one.packing).data
         packer = data.row_packer(store, tokenizer, changed, 3)
         rows = [packer.row(i) for i in range(packer.rows_per_epoch)]
-        places = len(rows) * (one.row_length - 1)
+        places = len(rows) * (one.seq_len - 1)
         documents = [len(set(row.segment_ids_T[1:].tolist()) - {-1}) for row in rows]
         assert one.report.rows == len(rows)
         assert one.report.fill == pytest.approx(store.num_tokens / places)
@@ -76,7 +76,7 @@ def test_packings_are_those_of_the_rows(store):
 
 def test_a_store_without_text_has_the_segments_of_the_real_one():
     store = make_store([(length, 0) for length in range(1, 60)])
-    config = tiny.config(data__row_length=64, data__interleave=3, data__packing="best_fit").data
+    config = tiny.config(data__seq_len=64, data__interleave=3, data__packing="best_fit").data
     real, thin = (data.row_packer(s, ByteTokenizer(), config, 5) for s in (store, lib.without_text(store, 5)))
     assert real.rows_per_epoch == thin.rows_per_epoch
     for row in range(real.rows_per_epoch):
@@ -106,4 +106,4 @@ def test_documents_are_drawn_from_a_large_store():
     ],
 )
 def test_row_lengths_are_those_that_the_store_fills(num_tokens, chosen, expected):
-    assert lib.row_lengths(num_tokens, chosen) == expected
+    assert lib.seq_lens(num_tokens, chosen) == expected

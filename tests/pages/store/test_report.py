@@ -71,8 +71,8 @@ def test_report_of_a_store(store, report, tmp_path):
     ):
         assert word in page.text, word
 
-    code, *_ = report(f"--config.data.store={path}", "--config.data.row_length=128", *TILES)
-    assert code == 0 and "--config.data.row_length=128" in (path / "report.html").read_text()
+    code, *_ = report(f"--config.data.store={path}", "--config.data.seq_len=128", *TILES)
+    assert code == 0 and "--config.data.seq_len=128" in (path / "report.html").read_text()
     assert sorted(file.name for file in path.iterdir()) == ["report.html", "report_figures", "train", "validation"]
 
 
@@ -112,7 +112,7 @@ def test_report_of_a_source_in_memory(report, tmp_path, data_dir):
 
 def test_a_row_longer_than_the_store_and_one_with_too_many_tiles(store, report, tmp_path):
     out = tmp_path / "page.html"
-    long = ["--config.data.row_length=2097152", "--config.attention.q_tile=128", "--config.attention.kv_tile=1024"]
+    long = ["--config.data.seq_len=2097152", "--config.attention.q_tile=128", "--config.attention.kv_tile=1024"]
     assert report(f"--config.data.store={store[0]}", f"--out={out}", *long)[0] == 0
     assert "more tiles than attention's lists can hold: 2M." in pages.read(out.read_text()).text
 
@@ -125,7 +125,7 @@ def test_a_row_longer_than_the_store_and_one_with_too_many_tiles(store, report, 
         (["--config.data.store=STORE", "--out=page.txt"], ["--out=page.txt", ".html"]),
         (["--config.data.store=STORE", "--out=no/page.html"], ["no/page.html cannot be written", "no folder no"]),
         (["--config.data.store=STORE", "--out=taken.html"], ["taken.html is in the way"]),
-        (["--config.data.store=STORE", "--config.data.row_length=1"], ["config.data.row_length=1"]),
+        (["--config.data.store=STORE", "--config.data.seq_len=1"], ["config.data.seq_len=1"]),
         (["--config.data.store=STORE", "--config.attention.q_tile=4"], ["config.attention.q_tile=4", "8 or more"]),
         (["--config.data.store=STORE", "--config.data.tokenizer=y"], ["config.data.tokenizer='y'"]),
         (["--config.data.store=STORE", "--report=maybe"], ["maybe"]),

@@ -35,7 +35,7 @@ def packer_of(store, mask="anchor", **changes):
 @hypothesis.given(STORES, st.sampled_from(["anchor", "intra_doc"]), st.sampled_from([0, 3]))
 @hypothesis.settings(max_examples=25, deadline=None)
 def test_live_tiles_are_those_that_hold_a_pair(store, mask, interleave):
-    packer = packer_of(store, mask, row_length=48, interleave=interleave, packing="best_fit")
+    packer = packer_of(store, mask, seq_len=48, interleave=interleave, packing="best_fit")
     found = lib.count_live_tiles(packer, TILE, TILE, seed=2)
     segments = [packer.row(row).segment_ids_T for row in lib.draw_rows(packer.rows_per_epoch, lib.MOST_ROWS, 2)]
     num_anchors = data.num_anchors(mask)
@@ -60,7 +60,7 @@ def test_rows_with_more_tiles_than_a_plan_holds_are_left_out(length, tile, expec
 @hypothesis.given(STORES, st.sampled_from(["anchor", "intra_doc", "full"]), st.sampled_from([0, 3]))
 @hypothesis.settings(max_examples=25, deadline=None)
 def test_a_picture_is_the_mask(store, mask, interleave):
-    segment_ids_T = packer_of(store, mask, row_length=48, interleave=interleave).row(0).segment_ids_T
+    segment_ids_T = packer_of(store, mask, seq_len=48, interleave=interleave).row(0).segment_ids_T
     num_anchors = data.num_anchors(mask)
     expected_TT = dense(segment_ids_T, num_anchors)
     picture_PP = lib.picture(segment_ids_T, num_anchors)
