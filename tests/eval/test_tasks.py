@@ -279,7 +279,7 @@ def test_a_run_goes_on_as_its_training_step_would(run):
     assert (model.is_run, model.num_anchors, model.context) == (True, 1, 64)
     loaded = language_model.load(model, language_model.make_mesh(model.model, 1))
     assert loaded.step == json.loads((run / "summary.json").read_text())["step"]
-    tokens, spec = [model.tokenizer.bos_id, *model.tokenizer.encode("It was ").tolist()], model.shape(64)
+    tokens, spec = [model.tokenizer.bos_id, *model.tokenizer.encode("It was ").tolist()], model.spec(64)
     prompt = list(tokens)
     segments_BT = np.array([[0] + [1] * 63], np.int32)
 
