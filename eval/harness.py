@@ -20,8 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywher
 
 from anchorjax.data.text.special_tokens import read_json
 from anchorjax.errors import EvaluationError, UsageError, UserError
-from anchorjax.evaluation import earlier, harness, options
+from anchorjax.evaluation import earlier, options
 from anchorjax.evaluation.results import Results
+from anchorjax.evaluation.tasks import harness
 from anchorjax.inference.language_model import Description
 from anchorjax.pages import figures
 

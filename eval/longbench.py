@@ -13,10 +13,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without installing
 
-from anchorjax.evaluation import earlier, longbench, options
+from anchorjax.evaluation import earlier, options
 from anchorjax.evaluation.answering import answer
-from anchorjax.evaluation.longbench import TASKS, Samples, Task
 from anchorjax.evaluation.results import Results
+from anchorjax.evaluation.tasks import longbench
+from anchorjax.evaluation.tasks.longbench import TASKS, Samples, Task
 from anchorjax.inference import language_model
 from anchorjax.inference.generation import Generator
 from anchorjax.inference.language_model import Description

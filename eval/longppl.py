@@ -1,8 +1,9 @@
 """LongPPL, perplexity of what needs a long context: `python eval/longppl.py --hf DIR --text books.jsonl --lengths=32K`.
 
 Key tokens are found by an evaluator (--evaluator-hf or --evaluator-workdir), come from a file that an earlier run wrote
-(--key-tokens), or are the model's own; see anchorjax/evaluation/longppl.py. Of each document the first --lengths tokens
-of the evaluator are taken, by all models the same characters; the text that ships has none as long as the default of
+(--key-tokens), or are the model's own; see anchorjax/evaluation/tasks/longppl.py. Of each document the first
+--lengths tokens of the evaluator are taken, by all models the same characters; the text that ships has none as long as
+the default of
 32K, and is for trying with less. Only one model is in memory at a time.
 
 Writes longppl.json (LongPPL, perplexity, share of key tokens), key_tokens.json, a picture, and every
@@ -18,9 +19,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without installing
 
 from anchorjax.errors import UsageError
-from anchorjax.evaluation import earlier, longppl, options, texts
-from anchorjax.evaluation.longppl import Piece, Reader, Rule
+from anchorjax.evaluation import earlier, options, texts
 from anchorjax.evaluation.results import Results
+from anchorjax.evaluation.tasks import longppl
+from anchorjax.evaluation.tasks.longppl import Piece, Reader, Rule
 from anchorjax.inference import language_model
 from anchorjax.inference.language_model import Description
 from anchorjax.inference.scoring import Scorer

@@ -15,8 +15,8 @@ import numpy as np
 
 from anchorjax.evaluation import earlier, heat_maps, options
 from anchorjax.evaluation.answering import answer
-from anchorjax.evaluation.needle import Grid
 from anchorjax.evaluation.results import Results
+from anchorjax.evaluation.tasks.needle import Grid
 from anchorjax.inference import language_model
 from anchorjax.inference.generation import Generator
 

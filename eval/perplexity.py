@@ -25,8 +25,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without installing
 
 from anchorjax.errors import UsageError
-from anchorjax.evaluation import earlier, held_out, options, perplexity, texts
+from anchorjax.evaluation import earlier, options, texts
 from anchorjax.evaluation.results import Results
+from anchorjax.evaluation.tasks import held_out, perplexity
 from anchorjax.inference import language_model
 from anchorjax.inference.language_model import Description
 from anchorjax.inference.scoring import Scorer

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywher
 from anchorjax.errors import UsageError
 from anchorjax.evaluation import options
 from anchorjax.evaluation.results import Results
-from anchorjax.evaluation.ruler.haystack import open_essays
+from anchorjax.evaluation.tasks.ruler.haystack import open_essays
 from anchorjax.experiments.rope_precision import random_twin, rope_figures, rope_precision, rotation
 from anchorjax.experiments.rope_precision.rope_precision import EXPERIMENTS, PAPER_SHIFTS, VARIANTS, WEIGHTS, Plan
 from anchorjax.inference import language_model

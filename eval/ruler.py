@@ -16,9 +16,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without installing
 
 from anchorjax.errors import UsageError
-from anchorjax.evaluation import earlier, heat_maps, options, ruler
+from anchorjax.evaluation import earlier, heat_maps, options
 from anchorjax.evaluation.answering import answer
 from anchorjax.evaluation.results import Results
+from anchorjax.evaluation.tasks import ruler
 from anchorjax.inference import language_model
 from anchorjax.inference.generation import Generator
 from anchorjax.inference.language_model import Description

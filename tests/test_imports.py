@@ -78,9 +78,9 @@ def test_imports_point_downward(file):
         ("array_record", {"data/sources/array_record.py"}),
         ("apache_beam", {"data/store/beam.py"}),
         ("matplotlib", {"pages/figures.py"}),
-        ("rouge", {"evaluation/longbench/metrics.py"}),
-        ("jieba", {"evaluation/longbench/metrics.py"}),
-        ("lm_eval", {"evaluation/harness.py"}),
+        ("rouge", {"evaluation/tasks/longbench/metrics.py"}),
+        ("jieba", {"evaluation/tasks/longbench/metrics.py"}),
+        ("lm_eval", {"evaluation/tasks/harness.py"}),
         ("optax", {"training/optimizer.py", "training/state.py", "training/step.py"}),
     ],
 )

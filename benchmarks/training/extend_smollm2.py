@@ -7,7 +7,7 @@ SmolLM2 was trained on rows of 8192 tokens. Here it goes on for `--steps` rows o
 once with each of the masks full, intra_doc and anchor; positions continue in all. The corpus is JSON lines of `text`,
 `source` and `title`; documents of the titles in HELD_OUT are not trained on. Measured before (with the checkpoint's
 RoPE base and with 5e5) and after: perplexity of the held-out documents by position, each alone in one row of 16384
-tokens, and the share of needles found at two lengths (`anchorjax.evaluation.needle`); and the median of the steps'
+tokens, and the share of needles found at two lengths (`evaluation.tasks.needle`); and the median of the steps'
 seconds, without those that compile. A document stands behind the
 beginning of sequence, which is what rows begin with, but alone for intra_doc, which was trained so; the tokens scored
 are the same.
@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from anywher
 
 import numpy as np
 
-from anchorjax.evaluation.needle import Grid
+from anchorjax.evaluation.tasks.needle import Grid
 from anchorjax.inference import language_model
 from anchorjax.inference.generation import Generator
 from anchorjax.inference.scoring import Scorer

@@ -11,11 +11,11 @@ from anchorjax.data.sources import jsonl
 from anchorjax.data.store import pieces
 from anchorjax.data.store.index import Index
 from anchorjax.data.text import tokenizer
-from anchorjax.evaluation import longppl
 from anchorjax.evaluation import texts as texts_lib
-from anchorjax.evaluation.longbench import rows as longbench
-from anchorjax.evaluation.longbench.tasks import TASKS
-from anchorjax.evaluation.ruler import haystack, questions
+from anchorjax.evaluation.tasks import longppl
+from anchorjax.evaluation.tasks.longbench import rows as longbench
+from anchorjax.evaluation.tasks.longbench.tasks import TASKS
+from anchorjax.evaluation.tasks.ruler import haystack, questions
 from eval import generate
 from tests.data import preparing
 from tests.data.preparing import BYTES, data_config

@@ -10,7 +10,7 @@ from anchorjax.data import sources as sources_lib
 from anchorjax.data.sources import files
 from anchorjax.errors import DataError, EvaluationError
 from anchorjax.evaluation import texts as texts_lib
-from anchorjax.evaluation.ruler import haystack
+from anchorjax.evaluation.tasks.ruler import haystack
 from tests.data import preparing
 from tests.data.preparing import data_config
 

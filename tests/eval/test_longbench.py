@@ -7,7 +7,7 @@ import shutil
 import pytest
 from matplotlib import image
 
-from anchorjax.evaluation.longbench import TASKS
+from anchorjax.evaluation.tasks.longbench import TASKS
 from anchorjax.inference import language_model
 from anchorjax.inference.generation import Generation, Generator
 from eval import longbench

@@ -14,7 +14,7 @@ from anchorjax.checkpoints.orbax import Checkpoints
 from anchorjax.data import eval_rows
 from anchorjax.data.store import tokens as store_lib
 from anchorjax.data.text import tokenizer as tokenizer_lib
-from anchorjax.evaluation import held_out
+from anchorjax.evaluation.tasks import held_out
 from anchorjax.inference import language_model
 from anchorjax.training.evaluate import Evaluator
 from eval import perplexity as script

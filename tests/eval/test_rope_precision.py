@@ -9,7 +9,7 @@ import pytest
 from matplotlib import image
 
 from anchorjax.data.text import tokenizer as tokenizer_lib
-from anchorjax.evaluation.ruler.haystack import open_essays
+from anchorjax.evaluation.tasks.ruler.haystack import open_essays
 from anchorjax.experiments.rope_precision import random_twin
 from anchorjax.experiments.rope_precision import rope_precision as experiments
 from anchorjax.inference import language_model

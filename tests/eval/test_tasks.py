@@ -13,7 +13,7 @@ import pytest
 from matplotlib import image
 
 from anchorjax.evaluation import options
-from anchorjax.evaluation import ruler as ruler_lib
+from anchorjax.evaluation.tasks import ruler as ruler_lib
 from anchorjax.inference import language_model
 from eval import generate, needle, ruler
 from tests.evaluation import typed

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import transformers
 
-from anchorjax.evaluation import harness
 from anchorjax.evaluation.results import Results
+from anchorjax.evaluation.tasks import harness
 from anchorjax.inference import generation, language_model, scoring
 from anchorjax.inference.language_model import Description
 from tests.checkpoints.huggingface import tiny

@@ -12,8 +12,8 @@ from lm_eval.tasks import TaskManager
 
 from anchorjax.data.text.tokenizer import ByteTokenizer
 from anchorjax.errors import EvaluationError
-from anchorjax.evaluation import harness
 from anchorjax.evaluation.results import Results
+from anchorjax.evaluation.tasks import harness
 from anchorjax.inference import language_model, scoring
 from anchorjax.inference.sampling import Sampling
 from tests.evaluation import harness as making

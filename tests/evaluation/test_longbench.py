@@ -13,10 +13,10 @@ import transformers
 from anchorjax.data.text import tokenizer as tokenizer_lib
 from anchorjax.data.text.chat import ChatTemplate
 from anchorjax.errors import EvaluationError
-from anchorjax.evaluation import longbench
-from anchorjax.evaluation.longbench import EVEN, PUBLISHED, TASKS, Row, Samples
-from anchorjax.evaluation.longbench.prompts import PROMPTS
-from anchorjax.evaluation.longbench.samples import middle_cut
+from anchorjax.evaluation.tasks import longbench
+from anchorjax.evaluation.tasks.longbench import EVEN, PUBLISHED, TASKS, Row, Samples
+from anchorjax.evaluation.tasks.longbench.prompts import PROMPTS
+from anchorjax.evaluation.tasks.longbench.samples import middle_cut
 from tests.evaluation import bpe
 
 BYTES = tokenizer_lib.load("bytes")

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from anchorjax.errors import EvaluationError
-from anchorjax.evaluation.longbench import check_libraries
-from anchorjax.evaluation.longbench.metrics import METRICS
+from anchorjax.evaluation.tasks.longbench import check_libraries
+from anchorjax.evaluation.tasks.longbench.metrics import METRICS
 
 CLASSES = ("City", "Location", "Other location", "Other", "Location of a City", "Food")
 THEIRS = {

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from anchorjax.data.text import tokenizer as tokenizer_lib
 from anchorjax.errors import EvaluationError, UsageError
-from anchorjax.evaluation import longppl, windows
-from anchorjax.evaluation.longppl import Piece, Rule
+from anchorjax.evaluation import windows
 from anchorjax.evaluation.results import Results
+from anchorjax.evaluation.tasks import longppl
+from anchorjax.evaluation.tasks.longppl import Piece, Rule
 from anchorjax.evaluation.texts import Chosen
 from anchorjax.inference import language_model
 from anchorjax.inference.scoring import Scorer

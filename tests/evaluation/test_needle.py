@@ -5,7 +5,7 @@ import pytest
 
 from anchorjax.data.text import tokenizer as tokenizer_lib
 from anchorjax.errors import EvaluationError
-from anchorjax.evaluation.needle import Grid
+from anchorjax.evaluation.tasks.needle import Grid
 from tests.evaluation.test_ruler_needles import context_of
 
 BYTES = tokenizer_lib.load("bytes")

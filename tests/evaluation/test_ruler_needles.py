@@ -7,10 +7,10 @@ import re
 import pytest
 
 from anchorjax.data.text import tokenizer as tokenizer_lib
-from anchorjax.evaluation import ruler
-from anchorjax.evaluation.ruler import needles
-from anchorjax.evaluation.ruler.haystack import NOISE, open_essays
-from anchorjax.evaluation.ruler.needles import DEPTHS, KINDS, NeedleRecipe
+from anchorjax.evaluation.tasks import ruler
+from anchorjax.evaluation.tasks.ruler import needles
+from anchorjax.evaluation.tasks.ruler.haystack import NOISE, open_essays
+from anchorjax.evaluation.tasks.ruler.needles import DEPTHS, KINDS, NeedleRecipe
 from tests.evaluation import bpe
 
 BYTES = tokenizer_lib.load("bytes")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from anchorjax.evaluation.ruler import TASKS, needles, questions, variables, words
-from anchorjax.evaluation.ruler.haystack import NOISE, Essays
-from anchorjax.evaluation.ruler.needles import KINDS, NEEDLE, NeedleRecipe
+from anchorjax.evaluation.tasks.ruler import TASKS, needles, questions, variables, words
+from anchorjax.evaluation.tasks.ruler.haystack import NOISE, Essays
+from anchorjax.evaluation.tasks.ruler.needles import KINDS, NEEDLE, NeedleRecipe
 
 THEIRS = json.loads((Path(__file__).parent / "fixtures" / "lm_eval_ruler.json").read_text())
 ESSAYS = Essays.of("a text", THEIRS["essay"])

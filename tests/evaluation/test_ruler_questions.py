@@ -7,7 +7,7 @@ import pytest
 
 from anchorjax.data.text import tokenizer as tokenizer_lib
 from anchorjax.errors import EvaluationError
-from anchorjax.evaluation import ruler
+from anchorjax.evaluation.tasks import ruler
 
 BYTES = tokenizer_lib.load("bytes")
 

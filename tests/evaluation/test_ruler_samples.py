@@ -6,8 +6,8 @@ import pytest
 from anchorjax.data.text import tokenizer as tokenizer_lib
 from anchorjax.data.text.chat import ChatTemplate
 from anchorjax.errors import EvaluationError
-from anchorjax.evaluation import ruler
-from anchorjax.evaluation.ruler import sizing
+from anchorjax.evaluation.tasks import ruler
+from anchorjax.evaluation.tasks.ruler import sizing
 from tests.evaluation import bpe
 from tests.evaluation.test_ruler_questions import hotpot, squad
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from anchorjax.evaluation import ruler
-from anchorjax.evaluation.ruler.scores import clean, match
+from anchorjax.evaluation.tasks import ruler
+from anchorjax.evaluation.tasks.ruler.scores import clean, match
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import re
 import pytest
 
 from anchorjax.data.text import tokenizer as tokenizer_lib
-from anchorjax.evaluation import ruler
-from anchorjax.evaluation.ruler import vocabulary
-from anchorjax.evaluation.ruler.variables import Chain, VariableRecipe
+from anchorjax.evaluation.tasks import ruler
+from anchorjax.evaluation.tasks.ruler import vocabulary
+from anchorjax.evaluation.tasks.ruler.variables import Chain, VariableRecipe
 from tests.evaluation import bpe
 
 BYTES = tokenizer_lib.load("bytes")

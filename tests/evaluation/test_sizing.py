@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anchorjax.evaluation.ruler import sizing
+from anchorjax.evaluation.tasks.ruler import sizing
 
 
 class Lengths:

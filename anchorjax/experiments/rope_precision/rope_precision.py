@@ -25,7 +25,7 @@ import tqdm
 from anchorjax.data import num_anchors
 from anchorjax.errors import EvaluationError
 from anchorjax.evaluation.results import Results
-from anchorjax.evaluation.ruler.haystack import Essays
+from anchorjax.evaluation.tasks.ruler.haystack import Essays
 from anchorjax.experiments.rope_precision import deviation, random_twin
 from anchorjax.experiments.rope_precision.deviation import GROUPS, Deviation, Row
 from anchorjax.experiments.rope_precision.rotation import PRECISIONS

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from anchorjax.evaluation.perplexity import perplexity
+from anchorjax.evaluation.tasks.perplexity import perplexity
 from anchorjax.pages.runs.reading import Run
 
 

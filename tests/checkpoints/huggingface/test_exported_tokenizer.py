@@ -17,8 +17,8 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 from anchorjax.cli import convert
 from anchorjax.data.text.chat import ChatTemplate, frame
 from anchorjax.data.text.tokenizer import HuggingFaceTokenizer
-from anchorjax.evaluation import harness
 from anchorjax.evaluation.results import Results
+from anchorjax.evaluation.tasks import harness
 from anchorjax.inference import generation, language_model
 from tests.checkpoints.huggingface import tiny
 from tests.data.test_tokenizer import LINES, byte_level, sentencepiece

@@ -10,7 +10,7 @@ from typing import Any
 
 from anchorjax.data.text import text_file
 from anchorjax.errors import EvaluationError
-from anchorjax.evaluation.ruler.sample import Draft, Recipe, Setting
+from anchorjax.evaluation.tasks.ruler.sample import Draft, Recipe, Setting
 
 _ASK = (
     "Answer the question based on the given documents. Only give me the answer and do not output any other words.\n\n"

@@ -14,11 +14,11 @@ import numpy as np
 from anchorjax.data.text.chat import ChatTemplate
 from anchorjax.data.text.tokenizer import Tokenizer
 from anchorjax.errors import EvaluationError
-from anchorjax.evaluation.ruler.haystack import open_essays
-from anchorjax.evaluation.ruler.needles import Kind, NeedleRecipe
-from anchorjax.evaluation.ruler.sample import Setting
-from anchorjax.evaluation.ruler.scores import match
-from anchorjax.evaluation.ruler.tasks import Samples
+from anchorjax.evaluation.tasks.ruler.haystack import open_essays
+from anchorjax.evaluation.tasks.ruler.needles import Kind, NeedleRecipe
+from anchorjax.evaluation.tasks.ruler.sample import Setting
+from anchorjax.evaluation.tasks.ruler.scores import match
+from anchorjax.evaluation.tasks.ruler.tasks import Samples
 
 MAX_NEW_TOKENS = 128  # as in RULER
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from anchorjax.evaluation.ruler import vocabulary
-from anchorjax.evaluation.ruler.sample import UNLIMITED, Draft, Recipe, Setting
+from anchorjax.evaluation.tasks.ruler import vocabulary
+from anchorjax.evaluation.tasks.ruler.sample import UNLIMITED, Draft, Recipe, Setting
 
 COMMON = 10
 _CWE_ASK = (

@@ -9,8 +9,8 @@ import numpy as np
 from anchorjax.data.text.chat import ChatTemplate, frame
 from anchorjax.data.text.tokenizer import Tokenizer
 from anchorjax.errors import EvaluationError
-from anchorjax.evaluation.longbench.rows import Row
-from anchorjax.evaluation.longbench.tasks import Task
+from anchorjax.evaluation.tasks.longbench.rows import Row
+from anchorjax.evaluation.tasks.longbench.tasks import Task
 
 _SHORTEST = 2  # tokens of a prompt: one from each end
 

@@ -5,9 +5,9 @@ import random
 import string
 from collections.abc import Callable
 
-from anchorjax.evaluation.ruler import vocabulary
-from anchorjax.evaluation.ruler.haystack import NOISE
-from anchorjax.evaluation.ruler.sample import UNLIMITED, Draft, Recipe, Setting
+from anchorjax.evaluation.tasks.ruler import vocabulary
+from anchorjax.evaluation.tasks.ruler.haystack import NOISE
+from anchorjax.evaluation.tasks.ruler.sample import UNLIMITED, Draft, Recipe, Setting
 
 HOPS = 4
 _ASK = (

@@ -17,11 +17,11 @@ pred.py, eval.py and metrics.py. Different are:
 - ROUGE-L of texts on which `rouge` goes deeper than Python allows is computed; there it is 0 (`metrics.rouge_l`).
 """
 
-from anchorjax.evaluation.longbench.metrics import check_libraries
-from anchorjax.evaluation.longbench.rows import Row, find, read
-from anchorjax.evaluation.longbench.samples import Samples
-from anchorjax.evaluation.longbench.scores import averages, by_length, score
-from anchorjax.evaluation.longbench.tasks import EVEN, PUBLISHED, TASKS, Task
+from anchorjax.evaluation.tasks.longbench.metrics import check_libraries
+from anchorjax.evaluation.tasks.longbench.rows import Row, find, read
+from anchorjax.evaluation.tasks.longbench.samples import Samples
+from anchorjax.evaluation.tasks.longbench.scores import averages, by_length, score
+from anchorjax.evaluation.tasks.longbench.tasks import EVEN, PUBLISHED, TASKS, Task
 
 __all__ = [
     "EVEN",

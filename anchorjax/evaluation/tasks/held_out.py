@@ -11,8 +11,8 @@ from anchorjax import data
 from anchorjax.checkpoints.orbax import Checkpoints, weights_mark
 from anchorjax.config import AttentionConfig, Config, MeshConfig, resolve
 from anchorjax.errors import ConfigError, WorkdirError
-from anchorjax.evaluation.perplexity import perplexity
 from anchorjax.evaluation.results import Results
+from anchorjax.evaluation.tasks.perplexity import perplexity
 from anchorjax.training.evaluate import Evaluator
 from anchorjax.training.setup import Setup, check_attention
 from anchorjax.training.workdir import load_config

@@ -10,8 +10,8 @@ from anchorjax.data.documents import BadRow, utf8
 from anchorjax.data.sources.jsonl import Lines, parse
 from anchorjax.data.text import text_file
 from anchorjax.errors import EvaluationError
-from anchorjax.evaluation.longbench.metrics import RETRIEVED
-from anchorjax.evaluation.longbench.tasks import PUBLISHED, TASKS, Task
+from anchorjax.evaluation.tasks.longbench.metrics import RETRIEVED
+from anchorjax.evaluation.tasks.longbench.tasks import PUBLISHED, TASKS, Task
 
 _LONGEST = 2**30  # bytes of a line
 

@@ -26,8 +26,8 @@ Prompts, answer prefixes, numbers of generated tokens, depths and metrics are th
 - With a chat template, worked examples stand in the user's turn.
 """
 
-from anchorjax.evaluation.ruler.sample import Sample
-from anchorjax.evaluation.ruler.scores import averages, match
-from anchorjax.evaluation.ruler.tasks import TASKS, Samples, make
+from anchorjax.evaluation.tasks.ruler.sample import Sample
+from anchorjax.evaluation.tasks.ruler.scores import averages, match
+from anchorjax.evaluation.tasks.ruler.tasks import TASKS, Samples, make
 
 __all__ = ["TASKS", "Sample", "Samples", "averages", "make", "match"]

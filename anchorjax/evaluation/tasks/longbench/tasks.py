@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from anchorjax.evaluation.longbench.prompts import PROMPTS
+from anchorjax.evaluation.tasks.longbench.prompts import PROMPTS
 
 Category = Literal["single_doc", "multi_doc", "summarization", "few_shot", "synthetic", "code"]
 Language = Literal["en", "zh", "code"]

@@ -12,8 +12,8 @@ import numpy as np
 from anchorjax.data.text.chat import ChatTemplate, frame
 from anchorjax.data.text.tokenizer import Tokenizer
 from anchorjax.errors import EvaluationError
-from anchorjax.evaluation.ruler import needles, questions, sizing, variables, words
-from anchorjax.evaluation.ruler.sample import Draft, Recipe, Sample, Setting
+from anchorjax.evaluation.tasks.ruler import needles, questions, sizing, variables, words
+from anchorjax.evaluation.tasks.ruler.sample import Draft, Recipe, Sample, Setting
 
 _AMPLE = 16  # with so many times the tokens that the first sample needs, the others are not looked at
 _ESSAYS = "essays; RULER's are not shipped, and without essays=PATH they are novels of Jane Austen"

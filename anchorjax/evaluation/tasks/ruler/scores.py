@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from anchorjax.evaluation.ruler.tasks import TASKS
+from anchorjax.evaluation.tasks.ruler.tasks import TASKS
 
 NOT_IN_PAPER = ("niah_multikey_3", "cwe")  # arXiv 2411.13476 leaves them out for LLaMA-2-7B
 _CONTROL = re.compile("[\x00-\x1f]")

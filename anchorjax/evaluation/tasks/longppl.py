@@ -28,8 +28,8 @@ from anchorjax.data.text import text_file
 from anchorjax.data.text.tokenizer import Tokenizer
 from anchorjax.errors import EvaluationError, UsageError
 from anchorjax.evaluation import windows
-from anchorjax.evaluation.perplexity import perplexity
 from anchorjax.evaluation.results import Results
+from anchorjax.evaluation.tasks.perplexity import perplexity
 from anchorjax.evaluation.texts import Chosen, digest
 from anchorjax.inference.batching import batches, bucket
 from anchorjax.inference.scoring import Scorer

@@ -8,9 +8,9 @@ from typing import Literal
 
 import numpy as np
 
-from anchorjax.evaluation.ruler import vocabulary
-from anchorjax.evaluation.ruler.haystack import NOISE, Essays, open_essays
-from anchorjax.evaluation.ruler.sample import UNLIMITED, Draft, Recipe, Setting
+from anchorjax.evaluation.tasks.ruler import vocabulary
+from anchorjax.evaluation.tasks.ruler.haystack import NOISE, Essays, open_essays
+from anchorjax.evaluation.tasks.ruler.sample import UNLIMITED, Draft, Recipe, Setting
 
 NEEDLE = "One of the special magic {kind} for {key} is: {value}."
 # Percent of the sentences that are over where a needle of an essay can be.

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from anchorjax.evaluation.longbench.metrics import METRICS
-from anchorjax.evaluation.longbench.rows import Row
-from anchorjax.evaluation.longbench.tasks import PUBLISHED, TASKS, Task
+from anchorjax.evaluation.tasks.longbench.metrics import METRICS
+from anchorjax.evaluation.tasks.longbench.rows import Row
+from anchorjax.evaluation.tasks.longbench.tasks import PUBLISHED, TASKS, Task
 
 _LENGTHS = {"0-4k": (0, 4000), "4-8k": (4000, 8000), "8k+": (8000, float("inf"))}  # in words
 _LANGUAGES = {"en": ("en", "code"), "zh": ("zh", "code"), "all": ("en", "zh", "code")}  # code counts in each
