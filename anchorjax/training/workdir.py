@@ -12,17 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from anchorjax.config import Config
+from anchorjax.config import KEYS, Config
 from anchorjax.errors import WorkdirError
 from anchorjax.files import read_json, write_atomically
 
 COMMANDS = "commands.json"
-# Keys that may differ when a run is continued: they change where and how it runs, not what is computed.
-# (The mesh and attention's tiles do change the order of floating-point sums: losses then agree closely, not bitwise.)
-FREE = ("mesh.", "attention.", "eval.", "checkpoint.", "train.log_every", "train.tensorboard", "train.peak_tflops")
-# A store's fingerprint tells the tokenizer's content and the text's, wherever they lie.
-FREE += ("data.prefetch", "data.workers", "data.data_dir", "data.tokenizer", "data.store", "data.max_row_bytes")
-FREE += ("data.text_key", "data.source_key", "data.held_out_share", "data.bad_rows", "data.max_bad_share")
 
 
 class Workdir:
@@ -98,7 +92,8 @@ class Workdir:
 
 
 def _is_free(line: str) -> bool:
-    return line.startswith(FREE)
+    declared = KEYS.get(line.partition(":")[0])
+    return declared is not None and declared.resume == "free"
 
 
 def load_config(workdir: Path) -> dict[str, Any]:

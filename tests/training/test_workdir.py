@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
+from anchorjax.config import KEYS
 from anchorjax.errors import WorkdirError
-from anchorjax.training.workdir import FREE, Workdir, differences, load_commands, load_config
+from anchorjax.training.workdir import Workdir, differences, load_commands, load_config
 from tests import tiny
 
 
@@ -35,8 +36,7 @@ CHOICES = {"implementation": "reference", "bad_rows": "skip"}
 
 
 def free_keys() -> list[str]:
-    keys = [f"{section}.{key}" for section, values in tiny.mapping().items() if section != "seed" for key in values]
-    return [key for key in keys if key.startswith(FREE)]
+    return [name for name, key in KEYS.items() if key.resume == "free"]
 
 
 def test_free_keys_are_those_of_where_and_how():

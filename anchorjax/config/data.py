@@ -1,0 +1,89 @@
+"""The section that describes the text and how rows are made of it."""
+
+import dataclasses
+
+from anchorjax.config.keys import Section, key
+from anchorjax.types import MASKS, PACKINGS, POSITIONS
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(Section):
+    NAME = "data"
+    source: str = key(
+        "public_domain",
+        "public_domain, tfds:NAME, or files for anchorjax.cli.prepare: jsonl:PATH, parquet:PATH, array_record:PATH, "
+        "text_folder:PATH, anchor_context:PATH, joined by ';'. 'jsonl:/books,2;parquet:/web,0.25' takes every book "
+        "twice and one in four web pages",
+    )
+    # Free on resume: a store's fingerprint tells the text and the tokenizer, wherever they are.
+    store: str = key(
+        "", "where anchorjax.cli.prepare puts the tokens, for runs to open; empty: in memory", resume="free"
+    )
+    tokenizer: str = key(
+        "auto", "a directory with tokenizer.json, or bytes; auto: the checkpoint's, or bytes", resume="free"
+    )
+    data_dir: str = key("~/.cache/anchorjax", "where prepared data sets are kept", resume="free")
+    # How anchorjax.cli.prepare reads files. A dot leads into an object, unless a key has that whole name.
+    text_key: str = key("text", "field of a row that holds its text; a dot leads into an object", resume="free")
+    source_key: str = key(
+        "source", "field of a row that names its source (SlimPajama: meta.redpajama_set_name)", resume="free"
+    )
+    held_out_share: float = key(
+        0.01,
+        "share of the documents that are held out for validation, by a hash of each",
+        low=0,
+        high=0.5,
+        resume="free",
+    )
+    bad_rows: str = key(
+        "raise",
+        "rows of a file without a document; skip counts them by reason",
+        choices=("raise", "skip"),
+        resume="free",
+    )
+    max_bad_share: float = key(
+        0.01, "largest share of bad rows; with more, nothing is written", low=0, high=1, resume="free"
+    )
+    max_row_bytes: int = key(
+        2**24,
+        "a longer row is a bad one, as tokenizing takes up to 130 times a text's size in memory",
+        low=1,
+        high=2**30,
+        resume="free",
+    )
+    seq_len: int = key(4096, "T: tokens of a row, BOS included", low=2, high=2**24)
+    batch_size: int = key(1, "B: rows of one optimizer step, over all devices", low=1)
+    mask: str = key("anchor", "which tokens may attend to which (anchorjax/masks.py)", choices=MASKS)
+    positions: str = key("continue", "positions run through the row, or restart at each document", choices=POSITIONS)
+    boundary_targets: bool = key(False, "train a document's last token on the next document's first")
+    packing: str = key(
+        "concat_split",
+        "concat_split fills every row and splits documents at its end; first_fit and best_fit keep documents whole "
+        "that are not longer than a row (anchorjax/data/rows/row_plan.py)",
+        choices=PACKINGS,
+    )
+    tags: bool = key(False, "put a document's source before it, as text that is not trained on")
+    interleave: int = key(
+        0,
+        "split documents into so many pieces and mix the pieces in a row; 0: off, as the paper measured it to harm "
+        "(its published code mixed copies of one document)",
+        low=0,
+        high=1024,
+    )
+    upsample_long: bool = key(
+        False, "keep a tenth of the documents below 4096 tokens, and each source's share of tokens"
+    )
+    prefetch: int = key(4, "batches prepared ahead", low=0, high=1024, resume="free")
+    workers: int = key(
+        0,
+        "processes of training and of anchorjax.cli.prepare; the data is the same for any number",
+        low=0,
+        high=256,
+        resume="free",
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.require(self.interleave != 1, "interleave", "it must be 0, or 2 or more pieces of a document")
+        clash = self.interleave and self.boundary_targets  # a document's end is followed by the middle of another
+        self.require(not clash, "boundary_targets", f"it must be False with data.interleave={self.interleave}")

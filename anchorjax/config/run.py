@@ -1,0 +1,149 @@
+"""`Config`, one run's resolved configuration, and `resolve`, the only way to one.
+
+Every error is a `ConfigError`, whose one line names the key, the value and what is allowed.
+"""
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from anchorjax.config.data import DataConfig
+from anchorjax.config.keys import Key, Section, key
+from anchorjax.config.model import OPEN, SIZES, LoraConfig, ModelConfig, RopeConfig
+from anchorjax.config.training import (
+    AttentionConfig,
+    CheckpointConfig,
+    EvalConfig,
+    MeshConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+from anchorjax.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Section):
+    """One run. `resolve` makes it from a recipe's ConfigDict or a saved config.json."""
+
+    seed: int = key(0, "seed of initial weights and data order; the same seed gives the same run, bit for bit", low=0)
+    init_from: str = key(
+        "", "a Hugging Face directory, a run's, or one that anchorjax.cli.convert wrote; empty: random weights"
+    )
+    model: ModelConfig
+    rope: RopeConfig
+    lora: LoraConfig
+    attention: AttentionConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    eval: EvalConfig
+    checkpoint: CheckpointConfig
+    mesh: MeshConfig
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in SIZES if not self.init_from else ():
+            if not getattr(self.model, name):
+                raise ConfigError(f"model.{name}", 0, "it must be at least 1, unless init_from names a checkpoint")
+        rows, accumulation = self.data.batch_size, self.train.grad_accum_steps
+        if rows % accumulation:
+            raise ConfigError("train.grad_accum_steps", accumulation, f"it must divide data.batch_size={rows}")
+        pairs = self.model.head_dim // 2
+        for name in ("short_factors", "long_factors") if self.rope.scaling == "longrope" else ():
+            factors = getattr(self.rope, name)
+            if pairs and len(factors) != pairs:
+                raise ConfigError(
+                    f"rope.{name}", factors, f"it must hold model.head_dim/2={pairs} numbers, not {len(factors)}"
+                )
+
+    def completed(self, model: Mapping[str, Any] | None = None, rope: Mapping[str, Any] | None = None) -> "Config":
+        """A copy in which values that are left open (0, "", "auto") come from a checkpoint's fields, or are Llama's.
+
+        RoPE may differ from the checkpoint's, which is how a model is extended to longer rows; the rest may not.
+
+        Raises:
+          ConfigError: a value of the model is not left open and differs from the checkpoint's.
+        """
+        given = dataclasses.asdict(self.model)
+        for name, value in (model or {}).items():
+            if given[name] not in (OPEN[name], value):
+                raise ConfigError(f"model.{name}", given[name], f"the checkpoint in init_from has {value!r}")
+        llama = {"family": "llama", "norm_eps": 1e-5}
+        model = {name: given[name] or value for name, value in llama.items()} | dict(model or {})
+        rope = {"theta": 10_000.0, "scaling": "none"} | dict(rope or {})
+        if self.rope.scaling != "auto":
+            rope = {name: rope[name] for name in ("theta", "local_theta") if name in rope}
+        rope |= {name: value for name in ("theta", "local_theta") if (value := getattr(self.rope, name))}
+        changes = {"model": dataclasses.replace(self.model, **model), "rope": dataclasses.replace(self.rope, **rope)}
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The nested dictionaries of config.json, with lists for tuples."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    def check_devices(self, num_devices: int) -> dict[str, int]:
+        """The mesh's shape for that many devices. Raises ConfigError for sizes that do not divide over it."""
+        shape = self.mesh.shape(num_devices)
+        row_shards = shape["data"] * shape["fsdp"]
+
+        def divides(name: str, value: int, parts: int, axes: str) -> None:
+            if value % parts:
+                raise ConfigError(name, value, f"it must be a multiple of {axes} = {parts}")
+
+        micro = row_shards * self.train.grad_accum_steps
+        divides("data.batch_size", self.data.batch_size, micro, "mesh.data * mesh.fsdp * train.grad_accum_steps")
+        divides("data.seq_len", self.data.seq_len, shape["context"], "mesh.context")
+        for name in ("num_heads", "num_kv_heads", "d_ff"):
+            divides(f"model.{name}", getattr(self.model, name), shape["tensor"], "mesh.tensor")
+        divides("model.d_model", self.model.d_model, shape["fsdp"], "mesh.fsdp")
+        if self.model.vocab_size:
+            divides("model.vocab_size", self.model.vocab_size, shape["tensor"], "mesh.tensor")
+        return shape
+
+
+SECTIONS = {field.name: field.type for field in dataclasses.fields(Config) if issubclass(field.type, Section)}
+KEYS: dict[str, Key] = {each.name: each for part in (Config, *SECTIONS.values()) for each in part.declared()}
+
+
+def defaults() -> dict[str, Any]:
+    """Every key with its default, as nested dictionaries."""
+    top, parts = Config.declared(), {name: section.declared() for name, section in SECTIONS.items()}
+    leaves = {each.name: each.default for each in top}
+    return leaves | {
+        name: {each.name.removeprefix(f"{name}."): each.default for each in keys} for name, keys in parts.items()
+    }
+
+
+def resolve(config: Mapping[str, Any]) -> Config:
+    """Makes a Config of nested mappings with all keys (a ConfigDict, or a saved JSON file).
+
+    Raises:
+      ConfigError: a key is unknown, missing, or has an impossible value; the first one found is named.
+    """
+    _check_names("", config, [field.name for field in dataclasses.fields(Config)])
+    parts = {}
+    for name, section in SECTIONS.items():
+        if not isinstance(config[name], Mapping):
+            raise ConfigError(name, config[name], "it must be a section with keys")
+        _check_names(f"{name}.", config[name], [field.name for field in dataclasses.fields(section)])
+        parts[name] = section(**config[name])
+    return Config(seed=config["seed"], init_from=config["init_from"], **parts)
+
+
+def _check_names(prefix: str, given: Mapping[str, Any], known: list[str]) -> None:
+    for name in given:
+        if name not in known:
+            raise unknown_key(prefix + name, given[name], [prefix + each for each in known])
+    for name in known:
+        if name not in given:
+            raise ConfigError(prefix + name, None, "the key is missing; start from anchorjax.config.base()")
+
+
+def unknown_key(name: str, value: Any, known: list[str]) -> ConfigError:
+    """The error of a key that does not exist, with the known key that was probably meant."""
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean config.{close[0]}? " if close else ""
+    there_are = f"there are {', '.join(known)}" if known else f"{name.rpartition('.')[0]} is a value, not a section"
+    return ConfigError(name, value, f"there is no such key; {hint}{there_are}")

@@ -1,0 +1,121 @@
+"""The sections that describe how a run computes: attention, optimizer, steps, evaluation, saves and the mesh."""
+
+import dataclasses
+import math
+
+from anchorjax.config.keys import Section, key
+from anchorjax.errors import ConfigError
+from anchorjax.types import IMPLEMENTATIONS
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionConfig(Section):
+    """An implementation and its tiles change the order of floating-point sums: losses agree closely, not bitwise."""
+
+    NAME = "attention"
+    implementation: str = key(
+        "auto",
+        "code that computes attention (anchorjax/attention); auto: the fastest for these devices",
+        choices=("auto", *IMPLEMENTATIONS),
+        resume="free",
+    )
+    q_tile: int = key(
+        0,
+        "queries of a tile: small tiles skip more, large ones run faster; 0: the implementation's table",
+        low=0,
+        high=8192,
+        resume="free",
+    )
+    kv_tile: int = key(0, "keys of a tile; 0: the implementation's table", low=0, high=8192, resume="free")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig(Section):
+    NAME = "optimizer"
+    learning_rate: float = key(1e-3, "largest learning rate", low=0, high=10, open_low=True)
+    schedule: str = key("cosine", "learning rate after the warm-up", choices=("constant", "cosine"))
+    warmup_steps: int = key(20, "steps in which the learning rate rises linearly", low=0)
+    final_fraction: float = key(0.1, "share of learning_rate at the last step (cosine)", low=0, high=1)
+    beta1: float = key(0.9, "decay of the first moment (AdamW)", low=0, high=0.9999)
+    beta2: float = key(0.95, "decay of the second moment (AdamW)", low=0, high=0.999999)
+    eps: float = key(1e-8, "added to the root of the second moment (AdamW)", low=0, high=1, open_low=True)
+    weight_decay: float = key(0.1, "weight decay of matrices, not of norm scales", low=0, high=1)
+    clip_norm: float = key(1.0, "largest global norm of the gradient; 0: no clipping", low=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(Section):
+    NAME = "train"
+    steps: int = key(100, "optimizer steps of the whole run", low=1)
+    grad_accum_steps: int = key(
+        1, "micro-batches of batch_size / grad_accum_steps rows in one optimizer step, to save memory", low=1
+    )
+    loss_chunk: int = key(1024, "tokens of a device whose logits exist at once", low=1)
+    log_every: int = key(10, "steps between lines of metrics.jsonl", low=1, resume="free")
+    tensorboard: bool = key(True, "write TensorBoard events beside metrics.jsonl", resume="free")
+    peak_tflops: float = key(
+        0.0,
+        "TFLOP/s of a device, for MFU; 0: the table in models/flops.py, if it has the device",
+        low=0,
+        resume="free",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig(Section):
+    NAME = "eval"
+    every: int = key(100, "steps between held-out losses; 0: only at the end", low=0, resume="free")
+    rows: int = key(8, "rows of each held-out loss during training", low=1, resume="free")
+    final_rows: int = key(
+        0, "rows of the held-out loss at the end; 0: the whole validation split", low=0, resume="free"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig(Section):
+    NAME = "checkpoint"
+    every: int = key(100, "steps between saves; the last step is always saved", low=1, resume="free")
+    keep: int = key(2, "newest checkpoints that are kept", low=1, resume="free")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig(Section):
+    """Devices along each axis, whose product is the device count. -1, at most once, takes the devices that are left.
+
+    The mesh changes the order of floating-point sums: losses agree closely, not bitwise.
+    """
+
+    NAME = "mesh"
+    data: int = key(
+        1, "devices that share the rows and hold whole weights; -1: all that are left", low=-1, resume="free"
+    )
+    fsdp: int = key(
+        -1,
+        "devices that share the rows and the weights, which are gathered layer by layer; -1: all that are left",
+        low=-1,
+        resume="free",
+    )
+    context: int = key(1, "devices that share the tokens of a row; -1: all that are left", low=-1, resume="free")
+    tensor: int = key(
+        1, "devices that share heads, feed-forward and vocabulary; -1: all that are left", low=-1, resume="free"
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        sizes = dataclasses.asdict(self)
+        for name, size in sizes.items():
+            self.require(size != 0, name, "it must be at least 1, or -1 for the devices that are left")
+        free = [name for name, size in sizes.items() if size == -1]
+        if len(free) > 1:
+            self.require(False, free[1], f"only one axis may be -1, and mesh.{free[0]} is")
+
+    def shape(self, num_devices: int) -> dict[str, int]:
+        """Axis sizes with -1 filled in. Raises ConfigError if they do not multiply to num_devices."""
+        sizes = dataclasses.asdict(self)
+        fixed = math.prod(size for size in sizes.values() if size != -1)
+        if num_devices % fixed or (-1 not in sizes.values() and fixed != num_devices):
+            name = max(sizes, key=lambda axis: sizes[axis])
+            raise ConfigError(
+                self.path(name), sizes[name], f"the axes of {sizes} must multiply to the {num_devices} devices"
+            )
+        return {name: num_devices // fixed if size == -1 else size for name, size in sizes.items()}
