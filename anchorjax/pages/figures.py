@@ -1,8 +1,8 @@
-"""Plots in one style, as matplotlib `Figure`s without pyplot or any other global state; `png` makes files of them.
+"""Plots in one style, as matplotlib `Figure`s without pyplot or any other global state; `png` encodes them.
 
-Colours are those of Okabe and Ito, which the colour-blind tell apart, and lines also differ by marker and dash. Text is
-taken as it is: no "$" starts a formula, and long names are cut. The only module that knows matplotlib, which takes 0.3
-seconds to import and is imported when the first figure is made.
+The colours are those of Okabe and Ito, which colour-blind readers can tell apart; lines also differ by marker and dash.
+Text is drawn as it is: no "$" starts a formula, and long names are cut. This is the only module that knows matplotlib,
+which takes 0.3 seconds to import and is therefore imported when the first figure is made.
 """
 
 import dataclasses
@@ -27,6 +27,8 @@ _DASHES = ("-", "--", "-.", ":")
 _WIDTH, _NARROW, _DPI = 7.5, 5.0, 150  # inches; 1125 and 750 pixels
 _INK, _GRID = "#222222", "#DDDDDD"
 _LONGEST = 28  # characters of a label
+_LEAST_SPAN = 1 / 3  # of the largest value, that a linear y axis covers: noise of 5% stays below a sixth of the height
+_FEW_COLUMNS = 3  # of a heat map that is drawn narrow, as cells of 2 inches and more look like stripes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +60,13 @@ def lines(
     y_range: tuple[float | None, float | None] = (None, None),
     name_value: Callable[[float], str] | None = None,
 ) -> "Figure":
-    """One line for each series.
+    """Draws one line for each series.
 
     Args:
       x_ticks: makes the x axis logarithmic, with these ticks and no others, named by `name_tick`.
-      y_range: lowest and highest y; None: what is drawn. A logarithmic axis takes its own.
-      name_value: writes its value above each point.
+      y_range: lowest and highest y; None: chosen from the values, at least a third of the largest one apart, so that
+        noise does not look like a trend. A logarithmic axis chooses its own.
+      name_value: gives the text that is written above each point.
     """
     figure, axes = _figure(1, 3.6)
     for number, one in enumerate(series):
@@ -83,13 +86,15 @@ def lines(
         axes[0].set_xticks([], minor=True)
     else:
         axes[0].xaxis.get_major_locator().set_params(integer=True)  # steps
+    drawn = np.concatenate([np.ravel(y) for one in series for y in (one.y, one.low, one.high) if y is not None])
+    drawn = drawn[np.isfinite(drawn)]
     if log_y:
         axes[0].set_yscale("log")
         _tick_log(axes[0].yaxis)
-        drawn = np.concatenate([np.ravel(y) for one in series for y in (one.y, one.low, one.high) if y is not None])
-        drawn = drawn[np.isfinite(drawn)]
         if drawn.size:
             y_range = drawn.min() / 1.6, drawn.max() * 1.6  # wide enough for one tick, whatever the values
+    elif drawn.size and y_range == (None, None):
+        y_range = _wide_enough(float(drawn.min()), float(drawn.max()))
     axes[0].set_ylim(*y_range)
     _label(axes[0], x_label, y_label)
     _legend(axes[0], len(series))
@@ -99,7 +104,7 @@ def lines(
 def bars(
     labels: Sequence[str], values: Sequence[float], *, x_label: str, name_value: Callable[[float], str]
 ) -> "Figure":
-    """Horizontal bars, the first on top, each with its value at its end."""
+    """Draws horizontal bars, the first one at the top, each with its value at its end."""
     figure, axes = _figure(1, 0.9 + 0.32 * len(labels))
     drawn = axes[0].barh(range(len(labels)), values, color=COLORS[0], height=0.7)
     axes[0].set_yticks(range(len(labels)), [label(text) for text in labels])
@@ -114,7 +119,7 @@ def bars(
 def histogram(
     values: Sequence[tuple[str, np.ndarray]], *, edges: np.ndarray, x_label: str, y_label: str, log_x: bool = False
 ) -> "Figure":
-    """Of each named array, how many percent of its numbers lie in each bin, as outlines over the same bins."""
+    """Draws the percentage of each named array's numbers in each bin, as outlines over the same bins."""
     figure, axes = _figure(1, 3.6)
     for number, (name, numbers) in enumerate(values):
         percent = 100 * np.histogram(numbers, edges)[0] / max(1, len(numbers))
@@ -141,14 +146,15 @@ def heat_map(
     scale: tuple[float, float] | None = None,
     narrow: bool = False,
 ) -> "Figure":
-    """A coloured cell for each value, with the value in it; NaNs stay white.
+    """Draws a coloured cell for each value, with the value in it. Cells have white borders; NaNs stay white.
 
     Args:
       scale: values of the first and the last colour, so that maps can be compared; None: the lowest and the highest.
-      narrow: for two side by side.
+      narrow: draws a smaller figure, for two side by side. Maps of few columns are always narrow.
     """
     import matplotlib
 
+    narrow = narrow or len(columns) <= _FEW_COLUMNS
     figure, axes = _figure(1, 1.25 + 0.42 * len(rows), _NARROW if narrow else _WIDTH)
     values_RC = np.asarray(values_RC, float)
     known = values_RC[np.isfinite(values_RC)]
@@ -167,6 +173,7 @@ def heat_map(
     axes[0].set_title(label(title, 30 if narrow else 54), fontsize=10, color=_INK, loc="left")
     axes[0].grid(False)
     axes[0].tick_params(length=0)
+    _border_cells(axes[0], values_RC.shape)
     return figure
 
 
@@ -234,6 +241,22 @@ def _figure(columns: int, height: float, width: float = _WIDTH) -> "tuple[Figure
             spine.set_visible(side in ("left", "bottom"))
             spine.set_color(_INK)
     return figure, axes
+
+
+def _wide_enough(low: float, high: float) -> tuple[float, float]:
+    """Returns the ends of a linear axis around values from `low` to `high`."""
+    span, least = high - low, _LEAST_SPAN * max(abs(low), abs(high))
+    margin = max(0.05 * span, (least - span) / 2) or 1.0
+    return low - margin, high + margin
+
+
+def _border_cells(axes: "Axes", shape: tuple[int, int]) -> None:
+    """Separates cells of the same colour by white lines."""
+    for axis, count in zip((axes.yaxis, axes.xaxis), shape, strict=True):
+        axis.set_ticks(np.arange(1, count) - 0.5, minor=True)
+    axes.set_axisbelow(False)
+    axes.grid(True, which="minor", color="white", linewidth=1.5)
+    axes.tick_params(which="minor", length=0)
 
 
 def _tick_log(axis: "Axis") -> None:

@@ -3,85 +3,54 @@
     page = Page("Tokens", (Section("Sources", (Paragraph("Two."), Table("Counts", ("name", "tokens"), (("a", 3),)))),))
     write(page, Path("report.html"))
 
-A page is data until it is rendered, and rendered as a tree of elements: no text can become markup. Images are inside
+A page is data until page.html.j2 renders it, which escapes every value: no text can become markup. Images are inside
 the file, and browsers are told to load nothing else.
 """
 
 import base64
 import dataclasses
+import functools
 import os
 import re
 import struct
 from collections.abc import Sequence
 from pathlib import Path
-from xml.etree import ElementTree
-from xml.etree.ElementTree import Element
+from typing import Any
+
+import jinja2
 
 from anchorjax.errors import UsageError
 from anchorjax.files import write_atomically
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# What HTML cannot hold, or UTF-8 cannot encode: control characters, surrogates, noncharacters; and the marks that turn
-# the direction of text, with which a name could rearrange the words around it.
+MOST_ROWS = 20  # of a table that is not folded: more fill a screen
+# Characters that HTML cannot hold or UTF-8 cannot encode: control characters, surrogates, noncharacters; and the marks
+# that change the direction of text, with which a name could rearrange the words around it.
 _UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff\u202a-\u202e\u2066-\u2069]"
 )
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1c1e21; --faint: #5c6370; --line: #d5d8dd; --paper: #fff; --shade: #f4f5f7 }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e3e5e8; --faint: #a0a6b0; --line: #3c4149; --paper: #17191c; --shade: #22252a }
-}
-body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 60rem; color: var(--ink); background: var(--paper);
-  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 }
-h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; padding-top: .75rem; border-top: 1px solid var(--line) }
-.subtitle, caption, figcaption { color: var(--faint) }
-.subtitle { margin: .25rem 0 0 }
-.scroll { overflow-x: auto }
-table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums }
-caption, figcaption { text-align: left; font-size: .9rem; padding: .25rem 0 }
-th, td { padding: .3rem .9rem .3rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line);
-  overflow-wrap: break-word; max-width: 24rem }
-th { font-weight: 600; vertical-align: bottom }
-.number { text-align: right; white-space: nowrap }
-details { margin: .75rem 0 }
-summary { cursor: pointer }
-figure { margin: 1.25rem 0 }
-.side { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 0 1.5rem }
-.side figure { margin: .75rem 0 }
-img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 4px }
-@media (max-width: 40rem) { img { max-width: none; width: 34rem } .side img { width: 26rem } }
-pre { padding: .75rem 1rem; background: var(--shade); white-space: pre-wrap; font-size: .9rem }
-"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Paragraph:
     text: str
 
-    def render(self) -> Element:
-        return _element("p", self.text)
-
 
 @dataclasses.dataclass(frozen=True)
 class Code:
-    """A command, or anything else whose line breaks and spaces count."""
+    """A command, or any other text whose line breaks and spaces count."""
 
     text: str
-
-    def render(self) -> Element:
-        pre = Element("pre")
-        pre.append(_element("code", self.text))
-        return pre
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows of cells under their heads. Numbers stand to the right: ints get thousands' commas, floats come as given.
+    """Rows of cells below a row of heads; folded if it has more than MOST_ROWS rows.
+
+    Numbers are aligned to the right. Ints are written with thousands' commas, floats as Python writes them.
 
     Raises:
-      ValueError: a row that has more or fewer cells than there are heads.
+      ValueError: a row has more or fewer cells than there are heads.
     """
 
     caption: str
@@ -93,21 +62,14 @@ class Table:
             if len(row) != len(self.heads):
                 raise ValueError(f"table {self.caption!r}: {len(row)} cells {row!r} under {len(self.heads)} heads")
 
-    def render(self) -> Element:
-        scroll = Element("div", {"class": "scroll"})
-        table = ElementTree.SubElement(scroll, "table")
-        table.append(_element("caption", self.caption))
-        numeric = [all(_is_number(row[column]) for row in self.rows) for column in range(len(self.heads))]
-        head = ElementTree.SubElement(ElementTree.SubElement(table, "thead"), "tr")
-        for text, right in zip(self.heads, numeric, strict=True):
-            head.append(_element("th", text, {"scope": "col"} | ({"class": "number"} if right else {})))
-        body = ElementTree.SubElement(table, "tbody")
-        for row in self.rows:
-            line = ElementTree.SubElement(body, "tr")
-            for cell, right in zip(row, numeric, strict=True):
-                text = f"{cell:,}" if isinstance(cell, int) else str(cell)
-                line.append(_element("td", text, {"class": "number"} if right else {}))
-        return scroll
+    @property
+    def long(self) -> bool:
+        return len(self.rows) > MOST_ROWS
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Whether each column holds nothing but numbers."""
+        return [all(_is_number(row[column]) for row in self.rows) for column in range(len(self.heads))]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,12 +77,12 @@ class Figure:
     """An image inside the page.
 
     Attributes:
-      name: of its file beside the page, without .png: lower-case letters, digits and underscores.
+      name: the name of its file beside the page, without .png: lower-case letters, digits and underscores.
       png: the file's bytes.
-      alt: says what there is to see, to those who do not.
+      alt: describes the image to readers who cannot see it.
 
     Raises:
-      ValueError: no PNG, no alt text, or a name that is no plain file name.
+      ValueError: `png` is no PNG, `alt` is empty, or `name` is not a plain file name.
     """
 
     name: str
@@ -134,29 +96,27 @@ class Figure:
         if not self.alt.strip() or not re.fullmatch("[a-z0-9_]+", self.name):
             raise ValueError(f"figure {self.name!r} needs an alt text ({self.alt!r}) and a plain name")
 
-    def render(self) -> Element:
-        width, height = struct.unpack(">II", self.png[16:24])
-        source = "data:image/png;base64," + base64.b64encode(self.png).decode()
-        figure = Element("figure")
-        size = {"width": str(width), "height": str(height)}  # of the space kept for it; the stylesheet makes it fit
-        scroll = ElementTree.SubElement(figure, "div", {"class": "scroll"})
-        ElementTree.SubElement(scroll, "img", {"src": source, "alt": printable(self.alt)} | size)
-        figure.append(_element("figcaption", self.caption))
-        return figure
+    @property
+    def source(self) -> str:
+        """The file as a data: URL."""
+        return "data:image/png;base64," + base64.b64encode(self.png).decode()
+
+    @property
+    def width(self) -> int:
+        """Pixels, from the PNG's header. Browsers reserve this space, and the style sheet makes the image fit."""
+        return struct.unpack(">I", self.png[16:20])[0]
+
+    @property
+    def height(self) -> int:
+        return struct.unpack(">I", self.png[20:24])[0]
 
 
 @dataclasses.dataclass(frozen=True)
 class Folded:
-    """Blocks under a line that opens them: what few want to read."""
+    """Blocks that are hidden until the reader opens their title."""
 
     title: str
     blocks: Sequence["Block"]
-
-    def render(self) -> Element:
-        details = Element("details")
-        details.append(_element("summary", self.title))
-        details.extend(block.render() for block in self.blocks)
-        return details
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,11 +124,6 @@ class Side:
     """Figures side by side where the window is wide enough for two."""
 
     blocks: Sequence[Figure]
-
-    def render(self) -> Element:
-        side = Element("div", {"class": "side"})
-        side.extend(figure.render() for figure in self.blocks)
-        return side
 
 
 Block = Paragraph | Code | Table | Figure | Folded | Side
@@ -191,22 +146,7 @@ class Page:
         return [figure for section in self.sections for figure in _figures(section.blocks)]
 
     def html(self) -> str:
-        root = Element("html", {"lang": "en"})
-        head = ElementTree.SubElement(root, "head")
-        ElementTree.SubElement(head, "meta", {"charset": "utf-8"})
-        ElementTree.SubElement(head, "meta", {"http-equiv": "Content-Security-Policy", "content": _POLICY})
-        ElementTree.SubElement(head, "meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"})
-        head.append(_element("title", self.title))
-        ElementTree.SubElement(head, "style").text = _STYLE
-        main = ElementTree.SubElement(ElementTree.SubElement(root, "body"), "main")
-        main.append(_element("h1", self.title))
-        if self.subtitle:
-            main.append(_element("p", self.subtitle, {"class": "subtitle"}))
-        for section in self.sections:
-            part = ElementTree.SubElement(main, "section")
-            part.append(_element("h2", section.title))
-            part.extend(block.render() for block in section.blocks)
-        return "<!DOCTYPE html>\n" + ElementTree.tostring(root, encoding="unicode", method="html") + "\n"
+        return _template().render(page=self)
 
 
 def write(page: Page, path: Path) -> Path:
@@ -261,10 +201,28 @@ def _figures(blocks: Sequence[Block]) -> list[Figure]:
     return [block for some in found for block in some if isinstance(block, Figure)]
 
 
-def _element(tag: str, text: str, attributes: dict[str, str] | None = None) -> Element:
-    element = Element(tag, attributes or {})
-    element.text = printable(text)
-    return element
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        finalize=_finalize,
+    )
+    environment.filters["cell_text"] = lambda cell: f"{cell:,}" if isinstance(cell, int) else str(cell)
+    for kind in (Paragraph, Code, Table, Figure, Folded, Side):
+        environment.tests[kind.__name__.lower()] = functools.partial(_is, kind)
+    return environment.get_template("page.html.j2")
+
+
+def _is(kind: type, block: Block) -> bool:
+    return isinstance(block, kind)
+
+
+def _finalize(value: Any) -> Any:
+    """Makes every value that the template writes printable. Text that a macro has rendered is passed through."""
+    return value if hasattr(value, "__html__") else printable(str(value))
 
 
 def _is_number(cell: str | int | float) -> bool:

@@ -99,6 +99,31 @@ def test_a_scale_is_the_same_for_all_maps():
     assert figures.heat_map([[50, 90]], **axes).axes[0].get_images()[0].get_clim() == (50, 90)
 
 
+def test_cells_of_one_colour_have_borders():
+    axes = figures.heat_map(
+        np.full((3, 2), 100.0), rows=("a", "b", "c"), columns=("4K", "8K"), x_label="x", title="t", scale=(0, 100)
+    ).axes[0]
+    borders = [[float(tick) for tick in axis.get_ticklocs(minor=True)] for axis in (axes.xaxis, axes.yaxis)]
+    assert borders == [[0.5], [0.5, 1.5]]
+    drawn = pages.decode(figures.png(axes.figure))
+    x, y = (axes.transData.transform(place) for place in ((0.5, 1.25), (0.25, 1.5)))  # on a border, in no text
+    inside = axes.transData.transform((0.25, 1.25))
+    colors = [drawn[len(drawn) - 1 - int(y), int(x)].tolist() for x, y in (x, y, inside)]
+    assert colors[:2] == [[255] * 3] * 2 and colors[2] != [255] * 3
+
+
+def test_noise_is_no_mountain():
+    """Perplexities that differ by 5% fill a sixth of the height."""
+    for values, most in (([5.9, 6.2], 1 / 6), ([-6.2, -5.9], 1 / 6), ([2.0, 10.0], 0.95)):
+        low, high = figures.lines([Series("a", [1, 2], values)], x_label="x", y_label="y").axes[0].get_ylim()
+        assert low < values[0] < values[1] < high
+        assert (values[1] - values[0]) / (high - low) == pytest.approx(most, abs=0.05)
+        assert values[0] - low == pytest.approx(high - values[1])
+    for values in ([3.0, 3.0], [0.0, 0.0], [float("inf")] * 2):
+        low, high = figures.lines([Series("a", [1, 2], values)], x_label="x", y_label="y").axes[0].get_ylim()
+        assert np.isfinite([low, high]).all() and high - low >= 1 / 3 * abs(values[0] if values[0] < 9 else 0)
+
+
 def test_steps_are_whole_numbers():
     axes = figures.lines([Series("a", [0, 20], [3, 4])], x_label="step", y_label="y").axes[0]
     assert [tick for tick in axes.get_xticks() if tick != int(tick)] == []
@@ -132,7 +157,7 @@ def test_no_global_state():
     code = """
 import sys, warnings
 warnings.simplefilter("error")
-from anchorjax import figures
+from anchorjax.pages import figures
 assert "matplotlib" not in sys.modules
 import matplotlib
 keys = set(matplotlib.rcParams) - {"backend", "backend_fallback"}  # asking for the backend imports pyplot

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from anchorjax.errors import UsageError
 from anchorjax.pages import figures, page
 from anchorjax.pages.page import Code, Figure, Folded, Page, Paragraph, Section, Side, Table
+from tests import chromium
 from tests import html as pages
 
 PNG = figures.png(figures.heat_map(np.eye(2), rows=("a", "b"), columns=("c", "d"), x_label="x", title="t"))
@@ -48,6 +49,28 @@ def test_columns_of_numbers_stand_to_the_right():
     content = Page("p", (Section("s", [Table("t", ("name", "n", "share", "size", "score"), rows)]),)).html()
     assert content.count('class="number"') == 3 * 3
     assert '<td class="number">12</td>' in content and "<td>7 b</td>" in content
+
+
+@pytest.mark.parametrize(("rows", "folded"), [(page.MOST_ROWS, False), (page.MOST_ROWS + 1, True)])
+def test_a_table_longer_than_a_screen_is_folded_once(rows, folded):
+    table = Table("counts", ("name",), [(f"row {row}",) for row in range(rows)])
+    alone, inside = (
+        pages.read(Page("p", (Section("s", [block]),)).html()) for block in (table, Folded("numbers", [table]))
+    )
+    assert alone.tags.count("details") == folded and inside.tags.count("details") == 1
+    assert alone.cells == inside.cells == ["name", *(f"row {row}" for row in range(rows))]
+    assert (f"counts ({rows} rows)" in alone.text) == folded
+
+
+@chromium.needed
+def test_a_long_file_name_is_not_broken(tmp_path):
+    name = "part_00000_" * 5 + ".jsonl.zst"
+    heights = []
+    for text in ("short", name):
+        path = tmp_path / "page.html"
+        page.write(Page("p", (Section("s", [Table("t", ("made from", text), (("x", "y"),))]),)), path)
+        heights.append(chromium.measure(path, tmp_path, 900).tallest_head)
+    assert heights[0] == heights[1]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ SUMMARY = (
     ("step", "steps", "{:,}"),
     ("validation_loss", "validation loss (nats per target)", "{:.4f}"),
     ("bits_per_byte", "bits per byte", "{:.4f}"),
-    ("tokens", "tokens of the last process", "{:,}"),
+    ("tokens", "tokens since the last start", "{:,}"),
     ("tokens_per_s", "tokens/s", "{:,.0f}"),
     ("mfu", "MFU by live pairs", "{:.1%}"),
 )

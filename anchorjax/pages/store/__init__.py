@@ -1,9 +1,9 @@
-"""A page about a token store: its documents, how they pack into rows, and what attention then costs.
+"""A page about a token store: its documents, how they are packed into rows, and the modelled cost of attention.
 
-lengths.py   numbers of documents and packings
+lengths.py   counts and lengths of documents, and reports of packings
 rows.py      live tiles and masks of rows
-drawing.py   numbers into figures
-writing.py   and into sections with their tables
+drawing.py   turns these numbers into figures
+writing.py   turns them into sections with tables
 """
 
 import dataclasses
@@ -27,17 +27,17 @@ SPLITS = ("train", "validation")
 def make(config: Config, command: str, out: str = "") -> Path:
     """Writes the page about `config.data.store`, or about `config.data.source` tokenized in memory; returns its path.
 
-    The same configuration and store give the same page, so nothing on it says when it was made.
+    The same configuration and store give the same page byte for byte, so the page has no date.
 
     Args:
-      config: with its tokenizer filled in.
-      command: what made the page, for the page.
-      out: the page's path; by default report.html in the store. The figures also lie in a folder beside it.
+      config: a configuration whose `data.tokenizer` is filled in.
+      command: the command that makes the page; it is printed on the page.
+      out: the page's path; by default report.html in the store. The figures are also written to a folder beside it.
 
     Raises:
-      ConfigError, DataError: no such store, source or tokenizer, a damaged store, or tiles that cannot be. Nothing is
-        written then.
-      UsageError: neither a store nor `out`, an `out` that is no path of a page, or a place that cannot be written.
+      ConfigError, DataError: the store, source or tokenizer does not exist, the store is damaged, or a tile size is
+        not allowed. Nothing is written.
+      UsageError: there is neither a store nor `out`, `out` is not the path of an .html file, or it cannot be written.
     """
     path = _place(config.data.store, out)
     attention.choose(config.attention, config.data.seq_len)
@@ -54,7 +54,7 @@ def _place(store: str, out: str) -> Path:
 
 
 def _find(config: Config, stores: dict[str, tuple[data.TokenStore, data.Tokenizer]]) -> Findings:
-    """All numbers and rows of the page."""
+    """Computes all numbers and rows of the page."""
     store, tokenizer = stores["train"]
     counts = lengths.count_sources(store, config.data.source)
     thin = lengths.without_text(store, config.seed)

@@ -1,4 +1,4 @@
-"""Numbers of a report into figures."""
+"""Turns the numbers of a report into figures."""
 
 from collections.abc import Sequence
 
@@ -14,8 +14,8 @@ from anchorjax.types import PACKINGS, PAD_SEGMENT
 
 MOST_BARS = 16
 _BINS = 48
-# Of a mask's picture, by value: dark enough for each other and for the page in grey, too.
-_KINDS = {"not seen": "#F2F2F2", "seen: same document": "#0072B2", "seen: anchor": "#E69F00"}
+# Colours of a mask's picture, by value. They can be told apart in grey, too.
+_KINDS = {"masked": "#F2F2F2", "attended: same document": "#0072B2", "attended: anchor": "#E69F00"}
 
 
 def source_shares(counts: Sequence[SourceCounts]) -> "figures.Figure":
@@ -31,19 +31,19 @@ def source_shares(counts: Sequence[SourceCounts]) -> "figures.Figure":
 
 def document_lengths(lengths: Sequence[tuple[str, np.ndarray]]) -> "figures.Figure":
     shortest, longest = min(int(x.min()) for _, x in lengths), max(int(x.max()) for _, x in lengths)
-    # Whole numbers, so that no bin of short lengths is empty for lying between two of them.
+    # Edges are whole numbers: a narrower bin of short lengths could lie between two of them and stay empty.
     edges = np.unique(np.round(np.geomspace(shortest, longest + 1, _BINS if len(lengths) <= 3 else _BINS // 2)))
     return figures.histogram(
         lengths,
         edges=edges,
         x_label="length of a document (tokens)",
         y_label="documents of the source (%)",
-        log_x=longest > 4 * shortest,  # less may have no tick at all
+        log_x=longest > 4 * shortest,  # a shorter logarithmic axis may have no tick at all
     )
 
 
 def packing_map(packed: Sequence[Packed], field: str, title: str) -> "figures.Figure":
-    """`field` of the packing report in percent, packings by row lengths."""
+    """Draws `field` of the packing reports in percent, packings by row lengths."""
     lengths = sorted({one.seq_len for one in packed})
     values_RC = np.full((len(PACKINGS), len(lengths)), np.nan)
     for one in packed:
@@ -116,6 +116,6 @@ def masks(shown: Sequence[tuple[int, np.ndarray]], mask: str) -> "figures.Figure
 
 
 def _with_wide_anchor(image_PP: np.ndarray, num_anchors: int) -> np.ndarray:
-    """One token in 512 would be thinner than a hair: the anchor's column becomes 2% of the width."""
+    """Widens the anchor's column to 2% of the image: one pixel in 512 would be thinner than a hair."""
     wide = len(image_PP) // 50 if num_anchors else 0
     return np.concatenate([np.repeat(image_PP[:, :1], wide, axis=1), image_PP], axis=1)

@@ -1,6 +1,6 @@
-"""What a report says about documents and how they are packed: numbers that follow from lengths and sources alone.
+"""Counts and lengths of documents, and reports of packings: numbers that follow from lengths and sources alone.
 
-No token is read, so a store of a billion tokens costs what its documents cost.
+No token is read, so the cost depends on the number of documents and not of tokens.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ MOST_DOCUMENTS = 500_000  # that are packed: first_fit takes 4 us for each at ev
 
 @dataclasses.dataclass(frozen=True)
 class SourceCounts:
-    """Documents of one source, the `number`-th of its store; lengths are in tokens."""
+    """Documents of one source; `number` is its index in the store, and lengths are in tokens."""
 
     number: int
     name: str
@@ -33,7 +33,7 @@ class SourceCounts:
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """An epoch under one packing and row length; of documents in a row the 10th, 50th and 90th percentile."""
+    """An epoch under one packing and row length, with the 10th, 50th and 90th percentile of documents in a row."""
 
     packing: str
     seq_len: int
@@ -44,7 +44,7 @@ class Packed:
 
 
 def count_sources(store: TokenStore, only: str) -> list[SourceCounts]:
-    """The sources of a store that have documents, by their tokens. `only` is the name of one without."""
+    """Counts the sources of a store that have documents, most tokens first. `only` names a source without a name."""
     sources, names = sources_of(store, only)
     lengths = np.diff(store.offsets)
     ordered = lengths[np.lexsort((lengths, sources))]
@@ -62,7 +62,7 @@ def count_sources(store: TokenStore, only: str) -> list[SourceCounts]:
 
 
 def lengths_by_source(store: TokenStore, counts: list[SourceCounts], most: int) -> list[tuple[str, np.ndarray]]:
-    """Names and int64 lengths of the first sources of `counts`; the `most`-th may be all others."""
+    """Returns names and int64 lengths of at most `most` sources of `counts`; the last may be all others together."""
     lengths = np.diff(store.offsets)
     shown = counts if len(counts) <= most else counts[: most - 1]
     result = [(one.name, lengths[store.sources == one.number]) for one in shown]
@@ -73,10 +73,10 @@ def lengths_by_source(store: TokenStore, counts: list[SourceCounts], most: int) 
 
 
 def without_text(store: TokenStore, seed: int, most: int = MOST_DOCUMENTS) -> TokenStore:
-    """Documents of the same lengths and sources, all of whose tokens are 0, and which take no memory.
+    """Returns a store of documents of the same lengths and sources whose tokens are all 0 and take no memory.
 
-    Of more than `most` documents as many are drawn with `seed`. Packing is the same for documents of the same lengths,
-    so of a store that is not drawn from, rows have the documents of training's rows.
+    If there are more than `most` documents, `most` of them are drawn with `seed`. Packing depends on lengths alone, so
+    the rows of a store with at most `most` documents hold the same documents as the rows of training.
     """
     lengths, sources = np.diff(store.offsets), store.sources
     if store.num_documents > most:
@@ -88,13 +88,13 @@ def without_text(store: TokenStore, seed: int, most: int = MOST_DOCUMENTS) -> To
 
 
 def seq_lens(num_tokens: int, chosen: int) -> list[int]:
-    """Powers of two, from SHORTEST to LONGEST, that an anchor and `num_tokens` fill; and the one that was chosen."""
+    """Returns `chosen` and the powers of two from SHORTEST to LONGEST that an anchor and `num_tokens` tokens fill."""
     powers = {1 << n for n in range(SHORTEST.bit_length() - 1, LONGEST.bit_length())}
     return sorted({length for length in powers if length <= num_tokens + 1} | {chosen})
 
 
 def pack(store: TokenStore, tokenizer: Tokenizer, config: DataConfig, seed: int, lengths: list[int]) -> list[Packed]:
-    """Every packing at every row length; all else as `config` says."""
+    """Packs `store` with every packing at every row length; all other keys are those of `config`."""
     result = []
     for seq_len in lengths:
         for packing in PACKINGS:

@@ -1,7 +1,7 @@
-"""What a report says about attention in packed rows: which tiles are live, and who sees whom.
+"""Live tiles of packed rows, and pictures of their masks.
 
-Nothing is timed. A fast path visits live tiles and no others (attention/plan.py), so the share of live tiles is what
-attention costs, if every tile costs the same.
+Nothing is timed. A fast path visits live tiles alone (attention/plan.py), so their share models the cost of attention,
+if every tile costs the same.
 """
 
 import dataclasses
@@ -17,14 +17,14 @@ from anchorjax.data.rows.packing import RowPacker
 from anchorjax.masks import Mask, allowed
 from anchorjax.types import PAD_SEGMENT
 
-MOST_ROWS, MOST_TOKENS, FEWEST_ROWS = 64, 2**21, 4  # that tiles are counted in, at each row length
+MOST_ROWS, MOST_TOKENS, FEWEST_ROWS = 64, 2**21, 4  # in which tiles are counted, at each row length
 PICTURE = 512  # pixels along each side of a mask
 HIDDEN, SEEN, ANCHOR = range(3)  # values of a picture
 
 
 @dataclasses.dataclass(frozen=True)
 class LiveTiles:
-    """Live tiles in some of an epoch's rows, and how many would be if every token saw all before it."""
+    """Live tiles in a sample of an epoch's rows: under their mask, and under the full causal mask (`full`)."""
 
     seq_len: int
     q_tile: int
@@ -44,20 +44,19 @@ class LiveTiles:
 
 
 def draw_rows(num_rows: int, most: int, seed: int) -> list[int]:
-    """Up to `most` different rows out of 0 .. num_rows - 1, in order; the same for the same seed."""
+    """Draws up to `most` different rows out of 0 .. num_rows - 1, in order; the same seed gives the same rows."""
     if num_rows <= most:
         return list(range(num_rows))
     return sorted(np.random.default_rng(seed).choice(num_rows, most, replace=False).tolist())
 
 
 def countable(seq_len: int, q_tile: int, kv_tile: int) -> bool:
-    """Whether a row has no more tiles than a plan can hold."""
+    """Returns whether a plan can hold the tiles of a row."""
     return -(-seq_len // min(q_tile, kv_tile)) <= MAX_TILES
 
 
 def count_live_tiles(packer: RowPacker, q_tile: int, kv_tile: int, seed: int) -> LiveTiles:
-    """Counts tiles of rows of `packer`, whose mask must not be full. Takes one row's tiles at a time: at most
-    MAX_TILES^2 bytes."""
+    """Counts live tiles of rows of `packer`, whose mask must not be full. It needs at most MAX_TILES^2 bytes."""
     most = min(MOST_ROWS, max(FEWEST_ROWS, MOST_TOKENS // packer.seq_len))
     rows = draw_rows(packer.rows_per_epoch, most, seed)
     live = full = 0
@@ -75,15 +74,15 @@ def _count(segment_ids_T: np.ndarray, num_anchors: int, q_tile: int, kv_tile: in
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def _count_by_query(segment_ids_T: jax.Array, num_anchors: int, q_tile: int, kv_tile: int) -> jax.Array:
-    """int32 [I]: live tiles of each query tile. Their sum may be more than int32 holds."""
+    """Returns int32 [I], the live tiles of each query tile. Their sum may exceed int32."""
     mask = Mask.from_segments(segment_ids_T[None], num_anchors)
     return jnp.sum(classify_tiles(mask, q_tile, kv_tile)[0][0], axis=-1, dtype=jnp.int32)
 
 
 def picture(segment_ids_T: np.ndarray, num_anchors: int, most: int = PICTURE) -> np.ndarray:
-    """Who sees whom in a row, uint8 [P, P], queries downwards: HIDDEN, SEEN, or ANCHOR where the key is an anchor.
+    """Draws the mask of a row as uint8 [P, P], queries downwards: HIDDEN, SEEN, or ANCHOR where the key is an anchor.
 
-    Of a row of more than `most` tokens these are `most` tokens at equal distances, the anchor among them.
+    A row of more than `most` tokens is sampled at `most` equally distant tokens, of which the first is the anchor.
     """
     T = len(segment_ids_T)
     index_P = np.arange(T) if T <= most else np.arange(most) * T // most

@@ -1,4 +1,4 @@
-"""Numbers of a report into the sections of its page."""
+"""Turns the numbers of a report into the sections of its page."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,11 +17,16 @@ from anchorjax.pages.store.rows import PICTURE, LiveTiles
 
 MOST_SERIES = 6  # sources in the figure of lengths
 MOST_LINES = 200  # sources in a table
+_ANCHOR = (
+    "Every row begins with one anchor, a beginning-of-sequence token (BOS) that all later tokens of the row can attend "
+    "to. Apart from the anchor, a token attends only to itself and to earlier tokens of its own document "
+    "(AnchorAttention, arXiv 2411.13476)."
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """One split of a store; `index` is None for one in memory."""
+    """One split of a store; `index` is None for a store in memory."""
 
     name: str
     documents: int
@@ -33,7 +38,7 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """All numbers of a page. `shown` are the rows whose masks are drawn: (number, segment ids [T])."""
+    """All numbers of a page. `shown` holds the rows whose masks are drawn: (row number, segment ids [T])."""
 
     splits: Sequence[Split]
     tokenizer: str
@@ -64,11 +69,13 @@ def _contents(findings: Findings, config: Config) -> Section:
     facts = [
         ("store", config.data.store or "none: tokenized in memory"),
         ("made from", train.index.made_from if train.index else config.data.source),
-        ("tokenizer", f"{findings.tokenizer}, {findings.vocab_size:,} ids"),
+        ("tokenizer", _tokenizer(findings, config)),
         ("dtype", train.index.dtype if train.index else train.dtype),
     ]
     facts += [(split.name, f"{split.tokens:,} tokens in {split.documents:,} documents") for split in findings.splits]
-    blocks = [Table("The store", ("what", "value"), facts)]
+    blocks: list = [Table("The store", ("what", "value"), facts)]
+    if config.data.mask == "anchor":
+        blocks.append(Paragraph(_ANCHOR))
     if train.index is None:
         return Section("Contents", blocks)
     bad, rows = train.index.bad_rows, train.index.rows
@@ -77,12 +84,20 @@ def _contents(findings: Findings, config: Config) -> Section:
         lines = [
             (reason, bad[reason], ", ".join(map(str, train.index.bad_places.get(reason, [])))) for reason in reasons
         ]
-        caption = f"Rows that were left out: {sum(bad.values()):,} of {rows:,}"
-        blocks.append(Table(caption, ("reason", "rows", "the first of them"), lines))
+        caption = f"Rows of the inputs that were left out: {sum(bad.values()):,} of {rows:,}"
+        blocks.append(Table(caption, ("reason", "rows", "first places"), lines))
     else:
-        blocks.append(Paragraph(f"Bad rows: none of {rows:,}."))
+        blocks.append(Paragraph(f"No row of the inputs was left out, of {rows:,}."))
     blocks += [Paragraph(f"{what.capitalize()}: {text}.") for what, text in remarks.of(train.index)]
     return Section("Contents", blocks)
+
+
+def _tokenizer(findings: Findings, config: Config) -> str:
+    """The tokenizer as the configuration names it; a store records a digest of its files, "hf:2d33...", alone."""
+    size = f"{findings.vocab_size:,} ids"
+    if findings.tokenizer == config.data.tokenizer:
+        return f"{findings.tokenizer}, {size}"
+    return f"{config.data.tokenizer}, {size} (digest {findings.tokenizer.removeprefix('hf:')})"
 
 
 def _documents(findings: Findings) -> Section:
@@ -94,18 +109,18 @@ def _documents(findings: Findings) -> Section:
         Figure(
             "source_shares",
             figures.png(drawing.source_shares(train.counts)),
-            f"Bars of {len(train.counts):,} sources; the largest, {largest.name}, has {share:.1%} of the tokens.",
+            f"Bars of {len(train.counts):,} sources; the largest one, {largest.name}, has {share:.1%} of the tokens.",
             "Tokens of the training split by source.",
         )
     )
     longest = max(one.longest for one in train.counts)
-    others = " The sources with fewest tokens are drawn as one." if len(train.counts) > MOST_SERIES else ""
+    others = " The sources with the fewest tokens are drawn as one line." if len(train.counts) > MOST_SERIES else ""
     blocks.append(
         Figure(
             "document_lengths",
             figures.png(drawing.document_lengths(findings.lengths)),
             f"Histogram of document lengths by source, on a logarithmic axis up to {longest:,} tokens.",
-            f"How long documents of the training split are, their end-of-sequence token included.{others}",
+            f"Lengths of the training split's documents, including their end-of-sequence token (EOS).{others}",
         )
     )
     return Section("Documents", blocks)
@@ -118,8 +133,8 @@ def _source_table(split: Split) -> Table:
             one.documents,
             one.tokens,
             f"{one.tokens / split.tokens:.1%}",
-            f"{one.median:,.1f}",
-            f"{one.mean:,.1f}",
+            _tokens(one.median),
+            _tokens(one.mean),
             one.longest,
         )
         for one in split.counts[:MOST_LINES]
@@ -127,24 +142,27 @@ def _source_table(split: Split) -> Table:
     left_out = len(split.counts) - len(lines)
     more = f"; {left_out:,} smaller sources are not listed" if left_out else ""
     heads = ("source", "documents", "tokens", "share", "median length", "mean length", "longest")
-    return Table(f"Sources of {split.name}, lengths in tokens{more}", heads, lines)
+    return Table(f"Sources of the {split.name} split; lengths are in tokens{more}", heads, lines)
+
+
+def _tokens(length: float) -> str:
+    """47349.0 -> "47,349", 12.5 -> "12.5": a median may lie between two lengths, and a mean anywhere."""
+    return f"{length:,.0f}" if length >= 100 or length.is_integer() else f"{length:,.1f}"
 
 
 def _packing(findings: Findings, config: Config) -> Section:
     data = config.data
     also = [f"{key}={getattr(data, key)}" for key in ("tags", "upsample_long") if getattr(data, key)]
-    text = (
-        "Rows of one epoch under each packing, as training with the same seed lays them"
-        f"{' with ' + ', '.join(also) if also else ''}. Fill is the share of places behind the anchor that hold a "
-        "token; a document is cut if it lies in more than one row."
-    )
+    keys = f" with {', '.join(also)}" if also else ""
     if findings.packed_documents < findings.num_documents:
-        text = (
-            f"Rows of one epoch under each packing{' with ' + ', '.join(also) if also else ''}, of "
-            f"{findings.packed_documents:,} documents drawn at random (seed {config.seed}) from "
-            f"{findings.num_documents:,}. Fill is the share of places behind the anchor that hold a token; a document "
-            "is cut if it lies in more than one row."
-        )
+        drawn = f"{findings.packed_documents:,} of {findings.num_documents:,} documents, drawn at random"
+        which = f"Rows of one epoch under each packing{keys}, from {drawn} (seed {config.seed})."
+    else:
+        which = f"Rows of one epoch under each packing{keys}, exactly as training with the same seed makes them."
+    text = (
+        f"{which} The fill rate is the share of a row's positions after its first token that hold a token and not "
+        "padding. A document is cut if its parts lie in more than one row."
+    )
     lines = [
         (
             name_length(one.seq_len),
@@ -166,8 +184,13 @@ def _packing(findings: Findings, config: Config) -> Section:
             caption,
         )
         for name, field, title, caption in (
-            ("fill", "fill", "fill rate (%)", "How full rows are. What is missing are pads, on which work is wasted."),
-            ("cut", "cut", "documents cut (%)", "How many documents go on in another row, without what came before."),
+            ("fill", "fill", "fill rate (%)", "How full the rows are. The rest is padding, which is wasted work."),
+            (
+                "cut",
+                "cut",
+                "documents cut (%)",
+                "Documents that continue in another row, where their beginning cannot be attended to.",
+            ),
         )
     ]
     per_row = Figure(
@@ -176,23 +199,24 @@ def _packing(findings: Findings, config: Config) -> Section:
         f"Line of the median number of documents in a row by row length, packing {data.packing}.",
         f"Documents in a row under {data.packing}: the median, and the band from the 10th to the 90th percentile.",
     )
-    caption = "Packings; of documents in a row the 10th, 50th and 90th percentile"
+    caption = "Packings; documents in a row: 10th, 50th and 90th percentile"
     return Section("Packing", [Paragraph(text), *maps, per_row, Table(caption, heads, lines)])
 
 
 def _attention(findings: Findings, config: Config) -> Section:
     mask = findings.modelled_mask
     text = (
-        "Modelled from tiles, not measured: nothing on this page was timed. Attention visits the tiles of a row in "
-        "which some query may see some key (live tiles), and the speed-up is the number of live tiles of a full causal "
-        f"mask over those of the {mask} mask, as if every tile took the same time. It is the attention's alone; the "
-        "rest of a training step does not change with the mask. Anchor keys make no tile live. Rows: packing "
-        f"{config.data.packing}, interleave {config.data.interleave}; layers without a window."
+        "Modelled from tiles, not measured: nothing on this page was timed. Attention visits only live tiles: those in "
+        "which at least one query can attend to at least one key. The modelled speed-up is the number of live tiles of "
+        f"the full causal mask divided by that of the {mask} mask, as if every tile took the same time. It applies to "
+        "attention alone; the rest of a training step does not depend on the mask. Anchor keys are handled apart from "
+        f"tiles and make no tile live. Rows: packing {config.data.packing}, interleave {config.data.interleave}; "
+        "layers without a sliding window."
     )
     blocks: list = [Paragraph(text)]
     if findings.not_modelled:
         left_out = ", ".join(name_length(length) for length in findings.not_modelled)
-        blocks.append(Paragraph(f"Left out, as such rows have more tiles than attention's lists can hold: {left_out}."))
+        blocks.append(Paragraph(f"Left out, because rows have more tiles than attention's lists can hold: {left_out}."))
     if not findings.live:
         return Section("Attention", blocks)
     first, last = findings.live[0], findings.live[-1]
@@ -204,13 +228,13 @@ def _attention(findings: Findings, config: Config) -> Section:
             "live_tiles",
             figures.png(drawing.live_share(findings.live)),
             f"Line of the share of live tiles by row length: {shares}.",
-            f"Live tiles of the {mask} mask, of those that are live if every token sees all before it.",
+            f"Live tiles of the {mask} mask, in percent of the full causal mask's.",
         ),
         Figure(
             "speed_up",
             figures.png(drawing.speed_up(findings.live)),
             f"Line of the modelled speed-up by row length: {times}.",
-            "Modelled speed-up of attention over full attention on the same rows, from tiles.",
+            "Modelled speed-up of attention over full causal attention on the same rows, from tiles.",
         ),
     ]
     lines = [
@@ -225,22 +249,23 @@ def _attention(findings: Findings, config: Config) -> Section:
         )
         for one in findings.live
     ]
-    heads = ("row length", "tile", "rows counted", "live tiles", "live if full", "share", "speed-up")
-    caption = f"Tiles, counted in rows drawn at random (seed {config.seed})"
+    heads = ("row length", "tile", "rows counted", "live tiles", "live under a full mask", "share", "speed-up")
+    caption = f"Tiles, counted in rows that were drawn at random (seed {config.seed})"
     return Section("Attention", [*blocks, Table(caption, heads, lines)])
 
 
 def _masks(findings: Findings, config: Config) -> Section:
     T, mask = config.data.seq_len, config.data.mask
     numbers = ", ".join(f"{row:,}" for row, _ in findings.shown)
-    drawn = f"every token of {T:,}" if T <= PICTURE else f"{PICTURE} tokens of {T:,} at equal distances"
-    wide = " The anchor's column is drawn wider than it is." if mask == "anchor" else ""
+    drawn = f"all {T:,} tokens" if T <= PICTURE else f"{PICTURE} of {T:,} tokens at equal distances"
+    wide = f" {_ANCHOR} Its column is drawn wider than it is." if mask == "anchor" else ""
     figure = Figure(
         "masks",
         figures.png(drawing.masks(findings.shown, mask)),
         f"Attention masks of rows {numbers}: documents are triangles along the diagonal, unless they are interleaved"
         f"{'; the anchor is a column at the left edge' if mask == 'anchor' else ''}.",
-        f"Who sees whom in {len(findings.shown)} of {findings.num_rows:,} rows, drawn at random (seed {config.seed}): "
-        f"{drawn}; mask {mask}, packing {config.data.packing}, interleave {config.data.interleave}.{wide}",
+        f"Which keys each query attends to, in {len(findings.shown)} of {findings.num_rows:,} rows that were drawn at "
+        f"random (seed {config.seed}): {drawn}; mask {mask}, packing {config.data.packing}, interleave "
+        f"{config.data.interleave}.{wide}",
     )
     return Section("Masks of rows", [figure])

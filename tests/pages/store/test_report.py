@@ -1,5 +1,6 @@
 """The report as a program: what is on the page, where it lies, and what is refused before anything is written."""
 
+import re
 import shutil
 import sys
 
@@ -61,6 +62,8 @@ def test_report_of_a_store(store, report, tmp_path):
     for word in (
         f"{train.num_tokens:,} tokens",
         "Modelled from tiles, not measured",
+        "Every row begins with one anchor",
+        "bytes, 259 ids",
         "2 of 252",
         "Marks: left out at the beginning of files (byte order marks): 1.",
         "text is missing or null",
@@ -108,6 +111,7 @@ def test_report_of_a_source_in_memory(report, tmp_path, data_dir):
     page = pages.read(out.read_text())
     assert "public_domain" in page.text and "kjv" in page.cells
     assert {"4K", "8K", "512K", "1M"} <= set(page.cells)
+    assert not [cell for cell in page.cells if re.fullmatch(r"[\d,]+\.0", cell)], "a median that is whole"
 
 
 def test_a_row_longer_than_the_store_and_one_with_too_many_tiles(store, report, tmp_path):
