@@ -199,11 +199,11 @@ def test_a_run_s_tokenizer_is_in_the_request(directory, tmp_path):
     assert options.request(model)["files"] != before["files"]
 
 
-def test_commands_of_the_readme_are_understood(tmp_path, monkeypatch, capsys):
-    """Up to the model, which is not there."""
-    readme = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
+def test_commands_of_the_documentation_are_understood(tmp_path, monkeypatch, capsys):
+    """Each fails at the model, which does not exist, and not before."""
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
     monkeypatch.chdir(tmp_path)
-    found = re.findall(r"^\.venv/bin/python eval/(\w+)\.py (.+)$", readme, re.MULTILINE)
+    found = re.findall(r"^anchorjax (?:evaluate )?(\w+) (.+)$", page, re.MULTILINE)
     assert {script for script, _ in found} >= {"generate", "perplexity", "longppl", "ruler", "needle", "longbench"}
     for script, arguments in found:
         main = importlib.import_module(f"eval.{script}").main
