@@ -1,4 +1,4 @@
-"""One attention, several implementations: `attention(q, k, v, mask)`.
+"""One attention, several implementations: `attention(q, k, v, mask_or_plan)`.
 
 | name      | file         | what it is                                             |
 |-----------|--------------|--------------------------------------------------------|
@@ -7,7 +7,7 @@
 | pallas_tpu| pallas_tpu/  | Mosaic kernels over live tiles; compiled, never run yet |
 | pallas_gpu| pallas_gpu/  | Triton kernels over live tiles; compiled, never run yet |
 
-An implementation is a module here with `apply(q_BTNH, k_BSKH, v_BSKH, mask, plan) -> (out_BTNH, lse_BTN)`; add
+An implementation is a module here with `apply(q_BTNH, k_BSKH, v_BSKH, plan) -> (out_BTNH, lse_BTN)`; add
 its name to `types.IMPLEMENTATIONS` and a line to tests/attention/contract.py: the contract suite runs on it. One
 that cannot do something raises `NotImplementedError` naming it; none is ever replaced silently by another.
 """
@@ -54,9 +54,8 @@ def attention(
     q_BTNH: jax.Array,
     k_BSKH: jax.Array,
     v_BSKH: jax.Array,
-    mask: Mask,
+    mask_or_plan: Mask | Plan,
     *,
-    plan: Plan | None = None,
     implementation: str | None = None,
 ) -> jax.Array:
     """softmax(q k' / sqrt(H)) v over the keys that `masks.allowed` admits.
@@ -69,27 +68,27 @@ def attention(
     Args:
       q_BTNH: queries. N must be a multiple of K (grouped-query attention, arXiv 2305.13245).
       k_BSKH, v_BSKH: keys and values, of q's dtype (float32 or bfloat16).
-      mask: who may see whom.
-      plan: the live tiles of `mask`; None builds them here. Pass one plan to all layers of a step.
+      mask_or_plan: who may see whom. A `Mask` gets a plan with the implementation's own tiles here; a `Plan`, which
+        holds its mask, is used as it is: pass one to all layers of a step.
       implementation: a name from `types.IMPLEMENTATIONS`; None takes `default_implementation()`.
 
     Returns:
       [B, T, N, H] in q's dtype; sums are fp32 inside.
 
     Raises:
+      TypeError: mask_or_plan is something else, such as a bool array.
       ValueError: shapes, dtypes or a plan that do not fit each other, or an unknown implementation.
       NotImplementedError: tiles or a head width that the implementation does not take.
     """
-    return attention_with_lse(q_BTNH, k_BSKH, v_BSKH, mask, plan=plan, implementation=implementation)[0]
+    return attention_with_lse(q_BTNH, k_BSKH, v_BSKH, mask_or_plan, implementation=implementation)[0]
 
 
 def attention_with_lse(
     q_BTNH: jax.Array,
     k_BSKH: jax.Array,
     v_BSKH: jax.Array,
-    mask: Mask,
+    mask_or_plan: Mask | Plan,
     *,
-    plan: Plan | None = None,
     implementation: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """`attention`, and the log-sum-exp of each query's logits: what merging parts of the keys needs.
@@ -98,19 +97,25 @@ def attention_with_lse(
       (out [B, T, N, H] in q's dtype, lse [B, T, N] fp32 in nats; `anchors.NOTHING` where no key is seen).
       Differentiable through both.
     """
+    if not isinstance(mask_or_plan, Mask | Plan):
+        given = getattr(mask_or_plan, "dtype", type(mask_or_plan).__name__)
+        raise TypeError(f"attention: the mask is {given}; allowed: a masks.Mask, or a Plan made of one")
     check_arrays(q_BTNH, k_BSKH, v_BSKH)
-    check_mask(mask, q_BTNH.shape[:2], k_BSKH.shape[:2])
+    q_shape, kv_shape = q_BTNH.shape[:2], k_BSKH.shape[:2]
     name = implementation or default_implementation()
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"attention implementation {name!r} is unknown; there are {', '.join(IMPLEMENTATIONS)}")
-    if plan is None:
-        plan = make_plan(mask, *default_tiles(name, jax.devices()[0].device_kind, k_BSKH.shape[1]))
-    check_plan(plan, q_BTNH.shape[:2], k_BSKH.shape[:2])
+    if isinstance(mask_or_plan, Mask):
+        check_mask(mask_or_plan, q_shape, kv_shape)
+        plan = make_plan(mask_or_plan, *default_tiles(name, jax.devices()[0].device_kind, kv_shape[1]))
+    else:
+        plan = mask_or_plan
+        check_plan(plan, q_shape, kv_shape)
     allowed = check_tiles(name, plan.q_tile, plan.kv_tile)
     if allowed:
         raise NotImplementedError(f"attention {name}: tiles of {plan.q_tile} x {plan.kv_tile}; allowed: {allowed}")
     module = importlib.import_module(f"anchorjax.attention.{name}")
-    return module.apply(q_BTNH, k_BSKH, v_BSKH, mask, plan)
+    return module.apply(q_BTNH, k_BSKH, v_BSKH, plan)
 
 
 def check_arrays(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array) -> None:
@@ -153,7 +158,11 @@ def check_mask(mask: Mask, q_shape: tuple[int, int], kv_shape: tuple[int, int]) 
 
 
 def check_plan(plan: Plan, q_shape: tuple[int, int], kv_shape: tuple[int, int]) -> None:
-    """Raises ValueError for a plan of other rows or lengths: kernels would read the entries of other tiles."""
+    """Raises ValueError for a plan of other rows or lengths: kernels would read the entries of other tiles.
+
+    Its mask is checked too, as `check_mask` does. The numbers of tiles are looked at first, for a plan whose mask was
+    replaced.
+    """
     for side, visits, (rows, length), tile in (
         ("query", plan.by_query, q_shape, plan.q_tile),
         ("key", plan.by_key, kv_shape, plan.kv_tile),
@@ -164,3 +173,4 @@ def check_plan(plan: Plan, q_shape: tuple[int, int], kv_shape: tuple[int, int]) 
                 f"attention: the plan has {planned} {side} tiles; {rows} rows of {length} tokens in tiles of {tile} "
                 f"allow {needed}"
             )
+    check_mask(plan.mask, q_shape, kv_shape)

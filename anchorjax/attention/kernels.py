@@ -35,16 +35,16 @@ class Static:
     precision: jax.lax.Precision | None  # true fp32 products for fp32 arrays
 
     @classmethod
-    def of(cls, q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mask, plan: Plan, **own) -> "Static":
+    def of(cls, q_BTNH: jax.Array, k_BSKH: jax.Array, plan: Plan, **own) -> "Static":
         """For these arrays; `own` are the fields of a subclass."""
         return cls(
             q_tile=plan.q_tile,
             kv_tile=plan.kv_tile,
             group=q_BTNH.shape[2] // k_BSKH.shape[2],
-            num_anchors=mask.num_anchors,
+            num_anchors=plan.mask.num_anchors,
             scale=q_BTNH.shape[3] ** -0.5,
-            window=mask.window,
-            soft_cap=mask.soft_cap,
+            window=plan.mask.window,
+            soft_cap=plan.mask.soft_cap,
             precision=precision.of(q_BTNH.dtype),
             **own,
         )

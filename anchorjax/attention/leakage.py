@@ -5,7 +5,7 @@ value were changed must be those that `masks.allowed` lets see it: no more (a le
 backward pass has a mask of its own: the keys whose gradients are not zero, if one query alone has a cotangent, must
 be those that it may see.
 
-    attend = jax.jit(lambda q, k, v, mask, plan: attention(q, k, v, mask))
+    attend = jax.jit(attention)
     heads = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 64}
     leakage.check(leakage.probe(attend, mask, [(0, 17)], **heads))
     leakage.check(leakage.probe_gradients(attend, mask, [(0, 17)], **heads))
@@ -14,18 +14,18 @@ be those that it may see.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from anchorjax.attention.plan import Plan
 from anchorjax.errors import LeakageError
 from anchorjax.masks import Mask, allowed
 from anchorjax.types import PAD_SEGMENT
 
 # Added to the changed token's value: any weight above 1e-30 then shows in an output of bf16.
-_SHOUT = 1e30
+_PERTURBATION = 1e30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +49,9 @@ class Finding:
 
 
 def probe(
-    attend: Callable[[jax.Array, jax.Array, jax.Array, Mask, Any], jax.Array],
-    mask: Mask,
+    attend: Callable[[jax.Array, jax.Array, jax.Array, Mask | Plan], jax.Array],
+    mask_or_plan: Mask | Plan,
     tokens: Sequence[tuple[int, int]],
-    plan: Any = None,
     *,
     num_heads: int,
     num_kv_heads: int,
@@ -65,18 +64,19 @@ def probe(
     Costs one call of `attend` and one more for each token, and keeps no [T, T] array.
 
     Args:
-      attend: (q_BTNH, k_BTKH, v_BTKH, mask, plan) -> out_BTNH, jitted: it is called again for each token.
-      mask: self-attention of whole rows: query t and key t are one token.
+      attend: (q_BTNH, k_BTKH, v_BTKH, mask_or_plan) -> out_BTNH, jitted: it is called again for each token.
+      mask_or_plan: what `attend` takes. Its mask is self-attention of whole rows: query t and key t are one token.
       tokens: (row, place in the array) of the tokens to change.
-      plan: handed on to `attend`.
       sharding: of q, k and v on the current mesh; None leaves them to the default device.
     """
+    mask = _mask_of(mask_or_plan)
     q_BTNH, k_BTKH, v_BTKH = _draw(mask.q_index_BT.shape, num_heads, num_kv_heads, head_dim, dtype, sharding)
-    before_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, mask, plan)
+    before_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, mask_or_plan)
     findings = []
     for row, token in tokens:
-        changed = (_change(x, row, token, shout) for x, shout in ((q_BTNH, 0), (k_BTKH, 0), (v_BTKH, _SHOUT)))
-        changed_BT = np.asarray(_differs(attend(*changed, mask, plan), before_BTNH))
+        added = ((q_BTNH, 0), (k_BTKH, 0), (v_BTKH, _PERTURBATION))
+        changed = (_change(x, row, token, perturbation) for x, perturbation in added)
+        changed_BT = np.asarray(_differs(attend(*changed, mask_or_plan), before_BTNH))
         wanted_BT = _sees(mask, row, token)
         leaks, blind = np.argwhere(changed_BT & ~wanted_BT), np.argwhere(wanted_BT & ~changed_BT)
         findings.append(Finding(row, token, leaks, blind))
@@ -84,10 +84,9 @@ def probe(
 
 
 def probe_gradients(
-    attend: Callable[[jax.Array, jax.Array, jax.Array, Mask, Any], jax.Array],
-    mask: Mask,
+    attend: Callable[[jax.Array, jax.Array, jax.Array, Mask | Plan], jax.Array],
+    mask_or_plan: Mask | Plan,
     tokens: Sequence[tuple[int, int]],
-    plan: Any = None,
     *,
     num_heads: int,
     num_kv_heads: int,
@@ -99,19 +98,21 @@ def probe_gradients(
 
     Costs a forward and a backward pass of `attend` for each token. The arguments are those of `probe`.
     """
+    mask = _mask_of(mask_or_plan)
     q_BTNH, k_BTKH, v_BTKH = _draw(mask.q_index_BT.shape, num_heads, num_kv_heads, head_dim, dtype, sharding)
 
     @jax.jit
-    def reached(q_BTNH, k_BTKH, v_BTKH, row, token, mask, plan):
+    def reached(q_BTNH, k_BTKH, v_BTKH, row, token, mask_or_plan):
         """Bool [B, T]: is dk, is dv not zero?"""
-        _, vjp = jax.vjp(lambda k, v: attend(q_BTNH, k, v, mask, plan), k_BTKH, v_BTKH)
+        _, vjp = jax.vjp(lambda k, v: attend(q_BTNH, k, v, mask_or_plan), k_BTKH, v_BTKH)
         here_BT11 = _place(q_BTNH, row, token)
         cotangent_BTNH = jnp.where(here_BT11, q_BTNH, 0)  # any numbers: the query's own cost no more memory
         return [jnp.any(x != 0, axis=(2, 3)) for x in vjp(cotangent_BTNH)]
 
     findings = []
     for row, token in tokens:
-        reached_by_dk_BT, reached_by_dv_BT = map(np.asarray, reached(q_BTNH, k_BTKH, v_BTKH, row, token, mask, plan))
+        found = reached(q_BTNH, k_BTKH, v_BTKH, row, token, mask_or_plan)
+        reached_by_dk_BT, reached_by_dv_BT = map(np.asarray, found)
         wanted_BT = _seen(mask, row, token)
         missing_BT = ~reached_by_dv_BT
         if wanted_BT.sum() > 1:  # the weight of an only key is 1, whatever it is: dk is zero
@@ -119,6 +120,10 @@ def probe_gradients(
         leaks = np.argwhere((reached_by_dk_BT | reached_by_dv_BT) & ~wanted_BT)
         findings.append(Finding(row, token, leaks, np.argwhere(wanted_BT & missing_BT), backward=True))
     return findings
+
+
+def _mask_of(mask_or_plan: Mask | Plan) -> Mask:
+    return mask_or_plan.mask if isinstance(mask_or_plan, Plan) else mask_or_plan
 
 
 @functools.partial(jax.jit, static_argnums=range(6))
@@ -131,9 +136,9 @@ def _draw(shape_BT, num_heads, num_kv_heads, head_dim, dtype, sharding) -> list[
 
 
 @jax.jit
-def _change(x_BTNH: jax.Array, row: int, token: int, shout: float) -> jax.Array:
-    """The array with one token's vectors negated, and `shout` added to them."""
-    return jnp.where(_place(x_BTNH, row, token), jnp.asarray(shout, x_BTNH.dtype) - x_BTNH, x_BTNH)
+def _change(x_BTNH: jax.Array, row: int, token: int, perturbation: float) -> jax.Array:
+    """The array with one token's vectors negated, and `perturbation` added to them."""
+    return jnp.where(_place(x_BTNH, row, token), jnp.asarray(perturbation, x_BTNH.dtype) - x_BTNH, x_BTNH)
 
 
 def _place(x_BTNH: jax.Array, row: int, token: int) -> jax.Array:
@@ -166,7 +171,7 @@ def _by_rule(mask: Mask, row: int, queries, keys) -> np.ndarray:
     return result_BT
 
 
-def telling_tokens(segment_ids_BT: np.ndarray) -> list[tuple[int, int]]:
+def probe_tokens(segment_ids_BT: np.ndarray) -> list[tuple[int, int]]:
     """Few tokens where a wrong mask would show; none if there are only pads.
 
     Of the first row that has tokens: its first and its last one, and both sides of the first three places where the

@@ -53,16 +53,18 @@ class Visits:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The tiles to visit, by query tile (forward pass) and by key tile (backward pass).
+    """A mask and the tiles to visit for it, by query tile (forward pass) and by key tile (backward pass).
 
     Both lists hold every live tile, and one dead tile for each query tile without a live one, so that kernels which
     write their output on the last visit write all of it; the list by key also one for each such key tile. Flags are
     those of the list.
 
     Attributes:
+      mask: who may see whom: what the tiles were listed for, and what decides inside of a tile.
       q_tile, kv_tile: tokens along each side of a tile (static).
     """
 
+    mask: Mask
     by_query: Visits
     by_key: Visits
     q_tile: int = dataclasses.field(metadata={"static": True})
@@ -97,12 +99,12 @@ def make_plan(mask: Mask, q_tile: int, kv_tile: int) -> Plan:
     by_query = _list(visited_BIJ.reshape(B * I, J), _pack(q_BI1, kv_B1J, flags_BIJ).reshape(B * I, J))
     visited_BIJ |= _first_of_dead(live_BIJ, 1)
     flags_BIJ = needs_mask_BIJ | _ends(visited_BIJ)
-    # Packed the other way round these sort by key tile; the listed ones are then turned back.
-    turned_BIJ = _pack(kv_B1J, q_BI1, flags_BIJ)
-    by_key = _list(*(x.swapaxes(1, 2).reshape(B * J, I) for x in (visited_BIJ, turned_BIJ)))
+    # With the key tile in the high bits these sort by key tile; then the two change places.
+    key_major_BIJ = _pack(kv_B1J, q_BI1, flags_BIJ)
+    by_key = _list(*(x.swapaxes(1, 2).reshape(B * J, I) for x in (visited_BIJ, key_major_BIJ)))
     kv_CP, q_CP, flags_CP = unpack(by_key.entries_CP)
     by_key = dataclasses.replace(by_key, entries_CP=_pack(q_CP, kv_CP, flags_CP))
-    return Plan(by_query, by_key, q_tile, kv_tile)
+    return Plan(mask, by_query, by_key, q_tile, kv_tile)
 
 
 def _pack(outer: jax.Array, inner: jax.Array, flags: jax.Array) -> jax.Array:

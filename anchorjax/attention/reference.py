@@ -9,15 +9,12 @@ from anchorjax.attention.plan import Plan
 from anchorjax.masks import Mask, padding_as_zeros
 
 
-def apply(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask, plan: Plan | None
-) -> tuple[jax.Array, jax.Array]:
+def apply(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, plan: Plan) -> tuple[jax.Array, jax.Array]:
     """softmax(q k' / sqrt(H)) v over the allowed keys, and its log-sum-exp; the contract is `attention_with_lse`'s.
 
-    O(T S) memory. Inputs are used in fp32 with fp32 products. `plan` is ignored: nothing is
-    skipped here.
+    O(T S) memory. Inputs are used in fp32 with fp32 products. Only the plan's mask is read: no tile is skipped here.
     """
-    del plan
+    mask = plan.mask
     k_BSKH, v_BSKH = (padding_as_zeros(x_BSKH, mask.kv_segment_ids_BS) for x_BSKH in (k_BSKH, v_BSKH))
     weights_BKGTS, lse_BKGT = softmax(logits(padding_as_zeros(q_BTNH, mask.q_segment_ids_BT), k_BSKH, mask))
     # Of padding this is zeros already: what is stopped here is its cotangent.

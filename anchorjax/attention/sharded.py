@@ -9,43 +9,47 @@ import dataclasses
 import functools
 
 import jax
+from jax.sharding import PartitionSpec as P
 
-from anchorjax.attention import attention
+from anchorjax.attention import attention_with_lse
 from anchorjax.attention.plan import Plan, make_plan
+from anchorjax.config import AttentionConfig
 from anchorjax.masks import Mask
-from anchorjax.sharding import BATCH, HEADS
+from anchorjax.sharding import BATCH, HEADS, TOKENS
+
+LSE = P(*HEADS[:-1])  # [B, T, N]
+PER_DEVICE = P(TOKENS)  # [devices along `data`, `fsdp` and `context`, ...]
 
 
-def plan(mask: Mask, q_tile: int, kv_tile: int) -> Plan:
+def plan(mask: Mask, config: AttentionConfig) -> Plan:
     """The plan of each device's queries.
 
-    Its leaves, [chunks, entries], [chunks, 1] and [1, tiles] on each device, are joined along both axes, as if they
-    were [B, T]: rows of the mesh one below the other, context shards side by side.
+    Returns:
+      A plan whose mask is `mask` and lies as it does. The leaves of its lists have an axis in front, along which lie
+      the lists of the devices, as each of them made its own.
     """
 
     def local(mask):
-        return make_plan(_gather_keys(mask), q_tile, kv_tile)
+        made = make_plan(_gather_keys(mask), config.q_tile, config.kv_tile)
+        return jax.tree.map(lambda x: x[None], (made.by_query, made.by_key))
 
-    return jax.shard_map(local, in_specs=(BATCH,), out_specs=BATCH)(mask)
+    lists = jax.shard_map(local, in_specs=(BATCH,), out_specs=PER_DEVICE)(mask)
+    return Plan(mask, *lists, config.q_tile, config.kv_tile)
 
 
 def apply(
-    q_BTNH: jax.Array,
-    k_BTKH: jax.Array,
-    v_BTKH: jax.Array,
-    mask: Mask,
-    plan: Plan,
-    implementation: str | None,
-) -> jax.Array:
-    """`attention.attention` over sharded rows; all arrays keep their sharding."""
+    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, plan: Plan, config: AttentionConfig
+) -> tuple[jax.Array, jax.Array]:
+    """`attention.attention_with_lse` over sharded rows; all arrays keep their sharding."""
 
-    @functools.partial(jax.shard_map, in_specs=(HEADS, HEADS, HEADS, BATCH, BATCH), out_specs=HEADS)
-    def local(q_BTNH, k_BTKH, v_BTKH, mask, plan):
+    @functools.partial(jax.shard_map, in_specs=(HEADS, HEADS, HEADS, BATCH, PER_DEVICE), out_specs=(HEADS, LSE))
+    def local(q_BTNH, k_BTKH, v_BTKH, mask, lists):
         k_BSKH, v_BSKH = (jax.lax.all_gather(x, "context", axis=1, tiled=True) for x in (k_BTKH, v_BTKH))
-        mask = _gather_keys(mask)
-        return attention(q_BTNH, k_BSKH, v_BSKH, mask, plan=plan, implementation=implementation)
+        by_query, by_key = jax.tree.map(lambda x: x[0], lists)
+        own = dataclasses.replace(plan, mask=_gather_keys(mask), by_query=by_query, by_key=by_key)
+        return attention_with_lse(q_BTNH, k_BSKH, v_BSKH, own, implementation=config.implementation)
 
-    return local(q_BTNH, k_BTKH, v_BTKH, mask, plan)
+    return local(q_BTNH, k_BTKH, v_BTKH, plan.mask, (plan.by_query, plan.by_key))
 
 
 def _gather_keys(mask: Mask) -> Mask:

@@ -23,19 +23,17 @@ from anchorjax.attention import anchors as anchors_lib
 from anchorjax.attention import gradient
 from anchorjax.attention.anchors import NOTHING, bend
 from anchorjax.attention.plan import NEEDS_MASK, Plan, pad_to_tiles, unpack
-from anchorjax.masks import Mask, allowed
+from anchorjax.masks import allowed
 from anchorjax.types import PAD_SEGMENT
 
 
-def apply(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask, plan: Plan
-) -> tuple[jax.Array, jax.Array]:
+def apply(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, plan: Plan) -> tuple[jax.Array, jax.Array]:
     """Output and log-sum-exp of one device's arrays; the contract is that of `attention.attention_with_lse`."""
-    return gradient.attend(_forward, _backward, q_BTNH, k_BSKH, v_BSKH, mask, plan)
+    return gradient.attend(_forward, _backward, q_BTNH, k_BSKH, v_BSKH, plan)
 
 
-def _forward(q_BTNH, k_BSKH, v_BSKH, mask, plan):
-    tiles = _Tiles(q_BTNH, k_BSKH, v_BSKH, mask, plan)
+def _forward(q_BTNH, k_BSKH, v_BSKH, plan):
+    tiles, mask = _Tiles(q_BTNH, k_BSKH, v_BSKH, plan), plan.mask
     visits, entries = plan.by_query, plan.by_query.entries_CP.reshape(-1)
     anchors = anchors_lib.find(k_BSKH, v_BSKH, mask)
 
@@ -75,8 +73,8 @@ def _forward(q_BTNH, k_BSKH, v_BSKH, mask, plan):
     return tiles.join(out_RtNH, tiles.T), tiles.join(lse_RtN, tiles.T)
 
 
-def _backward(q_BTNH, k_BSKH, v_BSKH, mask, plan, dout_BTNH, lse_BTN, delta_BTN):
-    tiles = _Tiles(q_BTNH, k_BSKH, v_BSKH, mask, plan)
+def _backward(q_BTNH, k_BSKH, v_BSKH, plan, dout_BTNH, lse_BTN, delta_BTN):
+    tiles, mask = _Tiles(q_BTNH, k_BSKH, v_BSKH, plan), plan.mask
     visits, entries = plan.by_key, plan.by_key.entries_CP.reshape(-1)
     # Keys in front and dq transposed, and q and do in both layouts: then no matmul needs a transposed copy of
     # a tile, which took a third of the time of this loop.
@@ -120,10 +118,10 @@ class _Tiles:
     whole transposed copies took as long as a tenth of a packed row's live tiles.
     """
 
-    def __init__(self, q_BTNH, k_BSKH, v_BSKH, mask: Mask, plan: Plan):
+    def __init__(self, q_BTNH, k_BSKH, v_BSKH, plan: Plan):
         self.B, self.T, self.S = *q_BTNH.shape[:2], k_BSKH.shape[1]
         self.K, self.scale = k_BSKH.shape[2], q_BTNH.shape[-1] ** -0.5
-        self.mask, self.plan = mask, plan
+        self.mask = mask = plan.mask
         self.precision = precision.of(q_BTNH.dtype)
         self.q_RtNH = _rows(q_BTNH, plan.q_tile, 0)
         self.query_numbers = jnp.arange(self.q_RtNH.shape[0])

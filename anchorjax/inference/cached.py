@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jax.sharding import reshard
 
+from anchorjax.attention.plan import Plan
 from anchorjax.attention.sharded import apply as attend_by_tiles
 from anchorjax.config import ModelConfig
 from anchorjax.inference import decode
@@ -145,8 +146,8 @@ def _attend(q_BTNH, k_BTKH, v_BTKH, *, view: View, column, spec: Spec):
         for old, new in ((k_BSKH, k_BTKH), (v_BSKH, v_BTKH))
     )
     arrays = [reshard(x, HEADS) for x in (q_BTNH, k_BSKH, v_BSKH)]
-    if view.plan:
-        out_BTNH = attend_by_tiles(*arrays, view.mask, view.plan, spec.attention.implementation)
+    if isinstance(view.mask, Plan):
+        out_BTNH, _ = attend_by_tiles(*arrays, view.mask, spec.attention)
     else:
         dense = jax.shard_map(decode.attend, in_specs=(HEADS, HEADS, HEADS, BATCH), out_specs=HEADS)
         out_BTNH = dense(*arrays, view.mask)

@@ -44,18 +44,17 @@ INTO_FFN, OUT_OF_FFN = P("fsdp", "tensor"), P("tensor", "fsdp")
 class View:
     """What a kind of layer sees of the row: all of each document, or a window of it."""
 
-    mask: Mask
-    plan: Plan | None  # None: attended densely
+    mask: Mask | Plan  # a mask without a plan is attended densely
     cos_BTh: jax.Array
     sin_BTh: jax.Array
 
     @classmethod
     def of(cls, mask: Mask, positions_BT: jax.Array, spec: Spec, tiled: bool = True) -> "View":
         """With the tiles of `spec.attention`, unless no plan is wanted, and RoPE tables of the queries' positions."""
-        plan = sharded.plan(mask, spec.attention.q_tile, spec.attention.kv_tile) if tiled else None
+        plan = sharded.plan(mask, spec.attention) if tiled else mask
         local = mask.window is not None
         tables = rope.tables(positions_BT, spec.max_position, spec.model.head_dim, spec.rope, local=local)
-        return cls(mask, plan, *tables)
+        return cls(plan, *tables)
 
 
 # (q_BTNH, k_BTKH, v_BTKH) before RoPE -> (out_BTNH, what is kept of it): who sees whom is not the block's concern.
@@ -235,8 +234,8 @@ class Decoder(nnx.Module):
 
         def attend(q_BTNH, k_BTKH, v_BTKH, view: View):
             q_BTNH, k_BTKH = rotated(q_BTNH, k_BTKH, view, spec)
-            implementation = spec.attention.implementation
-            return sharded.apply(q_BTNH, k_BTKH, v_BTKH, view.mask, view.plan, implementation), None
+            out_BTNH, _ = sharded.apply(q_BTNH, k_BTKH, v_BTKH, view.mask, spec.attention)
+            return out_BTNH, None
 
         x_BTD, _ = self.through_blocks(tokens_BT, views, attend, spec, dropout_key)
         return rms_norm(x_BTD, self.final_norm_D, config)

@@ -14,7 +14,7 @@ GRADIENTS = 3  # each takes three to four times as long as the change of a token
 
 
 def probe_attention(batch: Batch, num_anchors: int, spec: Spec) -> int:
-    """Probes each kind of layer's attention at the tokens of `leakage.telling_tokens`; call it inside the run's mesh.
+    """Probes each kind of layer's attention at the tokens of `leakage.probe_tokens`; call it inside the run's mesh.
 
     The backward pass is probed at the last GRADIENTS of them.
 
@@ -27,7 +27,7 @@ def probe_attention(batch: Batch, num_anchors: int, spec: Spec) -> int:
     Raises:
       LeakageError: a token, or its gradient, reaches others than the mask says.
     """
-    tokens = leakage.telling_tokens(np.asarray(batch.segment_ids_BT))
+    tokens = leakage.probe_tokens(np.asarray(batch.segment_ids_BT))
     for window in kinds_of_layers(spec.model):
         soft_cap = spec.model.attention_soft_cap or None
         _probe(Mask.from_segments(batch.segment_ids_BT, num_anchors, window, soft_cap), tokens, spec)
@@ -35,11 +35,10 @@ def probe_attention(batch: Batch, num_anchors: int, spec: Spec) -> int:
 
 
 def _probe(mask: Mask, tokens, spec: Spec) -> None:
-    config = spec.attention
-    plan = jax.jit(sharded.plan, static_argnums=(1, 2))(mask, config.q_tile, config.kv_tile)
+    plan = jax.jit(sharded.plan, static_argnums=1)(mask, spec.attention)
 
-    def attend(q_BTNH, k_BTKH, v_BTKH, mask, plan):
-        return sharded.apply(q_BTNH, k_BTKH, v_BTKH, mask, plan, config.implementation)
+    def attend(q_BTNH, k_BTKH, v_BTKH, plan):
+        return sharded.apply(q_BTNH, k_BTKH, v_BTKH, plan, spec.attention)[0]
 
     arrays = {
         "num_heads": spec.model.num_heads,
@@ -49,5 +48,5 @@ def _probe(mask: Mask, tokens, spec: Spec) -> None:
         "sharding": HEADS,
     }
     attend = jax.jit(attend)
-    leakage.check(leakage.probe(attend, mask, tokens, plan, **arrays))
-    leakage.check(leakage.probe_gradients(attend, mask, tokens[-GRADIENTS:], plan, **arrays))
+    leakage.check(leakage.probe(attend, plan, tokens, **arrays))
+    leakage.check(leakage.probe_gradients(attend, plan, tokens[-GRADIENTS:], **arrays))

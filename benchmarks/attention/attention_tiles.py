@@ -68,7 +68,7 @@ def prepare(config, q_tile: int, kv_tile: int):
         plan = make_plan(mask, q_tile, kv_tile)
 
         def total(qkv):
-            return jnp.sum(attention(*qkv, mask, plan=plan, implementation="xla").astype(jnp.float32))
+            return jnp.sum(attention(*qkv, plan, implementation="xla").astype(jnp.float32))
 
         return jax.grad(total)(qkv)
 

@@ -121,10 +121,10 @@ def ratio(numerators: list[float], denominators: list[float]) -> float:
 def xla_call(arrays: list[np.ndarray], mask: Mask, backward: bool) -> Callable[[], None]:
     plan = jax.jit(make_plan, static_argnums=(1, 2))(mask, *default_tiles("xla", "cpu"))
 
-    def attend(q, k, v, mask, plan):
-        return attention(q, k, v, mask, plan=plan, implementation="xla")
+    def attend(q, k, v, plan):
+        return attention(q, k, v, plan, implementation="xla")
 
-    return jax_call(attend, arrays, backward, mask, plan)
+    return jax_call(attend, arrays, backward, plan)
 
 
 def plan_call(mask: Mask) -> Callable[[], None]:

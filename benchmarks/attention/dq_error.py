@@ -52,7 +52,7 @@ def measure(T: int) -> dict[str, float]:
     def ours(q_TH):
         mask = Mask.from_segments(segment_ids_T[None], 0)
         heads = (x[None, :, None] for x in (q_TH, k_TH, v_TH))
-        return attention(*heads, mask, plan=make_plan(mask, TILE, TILE), implementation="pallas_tpu")[0, :, 0]
+        return attention(*heads, make_plan(mask, TILE, TILE), implementation="pallas_tpu")[0, :, 0]
 
     def tokamax(q_TH):
         heads = (x[None] for x in (q_TH * WIDTH**-0.5, k_TH, v_TH))

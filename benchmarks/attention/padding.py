@@ -54,14 +54,14 @@ def main() -> None:
         print(json.dumps(results))
 
 
-def layer(implementation: str, zeros: bool, mask: Mask, plan, x_TD, weights, tables, dout_TD):
+def layer(implementation: str, zeros: bool, plan, x_TD, weights, tables, dout_TD):
     """Output and gradients of a layer without its feed-forward part."""
     gradient.padding_as_zeros = padding_as_zeros if zeros else (lambda x, segment_ids: x)  # what is traced now
 
     def forward(x_TD, q_DNH, k_DKH, v_DKH, o_NHD):
         q, k, v = (jnp.einsum("td,dnh->tnh", x_TD, weight)[None] for weight in (q_DNH, k_DKH, v_DKH))
         q, k = (rope.rotate(x, *tables, "float32") for x in (q, k))
-        out_1TNH = attention(q, k, v, mask, plan=plan, implementation=implementation)
+        out_1TNH = attention(q, k, v, plan, implementation=implementation)
         return jnp.einsum("tnh,nhd->td", out_1TNH[0], o_NHD)
 
     out_TD, vjp = jax.vjp(forward, x_TD, *weights)
@@ -85,7 +85,7 @@ def measure(shape, repeats: int) -> dict[str, float]:
     mask = Mask.from_segments(jnp.asarray(segment_ids_T[None], jnp.int32), 1)
     plan = make_plan(mask, *default_tiles("xla", "cpu", T))
     compiled = [
-        jax.jit(lambda *arrays, zeros=zeros: layer("xla", zeros, mask, plan, *arrays)).lower(*arrays).compile()
+        jax.jit(lambda *arrays, zeros=zeros: layer("xla", zeros, plan, *arrays)).lower(*arrays).compile()
         for zeros in (False, True)
     ]
     times = ([], [])
@@ -109,7 +109,7 @@ def compile_for(target: str, zeros: bool) -> dict[str, float]:
     mask = jax.eval_shape(lambda s: Mask.from_segments(s, 1), jax.ShapeDtypeStruct((1, COMPILED[0]), jnp.int32))
     plan = jax.eval_shape(lambda mask: make_plan(mask, *tiles), mask)
     put = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)  # noqa: E731
-    arguments = jax.tree.map(put, (mask, plan, *shapes(*COMPILED)))
+    arguments = jax.tree.map(put, (plan, *shapes(*COMPILED)))
     compiled = jax.jit(lambda *arguments: layer(name, zeros, *arguments)).lower(*arguments).compile()
     cycles = re.findall(r'"estimated_cycles":"(\d{1,15})"', compiled.as_text())
     return {

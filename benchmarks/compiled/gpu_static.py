@@ -96,15 +96,15 @@ def compile_gradients(target: str, dtype: str, width: int) -> None:
     mask = jax.eval_shape(lambda s: Mask.from_segments(s, 1), jax.ShapeDtypeStruct((1, TOKENS), jnp.int32))
     plan = jax.eval_shape(lambda mask: make_plan(mask, *default_tiles("pallas_gpu", target, TOKENS)), mask)
 
-    def gradients(q, k, v, mask, plan):
+    def gradients(q, k, v, plan):
         def total(*qkv):
-            return jnp.sum(attention(*qkv, mask, plan=plan, implementation="pallas_gpu").astype(jnp.float32))
+            return jnp.sum(attention(*qkv, plan, implementation="pallas_gpu").astype(jnp.float32))
 
         return jax.grad(total, (0, 1, 2))(q, k, v)
 
     heads = (QUERY_HEADS, KEY_HEADS, KEY_HEADS)
     arrays = (jax.ShapeDtypeStruct((1, TOKENS, count, width), dtype) for count in heads)
-    inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), (*arrays, mask, plan))
+    inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), (*arrays, plan))
     with jax.default_device(targets.device(target)):
         jax.jit(gradients).lower(*inputs).compile()
 

@@ -242,11 +242,11 @@ def ours(directory: Path, target: str, tiles: Tiles) -> dict[str, Schedule]:
     segment_ids = jax.ShapeDtypeStruct((1, T), jnp.int32)
     plan = jax.eval_shape(lambda s: make_plan(Mask.from_segments(s, 1), *tiles), segment_ids)
 
-    def program(q, k, v, do, lse, delta, segment_ids, plan):
-        arrays = Arrays(q, k, v, Mask.from_segments(segment_ids, 1), plan)
+    def program(q, k, v, do, lse, delta, plan):
+        arrays = Arrays(q, k, v, plan)
         return forward.call(arrays), backward.call(arrays, do, lse, delta)
 
-    shapes = (*[array] * 4, *[scalars] * 2, segment_ids, plan)
+    shapes = (*[array] * 4, *[scalars] * 2, plan)
     names = {which: f"anchor_attention_{which}" for which in PASSES}
     files = compile_kernels(directory, target, program, shapes, names)
     schedules = {which: read(files[which], matrix_instructions(target, which, tiles)) for which in PASSES}

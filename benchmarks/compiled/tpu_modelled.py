@@ -111,9 +111,8 @@ def compile_outside(target: str, length: int, q_tile: int, kv_tile: int) -> dict
     def plan(segment_ids_T):
         return make_plan(Mask.from_segments(segment_ids_T[None], 1), q_tile, kv_tile)
 
-    def ours(q, k, v, segment_ids_T, plan):
-        mask = Mask.from_segments(segment_ids_T[None], 1)
-        return gradients(lambda *qkv: attention(*qkv, mask, plan=plan, implementation="pallas_tpu"), q, k, v)
+    def ours(q, k, v, plan):
+        return gradients(lambda *qkv: attention(*qkv, plan, implementation="pallas_tpu"), q, k, v)
 
     def tokamax(q, k, v, segment_ids_T):
         def attend(*qkv):
@@ -129,7 +128,7 @@ def compile_outside(target: str, length: int, q_tile: int, kv_tile: int) -> dict
 
     our_plan = cycles_of(plan, segment_ids)
     return {
-        "ours": cycles_of(ours, *heads, segment_ids, jax.eval_shape(plan, segment_ids)) + our_plan / LAYERS,
+        "ours": cycles_of(ours, *heads, jax.eval_shape(plan, segment_ids)) + our_plan / LAYERS,
         "tokamax": cycles_of(tokamax, *heads, segment_ids),
         "plan": our_plan,
         "set_up": cycles_of(pruned, segment_ids),

@@ -131,16 +131,15 @@ class Leakage:
         rng = np.random.default_rng(7)
         segments = np.stack([segments_of(kind, rng, self.T, self.anchors) for kind in DRAWS[0]])
         mask = Mask.from_segments(jnp.asarray(segments), self.anchors, self.window)
-        return mask, make_plan(mask, *tiles_of(self.tiles, self.T))
+        return make_plan(mask, *tiles_of(self.tiles, self.T))
 
-    def check(self, compiled) -> dict:
-        mask, plan = compiled
-        attend = jax.jit(lambda q, k, v, mask, plan: attention(q, k, v, mask, plan=plan, implementation="pallas_gpu"))
-        tokens = leakage.telling_tokens(np.asarray(mask.q_segment_ids_BT))
+    def check(self, plan) -> dict:
+        attend = jax.jit(functools.partial(attention, implementation="pallas_gpu"))
+        tokens = leakage.probe_tokens(np.asarray(plan.mask.q_segment_ids_BT))
         N, K, H = self.heads
         of_heads = {"num_heads": N, "num_kv_heads": K, "head_dim": H, "dtype": self.dtype}
-        findings = leakage.probe(attend, mask, tokens, plan, **of_heads)
-        findings += leakage.probe_gradients(attend, mask, tokens, plan, **of_heads)
+        findings = leakage.probe(attend, plan, tokens, **of_heads)
+        findings += leakage.probe_gradients(attend, plan, tokens, **of_heads)
         leaks, blind = (sum(len(getattr(one, name)) for one in findings) for name in ("leaks", "blind"))
         return {"probes": len(findings), "leaks": leaks, "blind": blind, "passed": leaks + blind == 0}
 

@@ -20,12 +20,12 @@ from benchmarks.gpu_parts.part import Unavailable
 from benchmarks.gpu_parts.workers import enough_calls, seconds, serve
 
 
-def ours(q, k, v, mask, plan):
-    return attention(q, k, v, mask, plan=plan, implementation="pallas_gpu")
+def ours(q, k, v, plan):
+    return attention(q, k, v, plan, implementation="pallas_gpu")
 
 
-def ours_with_plan(q, k, v, mask, _):
-    return ours(q, k, v, mask, planned(mask))
+def ours_with_plan(q, k, v, plan):
+    return ours(q, k, v, planned(plan.mask))
 
 
 def planned(mask: Mask):
@@ -59,7 +59,7 @@ ATTENTIONS = {
 class Calls:
     def __init__(self, dry_run: bool):
         self._dry_run = dry_run
-        self._functions = {("plan", "plan"): jax.jit(lambda q, k, v, do, mask, plan: planned(mask))}
+        self._functions = {("plan", "plan"): jax.jit(lambda q, k, v, do, plan: planned(plan.mask))}
         for name, attend in ATTENTIONS.items():
             self._functions[name, "forward"] = jax.jit(_forward(attend))
             self._functions[name, "forward_backward"] = jax.jit(forward_backward(attend))
@@ -69,10 +69,10 @@ class Calls:
         """Seconds of a call, or what is known of it once it is compiled."""
         if forget:
             self._arrays.cache_clear()
-            self._masks.cache_clear()
+            self._plan.cache_clear()
             return None
         function, key = self._functions[name, which], (name, which, length, layout)
-        call = functools.partial(function, *self._arrays(length), *self._masks(length, layout, name == "full"))
+        call = functools.partial(function, *self._arrays(length), self._plan(length, layout, name == "full"))
         if not prepare:
             return seconds(call, jax.block_until_ready, self._counts[key])
         started = time.perf_counter()
@@ -92,19 +92,19 @@ class Calls:
         return [jnp.tile(jnp.asarray(x, jnp.bfloat16), (length // len(x), 1, 1))[None] for x in bases]
 
     @functools.lru_cache(maxsize=2)  # noqa: B019
-    def _masks(self, length: int, layout: str, full: bool):
+    def _plan(self, length: int, layout: str, full: bool):
         segments = rows.segment_ids(rows.document_lengths(layout, length))
         mask = Mask.from_segments(jnp.asarray(np.zeros_like(segments) if full else segments), int(not full))
-        return mask, jax.jit(planned)(mask)
+        return jax.jit(planned)(mask)
 
 
 def _forward(attend):
-    return lambda q, k, v, do, mask, plan: attend(q, k, v, mask, plan)
+    return lambda q, k, v, do, plan: attend(q, k, v, plan)
 
 
 def forward_backward(attend):
-    def both(q, k, v, do, mask, plan):
-        out, vjp = jax.vjp(lambda q, k, v: attend(q, k, v, mask, plan), q, k, v)
+    def both(q, k, v, do, plan):
+        out, vjp = jax.vjp(lambda q, k, v: attend(q, k, v, plan), q, k, v)
         return out, *vjp(do)
 
     return both

@@ -115,7 +115,7 @@ def sorted_documents(T: int, rows: int, seed: int, lowest: int = 1) -> np.ndarra
 @functools.partial(jax.jit, static_argnames=("implementation", "tiles"))
 def forward_and_vjp(q, k, v, cotangent, mask, implementation, tiles):
     plan = make_plan(mask, *tiles)
-    apply = functools.partial(attention_with_lse, mask=mask, plan=plan, implementation=implementation)
+    apply = lambda q, k, v: attention_with_lse(q, k, v, plan, implementation=implementation)  # noqa: E731
     (out, lse), vjp = jax.vjp(apply, q, k, v)
     # The log-sum-exp's cotangent is part of every gradient here, save where no key is seen.
     return out, lse, *vjp((cotangent, jnp.where(lse > NOTHING, cotangent[..., 0].astype(jnp.float32), 0.0)))

@@ -229,6 +229,10 @@ def test_faults_are_named():
         attention(case.q[0], case.k, case.v, case.mask)
     with pytest.raises(ValueError, match="k is float16; allowed: float32, bfloat16"):
         attention(case.q, case.k.astype(jnp.float16), case.v, case.mask)
+    with pytest.raises(TypeError, match=r"attention: the mask is bool; allowed: a masks.Mask, or a Plan made of one"):
+        attention(case.q, case.k, case.v, case.mask.materialize())
+    with pytest.raises(TypeError, match="the mask is NoneType; allowed"):
+        attention(case.q, case.k, case.v, None)
     for field, value, words in (
         ("q_segment_ids_BT", jnp.zeros((1, 83)), "float32; allowed: int32"),
         ("num_anchors", -1, "0 or more"),
@@ -244,8 +248,7 @@ def test_a_plan_of_other_arrays_is_refused(implementation):
     case = make_case(np.zeros((2, 300)), 0, 2, 1, 16)
 
     def attend(part, plan):
-        mask = Mask.from_segments(case.mask.q_segment_ids_BT[part], 0)
-        return attention(case.q[part], case.k[part], case.v[part], mask, plan=plan, implementation=implementation)
+        return attention(case.q[part], case.k[part], case.v[part], plan, implementation=implementation)
 
     def planned(length):  # shapes alone are looked at
         mask = Mask.from_segments(jnp.zeros((2, length), jnp.int32), 0)
@@ -258,3 +261,5 @@ def test_a_plan_of_other_arrays_is_refused(implementation):
         attend(np.s_[:, :200], plan)
     with pytest.raises(ValueError, match="plan has 6 key tiles; 2 rows of 200 tokens in tiles of 128 allow 4"):
         attend(np.s_[:, :200], dataclasses.replace(plan, by_query=of_short_rows.by_query))
+    with pytest.raises(ValueError, match=r"mask.q_segment_ids_BT has shape \(2, 300\); q and k allow \(2, 270\)"):
+        attend(np.s_[:, :270], plan)  # as many tiles

@@ -26,14 +26,14 @@ def temporaries(T, H, dtype, N, K):
     mask = jax.eval_shape(lambda segment_ids: Mask.from_segments(segment_ids, 1), segment_ids)
     plan = jax.eval_shape(lambda mask: make_plan(mask, *tiles), mask)  # a step makes it once for all layers
 
-    def gradients(q, k, v, mask, plan):
-        loss = lambda *qkv: attention(*qkv, mask, plan=plan, implementation="pallas_gpu").astype(jnp.float32).sum()
+    def gradients(q, k, v, plan):
+        loss = lambda *qkv: attention(*qkv, plan, implementation="pallas_gpu").astype(jnp.float32).sum()
         return jax.grad(loss, (0, 1, 2))(q, k, v)
 
     arrays = [jax.ShapeDtypeStruct((1, T, heads, H), dtype) for heads in (N, K, K)]
     put = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
     with jax.default_device(targets.device(target)):
-        compiled = jax.jit(gradients).lower(*jax.tree.map(put, (*arrays, mask, plan))).compile()
+        compiled = jax.jit(gradients).lower(*jax.tree.map(put, (*arrays, plan))).compile()
     text = compiled.as_text()
     assert all(f"anchor_attention_{kernel}" in text for kernel in ("forward", "dq", "dkv")), "kernels are missing"
     return compiled.memory_analysis().temp_size_in_bytes
@@ -83,15 +83,17 @@ targets.prepare()
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding
 from anchorjax.attention import sharded
+from anchorjax.config import AttentionConfig
 from anchorjax.masks import Mask
 from anchorjax.sharding import make_mesh
 
 mesh = make_mesh({"data": 1, "fsdp": 1, "context": 1, "tensor": 1}, devices=[targets.device(sys.argv[1])])
+config = AttentionConfig("pallas_gpu", 128, 128)
 
 def gradients(q, k, v, segment_ids):
     mask = Mask.from_segments(segment_ids, 1)
-    plan = sharded.plan(mask, 128, 128)
-    loss = lambda *qkv: sharded.apply(*qkv, mask, plan, "pallas_gpu").astype(jnp.float32).sum()
+    plan = sharded.plan(mask, config)
+    loss = lambda *qkv: sharded.apply(*qkv, plan, config)[0].astype(jnp.float32).sum()
     return jax.grad(loss, (0, 1, 2))(q, k, v)
 
 with jax.set_mesh(mesh):

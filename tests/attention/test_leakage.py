@@ -23,12 +23,12 @@ def probe(implementation, mask, tokens=None, told=None, dtype="float32", which=l
     plan = make_plan(mask, *setting.tiles)
 
     @jax.jit
-    def attend(q, k, v, _, plan):
-        return attention(q, k, v, mask, plan=plan, implementation=implementation)
+    def attend(q, k, v, _):
+        return attention(q, k, v, plan, implementation=implementation)
 
-    tokens = tokens or leakage.telling_tokens(np.asarray(mask.q_segment_ids_BT))
+    tokens = tokens or leakage.probe_tokens(np.asarray(mask.q_segment_ids_BT))
     with setting.interpreted():
-        return which(attend, told or mask, tokens, plan, dtype=dtype, **HEADS)
+        return which(attend, told or plan, tokens, dtype=dtype, **HEADS)
 
 
 @pytest.mark.parametrize("which", [leakage.probe, leakage.probe_gradients])
@@ -39,7 +39,7 @@ def test_no_implementation_leaks(implementation, dtype, which):
     segments = sorted_documents(T, 2, seed=7)
     segments[0, -9:] = -1
     mask = Mask.from_segments(jnp.asarray(segments, jnp.int32), 1)
-    tokens = [*leakage.telling_tokens(segments), (0, T - 1)]  # a pad, too
+    tokens = [*leakage.probe_tokens(segments), (0, T - 1)]  # a pad, too
     findings = probe(implementation, mask, tokens, dtype=dtype, which=which)
     assert len(findings) > 6
     leakage.check(findings)
@@ -109,7 +109,7 @@ def test_rows_that_see_each_other_are_named():
     mask = Mask.from_segments(jnp.repeat(ROW, 2, axis=0), 1)
 
     @jax.jit
-    def attend(q, k, v, mask, _):
+    def attend(q, k, v, mask):
         out = attention(q, k, v, mask)
         return out + out.sum(0)
 
@@ -119,14 +119,14 @@ def test_rows_that_see_each_other_are_named():
         leakage.check(leakage.probe_gradients(attend, mask, [(0, 2)], **HEADS))
 
 
-def test_telling_tokens_stand_at_boundaries():
-    assert leakage.telling_tokens(np.asarray(ROW)) == [(0, n) for n in (0, 1, 3, 4, 5, 6)]
-    assert leakage.telling_tokens(np.full((2, 4), -1)) == []
+def test_probe_tokens_stand_at_boundaries():
+    assert leakage.probe_tokens(np.asarray(ROW)) == [(0, n) for n in (0, 1, 3, 4, 5, 6)]
+    assert leakage.probe_tokens(np.full((2, 4), -1)) == []
 
 
-def test_telling_tokens_are_of_rows_that_have_tokens():
+def test_probe_tokens_are_of_rows_that_have_tokens():
     dead = np.full((1, 7), -1)
     half = np.array([[0, 1, 1, -1, -1, -1, -1]])
     expected = [(1, n) for n in (0, 1, 3, 4, 5, 6)]
-    assert leakage.telling_tokens(np.concatenate([dead, ROW, dead])) == expected
-    assert leakage.telling_tokens(np.concatenate([dead, ROW, half, dead])) == [*expected, (2, 1)]
+    assert leakage.probe_tokens(np.concatenate([dead, ROW, dead])) == expected
+    assert leakage.probe_tokens(np.concatenate([dead, ROW, half, dead])) == [*expected, (2, 1)]

@@ -52,11 +52,11 @@ def test_nothing_falls_back_silently():
     for tiles in ((100, 128), (16, 8)):
         plan = make_plan(case.mask, *tiles)
         with pytest.raises(NotImplementedError, match=f"tiles of {tiles[0]} x {tiles[1]}; allowed: powers of two"):
-            attention(case.q, case.k, case.v, case.mask, plan=plan, implementation="pallas_gpu")
+            attention(case.q, case.k, case.v, plan, implementation="pallas_gpu")
     wide = make_case(np.zeros((1, T)), 0, 2, 1, 272)
     with pytest.raises(NotImplementedError, match=r"q has shape \(1, 83, 2, 272\); allowed: heads of 1 to 256"):
-        attention(wide.q, wide.k, wide.v, wide.mask, plan=make_plan(wide.mask, 16, 16), implementation="pallas_gpu")
+        attention(wide.q, wide.k, wide.v, make_plan(wide.mask, 16, 16), implementation="pallas_gpu")
     run(case, "pallas_gpu")  # what is compiled inside `interpreted` is not what runs outside of it
-    apply = functools.partial(attention, mask=case.mask, implementation="pallas_gpu")
+    apply = functools.partial(attention, mask_or_plan=case.mask, implementation="pallas_gpu")
     with pytest.raises(ValueError, match="Only interpret mode is supported on CPU"):
         jax.jit(apply)(case.q, case.k, case.v)

@@ -45,4 +45,4 @@ def test_list_in_chunks(monkeypatch):
 def test_tiles_that_no_tpu_takes_are_refused():
     case = make_case(np.zeros((1, T)), 0, 2, 1, 16)
     with pytest.raises(NotImplementedError, match="tiles of 100 x 128; allowed: multiples of 128"):
-        attention(case.q, case.k, case.v, case.mask, plan=make_plan(case.mask, 100, 128), implementation="pallas_tpu")
+        attention(case.q, case.k, case.v, make_plan(case.mask, 100, 128), implementation="pallas_tpu")

@@ -152,7 +152,7 @@ def test_the_last_tile_of_all_is_an_entry_like_any_other():
         assert [int(x) for x in unpack(entry)] == [last, last, flags]
     q, k, v = (jax.random.normal(key, (plan_lib.MAX_TILES, 16, 1, 8)) for key in jax.random.split(jax.random.key(0), 3))
     attend = jax.jit(attention, static_argnames="implementation")
-    out = attend(q, k, v, mask, plan=plan, implementation="xla")
+    out = attend(q, k, v, plan, implementation="xla")
     wanted = attend(q[-1:], k[-1:], v[-1:], jax.tree.map(lambda x: x[-1:], mask), implementation="reference")
     np.testing.assert_allclose(out[-1:], wanted, atol=1e-5)
 

@@ -25,7 +25,7 @@ sharding = SingleDeviceSharding(targets.device(target))
 def step(q, k, v, segment_ids):
     mask = Mask.from_segments(segment_ids, 1)
     plan = make_plan(mask, *default_tiles("pallas_tpu", target))
-    loss = lambda *qkv: attention(*qkv, mask, plan=plan, implementation="pallas_tpu").astype(jnp.float32).sum()
+    loss = lambda *qkv: attention(*qkv, plan, implementation="pallas_tpu").astype(jnp.float32).sum()
     return jax.grad(loss, (0, 1, 2))(q, k, v)
 
 def temporaries(T):

@@ -273,7 +273,7 @@ def of_attention():
             mask = mask_of(1, length, anchors)
             arrays = heads(1, length, attention.N, attention.K, attention.H, "bfloat16")
             both = jax.jit(jax_calls.forward_backward(jax_calls.ATTENTIONS[name]))
-            yield both, (*arrays, mask, jax.eval_shape(jax_calls.planned, mask)), ()
+            yield both, (*arrays, jax.eval_shape(jax_calls.planned, mask)), ()
 
 def compile_training(model, length, mask):
     config = training_step.config_of(model, length, mask)

@@ -10,6 +10,7 @@ import pytest
 
 from anchorjax import data
 from anchorjax.attention import anchors, sharded
+from anchorjax.attention.plan import make_plan
 from anchorjax.data.text.tokenizer import ByteTokenizer
 from anchorjax.errors import LeakageError
 from anchorjax.sharding import BATCH, shard_batch
@@ -57,12 +58,13 @@ def test_the_probe_of_a_run_sees_one_micro_batch(tiny_config, monkeypatch):
 
 
 def test_an_attention_that_forgets_the_anchor_is_named(started, monkeypatch):
-    right = sharded.attention
+    right = sharded.attention_with_lse
 
-    def wrong(q, k, v, mask, **kwargs):
-        return right(q, k, v, dataclasses.replace(mask, num_anchors=0), **kwargs)
+    def wrong(q, k, v, plan, **kwargs):
+        forgetful = make_plan(dataclasses.replace(plan.mask, num_anchors=0), plan.q_tile, plan.kv_tile)
+        return right(q, k, v, forgetful, **kwargs)
 
-    monkeypatch.setattr(sharded, "attention", wrong)
+    monkeypatch.setattr(sharded, "attention_with_lse", wrong)
     with pytest.raises(LeakageError, match="token 0 of row 0 does not reach token"):
         probe_attention(*started)
 

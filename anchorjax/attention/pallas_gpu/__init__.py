@@ -26,12 +26,9 @@ from anchorjax.attention.pallas_gpu.arrays import Arrays
 from anchorjax.attention.pallas_gpu.tile import interpret_context
 from anchorjax.attention.plan import Plan
 from anchorjax.attention.tiles import WIDEST
-from anchorjax.masks import Mask
 
 
-def apply(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask, plan: Plan
-) -> tuple[jax.Array, jax.Array]:
+def apply(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, plan: Plan) -> tuple[jax.Array, jax.Array]:
     """Output and log-sum-exp of one device's arrays; the contract is that of `attention.attention_with_lse`.
 
     Off the GPU it runs inside `interpreted()` only.
@@ -42,7 +39,7 @@ def apply(
     widest = WIDEST["pallas_gpu"]
     if q_BTNH.shape[-1] > widest:
         raise NotImplementedError(f"attention pallas_gpu: q has shape {q_BTNH.shape}; allowed: heads of 1 to {widest}")
-    return gradient.attend(_forward, _backward, q_BTNH, k_BSKH, v_BSKH, mask, plan)
+    return gradient.attend(_forward, _backward, q_BTNH, k_BSKH, v_BSKH, plan)
 
 
 def interpreted() -> contextlib.AbstractContextManager:
@@ -54,9 +51,9 @@ def interpreted() -> contextlib.AbstractContextManager:
     return interpret_context(True)
 
 
-def _forward(q_BTNH, k_BSKH, v_BSKH, mask, plan):
-    return forward.call(Arrays(q_BTNH, k_BSKH, v_BSKH, mask, plan))
+def _forward(q_BTNH, k_BSKH, v_BSKH, plan):
+    return forward.call(Arrays(q_BTNH, k_BSKH, v_BSKH, plan))
 
 
-def _backward(q_BTNH, k_BSKH, v_BSKH, mask, plan, dout_BTNH, lse_BTN, delta_BTN):
-    return backward.call(Arrays(q_BTNH, k_BSKH, v_BSKH, mask, plan), dout_BTNH, lse_BTN, delta_BTN)
+def _backward(q_BTNH, k_BSKH, v_BSKH, plan, dout_BTNH, lse_BTN, delta_BTN):
+    return backward.call(Arrays(q_BTNH, k_BSKH, v_BSKH, plan), dout_BTNH, lse_BTN, delta_BTN)

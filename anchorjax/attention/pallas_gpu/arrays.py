@@ -8,7 +8,6 @@ from anchorjax.attention.kernels import NO_SEGMENT, kv_segment_ids
 from anchorjax.attention.pallas_gpu.tile import Static
 from anchorjax.attention.plan import Plan, Visits, pad_to_tiles
 from anchorjax.attention.tiles import SMALLEST
-from anchorjax.masks import Mask
 from anchorjax.types import PAD_SEGMENT
 
 
@@ -21,10 +20,10 @@ class Arrays:
       lines: int32 q_index, q_segment [X], kv_index, kv_segment [Y], for Static.hide.
     """
 
-    def __init__(self, q_BTNH, k_BSKH, v_BSKH, mask: Mask, plan: Plan):
+    def __init__(self, q_BTNH, k_BSKH, v_BSKH, plan: Plan):
         T, S = q_BTNH.shape[1], k_BSKH.shape[1]
         self.q_BTNH, self.k_BSKH, self.v_BSKH = q_BTNH, k_BSKH, v_BSKH
-        self.mask, self.plan = mask, plan
+        self.plan, mask = plan, plan.mask
         self.lines = (
             _line(mask.q_index_BT, plan.q_tile, 0),
             _line(mask.q_segment_ids_BT, plan.q_tile, PAD_SEGMENT),
@@ -34,7 +33,6 @@ class Arrays:
         self.static = Static.of(
             q_BTNH,
             k_BSKH,
-            mask,
             plan,
             q_tiles=pl.cdiv(T, plan.q_tile),
             kv_tiles=pl.cdiv(S, plan.kv_tile),
@@ -54,9 +52,9 @@ class Arrays:
 
     def anchors(self):
         """k, v [B, A, K, H] in their dtype and visible [X, A] int32; A is padded to what a matmul takes."""
-        anchors = anchors_lib.find(self.k_BSKH, self.v_BSKH, self.mask)
-        A = max(SMALLEST, pl.next_power_of_2(self.mask.num_anchors))
-        pad = (0, A - self.mask.num_anchors)
+        anchors = anchors_lib.find(self.k_BSKH, self.v_BSKH, self.plan.mask)
+        A = max(SMALLEST, pl.next_power_of_2(self.plan.mask.num_anchors))
+        pad = (0, A - self.plan.mask.num_anchors)
         k_BAKH, v_BAKH = (
             jnp.pad(x, ((0, 0), pad, (0, 0), (0, 0))).astype(self.q_BTNH.dtype)
             for x in (anchors.k_BAKH, anchors.v_BAKH)

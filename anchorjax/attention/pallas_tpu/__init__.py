@@ -20,26 +20,23 @@ from anchorjax.attention import gradient
 from anchorjax.attention.pallas_tpu import backward, forward
 from anchorjax.attention.pallas_tpu.arrays import Arrays
 from anchorjax.attention.plan import Plan
-from anchorjax.masks import Mask
 
 
-def apply(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask, plan: Plan
-) -> tuple[jax.Array, jax.Array]:
+def apply(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, plan: Plan) -> tuple[jax.Array, jax.Array]:
     """Output and log-sum-exp of one device's arrays; the contract is that of `attention.attention_with_lse`.
 
     Off the TPU it runs inside `pltpu.force_tpu_interpret_mode()` only, which simulates memories and copies.
     """
-    return gradient.attend(_forward, _backward, q_BTNH, k_BSKH, v_BSKH, mask, plan)
+    return gradient.attend(_forward, _backward, q_BTNH, k_BSKH, v_BSKH, plan)
 
 
-def _forward(q_BTNH, k_BSKH, v_BSKH, mask, plan):
-    arrays = Arrays(q_BTNH, k_BSKH, v_BSKH, mask, plan)
+def _forward(q_BTNH, k_BSKH, v_BSKH, plan):
+    arrays = Arrays(q_BTNH, k_BSKH, v_BSKH, plan)
     out_NXH, lse_NX = forward.call(arrays)
     return arrays.join(out_NXH), arrays.join(lse_NX[..., None])[..., 0]
 
 
-def _backward(q_BTNH, k_BSKH, v_BSKH, mask, plan, dout_BTNH, lse_BTN, delta_BTN):
-    arrays = Arrays(q_BTNH, k_BSKH, v_BSKH, mask, plan)
+def _backward(q_BTNH, k_BSKH, v_BSKH, plan, dout_BTNH, lse_BTN, delta_BTN):
+    arrays = Arrays(q_BTNH, k_BSKH, v_BSKH, plan)
     dq_NXH, dk_KYH, dv_KYH = backward.call(arrays, dout_BTNH, lse_BTN, delta_BTN)
     return arrays.join(dq_NXH), arrays.join_keys(dk_KYH), arrays.join_keys(dv_KYH)

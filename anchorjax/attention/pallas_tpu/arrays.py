@@ -6,16 +6,15 @@ from anchorjax.attention import anchors
 from anchorjax.attention.kernels import NO_SEGMENT, kv_segment_ids
 from anchorjax.attention.pallas_tpu.tile import Static
 from anchorjax.attention.plan import Plan, pad_to_tiles
-from anchorjax.masks import Mask
 from anchorjax.types import PAD_SEGMENT
 
 
 class Arrays:
-    """One call's arrays as the kernels read them: heads in front, the rows end to end, each padded to tiles."""
+    """One call's arrays as the kernels read them: head-major, the rows end to end, each padded to tiles."""
 
-    def __init__(self, q_BTNH, k_BSKH, v_BSKH, mask: Mask, plan: Plan):
+    def __init__(self, q_BTNH, k_BSKH, v_BSKH, plan: Plan):
         self.B, self.T, self.S = *q_BTNH.shape[:2], k_BSKH.shape[1]
-        self.plan = plan
+        self.plan, mask = plan, plan.mask
         self.q_NXH = self.flatten(q_BTNH, plan.q_tile)
         self.k_KYH, self.v_KYH = self.flatten(k_BSKH, plan.kv_tile), self.flatten(v_BSKH, plan.kv_tile)
         # What the mask needs of each token in one array, as every array costs a step some 20 bundles: index, segment.
@@ -26,7 +25,7 @@ class Arrays:
             [self._line(mask.kv_index_BS, plan.kv_tile, 0), self._line(kv_segment_ids(mask), plan.kv_tile, NO_SEGMENT)]
         )
         q_tiles_per_row = self.q_NXH.shape[1] // plan.q_tile // self.B
-        self.static = Static.of(q_BTNH, k_BSKH, mask, plan, q_tiles_per_row=q_tiles_per_row)
+        self.static = Static.of(q_BTNH, k_BSKH, plan, q_tiles_per_row=q_tiles_per_row)
         self._find_anchors(k_BSKH, v_BSKH, mask)
 
     def _find_anchors(self, k_BSKH, v_BSKH, mask):

@@ -161,7 +161,7 @@ def _sight(segment_ids_T, num_anchors, window, positions_BT, lengths, spec: Spec
     mask = Mask.from_segments(jnp.asarray(segment_ids_T)[None], num_anchors, window, soft_cap)
     short_MT = np.arange(len(segment_ids_T)) < np.asarray(lengths)[:, None]
     sums = column_norms(segment_ids_T, num_anchors, window, lengths), column_groups(segment_ids_T), short_MT
-    return _Sight(View(mask, None, *pair), *(jnp.asarray(x, jnp.float32) for x in sums))
+    return _Sight(View(mask, *pair), *(jnp.asarray(x, jnp.float32) for x in sums))
 
 
 @functools.partial(jax.jit, static_argnames="spec", compiler_options=EXACTLY)
