@@ -22,7 +22,7 @@ def bucket(size: int) -> int:
 def batches(
     items: Sequence[Item], rows: int, size: Callable[[Item], int], kind: Callable[[int], int] | None = None
 ) -> Iterator[list[Item]]:
-    """At most so many items at once, ascending in size: few pads.
+    """Groups of at most so many items, ascending in size, so that there is little padding.
 
     Args:
       kind: of a size; what is not of one kind is not put together. None: all are of one.

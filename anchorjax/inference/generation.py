@@ -18,7 +18,7 @@ from anchorjax.errors import UsageError
 from anchorjax.inference.batching import batches, bucket, check_ids
 from anchorjax.inference.cached import Cache, Layers, advance
 from anchorjax.inference.language_model import LanguageModel
-from anchorjax.inference.sampling import Sampling, next_tokens
+from anchorjax.inference.sampling import Draw, Sampling, next_tokens
 from anchorjax.models.spec import Spec
 from anchorjax.sharding import BATCH, ROWS
 
@@ -27,7 +27,7 @@ CHUNK = 4096  # tokens of a prompt taken in at once, at most: bounds activations
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """What came behind one prompt.
+    """What a model wrote after one prompt.
 
     Attributes:
       tokens: ids, without the one that ended the text.
@@ -59,7 +59,7 @@ class Generator:
         """Raises UserError for prompts that are empty, too long for the context with their answer, or of other ids."""
         check_context(max(map(len, prompts)), max_new_tokens, self.description.context)
         if not all(map(len, prompts)):
-            raise UsageError("a prompt is empty: it needs at least the beginning of sequence")
+            raise UsageError("a prompt is empty: it needs at least BOS")
         check_ids(prompts, self.description)
 
     def generate(
@@ -76,7 +76,7 @@ class Generator:
         """In the order of the prompts.
 
         Args:
-          prompts: ids, the beginning of sequence included.
+          prompts: ids, BOS included.
           stop: strings before which a text ends.
           stop_ids: tokens that end a text beside the model's own.
           numbers: of the prompts, int32, on which chance depends; default: 0, 1, 2, ...
@@ -88,7 +88,7 @@ class Generator:
         self.check(prompts, max_new_tokens)
         numbers, ends = numbers or range(len(prompts)), (*self.description.eos_ids, *stop_ids)
         texts: dict[int, _Text] = {}
-        kind = self._kind(max_new_tokens)
+        kind = self.kind(max_new_tokens)
         for places in batches(range(len(prompts)), self.batch_size, lambda i: len(prompts[i]), kind):
             some = {i: _Text(i, self.description.tokenizer, ends, stop, show) for i in places}
             chosen = [numbers[i] for i in places]
@@ -113,17 +113,18 @@ class Generator:
         spec = self.description.spec(bucket(columns + max_new_tokens))
         prompt_B = np.resize(np.asarray(numbers, np.int32), self.batch_size)
         cache = _empty_cache(start_B, spec)
-        step = functools.partial(_step, num_anchors=self.description.num_anchors, spec=spec, sampling=sampling)
+        step = functools.partial(_step, num_anchors=self.description.num_anchors, spec=spec)
+        draw = sampling.traced()
         for first in range(0, columns, chunk):
             tokens_BT = _on_mesh(tokens_BP[:, first : first + chunk])
-            tokens_B, cache = step(self.layers, cache, tokens_BT, prompt_B, np.int32(0))
+            tokens_B, cache = step(self.layers, cache, tokens_BT, draw, prompt_B, np.int32(0))
         for place in range(1, max_new_tokens):
             ready_B = tokens_B
-            tokens_B, cache = step(self.layers, cache, tokens_B[:, None], prompt_B, np.int32(place))
+            tokens_B, cache = step(self.layers, cache, tokens_B[:, None], draw, prompt_B, np.int32(place))
             yield ready_B
         yield tokens_B
 
-    def _kind(self, max_new_tokens: int) -> Callable[[int], int] | None:
+    def kind(self, max_new_tokens: int) -> Callable[[int], int] | None:
         """For `batches`: where RoPE depends on the cache's columns, an answer must not depend on what is beside it."""
         if not self.description.rope.depends_on_length:
             return None
@@ -132,11 +133,11 @@ class Generator:
     def _columns(self, longest: int) -> tuple[int, int]:
         """(tokens of a chunk, columns of the prompts)."""
         chunks = -(-longest // self.chunk)
-        chunk = min(self.chunk, bucket(-(-longest // chunks)))  # alike in size: few pads
+        chunk = min(self.chunk, bucket(-(-longest // chunks)))  # alike in size: little padding
         return chunk, chunks * chunk
 
     def _laid_out(self, prompts, columns: int) -> tuple[np.ndarray, np.ndarray]:
-        """Prompts with pads in front [B, columns], and where each begins [B]. Rows too many are copies of the last."""
+        """Prompts with padding in front [B, columns], and where each begins [B]. Excess rows repeat the last prompt."""
         tokenizer = self.description.tokenizer
         tokens_BP = np.full((self.batch_size, columns), tokenizer.pad_id, np.int32)
         start_B = np.zeros(self.batch_size, np.int32)
@@ -167,10 +168,10 @@ def _empty_cache(start_B, spec: Spec) -> Cache:
     return Cache.empty(start_B, spec.max_position, spec.model)
 
 
-@functools.partial(jax.jit, static_argnames=("num_anchors", "spec", "sampling"), donate_argnames="cache")
-def _step(layers: Layers, cache: Cache, tokens_BT, prompt_B, place, *, num_anchors: int, spec: Spec, sampling):
+@functools.partial(jax.jit, static_argnames=("num_anchors", "spec"), donate_argnames="cache")
+def _step(layers: Layers, cache: Cache, tokens_BT, draw: Draw, prompt_B, place, *, num_anchors: int, spec: Spec):
     logits_BV, cache = advance(layers, cache, reshard(tokens_BT, BATCH), num_anchors, spec)
-    tokens_B = next_tokens(reshard(logits_BV, P(None, None)), sampling, prompt_B, place)
+    tokens_B = next_tokens(reshard(logits_BV, P(None, None)), draw, prompt_B, place)
     return reshard(tokens_B, P(ROWS)), cache
 
 

@@ -10,13 +10,14 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from anchorjax.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen (static).
+    """How tokens are chosen.
 
     Attributes:
       temperature: 0 takes the most likely token; logits are divided by it otherwise.
@@ -44,37 +45,71 @@ class Sampling:
                 value = getattr(self, name.replace("-", "_"))
                 raise UsageError(f"--{name}={value} is not allowed: it must be {allowed}")
 
+    def traced(self) -> "Draw":
+        return Draw(
+            jax.random.key_data(jax.random.key(self.seed)),
+            np.float32(self.temperature),
+            np.float32(self.top_p),
+            self.temperature == 0,
+            self.top_p < 1,
+            self.top_k,
+            self.not_first,
+        )
 
-def next_tokens(logits_BV: jax.Array, sampling: Sampling, prompt_B: jax.Array, place: jax.Array) -> jax.Array:
-    """int32 [B].
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """A `Sampling` as an argument of compiled programs: another seed, temperature or top-p compiles nothing again.
+
+    Attributes:
+      key: uint32 [2], data of the seed's key.
+      temperature, top_p: float32 [].
+      is_greedy, has_top_p, top_k, not_first: static.
+    """
+
+    key: ArrayLike
+    temperature: ArrayLike
+    top_p: ArrayLike
+    is_greedy: bool = dataclasses.field(metadata={"static": True})
+    has_top_p: bool = dataclasses.field(metadata={"static": True})
+    top_k: int = dataclasses.field(metadata={"static": True})
+    not_first: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+
+
+def next_tokens(logits_BV: jax.Array, draw: Draw, prompt_B: jax.Array, place: jax.Array) -> jax.Array:
+    """Chooses the next token of each row.
 
     Args:
       logits_BV: fp32, whole on each device.
-      prompt_B: number of each row's prompt; place: of the token behind the prompt. They and the seed are all that
+      prompt_B: number of each row's prompt; place: index of the token after the prompt. They and the seed are all that
         chance depends on.
+
+    Returns:
+      int32 [B].
     """
-    if sampling.not_first:
-        barred_V = np.isin(np.arange(logits_BV.shape[1]), sampling.not_first)
+    if draw.not_first:
+        barred_V = np.isin(np.arange(logits_BV.shape[1]), draw.not_first)
         logits_BV = jnp.where(barred_V & (place == 0), -jnp.inf, logits_BV)
-    if not sampling.temperature:
+    if draw.is_greedy:
         return jnp.argmax(logits_BV, -1).astype(jnp.int32)
 
-    def draw(logits_V, prompt):
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(sampling.seed), prompt), place)
-        return jax.random.categorical(key, allowed_logits(logits_V, sampling))
+    def one(logits_V, prompt):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.wrap_key_data(draw.key), prompt), place)
+        return jax.random.categorical(key, allowed_logits(logits_V, draw))
 
-    return jax.vmap(draw)(logits_BV, prompt_B).astype(jnp.int32)
+    return jax.vmap(one)(logits_BV, prompt_B).astype(jnp.int32)
 
 
-def allowed_logits(logits_V: jax.Array, sampling: Sampling) -> jax.Array:
+def allowed_logits(logits_V: jax.Array, draw: Draw) -> jax.Array:
     """Logits at the temperature, -inf where top-k or top-p leave a token out."""
-    logits_V = logits_V / sampling.temperature
-    if sampling.top_k:
-        kth = jax.lax.top_k(logits_V, min(sampling.top_k, logits_V.shape[0]))[0][-1]
+    logits_V = logits_V / draw.temperature
+    if draw.top_k:
+        kth = jax.lax.top_k(logits_V, min(draw.top_k, logits_V.shape[0]))[0][-1]
         logits_V = jnp.where(logits_V < kth, -jnp.inf, logits_V)
-    if sampling.top_p < 1:
+    if draw.has_top_p:
         ordered_V = jnp.sort(logits_V, descending=True)
         before_V = jnp.cumsum(jax.nn.softmax(ordered_V)) - jax.nn.softmax(ordered_V)
-        least = jnp.min(jnp.where(before_V < sampling.top_p, ordered_V, jnp.inf))
+        least = jnp.min(jnp.where(before_V < draw.top_p, ordered_V, jnp.inf))
         logits_V = jnp.where(logits_V < least, -jnp.inf, logits_V)
     return logits_V

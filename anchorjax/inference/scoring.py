@@ -1,7 +1,7 @@
 """How likely a model finds given tokens: whole rows in one pass, logits chunk by chunk.
 
-A row is one document behind its beginning of sequence, which is plain causal attention, whatever mask the model was
-trained with. Rows are padded at the end to one of a few lengths, so that few programs are compiled.
+A row is BOS and one document, which is plain causal attention, whatever mask the model was trained with. Rows are
+padded at the end to one of a few lengths, so that few programs are compiled.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ CHUNK = 512  # tokens whose logits exist at once on a device
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Score:
-    """Of one row of T tokens; entry t is of token t + 1, given the t + 1 tokens before it.
+    """Scores of one row of T tokens; entry t is that of token t + 1, given the t + 1 tokens before it.
 
     Attributes:
       nats_t: float32 [T - 1], -log p.
@@ -42,7 +42,7 @@ class Score:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NextToken:
-    """What may come behind one row.
+    """Distribution of the token after one row.
 
     Attributes:
       nats_V: float32 [V], -log p of every token.
@@ -63,7 +63,7 @@ class Scorer:
         self.batch_size = -(-batch_size // shards) * shards
 
     def score(self, rows: Sequence[Sequence[int]], likeliest: bool = False) -> list[Score]:
-        """In the order of the rows (ids, the beginning of sequence included).
+        """In the order of the rows (ids, BOS included).
 
         Raises:
           UsageError: a row is empty or longer than the model's context.

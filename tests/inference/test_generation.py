@@ -1,4 +1,4 @@
-"""Greedy text of every family is transformers' own; a cache, chunks, pads and company in a batch change nothing."""
+"""Greedy text of every family is transformers' own; a cache, chunks, padding and company in a batch change nothing."""
 
 import dataclasses
 import functools
@@ -139,8 +139,8 @@ def test_a_long_prompt_is_read_in_bounded_memory(llama):
         start_B = np.zeros(made.batch_size, np.int32)
         cache = jax.eval_shape(functools.partial(generation._empty_cache, spec=spec), start_B)
         tokens_BT = generation._on_mesh(np.zeros((made.batch_size, chunk), np.int32))
-        step = functools.partial(generation._step.lower, num_anchors=0, spec=spec, sampling=Sampling())
-        compiled = step(made.layers, cache, tokens_BT, start_B, np.int32(0)).compile()
+        step = functools.partial(generation._step.lower, num_anchors=0, spec=spec)
+        compiled = step(made.layers, cache, tokens_BT, Sampling().traced(), start_B, np.int32(0)).compile()
     assert cache.keys[0].sharding.spec == jax.P(("data", "fsdp"), None, "tensor", None)
     assert compiled.memory_analysis().temp_size_in_bytes < 2**26  # 36 MB; a byte for each score would be 537
 
@@ -239,6 +239,20 @@ def test_what_is_drawn_depends_on_seed_and_prompt_alone(llama):
     assert generator(description).generate(PROMPTS[2:], NEW, sampling, numbers=[2, 3]) == alone[2:]
 
 
+def test_another_seed_temperature_or_top_p_compiles_nothing(llama):
+    made = generator(llama[1])
+
+    def text(**options) -> str:
+        return made.generate(PROMPTS[:1], NEW, Sampling(**options))[0].text
+
+    first = text(temperature=1.0, seed=2**63 - 1, top_p=0.9)
+    before = generation._step._cache_size()
+    texts = {text(temperature=1.0 + seed / 10, seed=seed, top_p=0.9 + seed / 100) for seed in range(4)}
+    assert generation._step._cache_size() == before
+    assert len(texts | {first}) == 5
+    assert text(temperature=1.0, seed=2**63 - 1, top_p=0.9) == first
+
+
 @pytest.mark.parametrize(
     ("sampling", "warpers"),
     [
@@ -257,7 +271,7 @@ def test_allowed_tokens_are_those_of_transformers(sampling, warpers):
     for name in warpers:
         option = sampling.top_k if "TopK" in name else sampling.top_p
         scores = getattr(transformers, name)(option)(None, scores)
-    ours = jax.nn.softmax(allowed_logits(jnp.asarray(logits_V), sampling))
+    ours = jax.nn.softmax(allowed_logits(jnp.asarray(logits_V), sampling.traced()))
     np.testing.assert_allclose(ours, torch.softmax(scores[0], -1).numpy(), rtol=1e-5)
 
 
