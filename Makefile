@@ -11,7 +11,7 @@ CORE := tests/attention tests/test_masks.py tests/test_stacks.py tests/models/te
 .PHONY: quickstart test test-all test-core test-beam gpu lint clean asked asked-beam
 
 quickstart: $(VENV)/.run
-	$(RUN) train.py --config=configs/quickstart.py --workdir=runs/quickstart
+	$(VENV)/bin/anchorjax train --config=configs/quickstart.py --workdir=runs/quickstart
 
 test: $(VENV)/.test
 	$(VENV)/bin/ruff check .
@@ -24,7 +24,7 @@ test-all: $(VENV)/.test
 # The quickstart's first steps are taken in a new directory, or a second call would find them done.
 test-core: $(VENV)/.core
 	$(RUN) -m pytest -n 2 -m "not slow" $(CORE)
-	rm -rf runs/core && $(RUN) train.py --config=configs/quickstart.py --workdir=runs/core --config.train.steps=5
+	rm -rf runs/core && $(VENV)/bin/anchorjax train --config=configs/quickstart.py --workdir=runs/core --config.train.steps=5
 
 # Beam's requirements contradict ours (requirements-beam.txt): an environment of its own.
 test-beam: $(VENV)-beam/.test
@@ -50,7 +50,7 @@ asked-beam:
 
 # With the machine's own Python, which has a JAX for its GPU.
 gpu:
-	$(PYTHON) benchmarks/gpu.py
+	$(PYTHON) -m benchmarks.gpu
 
 # The environment is made again whenever its requirements change.
 $(VENV)/.run: requirements.txt | asked

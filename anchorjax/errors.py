@@ -1,6 +1,7 @@
-"""Faults that a user can mend: each prints as one line, and carries the process's exit code."""
+"""Faults that a user can fix: each prints as one line and carries the exit code of the process."""
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 
@@ -74,3 +75,21 @@ class MissingCompiler(UserError):
 
 class LeakageError(UserError):
     """Attention lets through what its mask forbids, or hides what it allows: the results would be wrong."""
+
+
+def run_program(name: str, main: Callable[[], int | None], stopped: str = "stopped") -> int:
+    """Calls `main` and returns its exit code; a user's faults and Ctrl-C become one line on stderr.
+
+    Args:
+      name: what was typed before the arguments, as "anchorjax train" or "python eval/ruler.py".
+      stopped: what to say after Ctrl-C, for which the exit code is 1.
+    """
+    name = name.removeprefix("python ").rpartition("/")[2]
+    try:
+        return main() or 0
+    except UserError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{name}: {stopped}", file=sys.stderr)
+        return 1

@@ -1,7 +1,7 @@
 """All that one GPU can tell of this project, in one command of at most eight minutes: docs/gpu.md says how to read it.
 
-    python benchmarks/gpu.py [--parts=contract,attention] [--limit=480] [--out=gpu-results] [--dry-run]
-    python benchmarks/gpu.py --markdown=gpu-results/results.jsonl
+    python -m benchmarks.gpu [--parts=contract,attention] [--limit=480] [--out=gpu-results] [--dry-run]
+    python -m benchmarks.gpu --markdown=gpu-results/results.jsonl
 
     ceilings     the machine; what it multiplies and copies at most
     contract     do the kernels compute what they should, on the device?
@@ -23,8 +23,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without installing
 
 from anchorjax.files import write_atomically
 from benchmarks.gpu_parts import part as part_lib
@@ -80,7 +78,7 @@ def run_part(name: str, limit_s: float, arguments: argparse.Namespace) -> str:
     file, log = (arguments.out.resolve() / leaf for leaf in ("results.jsonl", "log.txt"))
     command = [sys.executable, "-m", f"benchmarks.gpu_parts.{name}", f"--file={file}"]
     command += ["--dry-run"] if arguments.dry_run else []
-    told = f"python benchmarks/gpu.py --parts={name}{' --dry-run' if arguments.dry_run else ''}"
+    told = f"python -m benchmarks.gpu --parts={name}{' --dry-run' if arguments.dry_run else ''}"
     part_lib.write(file, {"part": name, "what": "began", "command": told, "limit_s": limit_s})
     started = time.monotonic()
     with log.open("a") as errors:

@@ -2,7 +2,7 @@
 
     hf download HuggingFaceTB/SmolLM2-135M-Instruct --local-dir checkpoints/SmolLM2-135M-Instruct
     python train.py --config=configs/smollm2_135m_anchor.py --workdir=runs/smollm2_135m_anchor
-    python -m anchorjax.cli.convert to-hf runs/smollm2_135m_anchor checkpoints/SmolLM2-135M-anchor
+    anchorjax convert to-hf runs/smollm2_135m_anchor checkpoints/SmolLM2-135M-anchor
 
 Hardware: two cores and 8 GB, about 15 minutes: 30 steps of one row of 2048 tokens. With rows of 16384 tokens, beyond
 the 8192 of its training, take --config.rope.theta=5e5.

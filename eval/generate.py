@@ -1,72 +1,11 @@
-"""Text from a model: `python eval/generate.py --hf DIR --prompt "Once upon a time"`.
+"""Generates text: `python eval/generate.py --hf DIR --prompt "Once upon a time"`.
 
-The text of a single prompt comes as it is made; those of several come at the end with "---" between, --batch-size of
-them made at once. Greedy unless --temperature is given. Exit codes: 0 done, 2 bad input.
+The same as `anchorjax generate`.
 """
 
-import argparse
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without installing
-
-from anchorjax.data.text import text_file
-from anchorjax.data.text.chat import frame
-from anchorjax.errors import UsageError
-from anchorjax.evaluation import options
-from anchorjax.inference import language_model
-from anchorjax.inference.generation import Generator, check_context
-from anchorjax.inference.sampling import Sampling
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = options.Parser(description=__doc__.splitlines()[0])
-    options.add_model(parser)
-    parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
-    parser.add_argument("--prompt-file", type=Path, action="append", default=[], help="a file that holds a prompt")
-    parser.add_argument("--template", default="base", choices=("base", "chat"), help="chat: the model's own template")
-    parser.add_argument("--max-new-tokens", type=int, default=128)
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token")
-    parser.add_argument("--top-k", type=int, default=0, help="draw among the k likeliest tokens; 0: all")
-    parser.add_argument("--top-p", type=float, default=1.0, help="draw among the likeliest with this share")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--stop", action="append", default=[], help="a text before which to stop; several times")
-    return options.run("generate.py", lambda: generate(parser.parse_args(argv)), goes_on=False)
-
-
-def generate(arguments: argparse.Namespace) -> None:
-    sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
-    texts = [*arguments.prompt, *map(_read, arguments.prompt_file)]
-    if not texts:
-        raise UsageError("give a --prompt or a --prompt-file")
-    for text in arguments.prompt:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:  # bytes of a command line that are no text
-            raise UsageError(f"--prompt={text!r} is not UTF-8") from error
-    if not all(arguments.stop):
-        raise UsageError("--stop= is empty")
-    model = options.description(arguments)
-    chat = options.chat_template(arguments, model)
-    prompts = [frame(text, "", model.tokenizer, chat)[1].tolist() for text in texts]
-    for ids in prompts:
-        check_context(len(ids), arguments.max_new_tokens, model.context)  # before the weights are read
-    generator = Generator(language_model.load(model), arguments.batch_size)
-    streamed = len(prompts) == 1
-    show = (lambda _, text: print(text, end="", flush=True)) if streamed else None
-    made = generator.generate(prompts, arguments.max_new_tokens, sampling, stop=arguments.stop, show=show)
-    print("" if streamed else "\n---\n".join(one.text for one in made))
-
-
-def _read(file: Path) -> str:
-    try:
-        text, is_marked = text_file.read(file.expanduser())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--prompt-file={file} cannot be read: {error}") from error
-    if is_marked:
-        print(f"--prompt-file={file}: left out its byte order mark", file=sys.stderr)
-    return text
-
+from anchorjax.cli import generate
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(generate.main(sys.argv[1:], "python eval/generate.py"))

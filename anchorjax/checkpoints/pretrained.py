@@ -1,4 +1,4 @@
-"""What a run starts from: a Hugging Face directory, or one of ours (a run's, or one made by `anchorjax.cli.convert`).
+"""What a run starts from: a Hugging Face directory, or one of ours (a run's, or one made by `anchorjax convert`).
 
 Ours hold `config.json`, `checkpoints/` and, if they began with a Hugging Face checkpoint, `source/`: its
 `config.json` and tokenizer, so that a run needs nothing but its own directory to be resumed and exported.
@@ -124,9 +124,7 @@ def find(config: Config, workdir: Path | None = None) -> Pretrained | None:
         raise ConfigError("init_from", config.init_from, "there is no such directory")
     pretrained = Pretrained.open(config.init_from)
     if pretrained.has_adapters:
-        raise ConfigError(
-            "init_from", config.init_from, "it holds adapters; merge them with anchorjax.cli.convert to-hf"
-        )
+        raise ConfigError("init_from", config.init_from, "it holds adapters; merge them with anchorjax convert to-hf")
     return pretrained
 
 

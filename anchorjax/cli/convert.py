@@ -1,7 +1,7 @@
 """Checkpoints of Hugging Face, in and out.
 
-    python -m anchorjax.cli.convert from-hf Llama-3.1-8B llama31_8b         # sharded, for init_from on many hosts
-    python -m anchorjax.cli.convert to-hf runs/llama31_128k Llama-3.1-8B-128K
+    anchorjax convert from-hf Llama-3.1-8B llama31_8b         # sharded, for init_from on many hosts
+    anchorjax convert to-hf runs/llama31_128k Llama-3.1-8B-128K
 
 `init_from` takes a Hugging Face directory as it is; converting first saves reading it again in every run. `to-hf`
 takes a run's directory, or one made by `from-hf`, and writes what transformers, vLLM and the others load:
@@ -13,7 +13,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,8 @@ from anchorjax.training.workdir import load_config
 INTRA_DOC = "intra_doc"  # the mask under which no document sees the beginning of sequence
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="anchorjax.cli.convert", description=__doc__.splitlines()[0])
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="anchorjax convert", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     reading = commands.add_parser("from-hf", help="a Hugging Face directory into one of ours")
     reading.add_argument("directory", type=Path)
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             to_hf(arguments.checkpoint.expanduser(), arguments.directory, arguments.dtype)
     except UserError as error:
-        print(f"anchorjax.cli.convert: {error}", file=sys.stderr)
+        print(f"anchorjax convert: {error}", file=sys.stderr)
         return error.exit_code
     return 0
 
@@ -161,7 +161,3 @@ def _mesh(model: ModelConfig) -> jax.sharding.Mesh:
     """As many of this process's devices as the width can be cut for."""
     devices = jax.devices()[: math.gcd(jax.device_count(), model.d_model)]
     return sharding.make_mesh({"data": 1, "fsdp": len(devices), "context": 1, "tensor": 1}, devices)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,22 +1,17 @@
 """Tokenizes documents into a store on disk, which training opens by memory map.
 
-    python -m anchorjax.cli.prepare --config=configs/x.py --config.data.source=jsonl:books \\
-        --config.data.store=stores/books
-    python train.py --config=configs/x.py --workdir=runs/books --config.data.store=stores/books
+    anchorjax prepare --config=quickstart --config.data.source=jsonl:books --config.data.store=stores/books
+    anchorjax train --config=quickstart --config.data.store=stores/books --workdir=runs/books
 
-The tokenizer is the run's. `data.workers` processes share the work; the result is the same for any number. Killed, the
-same command goes on with what is missing. It needs twice the space of the store. `--runner=NAME` is a runner of Apache
-Beam instead, for many machines, and `--beam.OPTION=VALUE` an option of it.
-
-    python -m anchorjax.cli.prepare --report --config=configs/x.py --config.data.store=stores/books
-
-writes a page about a store that is there already: its documents, and what packing makes of them. Exit codes: 0 done, 1
-failed, 2 bad input.
+The tokenizer is the run's. `data.workers` processes share the work; the result is the same for any number. If it is
+killed, the same command goes on with what is missing. It needs twice the space of the store. `--runner=NAME` names a
+runner of Apache Beam instead, for many machines, and `--beam.OPTION=VALUE` sets an option of it. `anchorjax report
+--store` describes a store that exists. Exit codes: 0 done, 1 failed, 2 bad input.
 """
 
-import shlex
 import sys
 import time
+from collections.abc import Sequence
 
 from anchorjax.cli import command_line
 from anchorjax.config import Config
@@ -24,33 +19,21 @@ from anchorjax.data.store import preparing, remarks
 from anchorjax.data.store.index import Index
 from anchorjax.data.store.preparing import State
 from anchorjax.data.store.runner import PROCESSES, Runner
-from anchorjax.errors import UsageError, UserError
+from anchorjax.errors import run_program
 
-HELP = (
-    "Usage: --config=configs/quickstart.py [--config.a.b=value ...] [--report [--out=page.html]] "
-    "[--runner=NAME [--beam.OPTION=VALUE ...]]"
-)
+PROGRAM = "anchorjax prepare"
+HELP = "Usage: anchorjax prepare --config=quickstart [--config.a.b=value ...] [--runner=NAME [--beam.OPTION=VALUE ...]]"
 
 
-def main() -> int:
-    try:
-        arguments, runner, beam_options = command_line.split_runner(sys.argv)
-        config, options = command_line.parse_with(arguments, {"report": False, "out": ""}, HELP)
-        if options["out"] and not options["report"]:
-            raise UsageError(f"--out={options['out']} says where a report goes; add --report. {HELP}")
-        if options["report"] and (runner or beam_options):
-            raise UsageError(f"--report reads a store that is there, without a runner; leave out --runner. {HELP}")
-        if options["report"]:
-            run_report(config, options["out"])
-        else:
-            run(config, Runner(runner or PROCESSES.name, tuple(beam_options)))
-        return 0
-    except UserError as error:
-        print(f"anchorjax.cli.prepare: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("anchorjax.cli.prepare: stopped; run again to go on", file=sys.stderr)
-        return 1
+def main(argv: Sequence[str]) -> int:
+    return run_program(PROGRAM, lambda: prepare(argv), "stopped; run again to go on")
+
+
+def prepare(argv: Sequence[str]) -> None:
+    """Raises UserError for a bad command line; see `run` for the others."""
+    arguments, runner, beam_options = command_line.split_runner([PROGRAM, *argv])
+    config, _ = command_line.parse_with(arguments, {}, HELP)
+    run(config, Runner(runner or PROCESSES.name, tuple(beam_options)))
 
 
 def run(config: Config, runner: Runner = PROCESSES) -> None:
@@ -64,16 +47,6 @@ def run(config: Config, runner: Runner = PROCESSES) -> None:
     finally:
         line.close()
     print(summary(config.data.store, indices), flush=True)
-
-
-def run_report(config: Config, out: str) -> None:
-    """Raises ConfigError, WeightsError, UsageError or DataError; see `report.make`."""
-    from anchorjax.pages import store as report
-    from anchorjax.training import setup
-
-    completed = setup.complete(config, setup.find_pretrained(config))
-    command = shlex.join(["python", "-m", "anchorjax.cli.prepare", *sys.argv[1:]])
-    print(f"report      {report.make(completed, command, out)}", flush=True)
 
 
 class ProgressLine:
@@ -115,7 +88,3 @@ def summary(store: str, indices: dict[str, Index]) -> str:
     lines.append(f"bad rows    {bad}; {reasons}" if reasons else f"bad rows    {bad}")
     lines += [f"{what:<12}{text}" for what, text in remarks.of(index)]
     return "\n".join([*lines, f"store       {store}/: {', '.join(f'{split}/' for split in indices)}"])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,19 +11,17 @@ class DataConfig(Section):
     NAME = "data"
     source: str = key(
         "public_domain",
-        "public_domain, tfds:NAME, or files for anchorjax.cli.prepare: jsonl:PATH, parquet:PATH, array_record:PATH, "
+        "public_domain, tfds:NAME, or files for anchorjax prepare: jsonl:PATH, parquet:PATH, array_record:PATH, "
         "text_folder:PATH, anchor_context:PATH, joined by ';'. 'jsonl:/books,2;parquet:/web,0.25' takes every book "
         "twice and one in four web pages",
     )
     # Free on resume: a store's fingerprint tells the text and the tokenizer, wherever they are.
-    store: str = key(
-        "", "where anchorjax.cli.prepare puts the tokens, for runs to open; empty: in memory", resume="free"
-    )
+    store: str = key("", "where anchorjax prepare puts the tokens, for runs to open; empty: in memory", resume="free")
     tokenizer: str = key(
         "auto", "a directory with tokenizer.json, or bytes; auto: the checkpoint's, or bytes", resume="free"
     )
     data_dir: str = key("~/.cache/anchorjax", "where prepared data sets are kept", resume="free")
-    # How anchorjax.cli.prepare reads files. A dot leads into an object, unless a key has that whole name.
+    # How anchorjax prepare reads files. A dot leads into an object, unless a key has that whole name.
     text_key: str = key("text", "field of a row that holds its text; a dot leads into an object", resume="free")
     source_key: str = key(
         "source", "field of a row that names its source (SlimPajama: meta.redpajama_set_name)", resume="free"
@@ -76,7 +74,7 @@ class DataConfig(Section):
     prefetch: int = key(4, "batches prepared ahead", low=0, high=1024, resume="free")
     workers: int = key(
         0,
-        "processes of training and of anchorjax.cli.prepare; the data is the same for any number",
+        "processes of training and of anchorjax prepare; the data is the same for any number",
         low=0,
         high=256,
         resume="free",

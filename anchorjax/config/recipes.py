@@ -31,7 +31,7 @@ def paper(model: Mapping[str, Any], init_from: str, *, seq_len: int, theta: floa
     """Continued pretraining as in "When Precision Meets Position" (arXiv 2411.13476, Table 1 and the authors' code).
 
     2000 steps of 8 rows, AdamW with a constant 2e-5, and a RoPE base for the sequence length. The paper's text is
-    SlimPajama, which must be given as a store that `anchorjax.cli.prepare` wrote: `--config.data.store=DIR`.
+    SlimPajama, which must be given as a store that `anchorjax prepare` wrote: `--config.data.store=DIR`.
 
     Args:
       model: the sizes that the checkpoint must have, from `anchorjax.models.families.published`.

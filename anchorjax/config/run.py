@@ -29,7 +29,7 @@ class Config(Section):
 
     seed: int = key(0, "seed of initial weights and data order; the same seed gives the same run, bit for bit", low=0)
     init_from: str = key(
-        "", "a Hugging Face directory, a run's, or one that anchorjax.cli.convert wrote; empty: random weights"
+        "", "a Hugging Face directory, a run's, or one that anchorjax convert wrote; empty: random weights"
     )
     model: ModelConfig
     rope: RopeConfig

@@ -1,6 +1,6 @@
 """Time of the `xla` attention by tile size: the reason for its defaults in anchorjax/attention/tiles.py.
 
-    python benchmarks/attention/attention_tiles.py [--json]
+    python -m benchmarks.attention.attention_tiles [--json]
 
 One row of the shipped validation text packed behind the anchor, forward and backward, bf16. The tile sizes
 alternate; reported is the median.
@@ -9,11 +9,7 @@ alternate; reported is the median.
 import argparse
 import json
 import statistics
-import sys
 import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from anywhere, without installing
 
 import jax
 import jax.numpy as jnp

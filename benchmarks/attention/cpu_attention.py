@@ -1,6 +1,6 @@
 """Attention on the CPU: `xla` with the anchor mask, with the full mask, dense, and PyTorch's, alternating in one run.
 
-    python benchmarks/attention/cpu_attention.py [--lengths=2048,8192] [--repeats=5] [--json]
+    python -m benchmarks.attention.cpu_attention [--lengths=2048,8192] [--repeats=5] [--json]
 
 One layer of SmolLM2-135M's attention (9 heads of width 64 over 3 key heads), fp32, one row of documents of about
 1024 tokens (lengths uniform in 512..1536), all on the same threads. The calls:
@@ -20,12 +20,8 @@ import functools
 import json
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from anywhere, without installing
 
 import jax
 import jax.numpy as jnp

@@ -1,6 +1,6 @@
 """How far dq is from float64's: our kernels, which sum it in fp32, and tokamax's, whose three sums are of q's dtype.
 
-    python benchmarks/attention/dq_error.py [--tokens=2048] [--json]
+    python -m benchmarks.attention.dq_error [--tokens=2048] [--json]
 
 Measured on any machine, with the TPU kernels interpreted; tokamax 0.0.17 (Python 3.12). One causal row of one document,
 one head of width 128, bf16 arrays, tiles of 128: a query tile's dq is a sum over the key tiles before it. Given is
@@ -11,9 +11,6 @@ with the rounding of float64's to bf16 beside it, which no bf16 dq can be below.
 import argparse
 import json
 import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from anywhere, without installing
 
 import jax
 import jax.numpy as jnp

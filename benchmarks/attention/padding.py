@@ -1,6 +1,6 @@
 """What it costs that attention reads padding as zeros: projections, rotation and attention, with it and without.
 
-    python benchmarks/attention/padding.py [--repeats=25] [--targets=v5e] [--json]
+    python -m benchmarks.attention.padding [--repeats=25] [--targets=v5e] [--json]
 
 Forward and backward, rows of documents of 1024 tokens behind an anchor and 100 tokens of padding. On the CPU *measured*
 on `xla`: both alternate, medians, and the median ratio of neighbours. For `--targets` *compiled* with the target's
@@ -12,11 +12,7 @@ import argparse
 import json
 import re
 import statistics
-import sys
 import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from anywhere, without installing
 
 import jax
 import jax.numpy as jnp

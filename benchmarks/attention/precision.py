@@ -1,6 +1,6 @@
 """What each way to compute a product of fp32 costs and how far it is off: the choices of anchorjax/precision.py.
 
-    python benchmarks/attention/precision.py [--targets=v5e,v6e,h100] [--json]
+    python -m benchmarks.attention.precision [--targets=v5e,v6e,h100] [--json]
 
 Errors are *emulated* on the CPU: operands are cut into parts as the hardware does (rounded to nearest), and the parts'
 products, exact in fp32, added up in fp32 as a CPU adds. The array is the loss's: the gradient of 512 tokens' logits
@@ -14,12 +14,9 @@ the final schedules and the cycles that XLA estimates; on GPUs instructions of t
 import argparse
 import json
 import re
-import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from anywhere, without installing
 
 import jax
 import jax.numpy as jnp

@@ -1,6 +1,6 @@
 """What NVIDIA's assembler says of the GPU kernels at their default blocks: registers, shared memory, spills.
 
-    python benchmarks/compiled/gpu_static.py [--targets=a100,h100,b200] [--dtypes=...] [--widths=...] [--json]
+    python -m benchmarks.compiled.gpu_static [--targets=a100,h100,b200] [--dtypes=...] [--widths=...] [--json]
 
 Compiled, not measured: no GPU is needed. XLA and Triton write PTX, `ptxas` assembles it for the target, and
 `nvdisasm` shows the machine code, in which tensor-core instructions and fused multiply-adds (fp32 has exact
@@ -16,8 +16,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from anywhere, without installing
 
 import jax
 import jax.numpy as jnp

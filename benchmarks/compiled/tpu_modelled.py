@@ -1,6 +1,6 @@
 """Modelled cycles of attention on packed rows: ours against splash attention with segment ids, and against `full`.
 
-    python benchmarks/compiled/tpu_modelled.py [--targets=v5e,v5p,v6e] [--tiles=512x512,...] [--json]
+    python -m benchmarks.compiled.tpu_modelled [--targets=v5e,v5p,v6e] [--tiles=512x512,...] [--json]
 
 Nothing is run on a TPU. The kernels are compiled here, their schedules counted (schedules.py), and the tiles of every
 row counted by the real plan. A pass over one head of a row is modelled as
@@ -33,8 +33,6 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from anywhere, without installing
 
 import jax
 import jax.numpy as jnp

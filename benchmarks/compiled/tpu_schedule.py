@@ -1,6 +1,6 @@
 """How close attention kernels come to what a TPU's units allow, by the schedules that its compiler makes.
 
-    python benchmarks/compiled/tpu_schedule.py [--targets=v5e,v5p,v6e] [--tiles=512x512,...] [--json]
+    python -m benchmarks.compiled.tpu_schedule [--targets=v5e,v5p,v6e] [--tiles=512x512,...] [--json]
 
 Compiled here and never run. For every TPU generation: the bundles (issue slots, about one a cycle) that compute one
 tile, forward and backward, of `pallas_tpu`, of jax's splash attention (causal, segment ids, fused backward) and of
@@ -17,8 +17,6 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from anywhere, without installing
 
 from anchorjax import targets
 from anchorjax.attention.tiles import default_tiles

@@ -1,6 +1,6 @@
 """How fast batches are packed, how much memory that takes, and grain's own packers beside it.
 
-    python benchmarks/data/data.py [--json] [--tokens=1000000000] [--seconds=5]
+    python -m benchmarks.data.data [--json] [--tokens=1000000000] [--seconds=5]
 
 A store of random tokens in a file, memory-mapped, with the lengths of the `linux` documents drawn anew (see
 linux_doc_lengths.json), read as training reads it: `data.train_batches`, one thread ahead. grain's packers read the
@@ -15,13 +15,10 @@ pads do not count.
 import argparse
 import contextlib
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from anywhere, without installing
 
 import grain
 import numpy as np

@@ -1,6 +1,6 @@
 """What it costs to show that a tokenizer loses nothing: at each load, and for each megabyte that is prepared.
 
-    python benchmarks/data/tokenizer_check.py --tokenizer=checkpoints/SmolLM2-135M-Instruct [--json]
+    python -m benchmarks.data.tokenizer_check --tokenizer=checkpoints/SmolLM2-135M-Instruct [--json]
 
 The load is timed whole and without its round trips (`data/text/round_trip.py`). Then losses are looked for in the
 shipped text, document by document as a preparation does, beside tokenizing it. Medians of `--repeats`; a first
@@ -10,13 +10,10 @@ round is not counted.
 import argparse
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from anywhere, without installing
 
 from anchorjax.data.sources import public_domain
 from anchorjax.data.text import round_trip, tokenizer

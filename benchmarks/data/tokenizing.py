@@ -1,6 +1,6 @@
-"""Speed of `anchorjax.cli.prepare` with a real tokenizer, beside the `tokenizers` library's own batches.
+"""Speed of `anchorjax prepare` with a real tokenizer, beside the `tokenizers` library's own batches.
 
-    python benchmarks/data/tokenizing.py --tokenizer=checkpoints/SmolLM2-135M-Instruct [--json]
+    python -m benchmarks.data.tokenizing --tokenizer=checkpoints/SmolLM2-135M-Instruct [--json]
 
 The shipped text, twelve times over, as plain JSON lines is prepared into a store: read, checked, tokenized, written,
 joined and hashed. The library is given the same texts from memory, in batches of 1000, and its ids are thrown away: it
@@ -12,12 +12,9 @@ import dataclasses
 import gzip
 import json
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from anywhere, without installing
 
 import tokenizers
 

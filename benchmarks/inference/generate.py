@@ -1,6 +1,6 @@
 """Generation with SmolLM2-135M: ours beside transformers', fp32 on the CPU, alternating on the same threads.
 
-    python benchmarks/inference/generate.py --weights=checkpoints/SmolLM2-135M-Instruct [--json]
+    python -m benchmarks.inference.generate --weights=checkpoints/SmolLM2-135M-Instruct [--json]
 
     prefill   a prompt of 4096 tokens of text, one new token
     decode    a prompt of 16 tokens, 128 new tokens
@@ -18,11 +18,8 @@ import itertools
 import json
 import os
 import statistics
-import sys
 import time
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from anywhere, without installing
 
 import torch
 import transformers

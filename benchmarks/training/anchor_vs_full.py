@@ -1,6 +1,6 @@
 """The masks of the paper on one small model: the same documents, tokens and seeds, only who sees whom differs.
 
-    python benchmarks/training/anchor_vs_full.py [--out=runs/anchor_vs_full] [--seeds=0,1,2] [--json]
+    python -m benchmarks.training.anchor_vs_full [--out=runs/anchor_vs_full] [--seeds=0,1,2] [--json]
 
 As in the paper, a model of short rows goes on with long ones (here with the same RoPE base). For each seed a small
 Llama is trained from random weights on rows of 256 bytes, every token seeing all before it, and from it go on, on rows
@@ -32,10 +32,7 @@ import math
 import random
 import statistics
 import subprocess
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from anywhere, without installing
 
 from anchorjax.data.sources.public_domain import CORPUS
 from anchorjax.inference import language_model
@@ -175,7 +172,7 @@ def make_store(out: Path, stage: Stage) -> None:
         rows.append({"text": text, "source": "retrieval" if asks else "books"})
     file = out / "documents.jsonl"
     runs.write_documents(file, rows)
-    run(["-m", "anchorjax.cli.prepare"], {"data.source": f"jsonl:{file}", "data.store": store})
+    run(["-m", "anchorjax", "prepare"], {"data.source": f"jsonl:{file}", "data.store": store})
 
 
 # --- Runs ---

@@ -1,6 +1,6 @@
-"""Host memory of conversion: what `anchorjax.cli.convert` holds beyond the weights themselves.
+"""Host memory of conversion: what `anchorjax convert` holds beyond the weights themselves.
 
-    python benchmarks/training/convert_memory.py [--gigabytes=2] [--json]
+    python -m benchmarks.training.convert_memory [--gigabytes=2] [--json]
 
 A Llama checkpoint of random bfloat16 weights is made in a temporary directory, in shards of 0.5 GB, and converted
 there and back. Each conversion is a process of its own, whose anonymous memory is read every 5 ms. On a CPU the
@@ -23,8 +23,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from anywhere, without installing
 
 import ml_dtypes
 import numpy as np
@@ -114,7 +112,7 @@ def convert(source: Path, devices: int) -> tuple[list[int], int]:
     """Peaks of from-hf and to-hf, and the largest file that the latter writes; all files are removed."""
     ours, theirs = source.with_name("ours"), source.with_name("theirs")
     steps = (("from-hf", source, ours), ("to-hf", ours, theirs))
-    peaks = [peak([sys.executable, "-m", "anchorjax.cli.convert", *map(str, step)], devices) for step in steps]
+    peaks = [peak([sys.executable, "-m", "anchorjax", "convert", *map(str, step)], devices) for step in steps]
     check(source, theirs)
     file = max(file.stat().st_size for file in theirs.glob("*.safetensors"))
     shutil.rmtree(ours)

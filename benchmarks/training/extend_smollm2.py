@@ -1,6 +1,6 @@
 """SmolLM2-135M from 8K to 16K tokens: a real checkpoint, the same tokens, only who sees whom differs.
 
-    python benchmarks/training/extend_smollm2.py --weights=checkpoints/SmolLM2-135M-Instruct --corpus=corpus.jsonl.gz
+    python -m benchmarks.training.extend_smollm2 --weights=checkpoints/SmolLM2-135M-Instruct --corpus=corpus.jsonl.gz
         [--out=runs/extend_smollm2] [--steps=20] [--json]
 
 SmolLM2 was trained on rows of 8192 tokens. Here it goes on for `--steps` rows of 16384 with RoPE base 5e5, in fp32,
@@ -26,8 +26,6 @@ import math
 import sys
 from functools import partial
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from anywhere, without installing
 
 import numpy as np
 
@@ -105,7 +103,7 @@ def split(corpus: Path, weights: Path, out: Path) -> list[str]:
         file = out / "documents.jsonl"
         runs.write_documents(file, (row for row in rows if row["title"] not in HELD_OUT))
         settings = {"init_from": weights.resolve(), "data.source": f"jsonl:{file}", "data.store": out / "store"}
-        run(["-m", "anchorjax.cli.prepare"], settings)
+        run(["-m", "anchorjax", "prepare"], settings)
     found = [[row["text"] for row in rows if row["title"] == title] for title in HELD_OUT]
     if any(len(texts) != 1 for texts in found):
         sys.exit(f"{corpus} must have one document of each of the titles {', '.join(HELD_OUT)}")

@@ -1,6 +1,6 @@
 """How long a run takes to start over a prepared store of a billion tokens.
 
-    python benchmarks/training/start_up.py [--tokens=1000000000] [--json]
+    python -m benchmarks.training.start_up [--tokens=1000000000] [--json]
 
 Makes a store on disk (random tokens, documents of the lengths of linux_doc_lengths.json) and starts `train.py` on it
 and on one of a thousandth of its size, alternating: seconds from the start of the process to the line that says how
@@ -18,8 +18,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from anywhere, without installing
 
 import numpy as np
 

@@ -1,6 +1,6 @@
 """Where the seconds of a training step of SmolLM2-135M go on the CPU: ours and transformers', part by part.
 
-    python benchmarks/training/step_profile.py [--length=4096] [--sides=full,anchor,transformers] [--layers=0] [--json]
+    python -m benchmarks.training.step_profile [--length=4096] [--sides=full,anchor,transformers] [--layers=0] [--json]
 
 The steps are those of `vs_transformers.py`. One of each, after one that compiles, is traced: ours by `jax.profiler`,
 whose events are the instructions of the compiled step, transformers' by `torch.profiler`. A line is a part of the step:
@@ -20,13 +20,10 @@ is charged for both, and the lines of ours add up to more than the step.
 import argparse
 import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from anywhere, without installing
 
 import jax
 import numpy as np

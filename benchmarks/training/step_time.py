@@ -1,6 +1,6 @@
 """Training-step time, `anchor` against `full`: same model, same rows, alternating in one run.
 
-    python benchmarks/training/step_time.py [--json]
+    python -m benchmarks.training.step_time [--json]
 
 The model is the quickstart's with Llama's proportion of heads (N * H = D; the quickstart has half). Rows are
 made of documents of about 1024 tokens (lengths uniform in 512..1536, random bytes: the time does not depend
@@ -12,11 +12,7 @@ and the median of the ratios of neighbouring steps, which a machine that slows d
 import argparse
 import json
 import statistics
-import sys
 import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from anywhere, without installing
 
 import jax
 import numpy as np

@@ -1,6 +1,6 @@
 """A training step of SmolLM2-135M: ours with the full and with the anchor mask against transformers', fp32 on the CPU.
 
-    python benchmarks/training/vs_transformers.py [--weights=checkpoints/SmolLM2-135M-Instruct] [--json]
+    python -m benchmarks.training.vs_transformers [--weights=checkpoints/SmolLM2-135M-Instruct] [--json]
 
 One packed row of documents of about 1024 tokens (lengths uniform in 512..1536). A step is forward, backward, gradient
 clip and AdamW. No side does the product of a weight twice; ours does norms and activation functions again, where torch
@@ -23,11 +23,7 @@ import functools
 import json
 import os
 import statistics
-import sys
 import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from anywhere, without installing
 
 import jax
 import numpy as np

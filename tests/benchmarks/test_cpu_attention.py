@@ -14,7 +14,7 @@ from tests.training.jobs import ROOT
 
 @pytest.mark.slow
 def test_prints_its_figures_and_one_json_line():
-    command = [sys.executable, "benchmarks/attention/cpu_attention.py", "--lengths=512", "--repeats=1", "--json"]
+    command = [sys.executable, "-m", "benchmarks.attention.cpu_attention", "--lengths=512", "--repeats=1", "--json"]
     env = os.environ | {"XLA_FLAGS": ""}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr

@@ -10,7 +10,8 @@ from tests.training.jobs import ROOT
 def test_prints_its_figures_and_one_json_line():
     command = [
         sys.executable,
-        "benchmarks/data/data.py",
+        "-m",
+        "benchmarks.data.data",
         "--tokens=2000000",
         "--seconds=0.2",
         "--lengths=4096",

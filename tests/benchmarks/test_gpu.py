@@ -43,7 +43,7 @@ if any("contract_worker" in argument for argument in sys.orig_argv):
 
 
 def gpu(*arguments: str, **env: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "benchmarks/gpu.py", *arguments]
+    command = [sys.executable, "-m", "benchmarks.gpu", *arguments]
     env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"} | env
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=1800)
 

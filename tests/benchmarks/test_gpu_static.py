@@ -21,7 +21,7 @@ def measure(*arguments: str) -> list[dict]:
     if missing:
         message = f"{', '.join(missing)} missing (requirements-compilers.txt)"
         pytest.fail(message) if os.environ.get("CI") == "true" else pytest.skip(message)
-    command = [sys.executable, "benchmarks/compiled/gpu_static.py", *arguments, "--json"]
+    command = [sys.executable, "-m", "benchmarks.compiled.gpu_static", *arguments, "--json"]
     env = os.environ | {"XLA_FLAGS": ""}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -80,7 +80,7 @@ def test_refuses_a_schedule_without_its_table(tmp_path):
 def figures(target: str, tiles: str, kernels: str) -> dict:
     """What benchmarks/compiled/tpu_schedule.py finds for a TPU generation."""
     require_compiler(target)
-    command = [sys.executable, "benchmarks/compiled/tpu_schedule.py", f"--targets={target}", f"--tiles={tiles}"]
+    command = [sys.executable, "-m", "benchmarks.compiled.tpu_schedule", f"--targets={target}", f"--tiles={tiles}"]
     env = os.environ | {"XLA_FLAGS": ""}
     command += [f"--kernels={kernels}", "--json"]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)

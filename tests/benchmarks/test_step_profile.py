@@ -47,7 +47,14 @@ def test_time_of_an_event_is_without_those_within_it():
 def test_both_sides_do_the_products_of_the_model():
     pytest.importorskip("transformers")
     T, layers = 256, 2
-    command = [sys.executable, "benchmarks/training/step_profile.py", f"--length={T}", f"--layers={layers}", "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.training.step_profile",
+        f"--length={T}",
+        f"--layers={layers}",
+        "--json",
+    ]
     env = os.environ | {"XLA_FLAGS": ""}  # one device: the batch is one row
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]

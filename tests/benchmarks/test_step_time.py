@@ -12,7 +12,7 @@ from tests.training.jobs import ROOT
 
 @pytest.mark.slow
 def test_prints_a_table_and_one_json_line():
-    command = [sys.executable, "benchmarks/training/step_time.py", "--lengths=512,1024", "--repeats=1", "--json"]
+    command = [sys.executable, "-m", "benchmarks.training.step_time", "--lengths=512,1024", "--repeats=1", "--json"]
     env = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # one device: the batch is one row
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr

@@ -13,7 +13,7 @@ from tests.training.jobs import ROOT
 
 @pytest.mark.slow
 def test_first_losses_agree_and_the_ratios_are_those_of_the_seconds():
-    command = [sys.executable, "benchmarks/training/vs_transformers.py", "--lengths=96", "--repeats=1", "--json"]
+    command = [sys.executable, "-m", "benchmarks.training.vs_transformers", "--lengths=96", "--repeats=1", "--json"]
     command += [f"--weights={smollm2.require('bfloat16')}"]
     env = os.environ | {"XLA_FLAGS": ""}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=1200)

@@ -329,7 +329,7 @@ def test_adapters_need_a_checkpoint_and_are_none(converted, tmp_path):
     fields = json.loads((converted / "config.json").read_text())
     fields["lora"]["rank"] = 4
     (tmp_path / "adapted" / "config.json").write_text(json.dumps(fields))
-    with pytest.raises(ConfigError, match=r"it holds adapters; merge them with anchorjax.cli.convert to-hf"):
+    with pytest.raises(ConfigError, match=r"it holds adapters; merge them with anchorjax convert to-hf"):
         setup_of(tmp_path / "adapted")
 
 

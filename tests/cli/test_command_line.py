@@ -45,7 +45,7 @@ BAD_ARGUMENTS = [
     (["--config.data.batch_size=6"], ["config.data.batch_size=6", "8"]),
     (["--config.data.source=nope"], ["config.data.source='nope'", "public_domain"]),
     (["--config.data.source=tfds:nope"], ["config.data.source='tfds:nope'"]),
-    (["--config.data.source=jsonl:x.jsonl"], ["config.data.source='jsonl:x.jsonl'", "anchorjax.cli.prepare"]),
+    (["--config.data.source=jsonl:x.jsonl"], ["config.data.source='jsonl:x.jsonl'", "anchorjax prepare"]),
     (["--config.data.store=/dev/null/x"], ["/dev/null/x/train", "cannot be read"]),
     (["--config.data.store=nowhere"], ["nowhere/train is no token store"]),
     (["--config.data.bad_rows=drop"], ["config.data.bad_rows='drop'", "raise, skip"]),

@@ -234,11 +234,12 @@ def test_beam_that_is_not_installed_is_named(tmp_path, folder, monkeypatch):
 )
 def test_bad_argument_is_refused_in_one_line(tmp_path, folder, monkeypatch, capfd, arguments, words):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [*command(tmp_path, folder, *arguments)[2:]])
+    argv = [*command(tmp_path, folder, *arguments)[2:]]
+    monkeypatch.setattr(sys, "argv", argv)
     sys.modules.pop("config_config", None)
-    assert prepare_cli.main() == 2
+    assert prepare_cli.main(argv[2:]) == 2
     out, err = capfd.readouterr()
-    assert out == "" and err.startswith("anchorjax.cli.prepare: ") and err.count("\n") == 1, err
+    assert out == "" and err.startswith("anchorjax prepare: ") and err.count("\n") == 1, err
     assert all(word in err for word in words), err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["inputs", "tiny.py"]
 
@@ -246,7 +247,7 @@ def test_bad_argument_is_refused_in_one_line(tmp_path, folder, monkeypatch, capf
 def command(tmp_path, folder, *arguments):
     tiny.write_file(tmp_path / "tiny.py")
     return [
-        *(sys.executable, "-m", "anchorjax.cli.prepare", f"--config={tmp_path / 'tiny.py'}"),
+        *(sys.executable, "-m", "anchorjax", "prepare", f"--config={tmp_path / 'tiny.py'}"),
         *(f"--config.data.source=jsonl:{folder}", f"--config.data.store={tmp_path / 'store'}"),
         *("--config.data.held_out_share=0.2", *arguments),
     ]
@@ -304,7 +305,7 @@ def test_ctrl_c_ends_all(tmp_path, workers):
     arguments = ["--runner=DirectRunner", f"--beam.direct_num_workers={workers}"]
     with started(tmp_path, *arguments, wait_for=PIECE) as (process, _):
         os.killpg(process.pid, signal.SIGINT)
-    assert (process.returncode, process.err) == (1, "anchorjax.cli.prepare: stopped; run again to go on\n")
+    assert (process.returncode, process.err) == (1, "anchorjax prepare: stopped; run again to go on\n")
 
 
 @needs_beam
@@ -333,7 +334,7 @@ def test_a_killed_worker_is_an_error_and_not_a_wait(tmp_path):
         is_worker = [b"sdk_worker_main" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes() for pid in family]
         os.kill(family[is_worker.index(True)], signal.SIGKILL)
     assert process.returncode == 1
-    assert process.err == "anchorjax.cli.prepare: a process was killed (was the memory full?); run again to go on\n"
+    assert process.err == "anchorjax prepare: a process was killed (was the memory full?); run again to go on\n"
 
 
 @needs_beam

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from anchorjax.cli import generate
 from anchorjax.cli import prepare as prepare_cli
 from anchorjax.data import sources as sources_lib
 from anchorjax.data.sources import jsonl
@@ -16,7 +17,6 @@ from anchorjax.evaluation.tasks import longppl
 from anchorjax.evaluation.tasks.longbench import rows as longbench
 from anchorjax.evaluation.tasks.longbench.tasks import TASKS
 from anchorjax.evaluation.tasks.ruler import haystack, questions
-from eval import generate
 from tests.data import preparing
 from tests.data.preparing import BYTES, data_config
 

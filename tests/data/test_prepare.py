@@ -210,7 +210,7 @@ PIECE = "store.part/pieces-*/*.json"
 
 def command(tmp_path, *arguments):
     tiny.write_file(tmp_path / "tiny.py")
-    return [sys.executable, "-m", "anchorjax.cli.prepare", f"--config={tmp_path / 'tiny.py'}", *arguments]
+    return [sys.executable, "-m", "anchorjax", "prepare", f"--config={tmp_path / 'tiny.py'}", *arguments]
 
 
 def many_files(tmp_path) -> pathlib.Path:
@@ -266,7 +266,7 @@ def test_a_killed_worker_is_an_error_and_not_a_wait(tmp_path):
     os.kill(spawned[0], signal.SIGKILL)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert err == "anchorjax.cli.prepare: a process was killed (was the memory full?); run again to go on\n"
+    assert err == "anchorjax prepare: a process was killed (was the memory full?); run again to go on\n"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -283,7 +283,7 @@ def test_ctrl_c_ends_all_processes(tmp_path, workers):
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, err = process.communicate(timeout=60)
     # A worker that is just being imported says so, too.
-    assert (process.returncode, err.splitlines()[-1]) == (1, "anchorjax.cli.prepare: stopped; run again to go on")
+    assert (process.returncode, err.splitlines()[-1]) == (1, "anchorjax prepare: stopped; run again to go on")
     wait_for_the_end_of_the_group(process.pid)
 
 
@@ -334,11 +334,12 @@ def test_prepare_then_train_on_the_store(tmp_path, folder, jobs):
 )
 def test_bad_argument_is_refused_in_one_line(tmp_path, monkeypatch, capfd, arguments, words):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", command(tmp_path, *arguments)[2:])
+    argv = command(tmp_path, *arguments)[2:]
+    monkeypatch.setattr(sys, "argv", argv)
     sys.modules.pop("config_config", None)
-    assert prepare_cli.main() == 2
+    assert prepare_cli.main(argv[2:]) == 2
     out, err = capfd.readouterr()
-    assert out == "" and err.startswith("anchorjax.cli.prepare: ") and err.count("\n") == 1
+    assert out == "" and err.startswith("anchorjax prepare: ") and err.count("\n") == 1
     assert all(word in err for word in words), err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.py"]
 

@@ -105,7 +105,7 @@ def test_a_killed_preparation_is_done_again(tmp_path):
         (
             "jsonl:x.jsonl",
             "train",
-            "files become a token store first: python -m anchorjax.cli.prepare",
+            "files become a token store first: anchorjax prepare",
         ),
         ("public_domain;tfds:x", "train", "files become a token store first"),
         ("tfds:nothing", "train", "no prepared TFDS data set 'nothing' in "),

@@ -2,7 +2,8 @@
 
 import pytest
 
-from eval import generate, harness, longbench, longppl, needle, perplexity, report, rope_precision, ruler
+from anchorjax.cli import generate, report
+from eval import harness, longbench, longppl, needle, perplexity, rope_precision, ruler
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ def test_a_run_of_other_hardware_is_evaluated_here(jobs, finished, tmp_path, att
 
 
 def test_a_model_that_is_no_run_needs_a_text(finished, tmp_path, capsys):
-    """Such as a directory of anchorjax.cli.convert."""
+    """Such as a directory of anchorjax convert."""
     config = json.loads((finished / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({name: config[name] for name in ("model", "rope")}))
     assert script.main([f"--workdir={tmp_path}"]) == 2

@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 
-from eval import report
+from anchorjax.cli import report
 from tests import chromium
 from tests import html as pages
 from tests.evaluation import made_runs
@@ -101,7 +101,7 @@ def test_a_run_alone(inside):
         "python eval/harness.py --workdir=runs/anchor --tasks=hellaswag --num-fewshot=0 --template=base\n",
         "python eval/rope_precision.py --workdir=runs/anchor --experiments=lengths --shifts=0,16 --reference=16 "
         "--lengths=64,128 --seed=1",
-        "python eval/report.py runs/anchor",
+        "anchorjax report runs/anchor",
     ):
         assert line in page.text, line
     missing = page.text[page.text.index("Not evaluated") : page.text.index("python train.py")]
@@ -156,7 +156,7 @@ def test_texts_that_ship_are_named_where_they_are_long_enough(inside, tmp_path):
     ("config", "option"), [({"model_type": "llama"}, "hf"), ({"model": {}, "rope": {}}, "workdir"), (None, "hf")]
 )
 def test_a_model_is_named_by_its_own_option(tmp_path, config, option):
-    """Directories of anchorjax.cli.convert are ours, but no runs; of what is no longer there nothing is known."""
+    """Directories of anchorjax convert are ours, but no runs; of what is no longer there nothing is known."""
     model = tmp_path / "model"
     if config is not None:
         made_runs.put(model / "config.json", config)
@@ -189,7 +189,7 @@ def test_the_same_files_give_the_same_page(inside, several):
         assert report.main(paths) == 0
         contents.append((inside / "again.html").read_bytes())
     assert contents[0] == contents[1]
-    assert shlex.join(["python", "eval/report.py", *paths]).encode() in contents[0]
+    assert shlex.join(["anchorjax", "report", *paths]).encode() in contents[0]
 
 
 def test_a_running_job_has_a_page(inside, tmp_path):

@@ -5,11 +5,8 @@ A real signal at a chosen place, where a timer would hit another one on every ma
 """
 
 import os
-import pathlib
 import signal
 import sys
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 import train
 from anchorjax.training import metrics

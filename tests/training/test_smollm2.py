@@ -53,7 +53,7 @@ def test_held_out_loss_of_the_real_model_goes_down(data_dir, tmp_path):
     overrides = SHORTENED | {"init_from": directory, "data.data_dir": data_dir}
     flags = [f"--config.{key}={value}" for key, value in overrides.items()]
     run("train.py", "--config=configs/smollm2_135m_anchor.py", f"--workdir={workdir}", *flags)
-    run("-m", "anchorjax.cli.convert", "to-hf", workdir, tmp_path / "trained")
+    run("-m", "anchorjax", "convert", "to-hf", workdir, tmp_path / "trained")
 
     config = smollm2_135m_anchor.get_config()
     config.data.update({"seq_len": 512, "data_dir": data_dir, "tokenizer": str(directory)})

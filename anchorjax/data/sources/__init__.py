@@ -4,7 +4,7 @@ Sized sources can be trained on directly: a module here with `make(split, data_d
 sequence of documents, mappings with the key "text" (str) and, where known, "source" and "title"; and "tfds:NAME", any
 data set that TensorFlow Datasets has already prepared on disk.
 
-Sources of files are read once, by `anchorjax.cli.prepare`, into a token store: "KIND:PATH", where PATH is a file, a
+Sources of files are read once, by `anchorjax prepare`, into a token store: "KIND:PATH", where PATH is a file, a
 folder or a pattern with * and **. A kind is a module here with `SUFFIXES`, the names that count in a folder, and
 `shards(files, fields)`, which returns `documents.Shard`s. To add one, add a file here and its name to KINDS.
 
@@ -45,7 +45,7 @@ def load(name: str, split: str, data_dir: str) -> Sequence[Mapping[str, str]]:
         module = importlib.import_module(f"{__name__}.tfds")
         return module.make(split, data_dir, name.removeprefix(_TFDS_PREFIX))
     if ";" in name or name.partition(":")[0] in KINDS:
-        raise ValueError("files become a token store first: python -m anchorjax.cli.prepare, then give data.store")
+        raise ValueError("files become a token store first: anchorjax prepare, then give data.store")
     if name not in available():
         raise ValueError(f"unknown source {name!r}; allowed: {', '.join([*available(), *_with_paths()])}")
     return importlib.import_module(f"{__name__}.{name}").make(split, data_dir)

@@ -1,4 +1,4 @@
-"""One shard of a source, tokenized into a piece of each split: what one process of `anchorjax.cli.prepare` does.
+"""One shard of a source, tokenized into a piece of each split: what one process of `anchorjax prepare` does.
 
 Piece 3 is `00003.json`, which is written last and so says that the piece is whole, and for each split three arrays
 without headers: `00003.train.tokens`, `.lengths` (int64) and `.sources` (int32, indices of the piece's own names).

@@ -2,7 +2,7 @@
 
 Packing is a pure function of (seed, row) only because any token can be reached at any time, so the store
 comes first and the order later. Small corpora are tokenized into memory (`build`); larger ones are prepared
-once (`anchorjax.cli.prepare`) and opened by memory map.
+once (`anchorjax prepare`) and opened by memory map.
 """
 
 import collections

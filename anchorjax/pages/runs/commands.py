@@ -179,7 +179,7 @@ def _command(run: Run, evaluation: str, values: dict[str, Any]) -> str:
 
 
 def _kind(model: Path) -> str:
-    """The option that takes a model's directory: "workdir" for runs and what anchorjax.cli.convert wrote, else "hf"."""
+    """The option that takes a model's directory: "workdir" for runs and what anchorjax convert wrote, else "hf"."""
     config = read_json(model / "config.json")
     return "hf" if config is None or "model_type" in config else "workdir"
 

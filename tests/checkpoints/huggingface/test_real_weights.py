@@ -195,7 +195,7 @@ def test_convert_there_and_back_gives_the_same_checkpoint(tmp_path):
     directory, ours, back = smollm2.require("bfloat16"), tmp_path / "ours", tmp_path / "back"
     env = os.environ | {"XLA_FLAGS": ""}
     for arguments in (("from-hf", directory, ours), ("to-hf", ours, back)):
-        command = [sys.executable, "-m", "anchorjax.cli.convert", *map(str, arguments)]
+        command = [sys.executable, "-m", "anchorjax", "convert", *map(str, arguments)]
         done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr[-2000:]
     assert same_weights(directory, back)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from anchorjax.cli import prepare as prepare_cli
+from anchorjax.cli import report as report_cli
 from anchorjax.data.store import preparing as preparing_lib
 from tests import chromium, tiny
 from tests import html as pages
@@ -35,10 +35,10 @@ def report(tmp_path, monkeypatch, capfd):
 
     def run(*arguments):
         tiny.write_file(tmp_path / "tiny.py")
-        arguments = ["--report", f"--config={tmp_path / 'tiny.py'}", *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", ["anchorjax.cli.prepare", *arguments])
+        arguments = ["--store", f"--config={tmp_path / 'tiny.py'}", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", ["anchorjax", "report", *arguments])
         sys.modules.pop("config_config", None)
-        code = prepare_cli.main()
+        code = report_cli.main(arguments)
         return code, *capfd.readouterr()
 
     return run
@@ -48,7 +48,7 @@ def test_report_of_a_store(store, report, tmp_path):
     path, indices = store
     train = indices["train"]
     code, out, err = report(f"--config.data.store={path}", "--config.data.interleave=2", *TILES)
-    assert (code, out, err) == (0, f"report      {path}/report.html\n", "")
+    assert (code, out, err) == (0, f"written to {path}/report.html\n", "")
     page = pages.read((path / "report.html").read_text())
     assert not {"script", "b", "a", "link"} & set(page.tags)
     assert len(page.images) == len(FIGURES)
@@ -69,7 +69,7 @@ def test_report_of_a_store(store, report, tmp_path):
         "text is missing or null",
         "in.jsonl:251",
         "uint16",
-        "python -m anchorjax.cli.prepare --report",
+        "anchorjax report --store",
         "--config.data.interleave=2",
     ):
         assert word in page.text, word
@@ -107,7 +107,7 @@ def test_the_same_configuration_gives_the_same_page(store, report, tmp_path, mas
 def test_report_of_a_source_in_memory(report, tmp_path, data_dir):
     out = tmp_path / "page.html"
     code, printed, _ = report(f"--out={out}", f"--config.data.data_dir={data_dir}", *TILES)
-    assert (code, printed) == (0, f"report      {out}\n")
+    assert (code, printed) == (0, f"written to {out}\n")
     page = pages.read(out.read_text())
     assert "public_domain" in page.text and "kjv" in page.cells
     assert {"4K", "8K", "512K", "1M"} <= set(page.cells)
@@ -132,8 +132,7 @@ def test_a_row_longer_than_the_store_and_one_with_too_many_tiles(store, report, 
         (["--config.data.store=STORE", "--config.data.seq_len=1"], ["config.data.seq_len=1"]),
         (["--config.data.store=STORE", "--config.attention.q_tile=4"], ["config.attention.q_tile=4", "8 or more"]),
         (["--config.data.store=STORE", "--config.data.tokenizer=y"], ["config.data.tokenizer='y'"]),
-        (["--config.data.store=STORE", "--report=maybe"], ["maybe"]),
-        (["--config.data.store=STORE", "--noreport", "--out=x.html"], ["--out=x.html", "add --report"]),
+        (["--config.data.store=STORE", "--store=maybe"], ["store"]),
         (["--out=x.html", "--config.data.source=jsonl:y"], ["config.data.source='jsonl:y'", "token store first"]),
     ],
 )
@@ -143,7 +142,7 @@ def test_bad_arguments_are_refused_in_one_line(store, report, tmp_path, monkeypa
     before = {file: file.stat().st_mtime_ns for file in store[0].rglob("*")}
     code, out, err = report(*(argument.replace("STORE", str(store[0])) for argument in arguments))
     assert (code, out) == (2, "")
-    assert err.startswith("anchorjax.cli.prepare: ") and err.count("\n") == 1
+    assert err.startswith("anchorjax report: ") and err.count("\n") == 1
     assert all(word in err for word in words), err
     assert sorted(file.name for file in tmp_path.iterdir()) == ["taken.html", "tiny.py"]
     assert before == {file: file.stat().st_mtime_ns for file in store[0].rglob("*")}

@@ -1,0 +1,49 @@
+"""Writes a page about runs side by side, or about a store of documents.
+
+    anchorjax report runs/a runs/b --out=report.html
+    anchorjax report --store --config=quickstart --config.data.store=stores/books
+
+The page is one HTML file that needs no server, network or script. For runs it shows losses, perplexity by position,
+RULER, needles and all other results in their directories, their configurations, and the commands that made them. For a
+Hugging Face directory, name what its evaluations wrote: eval-results/MODEL. For a store it shows its documents and what
+packing makes of them. Exit codes: 0 done, 2 bad input.
+"""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from anchorjax.cli import command_line
+from anchorjax.errors import run_program
+
+PROGRAM = "anchorjax report"
+HELP = "Usage: anchorjax report --store --config=quickstart [--config.a.b=value ...] [--out=page.html]"
+
+
+def main(argv: Sequence[str], program: str = PROGRAM) -> int:
+    """Returns the exit code; `program` is what was typed before the arguments, for records and messages."""
+    command = shlex.join([*program.split(), *argv])
+    return run_program(program, lambda: (of_store if "--store" in argv else of_runs)(argv, program, command))
+
+
+def of_runs(argv: Sequence[str], program: str, command: str) -> None:
+    """Raises EvaluationError, WorkdirError or UsageError; see `pages.runs.make`."""
+    from anchorjax.evaluation import options
+    from anchorjax.pages import runs
+
+    parser = options.Parser(prog=program.rpartition("/")[2], description=__doc__.splitlines()[0])
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's --workdir, or eval-results/MODEL")
+    parser.add_argument("--out", type=Path, help="the page; default: report.html in the run's directory")
+    parser.add_argument("--store", action="store_true", help="about a store instead: takes --config, as training does")
+    arguments = parser.parse_args(argv)
+    print(f"written to {runs.make(arguments.runs, command, arguments.out)}")
+
+
+def of_store(argv: Sequence[str], program: str, command: str) -> None:
+    """Raises ConfigError, WeightsError, UsageError or DataError; see `pages.store.make`."""
+    config, options = command_line.parse_with([program, *(one for one in argv if one != "--store")], {"out": ""}, HELP)
+    from anchorjax.pages import store
+    from anchorjax.training import setup
+
+    completed = setup.complete(config, setup.find_pretrained(config))
+    print(f"written to {store.make(completed, command, options['out'])}", flush=True)

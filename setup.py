@@ -1,0 +1,9 @@
+"""The rest stands in pyproject.toml, which can find packages or be given a list of them, but not both."""
+
+from setuptools import find_packages, setup
+
+# The recipes lie at the top of the repository, and in the wheel beside the code that reads them.
+setup(
+    packages=[*find_packages(include=["anchorjax", "anchorjax.*"]), "anchorjax.configs"],
+    package_dir={"anchorjax.configs": "configs"},
+)

@@ -1,0 +1,84 @@
+"""One program for all commands: what it lists, what it refuses, and how soon."""
+
+import subprocess
+import sys
+
+import pytest
+
+import anchorjax
+from anchorjax import accelerators, cli
+from anchorjax.cli import evaluate
+
+
+def test_help_lists_every_command(capsys):
+    assert cli.main(["--help"]) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and all(f"\n  {name} " in out for name in cli.COMMANDS)
+
+
+def test_help_lists_every_task(capsys):
+    assert cli.main(["evaluate", "--help"]) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and all(f"\n  {name} " in out for name in evaluate.TASKS)
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"anchorjax {anchorjax.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], "anchorjax: no command is given; there are train, prepare, "),
+        (["trian"], "anchorjax: unknown command 'trian'; did you mean 'train'?; there are train, "),
+        (["xyz"], "anchorjax: unknown command 'xyz'; there are train, "),
+        (["evaluate"], "anchorjax evaluate: no task is given; there are ruler, "),
+        (["evaluate", "rulr"], "anchorjax evaluate: unknown task 'rulr'; did you mean 'ruler'?; there are ruler, "),
+    ],
+)
+def test_an_unknown_name_is_refused_in_one_line(capsys, argv, words):
+    assert cli.main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(words) and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["--help"], ["trian"], ["evaluate", "rulr"], ["--version"]],
+    ids=" ".join,
+)
+def test_a_bad_command_line_does_not_wait_for_jax(argv, tmp_path):
+    code = f"import sys; from anchorjax import cli; sys.argv[1:] = {argv}; cli.main(); sys.exit('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr and list(tmp_path.iterdir()) == []
+
+
+def test_the_module_is_the_same_program(tmp_path):
+    command = [sys.executable, "-m", "anchorjax", "train", "--workdir=run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("anchorjax train: --config is missing") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("nodes", "backend", "platforms", "package"),
+    [
+        (["nvidia0", "nvidiactl"], "cpu", None, "jax[cuda13]=="),
+        (["dxg"], "cpu", "", "jax[cuda13]=="),
+        (["accel3"], "cpu", None, "jax[tpu]=="),
+        (["vfio/7", "vfio/vfio"], "cpu", "cuda,cpu", "jax[tpu]=="),
+        (["nvidia0"], "cpu", "cpu", None),
+        (["nvidia0"], "gpu", None, None),
+        (["nvidiactl", "vfio/vfio"], "cpu", None, None),
+        ([], "cpu", None, None),
+    ],
+)
+def test_an_accelerator_that_jax_does_not_use_is_told_with_its_package(tmp_path, nodes, backend, platforms, package):
+    for node in nodes:
+        (tmp_path / node).parent.mkdir(exist_ok=True)
+        (tmp_path / node).write_bytes(b"")
+    environ = {} if platforms is None else {"JAX_PLATFORMS": platforms}
+    line = accelerators.unused(backend, environ, tmp_path)
+    assert line is None if package is None else package in line and "\n" not in line
