@@ -1,6 +1,6 @@
 """Draws the README's picture from the recorded step times.
 
-    python benchmarks/training/step_time_figure.py
+    python -m benchmarks.training.step_time_figure
 
 Reads docs/figures/step_time/step_time.json (measured by step_time.py; the file names the command and the machine) and
 writes step_time.png beside it.
