@@ -1,4 +1,4 @@
-"""Who may attend to whom: one rule, described as small data and materialised only where it is read.
+"""Who may attend to whom: the one rule of attention, in each of the forms in which it is read.
 
     allowed(q, k) = k.index <= q.index and (same segment or k is an anchor), and neither is a pad
 
@@ -17,6 +17,18 @@ With the anchor A and the documents (a b c) and (d e) in one row (`x` = the quer
     query e         x . . . x x         . . . . x x         x x x x x x
 
 RoPE positions take no part: they are separate data and never decide visibility.
+
+| form                                        | read by                                                       |
+|---------------------------------------------|---------------------------------------------------------------|
+| `allowed`, elementwise                      | the definition: reference, decoding, leakage probe, pictures  |
+| `allowed_in_tile` with `tile_segment_ids`   | inside a tile, in every blockwise implementation and kernel   |
+| `sees_anchor`                               | the anchor keys, which blockwise implementations do apart     |
+| `Span`, `span`, `may_hold`, `holds_all`     | the plan: a whole tile at once, by what its tokens span       |
+| `count_live_pairs`                          | FLOP counts                                                   |
+
+`allowed(q, k)` is `sees_anchor` where k is an anchor and `allowed_in_tile` elsewhere; `may_hold` is never false for a
+tile with such a pair. tests/test_masks.py holds every form against the dense one.
+
 Source: AnchorAttention, "When Precision Meets Position" (arXiv 2411.13476), Section 3.
 """
 
@@ -50,7 +62,7 @@ def allowed(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Mask:
-    """What a query may see, and how its logits are bent: O(T) memory, never a [T, S] array.
+    """What a query may see, and the softcap of its logits: O(T) memory, never a [T, S] array.
 
     Attributes:
       q_segment_ids_BT, kv_segment_ids_BS: int32 documents, -1 for pads.
@@ -89,6 +101,106 @@ class Mask:
             self.num_anchors,
             self.window,
         )
+
+
+NO_SEGMENT = -2  # in `tile_segment_ids`: a key that no tile lets through
+
+
+def tile_segment_ids(mask: Mask) -> jax.Array:
+    """int32 segments of the keys [B, S] for `allowed_in_tile`: NO_SEGMENT for padding and for anchors."""
+    hidden_BS = (mask.kv_segment_ids_BS == PAD_SEGMENT) | (mask.kv_index_BS < mask.num_anchors)
+    return jnp.where(hidden_BS, NO_SEGMENT, mask.kv_segment_ids_BS)
+
+
+def allowed_in_tile(
+    q_index: ArrayLike,
+    kv_index: ArrayLike,
+    q_segment: ArrayLike,
+    tile_segment: ArrayLike,
+    window: int | None = None,
+) -> ArrayLike:
+    """`allowed` without the anchor keys, elementwise, with as few comparisons as a kernel can do it.
+
+    Args:
+      tile_segment: of the keys, from `tile_segment_ids`. A query in padding has PAD_SEGMENT, which no key has there.
+    """
+    rule = (q_segment == tile_segment) & (kv_index <= q_index)
+    if window is not None:
+        rule &= q_index - kv_index < window
+    return rule
+
+
+def sees_anchor(q_index: ArrayLike, q_segment: ArrayLike, anchor: ArrayLike) -> ArrayLike:
+    """`allowed` for the key with index `anchor`, elementwise, if the row has that key and it is no padding.
+
+    A window changes nothing: anchors stay in sight.
+    """
+    return (q_index >= anchor) & (q_segment != PAD_SEGMENT)
+
+
+_WORDS, _BITS = 8, 32  # a tile's set of documents as 8 words of 32 bits, by segment id modulo 256
+_FAR = jnp.iinfo(jnp.int32).max
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """What the tokens along one side of a tile span, padding and anchor keys left out.
+
+    All [...], `documents` [..., words]. A side without such tokens has first_index and low_segment at the largest
+    int32, last_index and high_segment at -1, and no documents.
+    """
+
+    first_index: jax.Array
+    last_index: jax.Array
+    low_segment: jax.Array
+    high_segment: jax.Array
+    documents: jax.Array
+    full: jax.Array  # neither padding nor an anchor key in it
+
+
+def span(segment_ids_t: jax.Array, index_t: jax.Array, num_anchors: int) -> Span:
+    """Spans [...] of tokens [..., tile]; num_anchors is 0 for queries, whose anchors see like others."""
+    counts_t = (segment_ids_t != PAD_SEGMENT) & (index_t >= num_anchors)
+
+    def over(x_t, empty, reduce):
+        return reduce(jnp.where(counts_t, x_t, empty), axis=-1)
+
+    word = jnp.arange(_WORDS, dtype=jnp.int32)
+    bit_t = jnp.left_shift(jnp.uint32(1), (segment_ids_t % _BITS).astype(jnp.uint32))
+    in_word = counts_t[..., None] & ((segment_ids_t // _BITS % _WORDS)[..., None] == word)
+    return Span(
+        first_index=over(index_t, _FAR, jnp.min),
+        last_index=over(index_t, -1, jnp.max),
+        low_segment=over(segment_ids_t, _FAR, jnp.min),
+        high_segment=over(segment_ids_t, -1, jnp.max),
+        documents=jnp.bitwise_or.reduce(jnp.where(in_word, bit_t[..., None], jnp.uint32(0)), axis=-2),
+        full=jnp.all(counts_t, axis=-1),
+    )
+
+
+def may_hold(q: Span, kv: Span, window: int | None = None) -> jax.Array:
+    """Bool [...]: may the tile hold a pair that `allowed_in_tile` admits?
+
+    Exact for documents that lie in one piece, in any number, and for interleaved ones up to 256 documents a row.
+    Beyond that a tile without such a pair may be called live, and never the other way round.
+    """
+    causal = kv.first_index <= q.last_index
+    ranges_meet = (kv.low_segment <= q.high_segment) & (q.low_segment <= kv.high_segment)
+    share_document = jnp.any(q.documents & kv.documents, axis=-1)
+    live = causal & ranges_meet & share_document
+    if window is not None:
+        live &= q.first_index - kv.last_index < window
+    return live
+
+
+def holds_all(q: Span, kv: Span, window: int | None = None) -> jax.Array:
+    """Bool [...]: does `allowed_in_tile` admit every pair of the tile, so that it needs no mask?"""
+    one_document = (q.low_segment == kv.high_segment) & (kv.low_segment == q.high_segment)
+    whole = q.full & kv.full & one_document & (kv.last_index <= q.first_index)
+    if window is not None:
+        whole &= q.last_index - kv.first_index < window
+    return whole
 
 
 def padding_as_zeros(x_BT: jax.Array, segment_ids_BT: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from anchorjax import masks
 from anchorjax.masks import Mask, allowed, count_live_pairs
 
 ANCHOR = """
@@ -106,3 +107,56 @@ def test_live_pairs_are_those_of_the_dense_mask(segments, num_anchors, window):
     segments_T = jnp.array(segments, jnp.int32)
     dense = Mask.from_segments(segments_T[None], num_anchors, window).materialize()
     assert int(jitted_count(segments_T, num_anchors=num_anchors, window=window)) == int(dense.sum())
+
+
+@st.composite
+def drawn_masks(draw):
+    """Self-attention of two rows of 24: documents in one piece or many, padding, anchors, windows, shuffled queries."""
+    T = 24
+    ids = st.integers(-1, draw(st.integers(0, 4)))
+    rows = [draw(st.lists(ids, min_size=T, max_size=T)) for _ in range(2)]
+    if draw(st.booleans()):
+        rows = [sorted(row, key=lambda segment: segment % 9) for row in rows]  # in one piece, padding last
+    segments, index = np.array(rows, np.int32), np.tile(np.arange(T, dtype=np.int32), (2, 1))
+    order = np.random.default_rng(draw(st.integers(0, 99))).permutation(T) if draw(st.booleans()) else np.arange(T)
+    arrays = segments[:, order], segments, index[:, order], index
+    return Mask(*map(jnp.asarray, arrays), draw(st.integers(0, 3)), draw(st.sampled_from([None, 1, 2, 7, 40])))
+
+
+def without_anchors(mask: Mask) -> np.ndarray:
+    return np.array(mask.materialize()) & np.array(mask.kv_index_BS >= mask.num_anchors)[:, None]
+
+
+@settings(max_examples=150, deadline=None)
+@given(drawn_masks())
+def test_the_form_inside_a_tile_and_that_of_anchors_make_the_dense_one(mask):
+    """Each pair of the dense mask is admitted by one of the two, according to its key."""
+    q_index, q_segment = (np.array(x)[:, :, None] for x in (mask.q_index_BT, mask.q_segment_ids_BT))
+    kv_index, kv_segment = (np.array(x)[:, None] for x in (mask.kv_index_BS, masks.tile_segment_ids(mask)))
+    inside = masks.allowed_in_tile(q_index, kv_index, q_segment, kv_segment, mask.window)
+    np.testing.assert_array_equal(inside, without_anchors(mask))
+    real = np.array(mask.kv_segment_ids_BS)[:, None] != -1
+    anchors = masks.sees_anchor(q_index, q_segment, kv_index) & real & (kv_index < mask.num_anchors)
+    np.testing.assert_array_equal(inside | anchors, mask.materialize())
+
+
+@settings(max_examples=150, deadline=None)
+@given(drawn_masks(), st.sampled_from([(1, 1), (4, 4), (4, 6), (8, 3)]))
+def test_the_forms_of_a_tile_bound_the_dense_one(mask, tile):
+    """`holds_all` is exact, and so is `may_hold` for a tile of one pair; no tile with a pair is ever left out."""
+    q, kv = (
+        masks.span(segments.reshape(2, -1, size), index.reshape(2, -1, size), anchors)
+        for segments, index, anchors, size in (
+            (mask.q_segment_ids_BT, mask.q_index_BT, 0, tile[0]),
+            (mask.kv_segment_ids_BS, mask.kv_index_BS, mask.num_anchors, tile[1]),
+        )
+    )
+    q, kv = jax.tree.map(lambda x: x[:, :, None], q), jax.tree.map(lambda x: x[:, None], kv)
+    live, whole = (np.array(form(q, kv, mask.window)) for form in (masks.may_hold, masks.holds_all))
+    pairs = without_anchors(mask).reshape(2, 24 // tile[0], tile[0], 24 // tile[1], tile[1])
+    assert not (pairs.any((2, 4)) & ~live).any()
+    if tile == (1, 1):
+        np.testing.assert_array_equal(live, pairs.any((2, 4)))
+    assert not (whole & ~pairs.all((2, 4))).any()
+    if np.array_equal(mask.q_index_BT, mask.kv_index_BS):
+        np.testing.assert_array_equal(whole & live, pairs.all((2, 4)))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from anchorjax import precision
-from anchorjax.masks import Mask, allowed
+from anchorjax.masks import Mask, sees_anchor
 from anchorjax.types import PAD_SEGMENT
 
 NOTHING = -1e30  # log-sum-exp of "no key seen": finite, so that the difference of two is not NaN
@@ -44,12 +44,8 @@ def locate(mask: Mask) -> tuple[jax.Array, jax.Array]:
 def find(k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask) -> Anchors:
     slots_BA, exists_BA = locate(mask)
     rows_B1 = jnp.arange(k_BSKH.shape[0])[:, None]
-    visible_BTA = allowed(
-        mask.q_index_BT[..., None],
-        mask.kv_index_BS[rows_B1, slots_BA][:, None],
-        mask.q_segment_ids_BT[..., None],
-        mask.kv_segment_ids_BS[rows_B1, slots_BA][:, None],
-        mask.num_anchors,
+    visible_BTA = sees_anchor(
+        mask.q_index_BT[..., None], mask.q_segment_ids_BT[..., None], jnp.arange(mask.num_anchors)
     )
     k_BAKH, v_BAKH = (x[rows_B1, slots_BA].astype(jnp.float32) for x in (k_BSKH, v_BSKH))
     return Anchors(slots_BA, k_BAKH, v_BAKH, visible_BTA & exists_BA[:, None])
@@ -92,7 +88,7 @@ def add_at(x_BSKH: jax.Array, share_BAKH: jax.Array, anchors: Anchors) -> jax.Ar
     return x_BSKH.at[rows_B1, anchors.slots_BA].add(share_BAKH)
 
 
-def bend(s: jax.Array, soft_cap: float | None) -> tuple[jax.Array, jax.Array | float]:
+def softcap(s: jax.Array, soft_cap: float | None) -> tuple[jax.Array, jax.Array | float]:
     """The capped logits and their derivative by the uncapped ones (Gemma 2, arXiv 2408.00118, Section 2)."""
     if soft_cap is None:
         return s, 1.0
@@ -105,7 +101,7 @@ def _logits(q_BTNH: jax.Array, anchors: Anchors, mask: Mask) -> tuple[jax.Array,
     B, T, N, H = q_BTNH.shape
     K, scale = anchors.k_BAKH.shape[2], H**-0.5
     q_BTKGH = q_BTNH.astype(jnp.float32).reshape(B, T, K, N // K, H)
-    s_BTKGA, slope = bend(_dot_products(q_BTKGH, anchors.k_BAKH) * scale, mask.soft_cap)
+    s_BTKGA, slope = softcap(_dot_products(q_BTKGH, anchors.k_BAKH) * scale, mask.soft_cap)
     return jnp.where(anchors.visible_BTA[:, :, None, None], s_BTKGA, -jnp.inf), slope * scale
 
 

@@ -9,15 +9,12 @@ import jax.numpy as jnp
 from anchorjax import precision
 from anchorjax.attention.anchors import NOTHING
 from anchorjax.attention.plan import Plan
-from anchorjax.masks import Mask
-from anchorjax.types import PAD_SEGMENT
 
 LOG2E = math.log2(math.e)
 MASKED = 2 * NOTHING
 # exp2 of a masked score less any maximum or log-sum-exp must be 0 and never 1. The lowest ones are the forward pass's
 # initial maximum, NOTHING, and in base 2 the log-sum-exp of a query that sees no key: 1.44 times as low.
 assert MASKED < NOTHING * LOG2E < NOTHING
-NO_SEGMENT = -2  # of keys that no tile may see: pads, and anchors, which are done apart
 NT, NN, TN = (((1,), (1,)), ((), ())), (((1,), (0,)), ((), ())), (((0,), (0,)), ((), ()))  # x y', x y, x' y
 
 
@@ -53,25 +50,12 @@ class Static:
         """In fp32. Devices round fp32 operands (Triton to TF32) unless told otherwise."""
         return jax.lax.dot_general(x, y, dimensions, precision=self.precision, preferred_element_type=jnp.float32)
 
-    def bend(self, s):
-        """Dot products to logits in base 2, and the logits' derivative by the scaled dot products (None is 1)."""
+    def softcap(self, s):
+        """Capped logits in base 2 from dot products, and their slope by the scaled dot products (None is 1)."""
         if self.soft_cap is None:
             return s * (self.scale * LOG2E), None
         ratio = jnp.tanh(s * (self.scale / self.soft_cap))
         return ratio * (self.soft_cap * LOG2E), 1.0 - ratio * ratio
-
-    def visible(self, q_index, kv_index, q_segment, kv_segment):
-        """`masks.allowed` for keys that are neither pads nor anchors."""
-        rule = (q_segment == kv_segment) & (kv_index <= q_index)
-        if self.window is not None:
-            rule &= q_index - kv_index < self.window
-        return rule
-
-
-def kv_segment_ids(mask: Mask) -> jax.Array:
-    """[B, S], NO_SEGMENT for the keys that no tile may see."""
-    hidden_BS = (mask.kv_segment_ids_BS == PAD_SEGMENT) | (mask.kv_index_BS < mask.num_anchors)
-    return jnp.where(hidden_BS, NO_SEGMENT, mask.kv_segment_ids_BS)
 
 
 def output(shape: tuple[int, ...], dtype, x: jax.Array) -> jax.ShapeDtypeStruct:

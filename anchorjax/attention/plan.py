@@ -1,12 +1,11 @@
 """Which tiles of the attention matrix hold an allowed pair: built once per step, read by every layer.
 
-A tile is one (query block, key block) pair; it is live if `masks.allowed` may hold inside it. Fast paths
-visit live tiles only, so a packed row costs what its documents cost. Anchor keys make no tile live: each
-fast path starts its softmax from them instead. Letters: I query tiles, J key tiles of a row.
+A tile is one (query block, key block) pair; it is live if `masks.may_hold` says so. Fast paths visit live tiles only,
+so a packed row costs what its documents cost. Anchor keys make no tile live: each fast path starts its softmax from
+them instead. Letters: I query tiles, J key tiles of a row.
 
-Everything is O(T + B*I*J) memory. The test per tile is exact for documents that lie in one piece, in any
-number. For interleaved pieces it is exact up to 256 documents a row; beyond that a dead tile may be called
-live (it then contributes nothing), and a live tile is never called dead.
+Everything is O(T + B*I*J) memory. A dead tile that is called live, as `masks.may_hold` may do beyond 256 interleaved
+documents a row, contributes nothing; a live tile is never called dead.
 """
 
 import dataclasses
@@ -14,10 +13,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from anchorjax import masks
 from anchorjax.masks import Mask
 from anchorjax.types import PAD_SEGMENT
 
-_WORDS, _BITS = 8, 32  # each tile's set of documents as 8 words of 32 bits, by segment id modulo 256
 _FAR = jnp.iinfo(jnp.int32).max
 
 # An entry of a list is one int32: 13 bits of query tile, 13 bits of key tile, 5 bits of flags.
@@ -158,54 +157,16 @@ def _list(visited_RM: jax.Array, entries_RM: jax.Array) -> Visits:
 
 def classify_tiles(mask: Mask, q_tile: int, kv_tile: int) -> tuple[jax.Array, jax.Array]:
     """Two bool [B, I, J]: may the tile hold an allowed pair whose key is no anchor, and one that is not allowed?"""
-    q = _summarize(mask.q_segment_ids_BT, mask.q_index_BT, 0, q_tile)
-    kv = _summarize(mask.kv_segment_ids_BS, mask.kv_index_BS, mask.num_anchors, kv_tile)
+    q = _spans(mask.q_segment_ids_BT, mask.q_index_BT, 0, q_tile)
+    kv = _spans(mask.kv_segment_ids_BS, mask.kv_index_BS, mask.num_anchors, kv_tile)
     q = jax.tree.map(lambda x: x[:, :, None], q)
     kv = jax.tree.map(lambda x: x[:, None, :], kv)
-    causal_BIJ = kv.first_index <= q.last_index
-    ranges_meet_BIJ = (kv.low_segment <= q.high_segment) & (q.low_segment <= kv.high_segment)
-    share_document_BIJ = jnp.any(q.documents & kv.documents, axis=-1)
-    live_BIJ = causal_BIJ & ranges_meet_BIJ & share_document_BIJ
-    one_document_BIJ = (q.low_segment == kv.high_segment) & (kv.low_segment == q.high_segment)
-    whole_BIJ = q.full & kv.full & one_document_BIJ & (kv.last_index <= q.first_index)
-    if mask.window is not None:
-        live_BIJ &= q.first_index - kv.last_index < mask.window
-        whole_BIJ &= q.last_index - kv.first_index < mask.window
-    return live_BIJ, ~whole_BIJ
+    return masks.may_hold(q, kv, mask.window), ~masks.holds_all(q, kv, mask.window)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Summary:
-    """What a tile's tokens span, pads and anchor keys left out; all [B, tiles], `documents` [B, tiles, words]."""
-
-    first_index: jax.Array
-    last_index: jax.Array
-    low_segment: jax.Array
-    high_segment: jax.Array
-    documents: jax.Array
-    full: jax.Array  # no pad and no anchor key in it
-
-
-def _summarize(segment_ids_BT: jax.Array, index_BT: jax.Array, num_anchors: int, tile: int) -> _Summary:
+def _spans(segment_ids_BT: jax.Array, index_BT: jax.Array, num_anchors: int, tile: int) -> masks.Span:
     segment_ids_BIt = pad_to_tiles(segment_ids_BT, tile, PAD_SEGMENT)
-    index_BIt = pad_to_tiles(index_BT, tile, _FAR)
-    counts = (segment_ids_BIt != PAD_SEGMENT) & (index_BIt >= num_anchors)
-
-    def over(x, empty, reduce):
-        return reduce(jnp.where(counts, x, empty), axis=-1)
-
-    word = jnp.arange(_WORDS, dtype=jnp.int32)
-    bit = jnp.left_shift(jnp.uint32(1), (segment_ids_BIt % _BITS).astype(jnp.uint32))
-    in_word = counts[..., None] & ((segment_ids_BIt // _BITS % _WORDS)[..., None] == word)
-    return _Summary(
-        first_index=over(index_BIt, _FAR, jnp.min),
-        last_index=over(index_BIt, -1, jnp.max),
-        low_segment=over(segment_ids_BIt, _FAR, jnp.min),
-        high_segment=over(segment_ids_BIt, -1, jnp.max),
-        documents=jnp.bitwise_or.reduce(jnp.where(in_word, bit[..., None], jnp.uint32(0)), axis=-2),
-        full=jnp.all(counts, axis=-1),
-    )
+    return masks.span(segment_ids_BIt, pad_to_tiles(index_BT, tile, _FAR), num_anchors)
 
 
 def pad_to_tiles(x_BT: jax.Array, tile: int, fill: int) -> jax.Array:

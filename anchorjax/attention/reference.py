@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from anchorjax import precision
-from anchorjax.attention.anchors import NOTHING, bend
+from anchorjax.attention.anchors import NOTHING, softcap
 from anchorjax.attention.plan import Plan
 from anchorjax.masks import Mask, padding_as_zeros
 
@@ -28,7 +28,7 @@ def logits(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mask) -> jax.Array:
     K = k_BSKH.shape[2]
     q_BTKGH = q_BTNH.astype(jnp.float32).reshape(B, T, K, N // K, H)
     logits_BKGTS = precision.einsum("btkgh,bskh->bkgts", q_BTKGH, k_BSKH.astype(jnp.float32)) * H**-0.5
-    logits_BKGTS, _ = bend(logits_BKGTS, mask.soft_cap)
+    logits_BKGTS, _ = softcap(logits_BKGTS, mask.soft_cap)
     return jnp.where(mask.materialize()[:, None, None], logits_BKGTS, -jnp.inf)
 
 

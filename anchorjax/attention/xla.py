@@ -21,9 +21,9 @@ import jax.numpy as jnp
 from anchorjax import precision
 from anchorjax.attention import anchors as anchors_lib
 from anchorjax.attention import gradient
-from anchorjax.attention.anchors import NOTHING, bend
+from anchorjax.attention.anchors import NOTHING, softcap
 from anchorjax.attention.plan import NEEDS_MASK, Plan, pad_to_tiles, unpack
-from anchorjax.masks import allowed
+from anchorjax.masks import NO_SEGMENT, allowed_in_tile, tile_segment_ids
 from anchorjax.types import PAD_SEGMENT
 
 
@@ -43,7 +43,7 @@ def _forward(q_BTNH, k_BSKH, v_BSKH, plan):
 
         def key_tile(n, state):
             _, c, flags = unpack(entries[n])
-            s_KGts, _ = bend(tiles.matmul("kgth,ksh->kgts", q_KGtH, tiles.k_MKsH[c]), mask.soft_cap)
+            s_KGts, _ = softcap(tiles.matmul("kgth,ksh->kgts", q_KGtH, tiles.k_MKsH[c]), mask.soft_cap)
 
             def add(state, masked: bool):
                 m_KGt, l_KGt, acc_KGtH = state
@@ -76,8 +76,8 @@ def _forward(q_BTNH, k_BSKH, v_BSKH, plan):
 def _backward(q_BTNH, k_BSKH, v_BSKH, plan, dout_BTNH, lse_BTN, delta_BTN):
     tiles, mask = _Tiles(q_BTNH, k_BSKH, v_BSKH, plan), plan.mask
     visits, entries = plan.by_key, plan.by_key.entries_CP.reshape(-1)
-    # Keys in front and dq transposed, and q and do in both layouts: then no matmul needs a transposed copy of
-    # a tile, which took a third of the time of this loop.
+    # Scores are key-major, dq is transposed, and q and do come in both layouts: then no matmul needs a transposed copy
+    # of a tile, which took a third of the time of this loop.
     q_RKGtH, q_RKHGt = tiles.both_layouts(tiles.q_RtNH, tiles.scale)
     do_RKGtH, do_RKHGt = tiles.both_layouts(_rows(dout_BTNH, plan.q_tile, 0), 1.0)
     lse_RKGt, delta_RKGt = (jax.vmap(tiles.scalars_first)(_rows(x, plan.q_tile, 0)) for x in (lse_BTN, delta_BTN))
@@ -89,7 +89,7 @@ def _backward(q_BTNH, k_BSKH, v_BSKH, plan, dout_BTNH, lse_BTN, delta_BTN):
         def query_tile(n, carry):
             dq_RKHGt, dk_KsH, dv_KsH = carry
             r, _, _ = unpack(entries[n])
-            s_KsGt, slope = bend(tiles.matmul("ksh,khgt->ksgt", k_KsH, q_RKHGt[r]), mask.soft_cap)
+            s_KsGt, slope = softcap(tiles.matmul("ksh,khgt->ksgt", k_KsH, q_RKHGt[r]), mask.soft_cap)
             dp_KsGt = tiles.matmul("ksh,khgt->ksgt", v_KsH, do_RKHGt[r])
             # Every tile compares: with a branch, as in the forward pass, both passes took 4% to 16% longer on a CPU,
             # whose XLA splits no loop inside of a branch over cores.
@@ -114,8 +114,8 @@ def _backward(q_BTNH, k_BSKH, v_BSKH, plan, dout_BTNH, lse_BTN, delta_BTN):
 class _Tiles:
     """One call's arrays cut into tiles, and how one tile's queries are laid out.
 
-    Inside a tile the head axes come first and all is fp32. Queries are turned round tile by tile, inside the loops:
-    whole transposed copies took as long as a tenth of a packed row's live tiles.
+    Inside a tile the head axes come first and all is fp32. Queries are transposed tile by tile, inside the loops:
+    transposed copies of all of them took as long as a tenth of a packed row's live tiles.
     """
 
     def __init__(self, q_BTNH, k_BSKH, v_BSKH, plan: Plan):
@@ -132,20 +132,17 @@ class _Tiles:
         self.q_index_Rt = _rows(mask.q_index_BT, plan.q_tile, 0)
         self.q_segment_Rt = _rows(mask.q_segment_ids_BT, plan.q_tile, PAD_SEGMENT)
         self.kv_index_Ms = _rows(mask.kv_index_BS, plan.kv_tile, 0)
-        self.kv_segment_Ms = _rows(mask.kv_segment_ids_BS, plan.kv_tile, PAD_SEGMENT)
+        self.kv_segment_Ms = _rows(tile_segment_ids(mask), plan.kv_tile, NO_SEGMENT)
 
     def visible(self, r, c, q_axis, kv_axis):
-        """The rule inside one tile, anchors left out (they are done apart), broadcast to the given axes."""
-        kv_index = jnp.expand_dims(self.kv_index_Ms[c], q_axis)
-        rule = allowed(
+        """The rule inside one tile, broadcast to the given axes."""
+        return allowed_in_tile(
             jnp.expand_dims(self.q_index_Rt[r], kv_axis),
-            kv_index,
+            jnp.expand_dims(self.kv_index_Ms[c], q_axis),
             jnp.expand_dims(self.q_segment_Rt[r], kv_axis),
             jnp.expand_dims(self.kv_segment_Ms[c], q_axis),
-            self.mask.num_anchors,
             self.mask.window,
         )
-        return rule & (kv_index >= self.mask.num_anchors)
 
     def anchor_state(self, r, q_tNH, sees_tA, anchors):
         """(m [t, N], l [t, N], acc [t, N, H]) of tile r's softmax after its row's anchors."""
@@ -176,11 +173,11 @@ class _Tiles:
     def both_layouts(self, x_RtNH, scale):
         """fp32 [R, K, G, t, H] and [R, K, H, G, t]."""
 
-        def turn(x_tNH):
+        def transposed(x_tNH):
             x_KGtH = self.heads_first(x_tNH) * scale
             return x_KGtH, jnp.moveaxis(x_KGtH, 3, 1)
 
-        return jax.lax.map(turn, x_RtNH)
+        return jax.lax.map(transposed, x_RtNH)
 
     def join(self, x_Rt, length):
         """[tiles of all rows, tile, ...] -> [B, length, ...]."""

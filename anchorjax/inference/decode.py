@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from anchorjax import precision
-from anchorjax.attention.anchors import NOTHING, bend
+from anchorjax.attention.anchors import NOTHING, softcap
 from anchorjax.masks import Mask
 
 
@@ -23,7 +23,7 @@ def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask) 
     K = k_BSKH.shape[2]
     q_BTKGH = (q_BTNH.astype(jnp.float32) * H**-0.5).astype(q_BTNH.dtype).reshape(B, T, K, N // K, H)
     scores_BKGTS = precision.einsum("btkgh,bskh->bkgts", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
-    scores_BKGTS, _ = bend(scores_BKGTS, mask.soft_cap)
+    scores_BKGTS, _ = softcap(scores_BKGTS, mask.soft_cap)
     allowed_B11TS = mask.materialize()[:, None, None]
     scores_BKGTS = jnp.where(allowed_B11TS, scores_BKGTS, -jnp.inf)
     top_BKGT1 = jnp.maximum(jnp.max(scores_BKGTS, -1, keepdims=True), NOTHING)

@@ -72,8 +72,8 @@ def make_case(
 
 # One row length and few head shapes, so that many drawn layouts share a handful of compilations.
 HEADS = [(4, 2, 16), (2, 2, 8), (6, 2, 8), (3, 1, 16)]
-BENDS = [(None, None), (7, None), (None, 2.0), (20, 3.0)]  # window, soft cap; one for each of HEADS
-SHAPES = list(zip(HEADS, BENDS, strict=True))
+WINDOWS_AND_SOFTCAPS = [(None, None), (7, None), (None, 2.0), (20, 3.0)]  # window, soft cap; one for each of HEADS
+SHAPES = list(zip(HEADS, WINDOWS_AND_SOFTCAPS, strict=True))
 
 
 @st.composite

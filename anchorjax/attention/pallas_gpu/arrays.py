@@ -4,10 +4,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from anchorjax.attention import anchors as anchors_lib
-from anchorjax.attention.kernels import NO_SEGMENT, kv_segment_ids
 from anchorjax.attention.pallas_gpu.tile import Static
 from anchorjax.attention.plan import Plan, Visits, pad_to_tiles
 from anchorjax.attention.tiles import SMALLEST
+from anchorjax.masks import NO_SEGMENT, tile_segment_ids
 from anchorjax.types import PAD_SEGMENT
 
 
@@ -28,7 +28,7 @@ class Arrays:
             _line(mask.q_index_BT, plan.q_tile, 0),
             _line(mask.q_segment_ids_BT, plan.q_tile, PAD_SEGMENT),
             _line(mask.kv_index_BS, plan.kv_tile, 0),
-            _line(kv_segment_ids(mask), plan.kv_tile, NO_SEGMENT),
+            _line(tile_segment_ids(mask), plan.kv_tile, NO_SEGMENT),
         )
         self.static = Static.of(
             q_BTNH,

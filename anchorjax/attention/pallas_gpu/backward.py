@@ -31,8 +31,8 @@ def _dq_kernel(entries, starts, lengths, *refs, static: Static, blocks: Blocks):
         start, place, flags = static.keys_of(entries[first + div(n, parts)], rem(n, parts), s, row)
         exists = static.exists(start, s, static.S, static.kv_tile)
         k_sH = static.load(k_ref.at[pl.ds(start, s), :], exists)
-        s_ts, slope = static.bend(static.dot(q_tH, k_sH, NT))
-        s_ts = static.hide(s_ts, flags, lines, queries, pl.ds(place, s), keys_first=False)
+        s_ts, slope = static.softcap(static.dot(q_tH, k_sH, NT))
+        s_ts = static.hide(s_ts, flags, lines, queries, pl.ds(place, s), key_major=False)
         p_ts = jnp.exp2(s_ts - lse_t[:, None])
         dp_ts = static.dot(do_tH, static.load(v_ref.at[pl.ds(start, s), :], exists), NT)
         ds_ts = p_ts * (dp_ts - delta_t[:, None])
@@ -46,7 +46,7 @@ def _dq_kernel(entries, starts, lengths, *refs, static: Static, blocks: Blocks):
 
 
 def _dkv_kernel(entries, starts, lengths, *refs, static: Static, blocks: Blocks):
-    """One block of keys of one key head, over all query heads that share it; scores have keys in front."""
+    """One block of keys of one key head, over all query heads that share it; scores are key-major."""
     lines, (q_ref, k_ref, v_ref, do_ref, lse_ref, delta_ref, dk_ref, dv_ref) = refs[:4], refs[4:]
     block, row = pl.program_id(1), pl.program_id(2)
     s, t = blocks.outer, blocks.inner
@@ -63,8 +63,8 @@ def _dkv_kernel(entries, starts, lengths, *refs, static: Static, blocks: Blocks)
         start, place, flags = static.queries_of(entries[first + div(visit, parts)], rem(visit, parts), t, row)
         exists = static.exists(start, t, static.T, static.q_tile)
         q_tH, do_tH = (static.load(ref.at[pl.ds(start, t), head, :], exists) for ref in (q_ref, do_ref))
-        s_st, slope = static.bend(static.dot(k_sH, q_tH, NT))
-        s_st = static.hide(s_st, flags, lines, pl.ds(place, t), keys, keys_first=True)
+        s_st, slope = static.softcap(static.dot(k_sH, q_tH, NT))
+        s_st = static.hide(s_st, flags, lines, pl.ds(place, t), keys, key_major=True)
         lse_t, delta_t = lse_ref[head, pl.ds(start, t)] * LOG2E, delta_ref[head, pl.ds(start, t)]
         p_st = jnp.exp2(s_st - lse_t[None])
         dv_sH += static.dot(p_st.astype(do_tH.dtype), do_tH, NN)

@@ -41,8 +41,8 @@ def _kernel(entries, starts, lengths, *refs, static: Static, blocks: Blocks):
         start, place, flags = static.keys_of(entries[first + div(n, parts)], rem(n, parts), s, row)
         exists = static.exists(start, s, static.S, static.kv_tile)
         k_sH = static.load(k_ref.at[pl.ds(start, s), :], exists)
-        s_ts, _ = static.bend(static.dot(q_tH, k_sH, NT))
-        s_ts = static.hide(s_ts, flags, lines, queries, pl.ds(place, s), keys_first=False)
+        s_ts, _ = static.softcap(static.dot(q_tH, k_sH, NT))
+        s_ts = static.hide(s_ts, flags, lines, queries, pl.ds(place, s), key_major=False)
         return fold(state, s_ts, static.load(v_ref.at[pl.ds(start, s), :], exists))
 
     state = (
@@ -50,10 +50,10 @@ def _kernel(entries, starts, lengths, *refs, static: Static, blocks: Blocks):
         jnp.zeros((t,), jnp.float32),
         jnp.zeros((t, static.padded_width), jnp.float32),
     )
-    if anchor_refs:  # a few keys in front, with a mask of their own
+    if anchor_refs:  # a few keys before the others, with a mask of their own
         anchor_k_ref, anchor_v_ref, visible_ref = anchor_refs
         anchor_exists = static.exists(0, anchor_k_ref.shape[0], anchor_k_ref.shape[0])
-        s_tA, _ = static.bend(static.dot(q_tH, static.load(anchor_k_ref, anchor_exists), NT))
+        s_tA, _ = static.softcap(static.dot(q_tH, static.load(anchor_k_ref, anchor_exists), NT))
         s_tA = jnp.where(visible_ref[queries, :] != 0, s_tA, MASKED)
         state = fold(state, s_tA, static.load(anchor_v_ref, anchor_exists))
     m_t, l_t, acc_tH = jax.lax.fori_loop(0, lengths[tile] * parts, keys, state)

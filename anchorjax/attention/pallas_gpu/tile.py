@@ -12,6 +12,7 @@ from anchorjax.attention.kernels import MASKED
 from anchorjax.attention.pallas_gpu.blocks import Blocks
 from anchorjax.attention.plan import NEEDS_MASK, unpack
 from anchorjax.attention.tiles import SMALLEST
+from anchorjax.masks import allowed_in_tile
 
 # Part of jit's cache key, so that a function traced outside is traced anew inside.
 interpret_context = jax.make_user_context(False)
@@ -63,8 +64,8 @@ class Static(kernels.Static):
         rows = (start + jnp.arange(size))[:, None] < length
         return rows if columns is None else rows & columns
 
-    def hide(self, s, flags, lines, queries, keys, keys_first: bool):
-        """MASKED where `masks.allowed` says no, for keys that are neither pads nor anchors.
+    def hide(self, s, flags, lines, queries, keys, key_major: bool):
+        """MASKED where `masks.allowed_in_tile` says no.
 
         A tile without NEEDS_MASK loads no index and compares nothing. The branch is around the mask alone: around
         the matmuls too, Triton copies nothing ahead of them, and sm_80 needs 255 registers instead of 212.
@@ -72,13 +73,13 @@ class Static(kernels.Static):
         Args:
           lines: refs of q_index, q_segment [X], kv_index, kv_segment [Y].
           queries, keys: where the scores' tokens lie in them.
-          keys_first: are the scores [keys, queries]?
+          key_major: are the scores [keys, queries]?
         """
 
         def masked(s):
-            q_index, q_segment = (jnp.expand_dims(ref[queries], 0 if keys_first else 1) for ref in lines[:2])
-            kv_index, kv_segment = (jnp.expand_dims(ref[keys], 1 if keys_first else 0) for ref in lines[2:])
-            return jnp.where(self.visible(q_index, kv_index, q_segment, kv_segment), s, MASKED)
+            q_index, q_segment = (jnp.expand_dims(ref[queries], 0 if key_major else 1) for ref in lines[:2])
+            kv_index, kv_segment = (jnp.expand_dims(ref[keys], 1 if key_major else 0) for ref in lines[2:])
+            return jnp.where(allowed_in_tile(q_index, kv_index, q_segment, kv_segment, self.window), s, MASKED)
 
         return jax.lax.cond(flags & NEEDS_MASK != 0, masked, lambda s: s, s)
 

@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 
 from anchorjax.attention import anchors
-from anchorjax.attention.kernels import NO_SEGMENT, kv_segment_ids
 from anchorjax.attention.pallas_tpu.tile import Static
 from anchorjax.attention.plan import Plan, pad_to_tiles
+from anchorjax.masks import NO_SEGMENT, tile_segment_ids
 from anchorjax.types import PAD_SEGMENT
 
 
@@ -22,7 +22,10 @@ class Arrays:
             [self._line(mask.q_index_BT, plan.q_tile, 0), self._line(mask.q_segment_ids_BT, plan.q_tile, PAD_SEGMENT)]
         )
         self.kv_tokens_2Y = jnp.concatenate(
-            [self._line(mask.kv_index_BS, plan.kv_tile, 0), self._line(kv_segment_ids(mask), plan.kv_tile, NO_SEGMENT)]
+            [
+                self._line(mask.kv_index_BS, plan.kv_tile, 0),
+                self._line(tile_segment_ids(mask), plan.kv_tile, NO_SEGMENT),
+            ]
         )
         q_tiles_per_row = self.q_NXH.shape[1] // plan.q_tile // self.B
         self.static = Static.of(q_BTNH, k_BSKH, plan, q_tiles_per_row=q_tiles_per_row)

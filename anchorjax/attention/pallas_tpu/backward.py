@@ -12,6 +12,7 @@ from anchorjax.attention.pallas_tpu.arrays import Arrays
 from anchorjax.attention.pallas_tpu.tile import Static, column, lanes, run
 from anchorjax.attention.plan import FIRST_OF_KV, FIRST_OF_Q, LAST_OF_KV, NEEDS_MASK, unpack
 from anchorjax.attention.tiles import LANES
+from anchorjax.masks import allowed_in_tile
 
 
 def _kernel(
@@ -39,7 +40,7 @@ def _kernel(
     *,
     static: Static,
 ):
-    """One tile of one query head; scores have keys in front, so that lse and delta lie along lanes as they come."""
+    """One tile of one query head; scores are key-major, so that lse and delta lie along lanes as they come."""
     head, n, g = (pl.program_id(axis) for axis in range(3))
     step, steps = n * static.group + g, pl.num_programs(1) * static.group
     _, _, flags = unpack(entries[n])
@@ -79,13 +80,14 @@ def _kernel(
 
     def tile(masked: bool):
         q_tH, do_tH, k_sH = q_ref[...], do_ref[...], k_ref[...]
-        s_st, slope = static.bend(static.dot(k_sH, q_tH, NT))
+        s_st, slope = static.softcap(static.dot(k_sH, q_tH, NT))
         if masked:
-            visible = static.visible(
+            visible = allowed_in_tile(
                 q_tokens_ref[:1],
                 lanes(kv_index_column[...], static.q_tile),
                 q_tokens_ref[1:],
                 lanes(kv_segment_column[...], static.q_tile),
+                static.window,
             )
             s_st = jnp.where(visible, s_st, MASKED)
         p_st = jnp.exp2(s_st - scalars_ref[:1] * LOG2E)

@@ -11,7 +11,7 @@ from anchorjax.attention.pallas_tpu.arrays import Arrays
 from anchorjax.attention.pallas_tpu.tile import Static, column, lanes, run
 from anchorjax.attention.plan import FIRST_OF_Q, LAST_OF_Q, NEEDS_MASK, unpack
 from anchorjax.attention.tiles import LANES
-from anchorjax.types import PAD_SEGMENT
+from anchorjax.masks import allowed_in_tile, sees_anchor
 
 
 def _kernel(
@@ -50,11 +50,11 @@ def _kernel(
         l_ref[...] = jnp.zeros_like(l_ref)
         acc_ref[...] = jnp.zeros_like(acc_ref)
         if static.num_anchors:
-            s_tA, _ = static.bend(static.dot(q_tH, anchors_ref[0], NT))
+            s_tA, _ = static.softcap(static.dot(q_tH, anchors_ref[0], NT))
             row = div(r, static.q_tiles_per_row)
             for a in range(static.num_anchors):
                 exists = anchor_exists[row * static.num_anchors + a] != 0
-                sees = exists & (q_index_column[...] >= a) & (q_segment_column[...] != PAD_SEGMENT)
+                sees = exists & sees_anchor(q_index_column[...], q_segment_column[...], a)
                 s = jnp.where(sees, jnp.broadcast_to(s_tA[:, a : a + 1], sees.shape), MASKED)
                 m = jnp.maximum(m_ref[...], s)
                 rescale, p = jnp.exp2(m_ref[...] - m), jnp.exp2(s - m)
@@ -64,13 +64,14 @@ def _kernel(
                 m_ref[...] = m
 
     def tile(masked: bool):
-        s_ts, _ = static.bend(static.dot(q_tH, k_ref[...], NT))
+        s_ts, _ = static.softcap(static.dot(q_tH, k_ref[...], NT))
         if masked:
-            visible = static.visible(
+            visible = allowed_in_tile(
                 lanes(q_index_column[...], static.kv_tile),
                 kv_tokens_ref[:1],
                 lanes(q_segment_column[...], static.kv_tile),
                 kv_tokens_ref[1:],
+                static.window,
             )
             s_ts = jnp.where(visible, s_ts, MASKED)
         m = jnp.maximum(m_ref[...], jnp.max(s_ts, axis=1, keepdims=True))
