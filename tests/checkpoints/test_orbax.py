@@ -29,7 +29,7 @@ MESHES = [(1, 1, 1, 1), (1, 8, 1, 1), (1, 4, 1, 2), (2, 2, 2, 1)]
 def layout(sizes: tuple[int, ...]) -> TrainState:
     """The abstract state on a mesh of these sizes."""
     with jax.set_mesh(make_mesh(*sizes)):
-        return abstract(lambda: init_state(0, STEPS.shape, STEPS.optimizer))
+        return abstract(lambda: init_state(0, STEPS.spec, STEPS.optimizer))
 
 
 @functools.cache
@@ -211,7 +211,7 @@ def test_other_shapes_are_not_read(tmp_path):
     save(tmp_path, 4)
     wide = make_steps(tiny.config(model__tie_embeddings=False, model__d_ff=96))
     with jax.set_mesh(make_mesh()):
-        like = abstract(lambda: init_state(0, wide.shape, wide.optimizer))
+        like = abstract(lambda: init_state(0, wide.spec, wide.optimizer))
     with pytest.raises(CheckpointError):
         Checkpoints(tmp_path, keep=3).restore_latest(like)
 

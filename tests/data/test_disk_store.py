@@ -59,8 +59,8 @@ def test_a_store_on_disk_is_the_one_in_memory(prepared):
 
 def test_a_large_vocabulary_takes_four_bytes_and_has_the_same_fingerprint(tmp_path, monkeypatch):
     large = dataclasses.replace(BYTES, vocab_size=2**16 + 1)
-    monkeypatch.setattr("anchorjax.data.store.tokens.preparing.tokenizer_lib.load", lambda name: large)
-    monkeypatch.setattr("anchorjax.data.store.tokens.pieces._tokenizer", lambda directory, name: large)
+    monkeypatch.setattr("anchorjax.data.store.preparing.tokenizer_lib.load", lambda name: large)
+    monkeypatch.setattr("anchorjax.data.store.pieces._tokenizer", lambda directory, name: large)
     train, _ = preparing.prepare(tmp_path, f"jsonl:{preparing.write_jsonl(tmp_path / 'x.jsonl', ROWS)}")
     built = in_memory(train, large)
     assert (train.tokens.dtype, built.tokens.dtype) == (np.int32, np.int32)
@@ -219,7 +219,7 @@ def test_batches_are_those_of_the_store_in_memory(prepared):
 BILLION = """
 import sys, time
 started = time.perf_counter()
-from anchorjax.data.store import TokenStore
+from anchorjax.data.store.tokens import TokenStore
 imported = time.perf_counter()
 store = TokenStore.open(sys.argv[1])
 print(time.perf_counter() - imported, store.num_tokens)

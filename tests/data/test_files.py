@@ -6,8 +6,8 @@ import os
 import pyarrow
 import pytest
 
+from anchorjax.data import files
 from anchorjax.data import sources as sources_lib
-from anchorjax.data.sources import files
 from anchorjax.errors import DataError, EvaluationError
 from anchorjax.evaluation import texts as texts_lib
 from anchorjax.evaluation.tasks.ruler import haystack

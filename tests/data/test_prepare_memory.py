@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 MEMORY = """
 import sys, threading, time
-from anchorjax.data import preparing
+from anchorjax.data.store import preparing
 from tests.data.preparing import data_config
 
 def anonymous():

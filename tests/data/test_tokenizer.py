@@ -387,7 +387,7 @@ def test_torch_and_transformers_are_not_needed(tmp_path):
     code = f"""
 import sys
 sys.modules["torch"] = sys.modules["transformers"] = None  # importing them fails
-from anchorjax.data import tokenizer
+from anchorjax.data.text import tokenizer
 assert "tokenizers" not in sys.modules
 tokenizer.load({str(save(tmp_path))!r}).encode("x")
 """

@@ -23,8 +23,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from anchorjax.config import DataConfig
+from anchorjax.data import files, saved_dataset
 from anchorjax.data.documents import Fields, Shard
-from anchorjax.data.sources import files, saved_dataset
 
 KINDS = ("anchor_context", "array_record", "jsonl", "parquet", "text_folder")
 TEXT_KINDS = KINDS[1:]  # those whose documents are texts, not ids

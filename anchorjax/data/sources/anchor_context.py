@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from anchorjax.data.documents import BadRow, Document, Fields, decode
+from anchorjax.data.files import ends_with
 from anchorjax.data.sources import jsonl, tables
-from anchorjax.data.sources.files import ends_with
 
 SUFFIXES = (*tables.SUFFIXES, *jsonl.SUFFIXES)
 _IDS, _SPANS = "input_ids", "source"

@@ -179,9 +179,9 @@ def same_weights(one, other) -> bool:
 
 def test_exported_weights_are_the_imported_ones_bit_for_bit_and_load_in_transformers(directory, model, tmp_path):
     with jax.set_mesh(model.mesh):
-        hf_checkpoint.save(model.params, model.shape.model, model.shape.lora, tmp_path, "float32")
+        hf_checkpoint.save(model.params, model.spec.model, model.spec.lora, tmp_path, "float32")
     assert same_weights(directory, tmp_path)
-    written = hf_config.write(model.shape.model, model.shape.rope, max_position=8192, dtype="float32", source={})
+    written = hf_config.write(model.spec.model, model.spec.rope, max_position=8192, dtype="float32", source={})
     (tmp_path / "config.json").write_text(json.dumps(written))
     load = functools.partial(transformers.AutoModelForCausalLM.from_pretrained, dtype=torch.float32)
     theirs, report = load(tmp_path, output_loading_info=True)

@@ -98,7 +98,7 @@ def test_a_tensor_is_in_memory_once(tmp_path):
     save(tmp_path / "model", {"big": np.zeros(size // 4, np.float32), "same": np.zeros(size // 4, np.float32)})
     code = f"""
 import resource, sys
-from anchorjax.huggingface.weights import Weights
+from anchorjax.checkpoints.huggingface.weights import Weights
 weights = Weights.open(sys.argv[1])
 used = int(open("/proc/self/statm").read().split()[5]) * {resource.getpagesize()}
 resource.setrlimit(resource.RLIMIT_DATA, (used + {size * 3 // 2},) * 2)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from anchorjax.data.sources import files
+from anchorjax.data import files
 from anchorjax.data.sources.public_domain import CORPUS
 from anchorjax.data.text import text_file
 from anchorjax.errors import EvaluationError

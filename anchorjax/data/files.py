@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from anchorjax.data.sources import saved_dataset
+from anchorjax.data import saved_dataset
 from anchorjax.errors import DataError
 
 
