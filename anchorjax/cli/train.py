@@ -20,7 +20,8 @@ def train(argv: Sequence[str], program: str) -> int:
     """Raises UserError; see `loop.run`."""
     config, workdir = command_line.parse([program, *argv])
     from anchorjax import accelerators  # jax takes a second to import: a typo is found before that
-    from anchorjax.training import loop
+    from anchorjax.training import loop, processes
 
+    processes.start()
     accelerators.warn_if_unused()
     return loop.run(config, workdir, shlex.join([*program.split(), *argv]))
