@@ -155,7 +155,7 @@ def test_generation_in_fp32_is_asked_for_exact_products(columns):
         layers = cached.Layers.of(make_state(steps).params, steps.spec)
         cache = cached.Cache.empty(jnp.zeros(2, jnp.int32), 64, steps.spec.model)
         tokens_BT = jax.sharding.reshard(jnp.zeros((2, columns), jnp.int32), sharding.BATCH)
-        program = jax.jit(lambda *arrays: cached.advance(*arrays, 1, steps.spec))
+        program = jax.jit(lambda *arrays: cached.advance(*arrays, steps.spec))
         found = products.given(program.lower(layers, cache, tokens_BT))
     assert len(found) > 10 and not products.faults(found, "float32")
 

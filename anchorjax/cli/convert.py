@@ -154,7 +154,8 @@ def notes(
 
 def _spec(sections: Mapping[str, Any]) -> Spec:
     parts = (kind(**sections[kind.NAME]) for kind in (ModelConfig, RopeConfig, LoraConfig))
-    return Spec(*parts, AttentionConfig("reference", 1, 1), max_position=2)  # of no consequence for weights
+    attention = AttentionConfig("reference", 1, 1)  # of no consequence for weights, as both numbers
+    return Spec(*parts, attention, num_anchors=0, max_position=2)
 
 
 def _mesh(model: ModelConfig) -> jax.sharding.Mesh:

@@ -3,7 +3,7 @@
 - Rows of a batch end in the same column: shorter prompts have pads in front. Every row writes at the same place, so a
   step is one slice update, and one length serves all.
 - A row is one document behind its anchor, which is plain causal attention, whatever mask the model was trained with.
-  In layers with a window the anchor stays in sight if it did in training (`num_anchors`).
+  In layers with a window the anchor stays in sight if it did in training (`Spec.num_anchors`).
 - Layers are unrolled, their weights apart and in compute_dtype: a scan would copy every layer's weights out of the
   stack for each token, which takes three times the memory traffic that decoding is bound by.
 
@@ -92,17 +92,16 @@ class Cache:
         return cls(zeros(), zeros(), jnp.int32(0), reshard(start_B, P(ROWS)))
 
 
-def advance(layers: Layers, cache: Cache, tokens_BT: jax.Array, num_anchors: int, spec: Spec):
+def advance(layers: Layers, cache: Cache, tokens_BT: jax.Array, spec: Spec):
     """Takes in the next T columns: (fp32 logits [B, V] behind the last of them, the longer cache).
 
     One column is attended densely, more by tiles. Pads may be any token.
 
     Args:
-      num_anchors: leading tokens of a row that layers with a window see from everywhere (static).
       spec: static; `attention` must suit the cache's length.
     """
     config = spec.model
-    views = [_view(window, cache, tokens_BT, num_anchors, spec) for window in kinds_of_layers(config)]
+    views = [_view(window, cache, tokens_BT, spec) for window in kinds_of_layers(config)]
     x_BTD = embedded(reshard(tokens_BT, P(None, None)), layers.embed_VD, config, P(None, *EMBEDDING))
     x_BTD = reshard(x_BTD, ACTIVATIONS)
     kept = []
@@ -121,7 +120,7 @@ def advance(layers: Layers, cache: Cache, tokens_BT: jax.Array, num_anchors: int
     return logits(*arrays, config.final_soft_cap), longer
 
 
-def _view(window: int | None, cache: Cache, tokens_BT: jax.Array, num_anchors: int, spec: Spec) -> View:
+def _view(window: int | None, cache: Cache, tokens_BT: jax.Array, spec: Spec) -> View:
     """The new columns to all columns up to them."""
     T, S = tokens_BT.shape[1], cache.keys[0].shape[1]
     start_B1 = cache.start_B[:, None]
@@ -132,7 +131,7 @@ def _view(window: int | None, cache: Cache, tokens_BT: jax.Array, num_anchors: i
     q_index_BT, kv_index_BS = index_of(cache.length + jnp.arange(T)), index_of(jnp.arange(S))
     q_segments_BT, kv_segments_BS = (jnp.where(x < 0, PAD_SEGMENT, 0) for x in (q_index_BT, kv_index_BS))
     soft_cap = spec.model.attention_soft_cap or None
-    mask = Mask(q_segments_BT, kv_segments_BS, q_index_BT, kv_index_BS, num_anchors, window, soft_cap)
+    mask = Mask(q_segments_BT, kv_segments_BS, q_index_BT, kv_index_BS, spec.num_anchors, window, soft_cap)
     positions_BT = jnp.maximum(q_index_BT, 0)
     return View.of(mask, positions_BT, spec, tiled=T > 1)
 

@@ -113,7 +113,7 @@ class Generator:
         spec = self.description.spec(bucket(columns + max_new_tokens))
         prompt_B = np.resize(np.asarray(numbers, np.int32), self.batch_size)
         cache = _empty_cache(start_B, spec)
-        step = functools.partial(_step, num_anchors=self.description.num_anchors, spec=spec)
+        step = functools.partial(_step, spec=spec)
         draw = sampling.traced()
         for first in range(0, columns, chunk):
             tokens_BT = _on_mesh(tokens_BP[:, first : first + chunk])
@@ -168,9 +168,9 @@ def _empty_cache(start_B, spec: Spec) -> Cache:
     return Cache.empty(start_B, spec.max_position, spec.model)
 
 
-@functools.partial(jax.jit, static_argnames=("num_anchors", "spec"), donate_argnames="cache")
-def _step(layers: Layers, cache: Cache, tokens_BT, draw: Draw, prompt_B, place, *, num_anchors: int, spec: Spec):
-    logits_BV, cache = advance(layers, cache, reshard(tokens_BT, BATCH), num_anchors, spec)
+@functools.partial(jax.jit, static_argnames="spec", donate_argnames="cache")
+def _step(layers: Layers, cache: Cache, tokens_BT, draw: Draw, prompt_B, place, *, spec: Spec):
+    logits_BV, cache = advance(layers, cache, reshard(tokens_BT, BATCH), spec)
     tokens_B = next_tokens(reshard(logits_BV, P(None, None)), draw, prompt_B, place)
     return reshard(tokens_B, P(ROWS)), cache
 

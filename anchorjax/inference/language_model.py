@@ -80,7 +80,7 @@ class Description:
     def spec(self, seq_len: int) -> Spec:
         """For rows of that many tokens, with this machine's attention."""
         chosen = attention.choose(AttentionConfig("auto", 0, 0), seq_len)
-        return Spec(self.model, self.rope, self.lora, chosen, seq_len)
+        return Spec(self.model, self.rope, self.lora, chosen, self.num_anchors, seq_len)
 
 
 def describe(

@@ -113,9 +113,9 @@ class Scorer:
         for numbers in batches(range(len(rows)), self.batch_size, lambda i: len(rows[i]), kind):
             some = [rows[i] for i in numbers]
             columns = bucket(max(map(len, some)))
-            options = {"num_anchors": self.description.num_anchors, "spec": self.description.spec(columns)}
+            spec = self.description.spec(columns)
             with jax.set_mesh(self.mesh):
-                found |= zip(numbers, find(some, self._arrays(some, columns), **options), strict=True)
+                found |= zip(numbers, find(some, self._arrays(some, columns), spec=spec), strict=True)
         return [found[i] for i in range(len(rows))]
 
     def _arrays(self, rows: Sequence[Sequence[int]], columns: int) -> tuple[jax.Array, jax.Array]:
@@ -127,10 +127,10 @@ class Scorer:
         return jax.device_put((tokens_BT, segment_ids_BT), jax.NamedSharding(self.mesh, BATCH))
 
 
-@functools.partial(jax.jit, static_argnames=("num_anchors", "spec", "likeliest"))
-def _score(params: Decoder, tokens_BT, segment_ids_BT, *, num_anchors: int, spec: Spec, likeliest: bool):
+@functools.partial(jax.jit, static_argnames=("spec", "likeliest"))
+def _score(params: Decoder, tokens_BT, segment_ids_BT, *, spec: Spec, likeliest: bool):
     """(nats, whether greedy) of the next token at each place, whole on each device; the last place is meaningless."""
-    hidden_BTD = _hidden(params, tokens_BT, segment_ids_BT, num_anchors, spec)
+    hidden_BTD = _hidden(params, tokens_BT, segment_ids_BT, spec)
     unembedding_DV, soft_cap = params.unembedding_DV(spec), spec.model.final_soft_cap
     targets_BT = jnp.concatenate([tokens_BT[:, 1:], tokens_BT[:, :1]], 1)
     nats_BT = token_nats(hidden_BTD, unembedding_DV, targets_BT, CHUNK, soft_cap)
@@ -140,10 +140,10 @@ def _score(params: Decoder, tokens_BT, segment_ids_BT, *, num_anchors: int, spec
     return reshard(nats_BT, P(None, None)), reshard(greedy_BT == targets_BT, P(None, None))
 
 
-@functools.partial(jax.jit, static_argnames=("num_anchors", "spec"))
-def _next(params: Decoder, tokens_BT, segment_ids_BT, last_B, *, num_anchors: int, spec: Spec):
+@functools.partial(jax.jit, static_argnames="spec")
+def _next(params: Decoder, tokens_BT, segment_ids_BT, last_B, *, spec: Spec):
     """(nats of every token, the likeliest) behind place last_B of each row: fp32 [B, V], int32 [B]."""
-    hidden_BTD = reshard(_hidden(params, tokens_BT, segment_ids_BT, num_anchors, spec), P(ROWS, None, None))
+    hidden_BTD = reshard(_hidden(params, tokens_BT, segment_ids_BT, spec), P(ROWS, None, None))
     is_last_BT = reshard(jnp.arange(tokens_BT.shape[1]) == last_B[:, None], P(ROWS, None))
     last_BD = jnp.sum(hidden_BTD, 1, where=is_last_BT[:, :, None])
     logits_BV = logits(last_BD, params.unembedding_DV(spec), spec.model.final_soft_cap)
@@ -151,9 +151,9 @@ def _next(params: Decoder, tokens_BT, segment_ids_BT, last_B, *, num_anchors: in
     return -jax.nn.log_softmax(logits_BV), jnp.argmax(logits_BV, -1).astype(jnp.int32)
 
 
-def _hidden(params: Decoder, tokens_BT, segment_ids_BT, num_anchors: int, spec: Spec) -> jax.Array:
+def _hidden(params: Decoder, tokens_BT, segment_ids_BT, spec: Spec) -> jax.Array:
     positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
-    return params.hidden(tokens_BT, reshard(positions_BT, BATCH), segment_ids_BT, num_anchors, spec)
+    return params.hidden(tokens_BT, reshard(positions_BT, BATCH), segment_ids_BT, spec)
 
 
 def _greedy(hidden_BTD: jax.Array, unembedding_DV: jax.Array, soft_cap: float) -> jax.Array:

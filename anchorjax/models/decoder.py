@@ -215,7 +215,6 @@ class Decoder(nnx.Module):
         tokens_BT: jax.Array,
         positions_BT: jax.Array,
         segment_ids_BT: jax.Array,
-        num_anchors: int,
         spec: Spec,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
@@ -223,14 +222,11 @@ class Decoder(nnx.Module):
 
         Args:
           tokens_BT, positions_BT, segment_ids_BT: int32, as in `types.Batch`.
-          num_anchors: leading tokens that every later one may see (static).
           spec: the configuration of model and attention (static).
           dropout_key: typed key; without one nothing is dropped.
         """
         config = spec.model
-        views = tuple(
-            _view(window, positions_BT, segment_ids_BT, num_anchors, spec) for window in kinds_of_layers(config)
-        )
+        views = tuple(_view(window, positions_BT, segment_ids_BT, spec) for window in kinds_of_layers(config))
 
         def attend(q_BTNH, k_BTKH, v_BTKH, view: View):
             q_BTNH, k_BTKH = rotated(q_BTNH, k_BTKH, view, spec)
@@ -302,9 +298,9 @@ def kinds_of_layers(config: ModelConfig) -> list[int | None]:
     return [None, config.sliding_window] if config.global_every else [config.sliding_window]
 
 
-def _view(window: int | None, positions_BT, segment_ids_BT, num_anchors: int, spec: Spec) -> View:
+def _view(window: int | None, positions_BT, segment_ids_BT, spec: Spec) -> View:
     """Of whole rows, each query seeing keys of its own row."""
-    mask = Mask.from_segments(segment_ids_BT, num_anchors, window, spec.model.attention_soft_cap or None)
+    mask = Mask.from_segments(segment_ids_BT, spec.num_anchors, window, spec.model.attention_soft_cap or None)
     return View.of(mask, positions_BT, spec)
 
 

@@ -1,4 +1,4 @@
-"""What the decoder's functions need beside weights and tokens."""
+"""The static arguments of the decoder's functions."""
 
 import dataclasses
 
@@ -7,12 +7,20 @@ from anchorjax.config import AttentionConfig, LoraConfig, ModelConfig, RopeConfi
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What the decoder's functions need beside its weights (static)."""
+    """What the decoder's functions need besides weights and arrays: hashable, and static under jit.
+
+    Attributes:
+      model, rope, lora: sections of the configuration.
+      attention: the section as `attention.choose` returns it, with nothing left to choose.
+      num_anchors: leading tokens of a row that every later one may see.
+      max_position: every RoPE position is below it; some RoPE scalings depend on it.
+    """
 
     model: ModelConfig
     rope: RopeConfig
     lora: LoraConfig
-    attention: AttentionConfig  # of `attention.choose`: nothing left to choose
+    attention: AttentionConfig
+    num_anchors: int
     max_position: int
 
     @property

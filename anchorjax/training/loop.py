@@ -180,7 +180,7 @@ class Job:
         On one micro-batch, as in training: a whole batch may be more than fits.
         """
         steps = self.setup.steps
-        tokens = probe_attention(steps.first_part(batch), steps.num_anchors, steps.spec)
+        tokens = probe_attention(steps.first_part(batch), steps.spec)
         self.progress.say(
             f"attention keeps its mask, forward and backward: {tokens} tokens changed, each seen where allowed and "
             "nowhere else"

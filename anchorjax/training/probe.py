@@ -13,7 +13,7 @@ from anchorjax.types import Batch
 GRADIENTS = 3  # each takes three to four times as long as the change of a token
 
 
-def probe_attention(batch: Batch, num_anchors: int, spec: Spec) -> int:
+def probe_attention(batch: Batch, spec: Spec) -> int:
     """Probes each kind of layer's attention at the tokens of `leakage.probe_tokens`; call it inside the run's mesh.
 
     The backward pass is probed at the last GRADIENTS of them.
@@ -30,7 +30,7 @@ def probe_attention(batch: Batch, num_anchors: int, spec: Spec) -> int:
     tokens = leakage.probe_tokens(np.asarray(batch.segment_ids_BT))
     for window in kinds_of_layers(spec.model):
         soft_cap = spec.model.attention_soft_cap or None
-        _probe(Mask.from_segments(batch.segment_ids_BT, num_anchors, window, soft_cap), tokens, spec)
+        _probe(Mask.from_segments(batch.segment_ids_BT, spec.num_anchors, window, soft_cap), tokens, spec)
     return len(tokens)
 
 

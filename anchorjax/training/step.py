@@ -36,7 +36,9 @@ class Steps:
     def spec(self) -> Spec:
         """With the attention of this process's devices: `config` itself may say auto, and be resumed elsewhere."""
         config, seq_len = self.config, self.config.data.seq_len
-        return Spec(config.model, config.rope, config.lora, choose(config.attention, seq_len), seq_len)
+        return Spec(
+            config.model, config.rope, config.lora, choose(config.attention, seq_len), self.num_anchors, seq_len
+        )
 
     def nats(self, params: Decoder, batch: Batch) -> jax.Array:
         """-log p(target) of every token, fp32 [B, T]; for evaluation."""
@@ -48,7 +50,6 @@ class Steps:
             batch.tokens_BT,
             batch.positions_BT,
             batch.segment_ids_BT,
-            self.num_anchors,
             self.spec,
             dropout_key,
         )

@@ -287,7 +287,7 @@ def test_a_run_goes_on_as_its_training_step_would(run):
     def next_token(params, tokens_BT, last):
         arrays = tokens_BT, jnp.arange(64, dtype=jnp.int32)[None], segments_BT
         arrays = [jax.sharding.reshard(x, sharding.BATCH) for x in arrays]
-        hidden_BTD = params.hidden(*arrays, model.num_anchors, spec)
+        hidden_BTD = params.hidden(*arrays, spec)
         return jnp.argmax(logits(hidden_BTD, params.unembedding_DV(spec))[0, last])
 
     with jax.set_mesh(loaded.mesh):

@@ -70,7 +70,7 @@ def whole_pass_tokens(model, prompt, columns):
     def next_token(params, tokens_BT, last):
         batch = tokens_BT, jnp.arange(columns, dtype=jnp.int32)[None], jnp.zeros_like(tokens_BT)
         batch = [jax.sharding.reshard(x, sharding.BATCH) for x in batch]
-        hidden_BTD = params.hidden(*batch, 0, spec)
+        hidden_BTD = params.hidden(*batch, spec)
         return jnp.argmax(logits(hidden_BTD, params.unembedding_DV(spec), spec.model.final_soft_cap)[0, last])
 
     with jax.set_mesh(model.mesh):
@@ -139,7 +139,7 @@ def test_a_long_prompt_is_read_in_bounded_memory(llama):
         start_B = np.zeros(made.batch_size, np.int32)
         cache = jax.eval_shape(functools.partial(generation._empty_cache, spec=spec), start_B)
         tokens_BT = generation._on_mesh(np.zeros((made.batch_size, chunk), np.int32))
-        step = functools.partial(generation._step.lower, num_anchors=0, spec=spec)
+        step = functools.partial(generation._step.lower, spec=spec)
         compiled = step(made.layers, cache, tokens_BT, Sampling().traced(), start_B, np.int32(0)).compile()
     assert cache.keys[0].sharding.spec == jax.P(("data", "fsdp"), None, "tensor", None)
     assert compiled.memory_analysis().temp_size_in_bytes < 2**26  # 36 MB; a byte for each score would be 537

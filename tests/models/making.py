@@ -1,4 +1,4 @@
-"""Shapes of small decoders, from the defaults of configs/common.py."""
+"""Specs of small decoders, from the defaults of configs/common.py."""
 
 from typing import Any
 
@@ -14,6 +14,7 @@ def spec_of(
     tiles: tuple[int, int] = (8, 16),
     rope: dict[str, Any] | None = None,
     lora: dict[str, Any] | None = None,
+    num_anchors: int = 1,
     max_position: int = 48,
 ) -> Spec:
     base = common.base().to_dict()
@@ -22,5 +23,6 @@ def spec_of(
         RopeConfig(**(base["rope"] | {"theta": 1e4, "scaling": "none"} | (rope or {}))),
         LoraConfig(**(base["lora"] | (lora or {}))),
         AttentionConfig(implementation, *tiles),
+        num_anchors,
         max_position,
     )

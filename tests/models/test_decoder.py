@@ -24,8 +24,9 @@ SMALL = dict(  # noqa: C408 - a table of keys
 SEGMENTS = np.array([0] + [1] * 15 + [2] * 10 + [3] * 16 + [-1] * 6, np.int32)
 
 
-def spec_of(implementation="xla", tiles=(8, 16), rope=None, **changes) -> Spec:
-    return making.spec_of(SMALL | changes, implementation=implementation, tiles=tiles, rope=rope, max_position=T)
+def spec_of(implementation="xla", tiles=(8, 16), rope=None, num_anchors=1, **changes) -> Spec:
+    options = {"implementation": implementation, "tiles": tiles, "rope": rope, "num_anchors": num_anchors}
+    return making.spec_of(SMALL | changes, **options, max_position=T)
 
 
 def batch(rows: int = 2) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -40,13 +41,13 @@ def make(spec: Spec) -> Decoder:
     return jax.jit(lambda key: Decoder(key, spec))(jax.random.key(1))
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "num_anchors"))
-def run(params, tokens, positions, segments, spec, num_anchors=1):
-    hidden = params.hidden(tokens, positions, segments, num_anchors, spec)
+@functools.partial(jax.jit, static_argnames="spec")
+def run(params, tokens, positions, segments, spec):
+    hidden = params.hidden(tokens, positions, segments, spec)
     return logits(hidden, params.unembedding_DV(spec), spec.model.final_soft_cap)
 
 
-def influence(spec: Spec, num_anchors: int = 1) -> np.ndarray:
+def influence(spec: Spec) -> np.ndarray:
     """[T, T]: does logits[t] have a gradient in the embedding of token s?"""
     _, positions, segments = batch(rows=1)
     ids = jax.device_put(np.arange(T, dtype=np.int32)[None], segments.sharding)  # each token its own embedding
@@ -56,7 +57,7 @@ def influence(spec: Spec, num_anchors: int = 1) -> np.ndarray:
     def all_rows(params, ids, positions, segments):
         def row_of_influence(t):
             def probe(params):
-                logits_BTV = run(params, ids, positions, segments, spec, num_anchors)
+                logits_BTV = run(params, ids, positions, segments, spec)
                 return jnp.einsum("btv,t,v->", logits_BTV, jax.nn.one_hot(t, T), direction)
 
             return jnp.linalg.norm(jax.grad(probe)(params).embed_VD[...], axis=-1)[:T]
@@ -132,8 +133,8 @@ def test_bfloat16_gradients_stay_near_those_of_fp32_for_every_weight(one_device)
     arrays = put(tokens), put(positions), put(jnp.arange(4096, dtype=jnp.int32)[None] // 16)
 
     def gradients(dtype):
-        spec = spec_of(tiles=(64, 64), compute_dtype=dtype)
-        loss = lambda params: jnp.mean(jax.nn.logsumexp(run(params, *arrays, spec, 0), -1) ** 2)  # noqa: E731
+        spec = spec_of(tiles=(64, 64), num_anchors=0, compute_dtype=dtype)
+        loss = lambda params: jnp.mean(jax.nn.logsumexp(run(params, *arrays, spec), -1) ** 2)  # noqa: E731
         return jax.jit(jax.grad(loss))(make(spec_of()))
 
     exact, rounded = (jax.tree_util.tree_leaves_with_path(gradients(dtype)) for dtype in ("float32", "bfloat16"))
@@ -163,7 +164,7 @@ def test_layers_do_not_share_their_dropout_masks(one_device, monkeypatch):
 
     monkeypatch.setattr(decoder, "dropout", record)
     spec = spec_of(dropout=0.5)
-    make(spec).hidden(*batch(), 1, spec, jax.random.key(0))
+    make(spec).hidden(*batch(), spec, jax.random.key(0))
     jax.effects_barrier()
     assert len(seen) == len(set(seen)) == 2 * spec.model.num_layers
 
@@ -192,7 +193,7 @@ def test_layers_with_a_window_hide_what_is_far(one_device):
 
 
 def test_without_anchors_the_first_token_reaches_nobody(one_device):
-    seen = influence(spec_of(tie_embeddings=False), num_anchors=0)
+    seen = influence(spec_of(tie_embeddings=False, num_anchors=0))
     assert (seen[1:, 0] == 0).all() and seen[0, 0] > 0
 
 
@@ -310,6 +311,6 @@ def test_weights_and_their_sharding():
 def test_compute_dtype_is_that_of_the_activations(one_device):
     spec = spec_of(compute_dtype="bfloat16")
     params, (tokens, positions, segments) = make(spec), batch()
-    hidden = jax.eval_shape(lambda *args: params.hidden(*args, 1, spec), tokens, positions, segments)
+    hidden = jax.eval_shape(lambda *args: params.hidden(*args, spec), tokens, positions, segments)
     assert hidden.dtype == jnp.bfloat16
     assert jax.eval_shape(lambda *args: run(*args, spec), params, tokens, positions, segments).dtype == jnp.float32

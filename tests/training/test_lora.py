@@ -26,7 +26,7 @@ def one_device():
 
 def forward(params, batch, spec):
     arrays = batch.tokens_BT, batch.positions_BT, batch.segment_ids_BT
-    return jax.jit(lambda p, *a: logits(p.hidden(*a, 1, spec), p.unembedding_DV(spec)))(params, *arrays)
+    return jax.jit(lambda p, *a: logits(p.hidden(*a, spec), p.unembedding_DV(spec)))(params, *arrays)
 
 
 def split(params) -> tuple[dict, dict]:

@@ -21,10 +21,10 @@ from tests.training.making import make_batch, make_mesh, make_steps
 
 @pytest.fixture
 def started(tiny_config):
-    """(sharded batch, number of anchors, shape) inside a mesh of two devices along three axes."""
+    """(sharded batch, spec) inside a mesh of two devices along three axes."""
     steps, mesh = make_steps(tiny_config()), make_mesh(2, 1, 2, 2)
     with jax.set_mesh(mesh):
-        yield shard_batch(make_batch(2, 64), mesh), steps.num_anchors, steps.spec
+        yield shard_batch(make_batch(2, 64), mesh), steps.spec
 
 
 def test_a_sound_attention_passes(started):
@@ -39,7 +39,7 @@ def test_interleaved_documents_with_tags_pass(tiny_config):
     batches.close()
     assert np.any(np.diff(batch.segment_ids_BT[batch.segment_ids_BT > 0]) < 0), "no document is in pieces"
     with jax.set_mesh(mesh):
-        assert probe_attention(shard_batch(batch, mesh), steps.num_anchors, steps.spec) > 5
+        assert probe_attention(shard_batch(batch, mesh), steps.spec) > 5
 
 
 def test_the_probe_of_a_run_sees_one_micro_batch(tiny_config, monkeypatch):

@@ -108,7 +108,7 @@ def measure(
     description, T = model.description, len(row.tokens_T)
     config = dataclasses.replace(description.model, compute_dtype=precision.compute)
     turning = dataclasses.replace(description.rope, dtype=precision.rotation)
-    spec = dataclasses.replace(description.spec(max_position), model=config, rope=turning)
+    spec = dataclasses.replace(description.spec(max_position), model=config, rope=turning, num_anchors=row.num_anchors)
     shards = model.mesh.shape["data"] * model.mesh.shape["fsdp"]
     rows = -(-len(row.positions_PT) // shards) * shards
 
@@ -122,7 +122,7 @@ def measure(
     with jax.set_mesh(model.mesh):
         put = functools.partial(jax.device_put, device=jax.NamedSharding(model.mesh, BATCH))
         sights = tuple(
-            _sight(segment_ids_T, row.num_anchors, window, put(positions_BT), lengths, spec, precision)
+            _sight(segment_ids_T, window, put(positions_BT), lengths, spec, precision)
             for window in kinds_of_layers(config)
         )
         found = jax.tree.map(np.asarray, _forward(model.params, put(tokens_BT), sights, spec))
@@ -154,13 +154,13 @@ def column_groups(segment_ids_T: np.ndarray) -> np.ndarray:
     return np.stack([first_T, starts_T, real_T & ~first_T & ~starts_T])
 
 
-def _sight(segment_ids_T, num_anchors, window, positions_BT, lengths, spec: Spec, precision: Precision) -> _Sight:
+def _sight(segment_ids_T, window, positions_BT, lengths, spec: Spec, precision: Precision) -> _Sight:
     local = window is not None
     pair = tables(positions_BT, spec.max_position, spec.model.head_dim, spec.rope, precision, local)
     soft_cap = spec.model.attention_soft_cap or None
-    mask = Mask.from_segments(jnp.asarray(segment_ids_T)[None], num_anchors, window, soft_cap)
+    mask = Mask.from_segments(jnp.asarray(segment_ids_T)[None], spec.num_anchors, window, soft_cap)
     short_MT = np.arange(len(segment_ids_T)) < np.asarray(lengths)[:, None]
-    sums = column_norms(segment_ids_T, num_anchors, window, lengths), column_groups(segment_ids_T), short_MT
+    sums = column_norms(segment_ids_T, spec.num_anchors, window, lengths), column_groups(segment_ids_T), short_MT
     return _Sight(View(mask, *pair), *(jnp.asarray(x, jnp.float32) for x in sums))
 
 

@@ -43,9 +43,9 @@ def pair(request, mesh, tmp_path_factory):
     return tiny.pair(request.param, tmp_path_factory.mktemp("model"))
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "num_anchors"))
-def our_logits(params, tokens, positions, segments, spec, num_anchors=0):
-    hidden = params.hidden(tokens, positions, segments, num_anchors, spec)
+@functools.partial(jax.jit, static_argnames="spec")
+def our_logits(params, tokens, positions, segments, spec):
+    hidden = params.hidden(tokens, positions, segments, spec)
     return logits(hidden, params.unembedding_DV(spec), spec.model.final_soft_cap)
 
 
@@ -54,7 +54,8 @@ def packed_gradients(params, tokens, positions, segments, targets, spec):
     """Gradients of the mean cross-entropy, and the logits."""
 
     def loss(params):
-        logits_BTV = our_logits(params, tokens, positions, segments, spec, num_anchors=1)
+        with_anchor = dataclasses.replace(spec, num_anchors=1)
+        logits_BTV = our_logits(params, tokens, positions, segments, with_anchor)
         next_tokens = jax.nn.one_hot(jnp.asarray(TOKENS[:, 1:]), VOCABULARY) * targets[..., None]
         likelihoods = jax.nn.log_softmax(logits_BTV[:, :-1])
         return -jnp.sum(likelihoods * next_tokens) / jnp.sum(targets), logits_BTV

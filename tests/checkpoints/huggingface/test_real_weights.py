@@ -69,7 +69,7 @@ class Model:
     def __post_init__(self):
         @jax.jit
         def run(params, tokens_BT, positions_BT, segment_ids_BT):
-            hidden_BTD = params.hidden(tokens_BT, positions_BT, segment_ids_BT, 0, self.shape)
+            hidden_BTD = params.hidden(tokens_BT, positions_BT, segment_ids_BT, self.shape)
             return logits(hidden_BTD, params.unembedding_DV(self.shape))
 
         self._run = run
@@ -78,7 +78,9 @@ class Model:
 @pytest.fixture(scope="module")
 def model(directory):
     fields, rope = hf_config.read(hf_config.load(directory))
-    spec = spec_of({**fields, "compute_dtype": "float32"}, rope=rope, tiles=(256, 256), max_position=TOKENS)
+    spec = spec_of(
+        {**fields, "compute_dtype": "float32"}, rope=rope, tiles=(256, 256), num_anchors=0, max_position=TOKENS
+    )
     mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
     with jax.set_mesh(mesh):
         params = jax.jit(lambda: Decoder(jax.random.key(0), spec))()

@@ -121,7 +121,7 @@ def read(directory: Path, lora: dict[str, Any] | None = None, **changes) -> Spec
     """The shape of what lies there, in float32 unless changed."""
     model, rope = hf_config.read(hf_config.load(directory))
     model |= {"compute_dtype": "float32", "remat": "none", **changes}
-    return spec_of(model, rope=rope, lora=lora, max_position=T)
+    return spec_of(model, rope=rope, lora=lora, num_anchors=0, max_position=T)
 
 
 def load(directory: Path, spec: Spec) -> Decoder:
