@@ -16,7 +16,8 @@ import jax
 # Names that both the configuration and the code behind it know.
 IMPLEMENTATIONS = ("reference", "xla", "pallas_tpu", "pallas_gpu")  # of attention: modules in anchorjax/attention
 MASKS = ("anchor", "intra_doc", "full")  # who may attend to whom
-POSITIONS = ("continue", "reset")  # of RoPE, at each document
+POSITIONS = ("continue", "reset", "pose")  # RoPE positions: functions in anchorjax/data/rows/positions.py
+SKIPPING = ("pose",)  # of these the ones that skip positions, up to data.max_position, and draw the skips at random
 PACKINGS = ("concat_split", "first_fit", "best_fit")  # which documents share a row
 
 PAD_SEGMENT = -1

@@ -105,7 +105,8 @@ def to_hf(checkpoint: Path, directory: Path, dtype: str | None) -> None:
     run = sections.get("data")  # None: weights that from-hf read, with a tokenizer that stays as it is
     name = Pretrained.open(checkpoint).tokenizer
     tokenizer = hf_tokenizer.open_exported(source) if run and name == str(source) else None
-    max_position = max(run["seq_len"] if run else 0, fields.get("max_position_embeddings") or 0)
+    trained = (run.get("max_position") or run["seq_len"]) if run else 0  # runs older than the key have none
+    max_position = max(trained, fields.get("max_position_embeddings") or 0)
     if tokenizer:
         fields["bos_token_id"] = tokenizer.bos_id
         fields["eos_token_id"] = hf_tokenizer.ends(source / hf_config.FILE, tokenizer.eos_id)

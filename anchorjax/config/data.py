@@ -3,7 +3,7 @@
 import dataclasses
 
 from anchorjax.config.keys import Section, key
-from anchorjax.types import MASKS, PACKINGS, POSITIONS
+from anchorjax.types import MASKS, PACKINGS, POSITIONS, SKIPPING
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,14 @@ class DataConfig(Section):
     seq_len: int = key(4096, "T: tokens of a row, BOS included", low=2, high=2**24)
     batch_size: int = key(1, "B: rows of one optimizer step, over all devices", low=1)
     mask: str = key("anchor", "which tokens may attend to which (anchorjax/masks.py)", choices=MASKS)
-    positions: str = key("continue", "positions run through the row, or restart at each document", choices=POSITIONS)
+    positions: str = key(
+        "continue",
+        "RoPE positions run through the row, restart at each document, or skip inside documents up to max_position "
+        "(pose; anchorjax/data/rows/positions.py)",
+        choices=POSITIONS,
+    )
+    max_position: int = key(0, "positions that the model is trained for; 0: seq_len. pose needs more", low=0)
+    pose_chunks: int = key(2, "chunks of a document, between which pose skips (2, as in the paper)", low=2, high=1024)
     boundary_targets: bool = key(False, "train a document's last token on the next document's first")
     packing: str = key(
         "concat_split",
@@ -85,3 +92,8 @@ class DataConfig(Section):
         self.require(self.interleave != 1, "interleave", "it must be 0, or 2 or more pieces of a document")
         clash = self.interleave and self.boundary_targets  # a document's end is followed by the middle of another
         self.require(not clash, "boundary_targets", f"it must be False with data.interleave={self.interleave}")
+        given = f"with data.positions={self.positions} and data.seq_len={self.seq_len} it must be"
+        if self.positions in SKIPPING:
+            self.require(self.max_position > self.seq_len, "max_position", f"{given} more than data.seq_len")
+        else:
+            self.require(self.max_position in (0, self.seq_len), "max_position", f"{given} 0: no position is skipped")

@@ -58,6 +58,11 @@ class Config(Section):
                     f"rope.{name}", factors, f"it must hold model.head_dim/2={pairs} numbers, not {len(factors)}"
                 )
 
+    @property
+    def max_position(self) -> int:
+        """Positions of the model, which RoPE's tables and length-dependent scalings are made for."""
+        return self.data.max_position or self.data.seq_len
+
     def completed(self, model: Mapping[str, Any] | None = None, rope: Mapping[str, Any] | None = None) -> "Config":
         """A copy in which values that are left open (0, "", "auto") come from a checkpoint's fields, or are Llama's.
 

@@ -22,7 +22,7 @@ from anchorjax.data.store.tokens import TokenStore
 from anchorjax.data.text import tokenizer as tokenizer_lib
 from anchorjax.data.text.tokenizer import Tokenizer
 from anchorjax.errors import ConfigError
-from anchorjax.types import Batch
+from anchorjax.types import SKIPPING, Batch
 
 __all__ = [
     "TokenStore",
@@ -119,10 +119,13 @@ def eval_rows(store: TokenStore, tokenizer: Tokenizer, config: DataConfig, max_r
     """Batches [batch_size, T] of one pass in document order, of at most `max_rows` rows (0: all).
 
     Rows are those of concat_split, without interleaving or upsampling, so that runs that differ in these can be
-    compared; tags are as in training. The last batch is filled up with rows of weight 0, an anchor and pads, so
-    that all shapes are equal.
+    compared; tags are as in training. Positions that skip, such as `pose`, become `continue`: they are a way to train,
+    and a held-out loss must not depend on their draws. The last batch is filled up with rows of weight 0, an anchor
+    and padding, so that all shapes are equal.
     """
     config = dataclasses.replace(config, packing="concat_split", interleave=0, upsample_long=False)
+    if config.positions in SKIPPING:
+        config = dataclasses.replace(config, positions="continue", max_position=0)
     packer = row_packer(store, tokenizer, config, seed=None)
     count = min(max_rows, packer.rows_per_epoch) if max_rows else packer.rows_per_epoch
     for first in range(0, count, config.batch_size):
@@ -152,6 +155,8 @@ def row_packer(store: TokenStore, tokenizer: Tokenizer, config: DataConfig, seed
         upsample_long=config.upsample_long,
         tags=tokenizer.encode_batch(names) if config.tags else None,
         sources=sources,
+        max_position=config.max_position,
+        pose_chunks=config.pose_chunks,
     )
 
 

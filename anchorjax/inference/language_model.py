@@ -33,7 +33,8 @@ class Description:
     Attributes:
       pretrained: the directory, and what weights are in it.
       fields: config.json as it lies there; a run's has the section "data".
-      context: tokens that the model takes: a run's row length, max_position_embeddings, or what the caller asked for.
+      context: tokens that the model takes: what the caller asked for, or a run's positions (data.max_position, or
+        data.seq_len if that is 0), or max_position_embeddings.
       num_anchors: leading tokens that layers with a window see from everywhere; 0 for models trained elsewhere.
       eos_ids: tokens that end a text.
       files: where tokenizer.json lies; None for bytes.
@@ -129,7 +130,7 @@ def describe(
         RopeConfig(**{"dtype": sections.get("rope", {}).get("dtype", "float32"), **pretrained.rope, **theta}),
         LoraConfig(**sections.get("lora", {"rank": 0, "alpha": 0.0, "targets": ()})),
         tokenizer,
-        context or data.get("seq_len") or _positions(pretrained),
+        context or data.get("max_position") or data.get("seq_len") or _positions(pretrained),
         num_anchors(data["mask"]) if data else 0,
         _eos_ids(tokenizer, files),
         files,

@@ -35,10 +35,9 @@ class Steps:
     @property
     def spec(self) -> Spec:
         """With the attention of this process's devices: `config` itself may say auto, and be resumed elsewhere."""
-        config, seq_len = self.config, self.config.data.seq_len
-        return Spec(
-            config.model, config.rope, config.lora, choose(config.attention, seq_len), self.num_anchors, seq_len
-        )
+        config = self.config
+        chosen = choose(config.attention, config.data.seq_len)
+        return Spec(config.model, config.rope, config.lora, chosen, self.num_anchors, config.max_position)
 
     def nats(self, params: Decoder, batch: Batch) -> jax.Array:
         """-log p(target) of every token, fp32 [B, T]; for evaluation."""

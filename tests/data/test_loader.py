@@ -40,6 +40,8 @@ def config_of(**changes):
         batch_size=4,
         mask="anchor",
         positions="continue",
+        max_position=0,
+        pose_chunks=2,
         boundary_targets=False,
         packing="concat_split",
         tags=False,

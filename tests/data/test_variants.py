@@ -140,6 +140,7 @@ variants = st.fixed_dictionaries(
         "interleave": st.sampled_from([0, 2, 3, 5]),
         "mask": st.sampled_from(MASKS),
         "positions": st.sampled_from(POSITIONS),
+        "max_position": st.integers(20, 40),
         "tagged": st.booleans(),
         "upsample_long": st.booleans(),
         "boundary_targets": st.booleans(),

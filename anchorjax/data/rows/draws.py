@@ -21,12 +21,17 @@ class Stream(enum.IntEnum):
     LEFT_OUT = 3
     CUTS = 4
     MERGE = 5
+    POSITIONS = 6
+
+
+def generator(stream: Stream, seed: int, index: int) -> np.random.Philox:
+    """Raw draws from the beginning of the stream. `index` is an epoch, or a row for CUTS, MERGE and POSITIONS."""
+    return np.random.Philox(key=np.array([seed, index], np.uint64), counter=[0, 0, 0, int(stream)])
 
 
 def draws(stream: Stream, seed: int, index: int, count: int) -> np.ndarray:
-    """uint64 [count], uniform. `index` is an epoch, or a row for CUTS and MERGE."""
-    generator = np.random.Philox(key=np.array([seed, index], np.uint64), counter=[0, 0, 0, int(stream)])
-    return generator.random_raw(count)
+    """uint64 [count], uniform."""
+    return generator(stream, seed, index).random_raw(count)
 
 
 def permutation(stream: Stream, seed: int, index: int, count: int) -> np.ndarray:

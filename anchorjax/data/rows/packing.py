@@ -6,7 +6,7 @@ For documents (a, b, c), (d, e) and T = 8 the three masks give:
 
     tokens       A  a  b  c  d  e  .  .       . = pad
     targets      a  b  c  .  e  .  .  .       weight 0 where a dot stands
-    positions    0  1  2  3  4  5  6  7       continue
+    positions    0  1  2  3  4  5  6  7       continue; positions.py has the others
                  0  0  1  2  0  1  6  7       reset
     segment ids  0  1  1  1  2  2 -1 -1       anchor, intra_doc (they differ in `num_anchors`)
                  0  0  0  0  0  0 -1 -1       full
@@ -24,10 +24,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from anchorjax.data.rows.draws import Stream, long_documents, permutation
+from anchorjax.data.rows.draws import Stream, generator, long_documents, permutation
+from anchorjax.data.rows.positions import POSITIONS, RowPieces, RowSpec
 from anchorjax.data.rows.row_plan import PackingReport, Pieces, RowPlan, interleave, make_plan, ranges, report
 from anchorjax.data.store.tokens import TokenStore
-from anchorjax.types import MASKS, PACKINGS, PAD_SEGMENT, POSITIONS, Batch
+from anchorjax.types import MASKS, PACKINGS, PAD_SEGMENT, SKIPPING, Batch
 
 
 def num_anchors(mask: str) -> int:
@@ -97,8 +98,7 @@ class RowPacker:
     Attributes:
       seed: orders the documents of each epoch; None keeps the store's order (for evaluation).
       mask: one of MASKS; decides the segment ids only.
-      positions: one of POSITIONS. Pads count on from 0 to T - 1 either way. Reset positions count the tokens of
-        a document in this row, from piece to piece.
+      positions: one of POSITIONS (positions.py). Those in SKIPPING draw skips from (seed, row index).
       boundary_targets: if True, a document's last token has the first token of the next document in its row
         as target, if that begins right behind it.
       packing: one of PACKINGS.
@@ -109,6 +109,8 @@ class RowPacker:
       tags: None, or the tokens to put in front of each document of a source. They count as its first tokens. A
         document that goes on in another row has no tag there.
       sources: the source of each document; None: all are of source 0.
+      max_position: positions must be smaller; 0 is seq_len.
+      pose_chunks: chunks of each document under the positions `pose`.
     """
 
     store: TokenStore
@@ -124,6 +126,8 @@ class RowPacker:
     upsample_long: bool = False
     tags: Sequence[np.ndarray] | None = None
     sources: np.ndarray | None = dataclasses.field(default=None, repr=False)
+    max_position: int = 0
+    pose_chunks: int = 2
     _memory: dict = dataclasses.field(default_factory=dict, repr=False)
 
     def __post_init__(self):
@@ -135,8 +139,10 @@ class RowPacker:
             raise ValueError(f"seq_len is {self.seq_len}; a row needs the anchor and at least one token")
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}; allowed: 0 to 2**63 - 1, or None")
-        if self.seed is None and (self.interleave or self.upsample_long):
-            raise ValueError("interleave and upsample_long draw at random; they need a seed")
+        if self.seed is None and (self.interleave or self.upsample_long or self.positions in SKIPPING):
+            raise ValueError("interleave, upsample_long and positions that skip draw at random; they need a seed")
+        if self.max_position and self.max_position < self.seq_len:
+            raise ValueError(f"max_position is {self.max_position}; allowed: 0, or seq_len={self.seq_len} and more")
         if self.interleave < 0 or self.interleave == 1:
             raise ValueError(f"interleave is {self.interleave}; allowed: 0, or 2 and more pieces")
         if self.interleave and self.boundary_targets:
@@ -148,17 +154,23 @@ class RowPacker:
         return self._num_rows(0)
 
     def row(self, index: int) -> Row:
-        """Row `index` of the endless sequence of epochs, int32 [T] arrays and float32 weights."""
+        """Row `index` of the endless sequence of epochs, int32 [T] arrays and float32 weights.
+
+        Raises:
+          ValueError: a position transform gave a position outside of [0, max_position).
+        """
         if index < 0:
             raise IndexError(f"row {index}")
         epoch, row = self._locate(index)
         pieces = self.plan(epoch).row(row)
-        return self._pack(interleave(pieces, self.interleave, self.seed, index) if self.interleave else pieces)
+        if self.interleave:
+            pieces = interleave(pieces, self.interleave, self.seed, index)
+        return self._pack(pieces, index)
 
     def empty_row(self) -> Row:
-        """An anchor followed by pads, all of weight 0: fills up the last batch of an evaluation."""
+        """An anchor followed by padding, all of weight 0: fills up the last batch of an evaluation."""
         nothing = np.zeros(0, np.int64)
-        return self._pack(Pieces(nothing, nothing, nothing))
+        return self._pack(Pieces(nothing, nothing, nothing), 0)
 
     def report(self, epoch: int = 0) -> PackingReport:
         return report(self.plan(epoch), self.seq_len, self.store.num_documents)
@@ -216,8 +228,8 @@ class RowPacker:
             return None
         return self._remember("tags", lambda: _Tags.of(self._sources, self.tags))
 
-    def _pack(self, pieces: Pieces) -> Row:
-        """The row that holds these pieces. The suffix P counts them; indices are those of the row, anchor at 0."""
+    def _pack(self, pieces: Pieces, index: int) -> Row:
+        """Row `index`, which holds these pieces. The suffix P counts pieces; the anchor is at index 0 of the row."""
         document_P, offset_P, length_P = pieces
         end_P = 1 + np.cumsum(length_P)
         start_P = end_P - length_P
@@ -248,14 +260,25 @@ class RowPacker:
         weights_T[:size] = 1.0
         weights_T[nowhere] = 0.0
 
-        segment_P, before_P = self._documents_of(pieces)
+        number_P, before_P = self._documents_of(pieces)
         segment_ids_T = np.full(self.seq_len, PAD_SEGMENT, np.int32)
         segment_ids_T[0] = 0
-        segment_ids_T[1:size] = np.repeat(segment_P, length_P) if self.mask != "full" else 0
-        positions_T = np.arange(self.seq_len, dtype=np.int32)
-        if self.positions == "reset":
-            positions_T[1:size] -= np.repeat((start_P - before_P).astype(np.int32), length_P)
+        segment_ids_T[1:size] = np.repeat(1 + number_P, length_P) if self.mask != "full" else 0
+        positions_T = self._positions_of(RowPieces(number_P, start_P, before_P, length_P), index)
         return Row(tokens_T, targets_T, weights_T, positions_T, segment_ids_T)
+
+    def _positions_of(self, pieces: RowPieces, index: int) -> np.ndarray:
+        """The transform's positions, int32 [T]. RoPE's tables would silently clamp a position beyond their end."""
+        spec = RowSpec(self.seq_len, self.max_position or self.seq_len, self.pose_chunks)
+        positions_T = POSITIONS[self.positions](pieces, spec, generator(Stream.POSITIONS, self.seed or 0, index))
+        outside_T = (positions_T < 0) | (positions_T >= spec.max_position)
+        if outside_T.any():
+            token = int(np.argmax(outside_T))
+            raise ValueError(
+                f"row {index}: data.positions={self.positions} puts token {token} at position {positions_T[token]}; "
+                f"allowed: 0 to {spec.max_position - 1}, below data.max_position"
+            )
+        return positions_T
 
     def _copy_text(
         self, tokens_T: np.ndarray, pieces: Pieces, start_P: np.ndarray, tag_P: np.ndarray
@@ -279,13 +302,13 @@ class RowPacker:
         tokens_T[ranges(start_P, count_P)] = self._tags.tokens[ranges(first_P, count_P)]
 
     def _documents_of(self, pieces: Pieces) -> tuple[np.ndarray, np.ndarray]:
-        """Each piece's document, numbered from 1 as they appear, and its tokens in the row before the piece."""
+        """Each piece's document, numbered from 0 as they appear, and its tokens in the row before the piece."""
         if not self.interleave:
-            return np.arange(1, len(pieces.document) + 1), np.zeros_like(pieces.offset)
+            return np.arange(len(pieces.document)), np.zeros_like(pieces.offset)
         _, first_D, document_P = np.unique(pieces.document, return_index=True, return_inverse=True)
-        segment_D = np.empty_like(first_D)
-        segment_D[np.argsort(first_D)] = np.arange(1, len(first_D) + 1)
-        return segment_D[document_P], pieces.offset - pieces.offset[first_D][document_P]
+        number_D = np.empty_like(first_D)
+        number_D[np.argsort(first_D)] = np.arange(len(first_D))
+        return number_D[document_P], pieces.offset - pieces.offset[first_D][document_P]
 
 
 class PackedRows:

@@ -54,7 +54,8 @@ def _place(store: str, out: str) -> Path:
 
 
 def _find(config: Config, stores: dict[str, tuple[data.TokenStore, data.Tokenizer]]) -> Findings:
-    """Computes all numbers and rows of the page."""
+    """Computes all numbers and rows of the page. Row lengths may be beyond `data.max_position`, which plays no part."""
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, positions="continue", max_position=0))
     store, tokenizer = stores["train"]
     counts = lengths.count_sources(store, config.data.source)
     thin = lengths.without_text(store, config.seed)
