@@ -1,9 +1,9 @@
-"""The baseline of llama2_7b_64k_anchor.py with full attention: the same in all else."""
+"""The baseline of llama2_7b_64k_anchor with full attention, and the same otherwise."""
 
-from configs import llama2_7b_64k_anchor
+from anchorjax.config import recipe
 
 
 def get_config():
-    config = llama2_7b_64k_anchor.get_config()
+    config = recipe("llama2_7b_64k_anchor")
     config.data.mask = "full"
     return config

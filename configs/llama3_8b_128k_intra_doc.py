@@ -1,9 +1,9 @@
-"""The baseline of llama3_8b_128k_anchor.py with intra-document attention: the same in all else."""
+"""The baseline of llama3_8b_128k_anchor with intra-document attention, and the same otherwise."""
 
-from configs import llama3_8b_128k_anchor
+from anchorjax.config import recipe
 
 
 def get_config():
-    config = llama3_8b_128k_anchor.get_config()
+    config = recipe("llama3_8b_128k_anchor")
     config.data.mask = "intra_doc"
     return config

@@ -1,23 +1,23 @@
 """A small Llama on Jane Austen and the King James Bible: six minutes on two CPU cores.
 
-    python train.py --config=configs/quickstart.py --workdir=runs/quickstart
+    python train.py --config=quickstart --workdir=runs/quickstart
 
 Hardware: two cores, no accelerator. 0.9M parameters, 300 steps of one 4096-byte row (1.2M bytes, 15% of an epoch).
 """
 
-from configs import common
+from anchorjax.config import base
 
 
 def get_config():
-    config = common.base()
-    # Small, so that six minutes hold 300 steps: what a model this young lacks is updates, not width.
+    config = base()
+    # Small, so that 300 steps fit into six minutes: at this age a model lacks updates, not width.
     config.model.num_layers = 4
     config.model.d_model = 128
     config.model.d_ff = 512
     config.model.num_heads = 2
     config.model.num_kv_heads = 1
     config.model.head_dim = 32
-    config.model.remat = "none"  # the products of one short row fit in memory: doing them again would only cost time
+    config.model.remat = "none"  # the products of one short row fit in memory, and recomputing them takes time
     config.optimizer.learning_rate = 4e-3
     config.optimizer.warmup_steps = 15
     config.optimizer.final_fraction = 0.05

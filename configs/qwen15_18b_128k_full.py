@@ -1,9 +1,9 @@
-"""The baseline of qwen15_18b_128k_anchor.py with full attention: the same in all else."""
+"""The baseline of qwen15_18b_128k_anchor with full attention, and the same otherwise."""
 
-from configs import qwen15_18b_128k_anchor
+from anchorjax.config import recipe
 
 
 def get_config():
-    config = qwen15_18b_128k_anchor.get_config()
+    config = recipe("qwen15_18b_128k_anchor")
     config.data.mask = "full"
     return config

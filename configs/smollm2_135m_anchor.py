@@ -1,21 +1,18 @@
 """Continued pretraining of SmolLM2-135M with AnchorAttention on the shipped books: real weights on a laptop.
 
     hf download HuggingFaceTB/SmolLM2-135M-Instruct --local-dir checkpoints/SmolLM2-135M-Instruct
-    python train.py --config=configs/smollm2_135m_anchor.py --workdir=runs/smollm2_135m_anchor
+    python train.py --config=smollm2_135m_anchor --workdir=runs/smollm2_135m_anchor
     anchorjax convert to-hf runs/smollm2_135m_anchor checkpoints/SmolLM2-135M-anchor
 
-Hardware: two cores and 8 GB, about 15 minutes: 30 steps of one row of 2048 tokens. With rows of 16384 tokens, beyond
-the 8192 of its training, take --config.rope.theta=5e5.
+Hardware: two cores and 8 GB, about 15 minutes: 30 steps of one row of 2048 tokens. For rows of 16384 tokens, beyond
+the 8192 of its training, add --config.rope.theta=5e5.
 """
 
-from anchorjax.models import families
-from configs import common
+from anchorjax.config import base
 
 
 def get_config():
-    config = common.base()
-    model, _ = families.published("smollm2_135m")
-    config.model.update(model)
+    config = base()
     config.init_from = "checkpoints/SmolLM2-135M-Instruct"
     config.model.compute_dtype = "float32"  # CPUs emulate bfloat16, at a twentieth of the speed
     config.data.seq_len = 2048

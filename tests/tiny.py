@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from anchorjax.config import Config, resolve
-from configs import common
+from anchorjax.config import Config, base, resolve
 
 TINY = {
     "model": {
@@ -29,7 +28,7 @@ TINY = {
 
 def mapping(**overrides: Any) -> dict[str, Any]:
     """The tiny configuration as nested dicts; `section__key=value` (or `seed=value`) changes one."""
-    config = common.base().to_dict()
+    config = base().to_dict()
     for section, values in TINY.items():
         config[section] |= values
     for name, value in overrides.items():
@@ -47,5 +46,5 @@ def config(**overrides: Any) -> Config:
 
 def write_file(path, **overrides: Any) -> None:
     """A config file for `train.py --config`."""
-    text = "from configs import common\n\n\ndef get_config():\n    config = common.base()\n"
+    text = "from anchorjax.config import base\n\n\ndef get_config():\n    config = base()\n"
     path.write_text(f"{text}    config.update({mapping(**overrides)!r})\n    return config\n")

@@ -13,16 +13,25 @@ import sys
 import time
 from collections.abc import Sequence
 
-from anchorjax.cli import command_line
-from anchorjax.config import Config
+from anchorjax.config import Config, overrides
+from anchorjax.config.options import Option
 from anchorjax.data.store import preparing, remarks
 from anchorjax.data.store.index import Index
 from anchorjax.data.store.preparing import State
 from anchorjax.data.store.runner import PROCESSES, Runner
-from anchorjax.errors import run_program
+from anchorjax.errors import UsageError, run_program
 
 PROGRAM = "anchorjax prepare"
-HELP = "Usage: anchorjax prepare --config=quickstart [--config.a.b=value ...] [--runner=NAME [--beam.OPTION=VALUE ...]]"
+USAGE = "anchorjax prepare --config=quickstart [--config.KEY=VALUE ...] [--runner=NAME [--beam.OPTION=VALUE ...]]"
+OPTIONS = {
+    "runner": Option(
+        PROCESSES.name,
+        "data.workers processes of this machine, or a runner of Apache Beam, for many machines",
+        what="NAME",
+        once=True,
+    ),
+    "beam.": Option((), "an option of that runner, by Beam's name for it"),
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -31,9 +40,10 @@ def main(argv: Sequence[str]) -> int:
 
 def prepare(argv: Sequence[str]) -> None:
     """Raises UserError for a bad command line; see `run` for the others."""
-    arguments, runner, beam_options = command_line.split_runner([PROGRAM, *argv])
-    config, _ = command_line.parse_with(arguments, {}, HELP)
-    run(config, Runner(runner or PROCESSES.name, tuple(beam_options)))
+    config, options = overrides.parse(argv, OPTIONS, USAGE)
+    if any(option.partition("=")[0] == "runner" for option in options["beam."]):
+        raise UsageError("there must be one runner, written --runner=NAME")
+    run(config, Runner(options["runner"], tuple(f"--{option}" for option in options["beam."])))
 
 
 def run(config: Config, runner: Runner = PROCESSES) -> None:

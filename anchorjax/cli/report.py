@@ -13,11 +13,16 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from anchorjax.cli import command_line
+from anchorjax.config import overrides
+from anchorjax.config.options import Option
 from anchorjax.errors import run_program
 
 PROGRAM = "anchorjax report"
-HELP = "Usage: anchorjax report --store --config=quickstart [--config.a.b=value ...] [--out=page.html]"
+USAGE = "anchorjax report --store --config=quickstart [--config.KEY=VALUE ...] [--out=page.html]"
+OF_STORE = {
+    "store": Option(False, "a page about a store, not about runs"),
+    "out": Option("", "the page; empty: report.html in the store", what="PATH"),
+}
 
 
 def main(argv: Sequence[str], program: str = PROGRAM) -> int:
@@ -41,7 +46,7 @@ def of_runs(argv: Sequence[str], program: str, command: str) -> None:
 
 def of_store(argv: Sequence[str], program: str, command: str) -> None:
     """Raises ConfigError, WeightsError, UsageError or DataError; see `pages.store.make`."""
-    config, options = command_line.parse_with([program, *(one for one in argv if one != "--store")], {"out": ""}, HELP)
+    config, options = overrides.parse(argv, OF_STORE, USAGE)
     from anchorjax.pages import store
     from anchorjax.training import setup
 

@@ -7,8 +7,15 @@ saving (run again to resume).
 import shlex
 from collections.abc import Sequence
 
-from anchorjax.cli import command_line
+from anchorjax.config import overrides
+from anchorjax.config.options import Option
 from anchorjax.errors import run_program
+
+OPTIONS = {
+    "workdir": Option(
+        "", "the run's directory, which is created; a run that is in it is resumed", what="DIR", required=True
+    ),
+}
 
 
 def main(argv: Sequence[str], program: str = "anchorjax train") -> int:
@@ -18,10 +25,11 @@ def main(argv: Sequence[str], program: str = "anchorjax train") -> int:
 
 def train(argv: Sequence[str], program: str) -> int:
     """Raises UserError; see `loop.run`."""
-    config, workdir = command_line.parse([program, *argv])
+    usage = f"{program} --config=quickstart --workdir=runs/quickstart [--config.KEY=VALUE ...]"
+    config, options = overrides.parse(argv, OPTIONS, usage)
     from anchorjax import accelerators  # jax takes a second to import: a typo is found before that
     from anchorjax.training import loop, processes
 
     processes.start()
     accelerators.warn_if_unused()
-    return loop.run(config, workdir, shlex.join([*program.split(), *argv]))
+    return loop.run(config, options["workdir"], shlex.join([*program.split(), *argv]))

@@ -10,8 +10,10 @@ recipes.py            base(), paper(), and recipe(): a shipped recipe by its nam
 from anchorjax.config.data import DataConfig
 from anchorjax.config.keys import MAX_INT, RESUME, Key, Section
 from anchorjax.config.model import NEUTRAL_ROPE, OPEN, PLAIN, SIZES, LoraConfig, ModelConfig, RopeConfig
-from anchorjax.config.recipes import base, paper
-from anchorjax.config.run import KEYS, SECTIONS, Config, defaults, resolve, unknown_key
+from anchorjax.config.names import RENAMED, unknown_key
+from anchorjax.config.recipes import base, paper, recipe
+from anchorjax.config.run import KEYS, SECTIONS, Config, defaults, resolve
+from anchorjax.config.saved import upgraded
 from anchorjax.config.training import (
     AttentionConfig,
     CheckpointConfig,
@@ -27,6 +29,7 @@ __all__ = [
     "NEUTRAL_ROPE",
     "OPEN",
     "PLAIN",
+    "RENAMED",
     "RESUME",
     "SECTIONS",
     "SIZES",
@@ -46,6 +49,8 @@ __all__ = [
     "base",
     "defaults",
     "paper",
+    "recipe",
     "resolve",
     "unknown_key",
+    "upgraded",
 ]

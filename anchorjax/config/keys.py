@@ -93,7 +93,7 @@ class Key:
             return self.type.__name__
         low = f"above {self.low:g}" if self.open_low else f"at least {self.low:g}"
         high = f" and at most {_number(self.high)}" if self.high < math.inf else ""
-        return f"finite, {low}{high}"
+        return f"{'a finite float' if self.type is float else 'an int'}, {low}{high}"
 
     def checked(self, value: Any) -> Any:
         """The value, with int converted to float and list to tuple where the key has these. Raises ConfigError."""

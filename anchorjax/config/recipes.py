@@ -1,23 +1,34 @@
-"""Recipes: the ConfigDicts that runs start from.
+"""Recipes: Python files whose `get_config()` returns the ConfigDict that a run starts from.
 
-    from anchorjax import config as configuration
+    from anchorjax.config import base
 
     def get_config():
-        config = configuration.base()
+        config = base()
         config.init_from = "checkpoints/Llama-3.1-8B"
         config.rope.theta = 1e7
         return config
 
-Any key can be changed on the command line: `--config.optimizer.learning_rate=1e-3`.
+`--config=NAME` takes a recipe that ships in configs/, and `--config=path/to/mine.py` any other. A recipe that differs
+little from another starts from it: `config = recipe("llama3_8b_128k_anchor")`.
 """
 
+import difflib
+import inspect
+import types
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anchorjax.config.names import new_name
 from anchorjax.config.run import defaults
+from anchorjax.errors import UsageError
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
+
+# The folder configs/ of an installed package, and that of a repository.
+FOLDERS = (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
+NOT_RECIPES = ("__init__", "common")
 
 
 def base() -> "ConfigDict":
@@ -55,3 +66,65 @@ def paper(model: Mapping[str, Any], init_from: str, *, seq_len: int, theta: floa
     config.mesh.fsdp = 8  # one row each
     config.mesh.context = -1  # all other devices share a row's tokens
     return config
+
+
+def recipe(name: str) -> "ConfigDict":
+    """The ConfigDict of another recipe: a shipped one by its name, or a file by its path from the caller's folder.
+
+    Raises:
+      UsageError: there is no such recipe, or it cannot be loaded; the line names the file and the reason.
+    """
+    caller = inspect.currentframe().f_back.f_code.co_filename
+    return load(name, beside=Path(caller).parent)
+
+
+def load(name: str, beside: Path = Path()) -> "ConfigDict":
+    """The ConfigDict of a shipped recipe or, if the name ends in .py or has a slash, of a file.
+
+    Raises UsageError; see `recipe`.
+    """
+    from ml_collections import ConfigDict
+
+    file = _find(name, beside)
+    module = types.ModuleType(file.stem)
+    module.__file__ = str(file)
+    try:
+        exec(compile(file.read_bytes(), file, "exec", dont_inherit=True), module.__dict__)
+        config = module.get_config()
+    except UsageError:  # of a recipe that this one reads
+        raise
+    except Exception as error:  # a recipe is Python: whatever it raises is for its author to read
+        raise UsageError(f"the recipe {file} cannot be loaded: {_reason(error)}") from error
+    if not isinstance(config, ConfigDict):
+        raise UsageError(f"the recipe {file}: get_config() must return a ConfigDict, not {type(config).__name__}")
+    return config
+
+
+def shipped() -> dict[str, Path]:
+    """The recipes in configs/ by name."""
+    folder = next((folder for folder in FOLDERS if folder.is_dir()), None)
+    files = sorted(folder.glob("*.py")) if folder else []
+    return {file.stem: file for file in files if file.stem not in NOT_RECIPES}
+
+
+def _find(name: str, beside: Path) -> Path:
+    if name.endswith(".py") or "/" in name:
+        return beside / Path(name).expanduser()
+    known = shipped()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UsageError(
+            f"there is no recipe {name!r}; {hint}there are {', '.join(known)}; your own is given by its path, "
+            f"as in ./{name}.py"
+        )
+    return known[name]
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, ModuleNotFoundError) and error.name == "configs":
+        return f"{error}; take base() and recipe() from anchorjax.config, which works from any directory"
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return new_name(str(error)) or lines[-1].strip()

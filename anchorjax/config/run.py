@@ -4,7 +4,6 @@ Every error is a `ConfigError`, whose one line names the key, the value and what
 """
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from anchorjax.config.data import DataConfig
 from anchorjax.config.keys import Key, Section, key
 from anchorjax.config.model import OPEN, SIZES, LoraConfig, ModelConfig, RopeConfig
+from anchorjax.config.names import unknown_key
 from anchorjax.config.training import (
     AttentionConfig,
     CheckpointConfig,
@@ -144,11 +144,3 @@ def _check_names(prefix: str, given: Mapping[str, Any], known: list[str]) -> Non
     for name in known:
         if name not in given:
             raise ConfigError(prefix + name, None, "the key is missing; start from anchorjax.config.base()")
-
-
-def unknown_key(name: str, value: Any, known: list[str]) -> ConfigError:
-    """The error of a key that does not exist, with the known key that was probably meant."""
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean config.{close[0]}? " if close else ""
-    there_are = f"there are {', '.join(known)}" if known else f"{name.rpartition('.')[0]} is a value, not a section"
-    return ConfigError(name, value, f"there is no such key; {hint}{there_are}")

@@ -329,7 +329,6 @@ def test_prepare_then_train_on_the_store(tmp_path, folder, jobs):
         (["--config.data.store=x", "--config.data.source=csv:y"], ["config.data.source='csv:y'", "jsonl:PATH"]),
         (["--config.data.store=x", "--config.data.tokenizer=y"], ["config.data.tokenizer='y'", "tokenizer.json"]),
         (["--config.data.bad_rows=ignore"], ["config.data.bad_rows='ignore'", "raise, skip"]),
-        (["--help"], ["Usage: "]),
     ],
 )
 def test_bad_argument_is_refused_in_one_line(tmp_path, monkeypatch, capfd, arguments, words):

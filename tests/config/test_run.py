@@ -1,20 +1,15 @@
 """Every rule of the configuration: what is refused, by which key, and in which words."""
 
 import dataclasses
-import importlib
 import json
 import math
-import pathlib
 
 import pytest
 
-from anchorjax.config import KEYS, NEUTRAL_ROPE, OPEN, SECTIONS, Config, resolve
+from anchorjax import config as configuration
+from anchorjax.config import KEYS, NEUTRAL_ROPE, OPEN, RESUME, SECTIONS, Config, resolve
 from anchorjax.errors import ConfigError
-from configs import common
 from tests import tiny
-
-ROOT = pathlib.Path(__file__).parents[1]
-RECIPES = sorted(file.stem for file in (ROOT / "configs").glob("*.py") if file.stem not in ("__init__", "common"))
 
 
 def refusal(**overrides) -> ConfigError:
@@ -31,21 +26,21 @@ def device_refusal(num_devices: int, **overrides) -> ConfigError:
     return caught.value
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_recipe_resolves_and_round_trips_through_json(name):
-    config = resolve(importlib.import_module(f"configs.{name}").get_config().to_dict())
-    assert resolve(json.loads(json.dumps(config.to_dict()))) == config
-
-
-def test_there_are_recipes():
-    assert "quickstart" in RECIPES
-
-
-def test_common_has_the_fields_of_the_dataclasses_and_no_other():
-    base = common.base().to_dict()
+def test_defaults_have_every_key_and_no_other():
+    base = configuration.base().to_dict()
     assert set(base) == {field.name for field in dataclasses.fields(Config)}
     for name, section in SECTIONS.items():
         assert set(base[name]) == {field.name for field in dataclasses.fields(section)}, name
+
+
+def test_every_field_of_a_section_is_a_declared_key_with_a_reason_and_an_allowed_default():
+    fields = [f"{name}.{field.name}" for name, section in SECTIONS.items() for field in dataclasses.fields(section)]
+    assert set(KEYS) == {"seed", "init_from", *fields}
+    for name, key in KEYS.items():
+        assert key.why and "\n" not in key.why and not key.why.endswith("."), name
+        assert key.checked(key.default) == key.default, name
+        assert key.resume in RESUME, name
+        assert key.type is not tuple or key.item in (str, float), name
 
 
 @pytest.mark.parametrize(
@@ -253,7 +248,7 @@ def test_free_mesh_axis_takes_what_is_left():
 
 
 def test_defaults_leave_open_what_a_checkpoint_decides():
-    base = common.base().to_dict()
+    base = configuration.base().to_dict()
     assert {key: base["model"][key] for key in OPEN} == OPEN
     assert {key: base["rope"][key] for key in NEUTRAL_ROPE} == NEUTRAL_ROPE
 

@@ -1,0 +1,34 @@
+"""A saved config.json in today's keys: what every reader of one calls first."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from anchorjax.config.names import RENAMED
+from anchorjax.config.run import KEYS, SECTIONS, defaults
+
+
+def upgraded(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config.json, with renamed keys under their new names and later keys at their defaults.
+
+    A run's file gets every key. A file that anchorjax convert wrote has some of the sections, and keeps to them.
+    Sizes of the model are never filled in: without them the file is damaged. A Hugging Face config.json, which has a
+    `model_type`, comes back as it is.
+    """
+    if "model_type" in fields:
+        return dict(fields)
+    is_run = isinstance(fields.get("data"), Mapping)
+    known = json.loads(json.dumps(defaults()))  # with lists for tuples, as in the file
+    filled = {name: value for name, value in known.items() if is_run or name in fields}
+    for name, value in fields.items():
+        if name in SECTIONS and isinstance(value, Mapping):
+            filled[name] = _section(name, value, known[name])
+        else:
+            filled[name] = value
+    return filled
+
+
+def _section(name: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    later = {key: value for key, value in known.items() if KEYS[f"{name}.{key}"].role != "size"}
+    renamed = {RENAMED.get(f"{name}.{key}", key).removeprefix(f"{name}."): value for key, value in given.items()}
+    return later | renamed
