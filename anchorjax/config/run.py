@@ -50,6 +50,10 @@ class Config(Section):
         rows, accumulation = self.data.batch_size, self.train.grad_accum_steps
         if rows % accumulation:
             raise ConfigError("train.grad_accum_steps", accumulation, f"it must divide data.batch_size={rows}")
+        warmup, decay, steps = self.optimizer.warmup_steps, self.optimizer.decay_steps, self.train.steps
+        if decay and warmup + decay > steps:
+            allowed = f"with optimizer.warmup_steps={warmup} it must be at most {max(0, steps - warmup)}"
+            raise ConfigError("optimizer.decay_steps", decay, f"{allowed}: the run has train.steps={steps}")
         pairs = self.model.head_dim // 2
         for name in ("short_factors", "long_factors") if self.rope.scaling == "longrope" else ():
             factors = getattr(self.rope, name)

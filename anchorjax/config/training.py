@@ -33,20 +33,29 @@ class AttentionConfig(Section):
 class OptimizerConfig(Section):
     NAME = "optimizer"
     learning_rate: float = key(1e-3, "largest learning rate", low=0, high=10, open_low=True)
-    schedule: str = key("cosine", "learning rate after the warm-up", choices=("constant", "cosine"))
+    schedule: str = key(
+        "cosine",
+        "learning rate after the warm-up; wsd: constant, and a linear decay at the end (arXiv 2404.06395)",
+        choices=("constant", "cosine", "linear", "wsd"),
+    )
     warmup_steps: int = key(20, "steps in which the learning rate rises linearly", low=0)
-    final_fraction: float = key(0.1, "share of learning_rate at the last step (cosine)", low=0, high=1)
+    decay_steps: int = key(0, "wsd: steps of the decay at the end; 0: a tenth of train.steps", low=0)
+    final_fraction: float = key(0.1, "share of learning_rate at the end (cosine, linear, wsd)", low=0, high=1)
     beta1: float = key(0.9, "decay of the first moment (AdamW)", low=0, high=0.9999)
     beta2: float = key(0.95, "decay of the second moment (AdamW)", low=0, high=0.999999)
     eps: float = key(1e-8, "added to the root of the second moment (AdamW)", low=0, high=1, open_low=True)
     weight_decay: float = key(0.1, "weight decay of matrices, not of norm scales", low=0, high=1)
     clip_norm: float = key(1.0, "largest global norm of the gradient; 0: no clipping", low=0)
 
+    def __post_init__(self):
+        super().__post_init__()
+        self.require(self.schedule == "wsd" or not self.decay_steps, "decay_steps", "only schedule=wsd has a decay")
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(Section):
     NAME = "train"
-    steps: int = key(100, "optimizer steps of the whole run", low=1)
+    steps: int = key(100, "optimizer steps of the whole run", low=1, resume="grow")
     grad_accum_steps: int = key(
         1, "micro-batches of batch_size / grad_accum_steps rows in one optimizer step, to save memory", low=1
     )

@@ -1,5 +1,7 @@
 """AdamW with warm-up, and the gradient clip before it (optax; Loshchilov & Hutter, arXiv 1711.05101)."""
 
+import math
+
 import jax
 import optax
 
@@ -7,19 +9,41 @@ from anchorjax.config import OptimizerConfig
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate by step: linear from 0 over warmup_steps, then constant, or a cosine that ends at `steps`.
+    """Learning rate by step: linear from 0 over warmup_steps, then `config.schedule`, which ends at `steps`.
+
+    "constant" stays at the peak; "cosine" and "linear" fall from it to final_fraction of it; "wsd" (warm-up, stable,
+    decay: Hu et al., arXiv 2404.06395, Section 4) stays, and falls linearly over the last `decay_steps(config, steps)`.
 
     The first step is not wasted on a rate of 0: step n (from 0) takes (n + 1) / warmup_steps of the peak.
     """
-    peak, warmup = config.learning_rate, config.warmup_steps
+    peak, warmup, final = config.learning_rate, config.warmup_steps, config.final_fraction
+    rest = max(steps - warmup, 1)
     if config.schedule == "constant":
         after = optax.constant_schedule(peak)
+    elif config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, rest, final)
+    elif config.schedule == "linear":
+        after = optax.linear_schedule(peak, final * peak, rest)
     else:
-        after = optax.cosine_decay_schedule(peak, max(steps - warmup, 1), config.final_fraction)
+        decay = decay_steps(config, steps)
+        fall = optax.linear_schedule(peak, final * peak, decay)
+        after = optax.join_schedules([optax.constant_schedule(peak), fall], [max(steps - warmup - decay, 0)])
     if not warmup:
         return after
     rise = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
     return optax.join_schedules([rise, after], [warmup])
+
+
+def decay_steps(config: OptimizerConfig, steps: int) -> int:
+    """Steps of wsd's decay: as given, or a tenth of the run, which Hu et al. found to be enough."""
+    return config.decay_steps or max(1, steps // 10)
+
+
+def steps_of_any_length(config: OptimizerConfig, steps: int) -> float:
+    """How many of the first steps have a learning rate that does not depend on `steps`, the length of the run."""
+    if config.schedule == "constant":
+        return math.inf
+    return steps - decay_steps(config, steps) if config.schedule == "wsd" else config.warmup_steps
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from anchorjax.config import KEYS, Config
+from anchorjax.config import KEYS, Config, upgraded
 from anchorjax.errors import WorkdirError
 from anchorjax.files import read_json, write_atomically
+from anchorjax.training.optimizer import steps_of_any_length
 
 COMMANDS = "commands.json"
 
@@ -29,7 +30,8 @@ class Workdir:
     def open(self, config: Config, command: str = "") -> "Workdir":
         """Takes the directory for this configuration, creating it if need be; a finished run's is left as it is.
 
-        `command` is added to those that trained the run, if it is another one.
+        `command` is added to those that trained the run, if it is another one. A finished run whose `train.steps` grow
+        is unfinished again: its summary.json goes.
 
         Raises:
           WorkdirError: it holds a run of another configuration (the differences are listed), another
@@ -51,9 +53,12 @@ class Workdir:
         except WorkdirError:
             self.close()
             raise
-        if self.read_json("summary.json") is None:
+        summary, steps = self.read_json("summary.json"), config.train.steps
+        is_finished = summary is not None and summary.get("step", steps) >= steps
+        if not is_finished:
             self.write_json("config.json", config.to_dict())
             self._keep_command(command)
+            (self.path / "summary.json").unlink(missing_ok=True)  # after config.json, which tells that it is too short
         return self
 
     def _keep_command(self, command: str) -> None:
@@ -62,14 +67,33 @@ class Workdir:
             self.write_json(COMMANDS, {"train": [*commands, command]})
 
     def _refuse_other_config(self, config: Config) -> None:
-        saved = self.read_json("config.json")
-        if saved is None:
+        fields = self.read_json("config.json")
+        if fields is None:
             return
-        changed = [line for line in differences(saved, config.to_dict()) if not _is_free(line)]
+        saved, now = upgraded(fields), config.to_dict()
+        grown = {name: pair for name, pair in differences(saved, now).items() if _has_grown(name, *pair)}
+        changed = {
+            name: pair for name, pair in differences(saved, now).items() if name not in grown and not _is_free(name)
+        }
         if changed:
+            lines = "; ".join(f"{name}: {old!r} -> {new!r}" for name, (old, new) in changed.items())
             raise WorkdirError(
-                f"{self.path} holds a run of another configuration ({'; '.join(changed)}); "
+                f"{self.path} holds a run of another configuration ({lines}); "
                 "go back to its values or give this run its own --workdir"
+            )
+        for name, (old, new) in grown.items():
+            self._refuse_growth(config, name, old, new)
+
+    def _refuse_growth(self, config: Config, name: str, old: int, new: int) -> None:
+        """Raises WorkdirError if steps that are done would have had another learning rate in a longer run."""
+        saved = (path.name for path in (self.path / "checkpoints").glob("*"))
+        done = max((int(step) for step in saved if step.isdecimal()), default=0)
+        same = steps_of_any_length(config.optimizer, old)
+        if done > same:
+            raise WorkdirError(
+                f"{self.path} cannot go from {name}={old} to {new}: it is at step {done}, and from step {int(same)} on "
+                f"optimizer.schedule={config.optimizer.schedule!r} made the learning rate depend on {name}. To train "
+                f"on from its weights, give --config.init_from={self.path} and a new --workdir"
             )
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
@@ -91,18 +115,21 @@ class Workdir:
         self.close()
 
 
-def _is_free(line: str) -> bool:
-    declared = KEYS.get(line.partition(":")[0])
-    return declared is not None and declared.resume == "free"
+def _is_free(name: str) -> bool:
+    return name in KEYS and KEYS[name].resume == "free"
+
+
+def _has_grown(name: str, old: Any, new: Any) -> bool:
+    return name in KEYS and KEYS[name].resume == "grow" and type(old) is int and new > old
 
 
 def load_config(workdir: Path) -> dict[str, Any]:
-    """The configuration of the run in `workdir`. Raises WorkdirError if there is none."""
+    """The configuration of the run in `workdir`, in today's keys. Raises WorkdirError if there is none."""
     file = workdir / "config.json"
     config = read_json(file)
     if config is None:
         raise WorkdirError(f"there is no run in {workdir}: {file} does not exist")
-    return config
+    return upgraded(config)
 
 
 def load_commands(workdir: Path) -> list[str]:
@@ -113,13 +140,13 @@ def load_commands(workdir: Path) -> list[str]:
     return commands
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Lines `key: old -> new` for every leaf that differs, in key order."""
-    lines = []
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """The old and the new value of every leaf that differs, in the order of keys."""
+    found = {}
     for key in sorted(set(old) | set(new)):
         before, after = old.get(key), new.get(key)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
-            lines += differences(before, after, f"{prefix}{key}.")
+            found |= differences(before, after, f"{prefix}{key}.")
         elif before != after:
-            lines.append(f"{prefix}{key}: {before!r} -> {after!r}")
-    return lines
+            found[prefix + key] = (before, after)
+    return found

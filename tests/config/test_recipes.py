@@ -19,7 +19,7 @@ SIZES = {"llama2_7b_64k", "llama3_8b_128k", "mistral_7b_128k", "qwen15_18b_128k"
 
 def test_shipped_recipes():
     families = {f"{name}_{mask}" for name in SIZES for mask in ("anchor", "full", "intra_doc")}
-    assert set(recipes.shipped()) == families | {"quickstart", "smollm2_135m_anchor"}
+    assert set(recipes.shipped()) >= families | {"quickstart", "smollm2_135m_anchor"}
 
 
 @pytest.mark.parametrize("name", recipes.shipped())

@@ -140,6 +140,16 @@ def test_unknown_choice_is_refused_with_the_choices(key):
         ({"model__head_dim": 15}, "model.head_dim"),
         ({"data__batch_size": 4, "train__grad_accum_steps": 3}, "train.grad_accum_steps"),
         ({"data__interleave": 1}, "data.interleave"),
+        ({"optimizer__decay_steps": 2}, "optimizer.decay_steps"),
+        (
+            {
+                "optimizer__schedule": "wsd",
+                "optimizer__decay_steps": 7,
+                "optimizer__warmup_steps": 2,
+                "train__steps": 8,
+            },
+            "optimizer.decay_steps",
+        ),
         ({"data__interleave": 2, "data__boundary_targets": True}, "data.boundary_targets"),
         ({"mesh__fsdp": 0}, "mesh.fsdp"),
         ({"mesh__context": -2}, "mesh.context"),

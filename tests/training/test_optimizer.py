@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from anchorjax.training.optimizer import make_optimizer, make_schedule
+from anchorjax.training.optimizer import make_optimizer, make_schedule, steps_of_any_length
 from tests import tiny
 
 PEAK = 0.5
@@ -14,7 +14,7 @@ PEAK = 0.5
 
 def optimizer_config(**changes):
     values = {"learning_rate": PEAK, "warmup_steps": 4, "final_fraction": 0.1, "weight_decay": 0.0} | changes
-    return tiny.config(**{f"optimizer__{key}": value for key, value in values.items()}).optimizer
+    return tiny.config(train__steps=60, **{f"optimizer__{key}": value for key, value in values.items()}).optimizer
 
 
 def update(config, grads, params):
@@ -31,11 +31,34 @@ def update(config, grads, params):
         ("cosine", 4, {0: PEAK / 4, 3: PEAK, 4: PEAK, 12: 0.55 * PEAK, 20: 0.1 * PEAK, 30: 0.1 * PEAK}),
         ("cosine", 0, {0: PEAK, 10: 0.55 * PEAK, 20: 0.1 * PEAK}),
         ("cosine", 40, {0: PEAK / 40, 19: PEAK / 2}),
+        ("linear", 4, {0: PEAK / 4, 3: PEAK, 4: PEAK, 12: 0.55 * PEAK, 20: 0.1 * PEAK, 30: 0.1 * PEAK}),
+        ("linear", 0, {0: PEAK, 10: 0.55 * PEAK, 20: 0.1 * PEAK}),
+        ("wsd", 4, {0: PEAK / 4, 3: PEAK, 4: PEAK, 18: PEAK, 19: 0.55 * PEAK, 20: 0.1 * PEAK, 30: 0.1 * PEAK}),
+        ("wsd", 0, {0: PEAK, 18: PEAK, 19: 0.55 * PEAK, 20: 0.1 * PEAK}),
+        ("wsd", 40, {0: PEAK / 40, 19: PEAK / 2}),
     ],
 )
 def test_schedule_values(schedule, warmup, expected):
     rate = make_schedule(optimizer_config(schedule=schedule, warmup_steps=warmup), steps=20)
     np.testing.assert_allclose([rate(step) for step in expected], list(expected.values()), rtol=1e-6)
+
+
+def test_steps_of_wsd_decay_are_those_given():
+    rate = make_schedule(optimizer_config(schedule="wsd", decay_steps=8), steps=20)
+    expected = {4: PEAK, 12: PEAK, 16: 0.55 * PEAK, 20: 0.1 * PEAK}
+    np.testing.assert_allclose([rate(step) for step in expected], list(expected.values()), rtol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear", "wsd"])
+@pytest.mark.parametrize("warmup", [0, 4])
+def test_steps_of_any_length_have_the_rates_of_a_longer_run_and_the_next_ones_have_not(schedule, warmup):
+    config = optimizer_config(schedule=schedule, warmup_steps=warmup)
+    short, long = make_schedule(config, 20), make_schedule(config, 40)
+    same = steps_of_any_length(config, 20)
+    for step in range(20):
+        if step < same:
+            assert short(step) == long(step), step
+    assert same >= 20 or any(short(step) != long(step) for step in range(int(same), 20))
 
 
 def test_weight_decay_shrinks_matrices_and_leaves_norms():

@@ -146,6 +146,7 @@ def test_lock_that_cannot_be_opened_is_an_error_of_the_directory(tmp_path):
 
 def test_differences_lists_leaves_by_key():
     old = {"a": 1, "b": {"c": 2, "d": "x"}, "e": None}
-    new = {"a": 1, "b": {"c": 3, "d": "x"}, "f": 0.5}
-    assert differences(old, new) == ["b.c: 2 -> 3", "f: None -> 0.5"]
-    assert differences(old, old) == []
+    new = {"a": 1, "b": {"c": 3, "d": "x"}, "e": 7, "f": 0.5}
+    assert differences(old, new) == {"b.c": (2, 3), "e": (None, 7), "f": (None, 0.5)}
+    assert list(differences(old, new)) == ["b.c", "e", "f"]
+    assert differences(old, old) == {}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from anchorjax.checkpoints.huggingface.directory import member
-from anchorjax.config import MAX_INT, NEUTRAL_ROPE, PLAIN, ModelConfig, RopeConfig
+from anchorjax.config import MAX_INT, NEUTRAL_ROPE, PLAIN, ModelConfig, RopeConfig, upgraded
 from anchorjax.errors import WeightsError
 from anchorjax.models import families
 from anchorjax.models.families import Family
@@ -108,7 +108,11 @@ OPTIONAL = (ORIGINAL, "attention_factor", "beta_fast", "beta_slow")
 
 
 def load(directory: Path) -> dict[str, Any]:
-    """The file's fields. Raises WeightsError if it is missing or no JSON object."""
+    """The fields of config.json, with today's keys if it is ours.
+
+    Raises:
+      WeightsError: the file is missing or holds no JSON object.
+    """
     file = member(directory, FILE)
     try:
         fields = json.loads(file.read_text())
@@ -116,7 +120,7 @@ def load(directory: Path) -> dict[str, Any]:
         raise WeightsError(f"{file} cannot be read as JSON: {error}") from error
     if not isinstance(fields, dict):
         raise WeightsError(f"{file} holds no JSON object")
-    return fields
+    return upgraded(fields)
 
 
 def read(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

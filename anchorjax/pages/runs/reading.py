@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from anchorjax.config import upgraded
 from anchorjax.errors import EvaluationError, UsageError
 from anchorjax.evaluation.results import ANSWERS
 from anchorjax.pages.figures import MOST
@@ -101,7 +102,7 @@ def _read(path: Path, name: str) -> Run:
     return Run(
         name=name,
         path=path,
-        config=config,
+        config=upgraded(config) if is_run else None,
         commands=load_commands(directory) if is_run else [],
         summary=(read_json(directory / "summary.json") or {}) if is_run else {},
         train=[line for line in lines if line["kind"] == "train"],

@@ -1,0 +1,50 @@
+"""A config.json of an earlier commit opens in today's keys."""
+
+import json
+import pathlib
+
+import pytest
+
+from anchorjax.config import KEYS, RENAMED, resolve, upgraded
+from tests import tiny
+
+OLD = pathlib.Path(__file__).parents[1] / "golden/config_0bf952d.json"  # tests/tiny.py's, as that commit saved it
+
+
+def test_old_config_is_the_same_run():
+    assert resolve(upgraded(json.loads(OLD.read_text()))) == tiny.config()
+
+
+def test_every_renamed_key_is_in_the_old_file_and_its_new_name_exists():
+    old = json.loads(OLD.read_text())
+    for name, new in RENAMED.items():
+        section, _, key = name.partition(".")
+        assert key in old[section] and name not in KEYS and new in KEYS
+
+
+def test_key_that_came_later_takes_its_default():
+    fields = tiny.config(optimizer__weight_decay=0.3, lora__targets=("q",)).to_dict()
+    del fields["optimizer"]["decay_steps"], fields["mesh"], fields["lora"]["alpha"]
+    found = upgraded(fields)
+    assert found == tiny.config(optimizer__weight_decay=0.3, lora__targets=("q",)).to_dict()
+    assert json.loads(json.dumps(found)) == found  # with lists for tuples, as in the file
+
+
+def test_file_of_a_model_keeps_to_its_sections():
+    fields = {"model": {"model_width": 8, "num_layers": 2}, "rope": {}, "lora": {"rank": 0}}
+    found = upgraded(fields)
+    assert set(found) == set(fields) and found["model"]["d_model"] == 8 and "model_width" not in found["model"]
+    assert "d_ff" not in found["model"], "a size that is missing is damage, not age"
+
+
+def test_current_and_foreign_files_stay_as_they_are():
+    fields = tiny.config().to_dict()
+    assert upgraded(fields) == fields
+    foreign = {"model_type": "llama", "model": {"window": 3}, "data": {}}
+    assert upgraded(foreign) == foreign
+
+
+@pytest.mark.parametrize("fields", [{}, {"data": 3}, {"model": None}, {"data": {"row_length": 5}, "model": "x"}])
+def test_damage_is_left_to_the_reader(fields):
+    found = upgraded(fields)
+    assert found.get("model") == fields.get("model", found.get("model"))
