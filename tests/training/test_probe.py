@@ -1,7 +1,6 @@
 """The leakage probe at the start of training: on the run's mesh, and before the first step."""
 
 import dataclasses
-import types
 
 import jax
 import jax.numpy as jnp
@@ -42,19 +41,26 @@ def test_interleaved_documents_with_tags_pass(tiny_config):
         assert probe_attention(shard_batch(batch, mesh), steps.spec) > 5
 
 
-def test_the_probe_of_a_run_sees_one_micro_batch(tiny_config, monkeypatch):
-    """Four rows in two parts on two devices: each gives its own first row."""
-    batch, mesh = make_batch(4, 64), make_mesh(2)
-    steps = make_steps(tiny_config(data__batch_size=4, train__grad_accum_steps=2))
-    seen = []
-    monkeypatch.setattr(loop, "probe_attention", lambda batch, *rest: seen.append(batch) or 1)
-    job = types.SimpleNamespace(setup=types.SimpleNamespace(steps=steps))
-    job.progress = types.SimpleNamespace(say=lambda text: None)
-    with jax.set_mesh(mesh):
-        loop.Job._probe(job, shard_batch(batch, mesh))
+def test_the_probe_of_a_run_sees_one_micro_batch(tiny_config, data_dir, tmp_path, monkeypatch):
+    """16 rows in two parts on eight devices: each device gives its own first row, before the first step."""
+    config = tiny_config(data__data_dir=data_dir, data__batch_size=16, train__grad_accum_steps=2)
+    store, tokenizer = data.load_store(config.data, "train")
+    batches = data.train_batches(store, tokenizer, config.data, seed=config.seed, start_step=0)
+    batch, seen = next(batches), []
+    batches.close()
+
+    def probe(batch, *rest):
+        seen.append(batch)
+        raise LeakageError("seen")
+
+    monkeypatch.setattr(loop, "probe_attention", probe)
+    monkeypatch.setattr("signal.signal", lambda *args: None)  # the handlers of this process stay
+    with pytest.raises(LeakageError, match="seen"):
+        loop.run(config, tmp_path)
     (probed,) = seen
-    np.testing.assert_array_equal(probed.tokens_BT, batch.tokens_BT[[0, 2]])
+    np.testing.assert_array_equal(probed.tokens_BT, batch.tokens_BT[::2])
     assert probed.tokens_BT.sharding.spec == BATCH
+    assert not (tmp_path / "metrics.jsonl").exists() or not (tmp_path / "metrics.jsonl").read_text()
 
 
 def test_an_attention_that_forgets_the_anchor_is_named(started, monkeypatch):

@@ -6,12 +6,15 @@ import random
 import shutil
 import signal
 import time
-import types
 
+import jax
 import pytest
 
+from anchorjax import data
 from anchorjax.training import loop
-from anchorjax.training.workdir import load_commands, load_config
+from anchorjax.training.setup import Setup
+from anchorjax.training.workdir import Workdir, load_commands, load_config
+from tests import tiny
 from tests.training.jobs import OVERRIDES, hex_held_out, hex_losses, lines, saved_steps
 
 STEPS, EVERY = OVERRIDES["train__steps"], OVERRIDES["checkpoint__every"]
@@ -171,17 +174,20 @@ def test_loss_that_is_not_finite_ends_the_run(jobs, tmp_path):
     assert not (tmp_path / "summary.json").exists()
 
 
-def test_sigterm_between_the_question_and_the_first_row_is_no_error(corpus):
-    """The stop flag turns true after `_held_out_loss` has first looked at it."""
-    store, tokenizer, config = corpus("validation")
+def test_sigterm_between_the_question_and_the_first_row_is_no_error(tmp_path, data_dir):
+    """The stop flag turns true after the last evaluation has first looked at it: one batch is evaluated in vain."""
 
     class Stop:
-        answers = itertools.chain([False], itertools.repeat(True))
+        answers = itertools.chain([None, None], itertools.repeat("SIGTERM"))  # after the step, before the evaluation
         received = property(lambda self: next(self.answers))
 
-    rows_seen = []
-    job = types.SimpleNamespace(stop=Stop(), held_out=store, tokenizer=tokenizer)
-    job.config, job.state = types.SimpleNamespace(data=config), types.SimpleNamespace(params=None)
-    job.evaluate = lambda params, rows: rows_seen.extend(rows)
-    assert loop.Job._held_out_loss(job, max_rows=8) is None
-    assert len(rows_seen) == 1
+    config = tiny.config(data__data_dir=data_dir, data__batch_size=8, train__steps=1, eval__final_rows=32)
+    setup, batches = Setup.make(config), []
+    stores = {split: data.load_store(setup.config.data, split)[0] for split in ("train", "validation")}
+    with Workdir(tmp_path).open(setup.saved, "") as directory, jax.set_mesh(setup.mesh):
+        job = loop.Job(setup, stores, directory, Stop())
+        evaluate = job.evaluate
+        job.evaluate = lambda params, rows: evaluate(params, (batches.append(batch) or batch for batch in rows))
+        assert job.run() == loop.PREEMPTED
+    assert len(batches) == 1
+    assert saved_steps(tmp_path) == [1] and not (tmp_path / "summary.json").exists()
