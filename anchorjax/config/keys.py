@@ -4,9 +4,9 @@ To add a key, add one line to its section (model.py, data.py or training.py):
 
     seq_len: int = key(4096, "T: tokens of a row, BOS included", low=2, high=2**24)
 
-The default of `base()`, the check of types and ranges, `--config.data.seq_len=VALUE`, `--help`,
-docs/configuration.md and the rule for a resumed run all follow from that line. After a change, run
-`python -m anchorjax.config.manual` and `python -m tests.golden.configs`, which renew the page and the resolved recipes.
+The default of `base()`, the check of types and ranges, `--config.data.seq_len=VALUE`, `--help`, docs/configuration.md
+and the rule for a resumed run all follow from that line. After a change, run `python -m anchorjax.config.manual` and
+`python -m tests.config.test_golden`, which renew the page and the resolved recipes.
 
 A run that was saved before a key existed takes its default, so the default of a new key must be what the program
 did without it. A check between two keys goes into the section's `__post_init__`.
