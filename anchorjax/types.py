@@ -20,6 +20,8 @@ POSITIONS = ("continue", "reset", "pose")  # RoPE positions: functions in anchor
 SKIPPING = ("pose",)  # of these the ones that skip positions, up to data.max_position, and draw the skips at random
 PACKINGS = ("concat_split", "first_fit", "best_fit")  # which documents share a row
 
+OBJECTIVES = ("mean", "exact")  # what a run minimizes: classes in anchorjax/training/objectives.py
+
 PAD_SEGMENT = -1
 
 
@@ -31,13 +33,15 @@ class Batch:
     Attributes:
       tokens_BT: int32 token ids; the anchor at index 0 of every row.
       targets_BT: int32 id that follows each token in its document.
-      weights_BT: float32 loss weights; 0 where there is no target (document ends, pads).
+      is_target_BT: bool; False where there is no target (document ends, padding). Weights are the objective's part.
       positions_BT: int32 RoPE positions. They never decide visibility.
-      segment_ids_BT: int32 document of each token in its row; PAD_SEGMENT is a pad.
+      segment_ids_BT: int32 document of each token in its row; PAD_SEGMENT is padding.
+      visible_BT: int32 keys that each token sees in a layer without a window, itself among them; 0 for padding.
     """
 
     tokens_BT: jax.Array
     targets_BT: jax.Array
-    weights_BT: jax.Array
+    is_target_BT: jax.Array
     positions_BT: jax.Array
     segment_ids_BT: jax.Array
+    visible_BT: jax.Array

@@ -5,7 +5,7 @@ import math
 
 from anchorjax.config.keys import Section, key
 from anchorjax.errors import ConfigError
-from anchorjax.types import IMPLEMENTATIONS
+from anchorjax.types import IMPLEMENTATIONS, OBJECTIVES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +59,14 @@ class TrainConfig(Section):
     grad_accum_steps: int = key(
         1, "micro-batches of batch_size / grad_accum_steps rows in one optimizer step, to save memory", low=1
     )
+    objective: str = key(
+        "mean",
+        "weights of targets: all alike, or more to those that see a long context (exact, arXiv 2605.10544)",
+        choices=OBJECTIVES,
+    )
+    exact_alpha: float = key(0.15, "extra weight of the targets in the tail, on average (exact)", low=0, high=100)
+    exact_gamma: float = key(0.5, "power of the inverse frequency by which the tail shares it (exact)", low=0, high=1)
+    exact_tail: int = key(0, "keys from which on a target is in the tail (exact); 0: a quarter of data.seq_len", low=0)
     loss_chunk: int = key(1024, "tokens of a device whose logits exist at once", low=1)
     log_every: int = key(10, "steps between lines of metrics.jsonl", low=1, resume="free")
     tensorboard: bool = key(True, "write TensorBoard events beside metrics.jsonl", resume="free")

@@ -120,8 +120,8 @@ def eval_rows(store: TokenStore, tokenizer: Tokenizer, config: DataConfig, max_r
 
     Rows are those of concat_split, without interleaving or upsampling, so that runs that differ in these can be
     compared; tags are as in training. Positions that skip, such as `pose`, become `continue`: they are a way to train,
-    and a held-out loss must not depend on their draws. The last batch is filled up with rows of weight 0, an anchor
-    and padding, so that all shapes are equal.
+    and a held-out loss must not depend on their draws. The last batch is filled up with rows without a target, an
+    anchor and padding, so that all shapes are equal.
     """
     config = dataclasses.replace(config, packing="concat_split", interleave=0, upsample_long=False)
     if config.positions in SKIPPING:

@@ -3,12 +3,15 @@
 A row of 1M tokens and a vocabulary of 128K would need 512 GB of logits; here only `chunk` tokens' logits exist at
 once on a device. The gradient of a sum of weighted losses is known but for a factor as soon as the logits are, so
 `weighted_nats` takes it then: logits are neither kept nor computed twice (as in Liger Kernel, arXiv 2410.10989).
+An objective may make the weights from the nats themselves; that too happens chunk by chunk, before the gradient.
 
 Each device goes over its own tokens; sums over devices are taken once, behind the last chunk, but for those over
 `tensor`, along which the vocabulary is cut. Letters: n chunks of c tokens.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +22,7 @@ from anchorjax import precision
 from anchorjax.sharding import ACTIVATIONS, BATCH, TOKENS
 
 UNEMBEDDING = P(None, "tensor")
+Weigh = Callable[[jax.Array, jax.Array, Any], jax.Array]
 
 
 def token_nats(
@@ -33,48 +37,60 @@ def token_nats(
       chunk: tokens per chunk on each device; it need not divide the row.
       soft_cap: of the logits; 0 leaves them.
     """
-    return _by_chunks(hidden_BTD, unembedding_DV, targets_BT, None, chunk, soft_cap, (False, False))[0]
+    return _by_chunks(hidden_BTD, unembedding_DV, targets_BT, None, (), chunk, soft_cap, None, (False, False))[0]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
 def weighted_nats(
     hidden_BTD: jax.Array,
     unembedding_DV: jax.Array,
     targets_BT: jax.Array,
     weights_BT: jax.Array,
+    aux: Any,
     chunk: int,
     soft_cap: float = 0.0,
+    weigh: Weigh | None = None,
 ) -> jax.Array:
-    """sum(token_nats * weights_BT), an fp32 scalar, differentiable in hidden states, output matrix and weights."""
-    return jnp.sum(token_nats(hidden_BTD, unembedding_DV, targets_BT, chunk, soft_cap) * weights_BT)
+    """sum(token_nats * weights), an fp32 scalar, differentiable in hidden states and output matrix.
+
+    Args:
+      weights_BT: fp32; the weights, or what `weigh` makes them from. Without `weigh` there is a gradient in them, too.
+      aux: a pytree of arrays [B, T] for `weigh`, without gradient.
+      weigh: (nats_c, weights_c, aux_c) -> weights_c, each token by itself. Its result is a constant for the gradient.
+      chunk, soft_cap: as of `token_nats`.
+    """
+    nats_BT = token_nats(hidden_BTD, unembedding_DV, targets_BT, chunk, soft_cap)
+    return jnp.sum(nats_BT * (weigh(nats_BT, weights_BT, aux) if weigh else weights_BT))
 
 
-def _forward(hidden: CustomVJPPrimal, unembedding, targets, weights, chunk: int, soft_cap: float):
+def _forward(hidden: CustomVJPPrimal, unembedding, targets, weights, aux, chunk: int, soft_cap: float, weigh):
     wanted = hidden.perturbed, unembedding.perturbed  # a frozen matrix (LoRA) costs neither work nor memory
-    arrays = (x.value for x in (hidden, unembedding, targets, weights))
-    nats_BT, *gradients = _by_chunks(*arrays, chunk, soft_cap, wanted)
-    return jnp.sum(nats_BT * weights.value), (nats_BT, *gradients)
+    arrays = jax.tree.map(lambda x: x.value, (hidden, unembedding, targets, weights, aux))
+    nats_BT, *gradients = _by_chunks(*arrays, chunk, soft_cap, weigh, wanted)
+    weights_BT, aux = arrays[3:]
+    total = jnp.sum(nats_BT * (weigh(nats_BT, weights_BT, aux) if weigh else weights_BT))
+    return total, (nats_BT, *gradients)
 
 
-def _backward(chunk: int, soft_cap: float, residuals, factor: jax.Array):
+def _backward(chunk: int, soft_cap: float, weigh, residuals, factor: jax.Array):
     nats_BT, dhidden_BTD, dunembedding_DV = residuals
     dhidden_BTD, dunembedding_DV = jax.tree.map(lambda x: (x * factor).astype(x.dtype), (dhidden_BTD, dunembedding_DV))
-    return dhidden_BTD, dunembedding_DV, None, nats_BT * factor
+    return dhidden_BTD, dunembedding_DV, None, None if weigh else nats_BT * factor, None
 
 
 weighted_nats.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def _by_chunks(hidden_BTD, unembedding_DV, targets_BT, weights_BT, chunk: int, soft_cap: float, wanted):
+def _by_chunks(hidden_BTD, unembedding_DV, targets_BT, weights_BT, aux, chunk: int, soft_cap: float, weigh, wanted):
     """Nats of every token, and the gradients of their weighted sum in hidden states and output matrix, if wanted."""
-    local = functools.partial(_local, chunk=chunk, soft_cap=soft_cap, wanted=wanted)
+    local = functools.partial(_local, chunk=chunk, soft_cap=soft_cap, weigh=weigh, wanted=wanted)
     out_specs = BATCH, ACTIVATIONS if wanted[0] else None, UNEMBEDDING if wanted[1] else None
-    in_specs = ACTIVATIONS, UNEMBEDDING, BATCH, BATCH if any(wanted) else None
+    in_specs = ACTIVATIONS, UNEMBEDDING, BATCH, BATCH if any(wanted) else None, BATCH
     on_mesh = jax.shard_map(local, in_specs=in_specs, out_specs=out_specs)
-    return on_mesh(hidden_BTD, unembedding_DV, targets_BT, weights_BT)
+    return on_mesh(hidden_BTD, unembedding_DV, targets_BT, weights_BT, aux)
 
 
-def _local(hidden_BTD, unembedding_DV, targets_BT, weights_BT, *, chunk: int, soft_cap: float, wanted):
+def _local(hidden_BTD, unembedding_DV, targets_BT, weights_BT, aux, *, chunk: int, soft_cap: float, weigh, wanted):
     B, T, D = hidden_BTD.shape
     V, dtype = unembedding_DV.shape[1], hidden_BTD.dtype
     unembedding_VD = unembedding_DV.T  # as an embedding that is tied to it rests: no copy is made of that
@@ -82,7 +98,7 @@ def _local(hidden_BTD, unembedding_DV, targets_BT, weights_BT, *, chunk: int, so
     matmul = functools.partial(precision.einsum, preferred_element_type=jnp.float32)
 
     def one_chunk(dunembedding_VD, x):
-        hidden_cD, targets_c, weights_c = x
+        hidden_cD, targets_c, weights_c, aux_c = x
         logits_cV = matmul("cd,vd->cv", hidden_cD, unembedding_VD)
         if soft_cap:
             logits_cV = soft_cap * jnp.tanh(logits_cV / soft_cap)
@@ -94,6 +110,8 @@ def _local(hidden_BTD, unembedding_DV, targets_BT, weights_BT, *, chunk: int, so
         nats_c = (jnp.log(total_c1) + top_c1)[:, 0] - target_logit_c
         if not any(wanted):
             return None, (nats_c, None)
+        if weigh:
+            weights_c = weigh(nats_c, weights_c, aux_c)
         weights_c1 = weights_c[:, None]
         dlogits_cV = p_cV * (weights_c1 / total_c1) - jnp.where(is_target_cV, weights_c1, 0.0)
         if soft_cap:
@@ -111,7 +129,7 @@ def _local(hidden_BTD, unembedding_DV, targets_BT, weights_BT, *, chunk: int, so
     zeros_VD = jnp.zeros((V, D), jnp.float32)
     sums_VD = jax.lax.pcast(zeros_VD, (*TOKENS, "tensor"), to="varying") if wanted[1] else None
     size = min(chunk, B * T)
-    arrays = hidden_BTD, targets_BT, weights_BT
+    arrays = hidden_BTD, targets_BT, weights_BT, aux
     chunks = jax.tree.map(lambda x: _split(x.reshape(B * T, *x.shape[2:]), size), arrays)
     sums_VD, (nats_nc, dhidden_ncD) = jax.lax.scan(one_chunk, sums_VD, chunks)
     sums_DV = jax.lax.psum(sums_VD, TOKENS).astype(unembedding_DV.dtype).T if wanted[1] else None

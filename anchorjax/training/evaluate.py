@@ -46,6 +46,7 @@ class Evaluator:
     def __init__(self, steps: Steps, token_bytes_V: np.ndarray, mesh: Mesh):
         self._mesh = mesh
         self._edges = bucket_edges(steps.config.data.seq_len)
+        self._num_anchors = steps.num_anchors
         self._knows_documents = steps.config.data.mask != "full"  # there all tokens have one segment id
 
         def sums(params: Decoder, batch: Batch) -> dict[str, jax.Array]:
@@ -55,14 +56,10 @@ class Evaluator:
         self._sums = jax.jit(sums)
 
     def _count(self, nats_BT: jax.Array, batch: Batch, token_bytes_V: np.ndarray) -> dict[str, jax.Array]:
-        weights_BT = batch.weights_BT
+        weights_BT = batch.is_target_BT.astype(jnp.float32)
         nats_BT = nats_BT * weights_BT
         bytes_BT = jnp.asarray(token_bytes_V).at[batch.targets_BT].get(out_sharding=P(ROWS, None))
         index_BT = jnp.zeros_like(batch.tokens_BT) + jnp.arange(batch.tokens_BT.shape[1])
-        # Not jnp.roll, which jax 0.12 refuses for a single row on an explicit mesh. The first token is at 0 either way.
-        before_BT = jnp.pad(batch.segment_ids_BT[:, :-1], ((0, 0), (1, 0)))
-        new_segment_BT = batch.segment_ids_BT != before_BT
-        start_BT = jax.lax.cummax(jnp.where(new_segment_BT, index_BT, 0), axis=1)
 
         def by(place_BT):
             bucket_BT1 = jnp.sum(place_BT[..., None] >= np.asarray(self._edges), -1, keepdims=True)
@@ -74,7 +71,7 @@ class Evaluator:
             "targets": jnp.sum(weights_BT),
             "bytes": jnp.sum(bytes_BT * weights_BT),
             "by_position": by(index_BT),
-            "by_context": by(index_BT - start_BT),
+            "by_context": by(batch.visible_BT - 1 - self._num_anchors),  # the anchor's own -1 is in the first bucket
         }
 
     def __call__(self, params: Decoder, batches: Iterable[Batch]) -> dict:

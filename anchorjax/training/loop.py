@@ -1,6 +1,7 @@
 """The training job: `run` sets up or resumes, loops, evaluates and sums up. No mathematics here."""
 
 import contextlib
+import dataclasses
 import itertools
 import math
 import signal
@@ -12,9 +13,11 @@ import jax
 from anchorjax import data
 from anchorjax.checkpoints.orbax import Checkpoints, DataPosition
 from anchorjax.config import Config
+from anchorjax.data.rows import contexts
 from anchorjax.data.store.tokens import TokenStore
 from anchorjax.errors import TrainingError, UsageError, WorkdirError
 from anchorjax.sharding import shard_batch
+from anchorjax.training import objectives
 from anchorjax.training.evaluate import Evaluator
 from anchorjax.training.metrics import Progress, Rates, Writer
 from anchorjax.training.probe import probe_attention
@@ -74,9 +77,13 @@ class Job:
         self.setup, self.config, self.directory, self.stop = setup, setup.config, directory, stop
         self.store, self.held_out = stores["train"], stores["validation"]
         self.tokenizer = setup.tokenizer
+        # Of the first epoch: an objective's weights are the same in all of a run, and when it is resumed.
+        packer = data.row_packer(self.store, self.tokenizer, self.config.data, self.config.seed)
+        self.packing, self.targets_K = packer.report(), packer.targets_by_context()
+        steps = dataclasses.replace(setup.steps, objective=objectives.make(self.config, self.targets_K))
         self.checkpoints = Checkpoints(directory.path, keep=self.config.checkpoint.keep)
         self.state, self.first_step = self._start()
-        self.train_step = jax.jit(setup.steps.train, donate_argnums=0)
+        self.train_step = jax.jit(steps.train, donate_argnums=0)
         self.evaluate = Evaluator(setup.steps, self.tokenizer.token_bytes_V, setup.mesh)
         self.writer = None  # made when there is something to write
         self.progress = Progress(self.config.train.steps, self.first_step)
@@ -135,9 +142,9 @@ class Job:
             f"mask {self.config.data.mask} on {jax.device_count()} {jax.devices()[0].device_kind} ({mesh})\n"
             f"{self.store.num_tokens:,} tokens in {self.store.num_documents:,} documents"
         )
-        data_config, seed = self.config.data, self.config.seed
-        packed = data.packing_report(self.store, self.tokenizer, data_config, seed)
-        self.progress.say(f"{data_config.packing} of rows of {data_config.seq_len:,}: {packed}")
+        rows = self.config.data
+        self.progress.say(f"{rows.packing} of rows of {rows.seq_len:,}: {self.packing}")
+        self.progress.say(contexts.describe(self.targets_K))
         if self.first_step:
             self.progress.say(f"resuming after step {self.first_step}")
 

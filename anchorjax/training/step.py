@@ -1,7 +1,8 @@
 """One optimizer step and one evaluation step: pure functions of (state, batch).
 
-The loss is the mean over the valid targets of the whole global batch, however it is cut into micro-batches
-or spread over devices: every micro-batch's sum is divided by the same total, so gradients simply add.
+The loss is the objective's weighted sum over the targets of the whole global batch, divided by their number, however
+the batch is cut into micro-batches or spread over devices: every micro-batch's sum is divided by the same number, so
+gradients simply add.
 """
 
 import dataclasses
@@ -18,7 +19,8 @@ from anchorjax.models.decoder import Decoder, kinds_of_layers
 from anchorjax.models.loss import token_nats, weighted_nats
 from anchorjax.models.spec import Spec
 from anchorjax.sharding import ROWS
-from anchorjax.training import trainable
+from anchorjax.training import objectives, trainable
+from anchorjax.training.objectives import Objective
 from anchorjax.training.state import TrainState
 from anchorjax.types import PAD_SEGMENT, Batch
 
@@ -31,6 +33,7 @@ class Steps:
     num_anchors: int
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
+    objective: Objective | None = None  # None: made from `config`, which suffices unless it needs the training rows
 
     @property
     def spec(self) -> Spec:
@@ -59,7 +62,7 @@ class Steps:
         return self.config.train.loss_chunk, self.config.model.final_soft_cap
 
     def train(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        """Returns the next state and fp32 scalars: loss (nats per target), grad_norm, targets, tokens, ..."""
+        """Returns the next state and fp32 scalars: loss (weighted nats per target), grad_norm, targets, tokens, ..."""
         key = jax.random.fold_in(state.key, state.step)
         loss, grads = self._gradients(state.params, batch, key)
         trained = trainable.of(state.params, self.config.lora)
@@ -69,7 +72,7 @@ class Steps:
             "loss": loss,
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": self.schedule(state.step),
-            "targets": jnp.sum(batch.weights_BT),
+            "targets": jnp.sum(batch.is_target_BT, dtype=jnp.float32),
             "tokens": jnp.sum(batch.segment_ids_BT != PAD_SEGMENT, dtype=jnp.float32),
             "live_pairs": self._live_pairs(batch.segment_ids_BT),
         }
@@ -78,16 +81,21 @@ class Steps:
     def _gradients(self, params: Decoder, batch: Batch, key: jax.Array) -> tuple[jax.Array, Decoder]:
         """The loss, and its gradient in the weights that are trained."""
         parts = self.config.train.grad_accum_steps
-        total = jnp.maximum(jnp.sum(batch.weights_BT), 1.0)
+        total = jnp.maximum(jnp.sum(batch.is_target_BT, dtype=jnp.float32), 1.0)
+        objective = self.objective or objectives.make(self.config)
 
-        def part_loss(trained, part, key):
+        def part_loss(trained, part, key, aux):
             params = trainable.put_back(trained, frozen)
             dropout_key = key if self.config.model.dropout else None
             outputs = self._outputs(params, part, dropout_key)
-            return weighted_nats(*outputs, part.targets_BT, part.weights_BT / total, *self._chunks)
+            weights_BT = part.is_target_BT.astype(jnp.float32) / total
+            return weighted_nats(*outputs, part.targets_BT, weights_BT, aux, *self._chunks, objective.weigh)
+
+        def loss_and_grads(trained, part, key):
+            aux = objective.prepare(params, part, self.spec)
+            return jax.value_and_grad(part_loss)(trained, part, key, aux)
 
         trained, frozen = trainable.of(params, self.config.lora), params
-        loss_and_grads = jax.value_and_grad(part_loss)
         if parts == 1:
             return loss_and_grads(trained, batch, key)
 

@@ -54,10 +54,12 @@ def make_batch(config: Config) -> Batch:
     lengths = rows.document_lengths("linux", length)
     segments = rows.segment_ids(lengths)
     tokens, targets = np.random.default_rng(0).integers(0, config.model.vocab_size, (2, 1, length), np.int32)
-    weights = np.ones((1, length), np.float32)
-    weights[0, [0, *np.cumsum(lengths)]] = 0
+    is_target = np.ones((1, length), bool)
+    is_target[0, [0, *np.cumsum(lengths)]] = False
     positions = np.arange(length, dtype=np.int32)[None]
-    return Batch(tokens, targets, weights, positions, np.zeros_like(segments) if mask == "full" else segments)
+    segments = np.zeros_like(segments) if mask == "full" else segments
+    visible = np.ones_like(positions)  # which the mean of targets does not read
+    return Batch(tokens, targets, is_target, positions, segments, visible)
 
 
 class Trainer:

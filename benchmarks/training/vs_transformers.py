@@ -146,7 +146,7 @@ class Theirs:
             self.model = transformers.LlamaForCausalLM(llama_config(layers))
         self.model.train()
         self.tokens = torch.tensor(packed.tokens_BT).long()
-        self.targets = torch.tensor(np.where(packed.weights_BT > 0, packed.targets_BT, NO_TARGET)).long()
+        self.targets = torch.tensor(np.where(packed.is_target_BT > 0, packed.targets_BT, NO_TARGET)).long()
         self.optimizer_kind, self.optimizer = "", None
         kinds = {kind: self._optimizer_seconds(kind) for kind in ("fused", "foreach")}
         self.optimizer_kind = min(kinds, key=kinds.get)

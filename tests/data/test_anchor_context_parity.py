@@ -64,7 +64,7 @@ def test_first_row(tmp_path_factory, documents, begins_with_anchor, draw):
     batch = next(iter(data.eval_rows(train, BYTES, config, 1)))
 
     if expected is None:  # nothing is behind the row's last token
-        assert not batch.weights_BT[0, -1]
+        assert not batch.is_target_BT[0, -1]
         return
     tokens, targets, mask, positions = expected
     np.testing.assert_array_equal(batch.tokens_BT[0], tokens)
@@ -74,5 +74,5 @@ def test_first_row(tmp_path_factory, documents, begins_with_anchor, draw):
     np.testing.assert_array_equal(allowed(index[:, None], index, segments[:, None], segments, 1), mask)
     # The last target is the next token where the document goes on; behind a document's end the next row begins.
     goes_on = tokens[-1] != BYTES.eos_id and length > 1
-    assert batch.weights_BT[0].tolist() == [1.0] * (length - 1) + [float(goes_on)]
+    assert batch.is_target_BT[0].tolist() == [1.0] * (length - 1) + [float(goes_on)]
     assert not goes_on or batch.targets_BT[0, -1] == targets[-1]

@@ -122,7 +122,7 @@ def test_the_settings_reach_the_rows():
     assert set(batch.segment_ids_BT.ravel()) == {0}
     assert np.any(batch.positions_BT[:, 2:] == 0)
     ends = np.argwhere(batch.tokens_BT[:, :-1] == TOKENIZER.eos_id)
-    assert np.all(batch.weights_BT[ends[:, 0], ends[:, 1]] == 1)
+    assert np.all(batch.is_target_BT[ends[:, 0], ends[:, 1]] == 1)
 
 
 def test_evaluation_reads_every_row_once_in_document_order():
@@ -142,7 +142,7 @@ def test_evaluation_stops_at_max_rows():
     assert len(batches) == 2
     assert_equal(batches[:1], whole[:1])
     np.testing.assert_array_equal(batches[1].tokens_BT[:2], whole[1].tokens_BT[:2])
-    assert batches[1].weights_BT[2:].sum() == 0
+    assert batches[1].is_target_BT[2:].sum() == 0
 
 
 def test_load_store_reads_the_shipped_corpus(tmp_path):

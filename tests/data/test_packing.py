@@ -51,7 +51,7 @@ def test_oracle_row(mask, positions, pads):
     row = packer_of([3, 2], 6 + pads, mask=mask, positions=positions).row(0)
     assert row.tokens_T.tolist() == [ANCHOR, 0, 1, 2, 3, 4] + [PAD] * pads
     assert row.targets_T.tolist() == [0, 1, 2, PAD, 4, PAD] + [PAD] * pads
-    assert row.weights_T.tolist() == [1, 1, 1, 0, 1, 0] + [0] * pads
+    assert row.is_target_T.tolist() == [1, 1, 1, 0, 1, 0] + [0] * pads
     expected_positions = {"continue": [0, 1, 2, 3, 4, 5], "reset": [0, 0, 1, 2, 0, 1]}[positions]
     assert row.positions_T.tolist() == expected_positions + [6, 7][:pads]
     expected_segments = [0] * 6 if mask == "full" else [0, 1, 1, 1, 2, 2]
@@ -59,7 +59,8 @@ def test_oracle_row(mask, positions, pads):
     assert [array.dtype for array in vars(row).values()] == [
         np.int32,
         np.int32,
-        np.float32,
+        np.bool_,
+        np.int32,
         np.int32,
         np.int32,
     ]
@@ -77,24 +78,24 @@ def test_oracle_visible_pairs(mask, pairs):
 def test_oracle_boundary_targets():
     row = packer_of([3, 2], 8, boundary_targets=True).row(0)
     assert row.targets_T.tolist() == [0, 1, 2, 3, 4, PAD, PAD, PAD]
-    assert row.weights_T.tolist() == [1, 1, 1, 1, 1, 0, 0, 0]
+    assert row.is_target_T.tolist() == [1, 1, 1, 1, 1, 0, 0, 0]
 
 
 def test_a_cut_document_goes_on_under_the_next_anchor():
     first, second = (packer_of([5, 2], 5, positions="reset").row(i) for i in range(2))
     assert first.tokens_T.tolist() == [ANCHOR, 0, 1, 2, 3]
     assert first.targets_T.tolist() == [0, 1, 2, 3, 4], "the last target is the first token of the next row"
-    assert first.weights_T.tolist() == [1, 1, 1, 1, 1]
+    assert first.is_target_T.tolist() == [1, 1, 1, 1, 1]
     assert second.tokens_T.tolist() == [ANCHOR, 4, 5, 6, PAD]
     assert second.targets_T.tolist() == [PAD, PAD, 6, PAD, PAD], "token 4 was a target in the first row"
-    assert second.weights_T.tolist() == [0, 0, 1, 0, 0]
+    assert second.is_target_T.tolist() == [0, 0, 1, 0, 0]
     assert second.segment_ids_T.tolist() == [0, 1, 2, 2, -1]
     assert second.positions_T.tolist() == [0, 0, 0, 1, 4]
 
 
 def test_boundary_targets_stay_inside_the_row():
     first, second = (packer_of([4, 3], 5, boundary_targets=True).row(i) for i in range(2))
-    assert first.weights_T.tolist() == [1, 1, 1, 1, 0]
+    assert first.is_target_T.tolist() == [1, 1, 1, 1, 0]
     assert second.targets_T.tolist() == [4, 5, 6, PAD, PAD]
 
 
@@ -108,11 +109,11 @@ def test_an_epoch_conserves_tokens_and_targets(lengths, seq_len, seed, epoch):
         assert row.tokens_T[0] == ANCHOR and row.segment_ids_T[0] == 0
         assert row.tokens_T.shape == (seq_len,)
         tokens.update(row.tokens_T[1:][row.segment_ids_T[1:] >= 0].tolist())
-        targets.update(row.targets_T[row.weights_T > 0].tolist())
+        targets.update(row.targets_T[row.is_target_T > 0].tolist())
         # A token's target is what follows it in the store; a pad id stands where there is none.
-        inner = np.flatnonzero(row.weights_T[1:] > 0) + 1
+        inner = np.flatnonzero(row.is_target_T[1:] > 0) + 1
         assert np.array_equal(row.targets_T[inner], row.tokens_T[inner] + 1)
-        assert np.all(row.targets_T[row.weights_T == 0] == PAD)
+        assert np.all(row.targets_T[row.is_target_T == 0] == PAD)
         assert np.all((row.tokens_T == PAD) == (row.segment_ids_T == -1))
     everything = set(range(sum(lengths)))
     first_tokens = set(packer.store.offsets[:-1].tolist())
@@ -192,7 +193,7 @@ def test_an_empty_row_is_an_anchor_and_pads_of_no_weight():
     row = packer_of([3, 2], 4).empty_row()
     assert row.tokens_T.tolist() == [ANCHOR, PAD, PAD, PAD]
     assert row.segment_ids_T.tolist() == [0, -1, -1, -1]
-    assert row.weights_T.tolist() == [0, 0, 0, 0]
+    assert row.is_target_T.tolist() == [0, 0, 0, 0]
     assert row.positions_T.tolist() == [0, 1, 2, 3]
 
 

@@ -111,7 +111,7 @@ def test_a_text_is_scored_as_a_row_that_one_document_fills(finished, tmp_path, m
     setup, tokenizer = held_out.load(finished), tokenizer_lib.load("bytes")
     state, _ = Checkpoints(finished, keep=1, read_only=True).restore_latest(setup.abstract_state())
     (batch,) = eval_rows(store_lib.build([{"text": text}], tokenizer), tokenizer, setup.config.data, 1)
-    batch.weights_BT[:, 63:] = 0  # the end of sequence, which a text that may be cut is not asked for
+    batch.is_target_BT[:, 63:] = 0  # the end of sequence, which a text that may be cut is not asked for
     with jax.set_mesh(setup.mesh):
         packed = Evaluator(setup.steps, tokenizer.token_bytes_V, setup.mesh)(state.params, [batch])
     assert found["targets"] == packed["targets"] == len(text) == 63

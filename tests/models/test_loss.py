@@ -35,12 +35,17 @@ def nats_and_gradients(mesh, chunk, soft_cap=0.0, **kwargs):
         def run(hidden_BTD, weight_DV, weights_BT):
             nats_BT = token_nats(hidden_BTD, weight_DV, targets_BT, chunk, soft_cap)
             total, transpose = jax.vjp(
-                lambda h, w, r: weighted_nats(h, w, targets_BT, r, chunk, soft_cap), hidden_BTD, weight_DV, weights_BT
+                lambda h, w, r: weighted_nats(h, w, targets_BT, r, (), chunk, soft_cap),
+                hidden_BTD,
+                weight_DV,
+                weights_BT,
             )
             return nats_BT, total, *transpose(jnp.float32(3.0))
 
         nats_BT, total, *gradients = run(hidden_BTD, weight_DV, weights_BT)
-        alone = jax.jit(lambda *a: weighted_nats(*a, chunk, soft_cap))(hidden_BTD, weight_DV, targets_BT, weights_BT)
+        alone = jax.jit(lambda *a: weighted_nats(*a, (), chunk, soft_cap))(
+            hidden_BTD, weight_DV, targets_BT, weights_BT
+        )
         np.testing.assert_allclose(alone, total, rtol=1e-6)
         return [np.asarray(x, np.float64) for x in (nats_BT, total, *gradients)]
 
@@ -114,7 +119,7 @@ def compiled(differentiate):
             abstract((1, LONG), jnp.int32, BATCH),
             abstract((1, LONG), jnp.float32, BATCH),
         )
-        gradient = jax.value_and_grad(lambda *arrays: weighted_nats(*arrays, CHUNK), argnums=differentiate)
+        gradient = jax.value_and_grad(lambda *arrays: weighted_nats(*arrays, (), CHUNK), argnums=differentiate)
         return jax.jit(gradient).lower(*arrays).compile()
 
 

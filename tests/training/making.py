@@ -6,6 +6,7 @@ import numpy as np
 from anchorjax import sharding
 from anchorjax.config import Config
 from anchorjax.data import num_anchors
+from anchorjax.masks import allowed
 from anchorjax.training.optimizer import make_optimizer, make_schedule
 from anchorjax.training.state import TrainState, init_state
 from anchorjax.training.step import Steps
@@ -37,8 +38,10 @@ def make_batch(B: int, T: int, seed: int = 0, vocab_size: int = 320) -> Batch:
     segments = np.tile(1 + 3 * index // T, (B, 1)).astype(np.int32)
     segments[:, 0] = 0
     segments[::2, -T // 8 :] = -1
-    weights = np.float32((rng.random((B, T)) < (1 + np.arange(B)[:, None]) / B) & (segments > 0))
-    return Batch(tokens, targets, weights, np.tile(index, (B, 1)), segments)
+    is_target = (rng.random((B, T)) < (1 + np.arange(B)[:, None]) / B) & (segments > 0)
+    seen = allowed(index[:, None], index, segments[:, :, None], segments[:, None], num_anchors=1)
+    visible = seen.sum(-1, dtype=np.int32)
+    return Batch(tokens, targets, is_target, np.tile(index, (B, 1)), segments, visible)
 
 
 def assert_trees_close(left, right, **tolerances) -> None:

@@ -30,7 +30,7 @@ def expected(nats_by_batch, batches, token_bytes_V):
             for t, segment in enumerate(row):
                 if t and segment != row[t - 1]:
                     start = t
-                weight = float(batch.weights_BT[b, t])
+                weight = float(batch.is_target_BT[b, t])
                 nats += weight * nats_BT[b, t]
                 targets += weight
                 text_bytes += weight * token_bytes_V[batch.targets_BT[b, t]]

@@ -43,7 +43,7 @@ def row_loss(directory, batch) -> float:
     tokens, targets = torch.tensor(batch.tokens_BT).long(), torch.tensor(batch.targets_BT).long()
     with torch.inference_mode():
         nats = torch.nn.functional.cross_entropy(model(tokens).logits[0], targets[0], reduction="none")
-    weights = torch.tensor(batch.weights_BT[0])
+    weights = torch.tensor(batch.is_target_BT[0])
     return float((nats * weights).sum() / weights.sum())
 
 

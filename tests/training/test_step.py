@@ -60,7 +60,7 @@ def test_loss_is_the_mean_over_all_valid_targets():
     with jax.set_mesh(ONE):
         batch = shard_batch(make_batch(B, T), ONE)
         nats = np.asarray(jax.jit(steps.nats)(fresh_state().params, batch), np.float64)
-    weights = np.asarray(batch.weights_BT)
+    weights = np.asarray(batch.is_target_BT)
     row_sums, row_counts = (nats * weights).sum(1), weights.sum(1)
     assert loss == pytest.approx(row_sums.sum() / row_counts.sum(), rel=1e-6)
     assert abs((row_sums / row_counts).mean() - loss) > 1e-3, "these rows cannot tell a mean of means"

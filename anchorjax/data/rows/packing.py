@@ -5,7 +5,7 @@ token each (row_plan.py says how). No token is dropped or repeated, unless `upsa
 For documents (a, b, c), (d, e) and T = 8 the three masks give:
 
     tokens       A  a  b  c  d  e  .  .       . = pad
-    targets      a  b  c  .  e  .  .  .       weight 0 where a dot stands
+    targets      a  b  c  .  e  .  .  .       no target where there is a dot
     positions    0  1  2  3  4  5  6  7       continue; positions.py has the others
                  0  0  1  2  0  1  6  7       reset
     segment ids  0  1  1  1  2  2 -1 -1       anchor, intra_doc (they differ in `num_anchors`)
@@ -24,6 +24,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from anchorjax.data.rows import contexts
 from anchorjax.data.rows.draws import Stream, generator, long_documents, permutation
 from anchorjax.data.rows.positions import POSITIONS, RowPieces, RowSpec
 from anchorjax.data.rows.row_plan import PackingReport, Pieces, RowPlan, interleave, make_plan, ranges, report
@@ -52,9 +53,10 @@ class Row:
 
     tokens_T: np.ndarray
     targets_T: np.ndarray
-    weights_T: np.ndarray
+    is_target_T: np.ndarray
     positions_T: np.ndarray
     segment_ids_T: np.ndarray
+    visible_T: np.ndarray
 
 
 def stack(rows: Sequence[Row]) -> Batch:
@@ -62,9 +64,10 @@ def stack(rows: Sequence[Row]) -> Batch:
     return Batch(
         tokens_BT=np.stack([row.tokens_T for row in rows]),
         targets_BT=np.stack([row.targets_T for row in rows]),
-        weights_BT=np.stack([row.weights_T for row in rows]),
+        is_target_BT=np.stack([row.is_target_T for row in rows]),
         positions_BT=np.stack([row.positions_T for row in rows]),
         segment_ids_BT=np.stack([row.segment_ids_T for row in rows]),
+        visible_BT=np.stack([row.visible_T for row in rows]),
     )
 
 
@@ -92,8 +95,8 @@ class RowPacker:
     first of a later row or piece, and what the model is asked is the same as without a cut: to go on with what it
     has seen. The anchor's target is the row's first token if a document begins there, otherwise that token is the
     target of another one already. So in an epoch every token but a document's first is a target exactly once; of
-    tags none is, and the last token of a tag has the document's first as target. Where there is no target, the
-    weight is 0 and the target holds `pad_id`.
+    tags none is, and the last token of a tag has the document's first as target. Where there is no
+    target, `targets_T` holds `pad_id`.
 
     Attributes:
       seed: orders the documents of each epoch; None keeps the store's order (for evaluation).
@@ -154,7 +157,7 @@ class RowPacker:
         return self._num_rows(0)
 
     def row(self, index: int) -> Row:
-        """Row `index` of the endless sequence of epochs, int32 [T] arrays and float32 weights.
+        """Row `index` of the endless sequence of epochs: arrays [T], int32 but for the bool `is_target_T`.
 
         Raises:
           ValueError: a position transform gave a position outside of [0, max_position).
@@ -168,12 +171,19 @@ class RowPacker:
         return self._pack(pieces, index)
 
     def empty_row(self) -> Row:
-        """An anchor followed by padding, all of weight 0: fills up the last batch of an evaluation."""
+        """An anchor followed by padding, without a target: fills up the last batch of an evaluation."""
         nothing = np.zeros(0, np.int64)
         return self._pack(Pieces(nothing, nothing, nothing), 0)
 
     def report(self, epoch: int = 0) -> PackingReport:
         return report(self.plan(epoch), self.seq_len, self.store.num_documents)
+
+    def targets_by_context(self, epoch: int = 0) -> np.ndarray:
+        """Targets of an epoch by their visible context, int64 [K]; see contexts.py for the buckets."""
+        lengths = np.diff(self.store.offsets)
+        tags = self._tags.lengths[self._sources] if self._tags else np.zeros_like(lengths)
+        plan = self.plan(epoch)
+        return contexts.by_bucket(plan, lengths + tags, tags, self.seq_len, self.mask, self.boundary_targets)
 
     def _locate(self, index: int) -> tuple[int, int]:
         """Epoch, and row in it. Where epochs differ in length, those before are planned: once, for their length."""
@@ -256,16 +266,19 @@ class RowPacker:
             without_target.append(ranges(start_P, np.maximum(np.minimum(tag_P - offset_P, length_P) - 1, 0)))
         nowhere = np.concatenate(without_target)
         targets_T[nowhere] = self.pad_id
-        weights_T = np.zeros(self.seq_len, np.float32)
-        weights_T[:size] = 1.0
-        weights_T[nowhere] = 0.0
+        is_target_T = np.arange(self.seq_len) < size
+        is_target_T[nowhere] = False
 
         number_P, before_P = self._documents_of(pieces)
         segment_ids_T = np.full(self.seq_len, PAD_SEGMENT, np.int32)
         segment_ids_T[0] = 0
         segment_ids_T[1:size] = np.repeat(1 + number_P, length_P) if self.mask != "full" else 0
+        visible_T = np.zeros(self.seq_len, np.int32)
+        visible_T[:size] = np.arange(1, size + 1)
+        if self.mask != "full":
+            visible_T[1:size] += np.repeat((before_P - start_P + num_anchors(self.mask)).astype(np.int32), length_P)
         positions_T = self._positions_of(RowPieces(number_P, start_P, before_P, length_P), index)
-        return Row(tokens_T, targets_T, weights_T, positions_T, segment_ids_T)
+        return Row(tokens_T, targets_T, is_target_T, positions_T, segment_ids_T, visible_T)
 
     def _positions_of(self, pieces: RowPieces, index: int) -> np.ndarray:
         """The transform's positions, int32 [T]. RoPE's tables would silently clamp a position beyond their end."""

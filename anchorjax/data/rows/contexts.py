@@ -1,0 +1,57 @@
+"""How many keys the targets of an epoch see, from the plan alone: no token is read.
+
+A token's visible context is the number of keys that its query sees in a layer without a window, itself among them: the
+anchor under the mask `anchor`, and the tokens of its document in this row up to itself; under `full`, all tokens of the
+row up to itself. Contexts are counted in buckets: bucket k holds 2^k to 2^(k + 1) - 1 keys.
+"""
+
+import numpy as np
+
+from anchorjax.data.rows.row_plan import RowPlan
+
+
+def by_bucket(plan: RowPlan, doc_lengths: np.ndarray, tags: np.ndarray, seq_len: int, mask: str, boundary: bool):
+    """Targets of an epoch by bucket of their visible context, int64 [K], K the bits of `seq_len`.
+
+    `interleave` does not change these numbers: a document's tokens stay in their row and in their order. Two cases are
+    counted as if it were 0: the anchor's target, which sees one key, and all contexts under the mask `full`.
+
+    Args:
+      doc_lengths: tokens of each document of the store, those of its tag among them.
+      tags: tokens of each document's tag.
+      boundary: whether a document's last token has the next document's first as target.
+    """
+    document_P, offset_P, length_P = plan.pieces
+    tag_P = tags[document_P]
+    is_first_P = np.zeros(len(document_P), bool)
+    is_first_P[plan.first_piece[:-1]] = True
+    begins_P = (offset_P == 0) & (tag_P == 0)
+    crosses_P = np.append((begins_P & ~is_first_P)[1:], False) & boundary
+    # Of a piece's tokens those from `low` on have a target, up to `high`: no tag is a target.
+    low_P = np.clip(tag_P - offset_P - 1, 0, length_P)
+    high_P = np.maximum(length_P - ((offset_P + length_P == doc_lengths[document_P]) & ~crosses_P), low_P)
+    if mask == "full":
+        end_P = np.cumsum(length_P)
+        rows = np.repeat(np.arange(plan.num_rows), np.diff(plan.first_piece))
+        base_P = 2 + end_P - length_P - (end_P - length_P)[plan.first_piece[:-1]][rows]
+    else:
+        base_P = np.full(len(document_P), 2 if mask == "anchor" else 1)
+    result_K = np.zeros(seq_len.bit_length(), np.int64)
+    for k in range(len(result_K)):
+        inside_P = np.minimum(base_P + high_P, 2 ** (k + 1)) - np.maximum(base_P + low_P, 2**k)
+        result_K[k] = np.maximum(inside_P, 0).sum()
+    result_K[0] += np.count_nonzero(begins_P & is_first_P)
+    return result_K
+
+
+def name_bucket(k: int) -> str:
+    """In keys, as in "512-1023"."""
+    return f"{2**k}-{2 ** (k + 1) - 1}" if k else "1"
+
+
+def describe(targets_K: np.ndarray) -> str:
+    """One line: the share of targets in each bucket from 64 keys on."""
+    share_K = targets_K / max(targets_K.sum(), 1)
+    named = [f"below 64 {share_K[:6].sum():.1%}"]
+    named += [f"{name_bucket(k)} {share_K[k]:.1%}" for k in range(6, len(share_K)) if targets_K[k]]
+    return f"targets by the keys that they see: {', '.join(named)}"
