@@ -7,11 +7,11 @@ Hardware: two cores and 8 GB, about 15 minutes, as smollm2_135m_anchor. Position
 2048 tokens hold positions up to 16383; held-out losses are of rows that do not skip.
 """
 
-from configs import smollm2_135m_anchor
+from anchorjax.config import recipe
 
 
 def get_config():
-    config = smollm2_135m_anchor.get_config()
+    config = recipe("smollm2_135m_anchor")
     config.data.positions = "pose"
     config.data.max_position = 16384  # the checkpoint was trained on 8192
     config.rope.theta = 5e5  # the base that rows of 16384 tokens take

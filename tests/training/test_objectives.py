@@ -1,4 +1,4 @@
-"""Objectives: the contract of all of them, EXACT's weights by hand, and that a weight may come from the token's nats."""
+"""Objectives: the contract of all, EXACT's weights by hand, and weights that come from the token's own nats."""
 
 import dataclasses
 import functools
@@ -48,8 +48,8 @@ def test_the_names_of_the_configuration_are_those_of_the_classes():
 def one_step(name, sizes, accumulation):
     config = tiny.config(data__batch_size=B, train__grad_accum_steps=accumulation, **LINEAR)
     steps = dataclasses.replace(make_steps(config), objective=ALL[name](config, TARGETS_K))
-    with jax.set_mesh(make_mesh(*sizes)) as _:
-        mesh = make_mesh(*sizes)
+    mesh = make_mesh(*sizes)
+    with jax.set_mesh(mesh):
         layout = abstract(lambda: init_state(0, steps.spec, steps.optimizer))
         state = jax.device_put(first_state(), jax.tree.map(lambda leaf: leaf.sharding, layout))
         state, metrics = jax.jit(steps.train)(state, shard_batch(make_batch(B, T), mesh))
@@ -88,7 +88,7 @@ def test_contract_the_loss_is_the_weighted_sum_over_the_number_of_targets(name):
 
 
 def test_the_mean_is_what_it_was():
-    """Bit for bit the loss and gradient norm of the step before objectives had a seam (recorded then, on one device)."""
+    """The loss and gradient norm of one device that were recorded before objectives had a seam."""
     metrics = one_step("mean", (1, 1, 1, 1), 1)[0]
     assert float(metrics["loss"]) == pytest.approx(float.fromhex("0x1.9470f80000000p+2"), rel=3e-7)
     assert float(metrics["grad_norm"]) == pytest.approx(float.fromhex("0x1.6930b60000000p+0"), rel=3e-7)
@@ -144,7 +144,7 @@ def test_exact_weighs_each_target_by_its_bucket():
         sharded = shard_batch(batch, ONE)
         aux_BT = np.asarray(jax.jit(lambda b: objective.prepare(None, b, None))(sharded))
     expected = [[10 + max(int(v), 1).bit_length() - 1 for v in row] for row in batch.visible_BT]
-    assert aux_BT.tolist() == expected and len(set(sum(expected, []))) > 3
+    assert aux_BT.tolist() == expected and np.unique(expected).size > 3
 
 
 def test_exact_without_a_tail_or_without_the_training_rows_is_an_error():
