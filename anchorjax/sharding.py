@@ -18,9 +18,90 @@ from anchorjax.types import Batch
 AXES = ("data", "fsdp", "context", "tensor")
 ROWS = ("data", "fsdp")  # the axes over which the rows of a batch are split
 TOKENS = (*ROWS, "context")  # the axes over which tokens are split
-BATCH = PartitionSpec(ROWS, "context")  # [B, T]
-ACTIVATIONS = PartitionSpec(ROWS, "context", None)  # [B, T, D]
-HEADS = PartitionSpec(ROWS, "context", "tensor", None)  # [B, T, N, H]
+
+# The one table of PartitionSpecs: tests/test_imports.py asserts that no other module makes one.
+
+# Inputs and activations.
+BATCH = PartitionSpec(ROWS, "context")  # [B, T]: tokens, positions, segment ids, targets
+ACTIVATIONS = PartitionSpec(ROWS, "context", None)  # [B, T, D]: the residual stream
+HEADS = PartitionSpec(ROWS, "context", "tensor", None)  # [B, T, N, H]: queries, keys, values, outputs
+LSE = PartitionSpec(ROWS, "context", "tensor")  # [B, T, N]: log-sum-exp of attention
+PER_DEVICE = PartitionSpec(TOKENS)  # [devices along data, fsdp and context, ...]: each device's lists of tiles
+HIDDEN = PartitionSpec(ROWS, "context", "tensor")  # [B, T, F]: inside a feed-forward layer
+MICRO_BATCHES = PartitionSpec(ROWS, None, "context")  # [B / parts, parts, T]: each device cuts its own rows
+WHOLE_ROWS = PartitionSpec(ROWS)  # [B, ...]: whole rows, for what goes along a row and is no attention
+REPLICATED = PartitionSpec()  # the same on each device: what the host reads
+
+# Weights where they rest: D along fsdp; heads, the feed-forward width and the vocabulary along tensor. By their axes.
+WEIGHTS = {
+    "D->NH": PartitionSpec("fsdp", "tensor", None),
+    "D->KH": PartitionSpec("fsdp", "tensor", None),
+    "NH->D": PartitionSpec("tensor", None, "fsdp"),
+    "D->F": PartitionSpec("fsdp", "tensor"),
+    "F->D": PartitionSpec("tensor", "fsdp"),
+    "D->V": PartitionSpec("fsdp", "tensor"),
+}
+EMBEDDING = PartitionSpec("tensor", "fsdp")  # [V, D]
+
+# Weights where they are used: `used` of those above, but for the two ends of the decoder.
+OUTPUTS = {"NH": HEADS, "KH": HEADS, "F": HIDDEN, "D": ACTIVATIONS}  # how the product with a weight lies
+UNEMBEDDING = PartitionSpec(None, "tensor")  # [D, V]: in the loss
+TIED_UNEMBEDDING = PartitionSpec("tensor", None)  # [V, D]: an embedding, before it is transposed
+
+# Decoding. Each device looks all tokens up in its columns of the embedding, so that a row of the batch travels and not
+# the table; a device writes to any column of its rows of the cache.
+DECODE_EMBEDDING = PartitionSpec(None, "fsdp")  # [V, D]
+DECODE_EMBEDDED = PartitionSpec(None, None, "fsdp")  # [B, T, D]
+DECODE_LAST = PartitionSpec(None, "fsdp")  # [B, D]: sums of logits travel, not the output matrix
+CACHE = PartitionSpec(ROWS, None, "tensor", None)  # [B, S, K, H]
+
+# Comparing rows with one another, for experiments: a device has its heads of all rows.
+ALL_ROWS = PartitionSpec(None, None, "tensor", None)  # [B, T, N, H]
+
+
+def used(pspec: PartitionSpec) -> PartitionSpec:
+    """Where a weight is used: nothing is cut along fsdp."""
+    return PartitionSpec(*(None if axis == "fsdp" else axis for axis in pspec))
+
+
+def adapter(pspec: PartitionSpec, num_inputs: int) -> tuple[PartitionSpec, PartitionSpec]:
+    """Both matrices of an adapter, [inputs..., r] and [r, outputs...]: cut as the weight, and never along r."""
+    return PartitionSpec(*pspec[:num_inputs], None), PartitionSpec(None, *pspec[num_inputs:])
+
+
+def bias(pspec: PartitionSpec, num_inputs: int) -> PartitionSpec:
+    """A bias [outputs...]: cut as the weight's outputs."""
+    return PartitionSpec(*used(pspec)[num_inputs:])
+
+
+def one_layer(pspec: PartitionSpec) -> PartitionSpec:
+    """One layer's weight, from the spec of the stack [L, ...]."""
+    return PartitionSpec(*pspec[1:])
+
+
+def logits(pspec: PartitionSpec) -> PartitionSpec:
+    """Logits [..., V], from the spec of the hidden states [..., D]."""
+    return PartitionSpec(*pspec[:-1], "tensor")
+
+
+def with_whole_axis(pspec: PartitionSpec) -> PartitionSpec:
+    """An array with one more axis at the end, which is not cut."""
+    return PartitionSpec(*pspec, None)
+
+
+def whole_tokens(pspec: PartitionSpec) -> PartitionSpec:
+    """[B, T, ...] with all rows and tokens on each device."""
+    return PartitionSpec(None, None, *pspec[2:])
+
+
+def joined_tokens(pspec: PartitionSpec) -> PartitionSpec:
+    """[B * T, ...] of arrays that lie as `whole_tokens`."""
+    return PartitionSpec(None, *pspec[2:])
+
+
+def heads_last(ndim: int) -> PartitionSpec:
+    """An array of `ndim` axes whose last is heads, the same for all rows."""
+    return PartitionSpec(*[None] * (ndim - 1), "tensor")
 
 
 def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:

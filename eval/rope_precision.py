@@ -1,6 +1,6 @@
 """How far rounding moves attention when positions are shifted: `python eval/rope_precision.py --hf DIR --samples=5`.
 
-Section 2 of the AnchorAttention paper (arXiv 2411.13476) on a checkpoint and on random twins of it: the deviation of
+Section 2 of the AnchorAttention paper (arXiv 2411.13476) on a checkpoint and on random-init baselines: the deviation of
 attention weights (Eq. 4) and of the first key's logits (Eq. 5) by shift, by key, by length of the row and by layout of
 its documents, for several precisions. Writes rope_precision.json, pictures, and what was found of every sample
 (answers.jsonl), with which a killed evaluation goes on. Exit codes: 0 done, 1 failed, 2 bad input.
@@ -18,7 +18,7 @@ from anchorjax.errors import UsageError
 from anchorjax.evaluation import options
 from anchorjax.evaluation.results import Results
 from anchorjax.evaluation.tasks.ruler.haystack import open_essays
-from anchorjax.experiments.rope_precision import random_twin, rope_figures, rope_precision, rotation
+from anchorjax.experiments.rope_precision import random_init, rope_figures, rope_precision, rotation
 from anchorjax.experiments.rope_precision.rope_precision import EXPERIMENTS, PAPER_SHIFTS, VARIANTS, WEIGHTS, Plan
 from anchorjax.inference import language_model
 from anchorjax.inference.language_model import Description, LanguageModel
@@ -94,7 +94,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _load(model: Description, step: int | None, seed: int, weights: str) -> LanguageModel:
     spread = WEIGHTS[weights]
-    return random_twin.draw(model, seed=seed, spread=spread) if spread else language_model.load(model, step=step)
+    return random_init.draw(model, seed=seed, spread=spread) if spread else language_model.load(model, step=step)
 
 
 def table(result: dict) -> str:

@@ -92,6 +92,21 @@ def test_library_is_known_to_its_owners_only(library, owners):
     assert users == owners
 
 
+def makes_partition_specs(file: pathlib.Path) -> bool:
+    names = {"PartitionSpec", "jax.P", "jax.sharding.PartitionSpec"}
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module in ("jax", "jax.sharding"):
+            names |= {alias.asname for alias in node.names if alias.name in ("P", "PartitionSpec") and alias.asname}
+            names |= {alias.name for alias in node.names if alias.name == "P"}
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in names:
+            return True
+    return False
+
+
+def test_partition_specs_are_made_in_one_table():
+    assert {name_of(file) for file in FILES if makes_partition_specs(file)} == {"anchorjax/sharding.py"}
+
+
 def test_there_are_no_drawers_for_odds_and_ends():
     assert not [file for file in ALL_FILES if file.stem in ("utils", "util", "helpers", "misc")]
 

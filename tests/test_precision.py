@@ -152,7 +152,7 @@ def test_steps_of_fp32_are_asked_for_exact_products(name):
 def test_generation_in_fp32_is_asked_for_exact_products(columns):
     steps = make_steps(tiny.config(attention__implementation="xla", data__seq_len=64))
     with jax.set_mesh(make_mesh()):
-        layers = cached.Layers.of(make_state(steps).params, steps.spec)
+        layers = cached.DecodeParams.of(make_state(steps).params, steps.spec)
         cache = cached.Cache.empty(jnp.zeros(2, jnp.int32), 64, steps.spec.model)
         tokens_BT = jax.sharding.reshard(jnp.zeros((2, columns), jnp.int32), sharding.BATCH)
         program = jax.jit(lambda *arrays: cached.advance(*arrays, steps.spec))

@@ -9,16 +9,12 @@ import dataclasses
 import functools
 
 import jax
-from jax.sharding import PartitionSpec as P
 
 from anchorjax.attention import attention_with_lse
 from anchorjax.attention.plan import Plan, make_plan
 from anchorjax.config import AttentionConfig
 from anchorjax.masks import Mask
-from anchorjax.sharding import BATCH, HEADS, TOKENS
-
-LSE = P(*HEADS[:-1])  # [B, T, N]
-PER_DEVICE = P(TOKENS)  # [devices along `data`, `fsdp` and `context`, ...]
+from anchorjax.sharding import BATCH, HEADS, LSE, PER_DEVICE
 
 
 def plan(mask: Mask, config: AttentionConfig) -> Plan:

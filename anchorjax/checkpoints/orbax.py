@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 
 from anchorjax.checkpoints.digest import digests
 from anchorjax.errors import CheckpointError, WorkdirError
-from anchorjax.models.layers import named_leaves
+from anchorjax.models.linear import named_leaves
 
 FORMAT = 2
 _WEIGHTS = "params."  # in front of their names in a TrainState

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from flax import nnx
 
 from anchorjax.checkpoints.huggingface import checkpoint as hf_checkpoint
 from anchorjax.checkpoints.huggingface import config as hf_config
@@ -22,7 +23,7 @@ from anchorjax.config import OPEN, Config
 from anchorjax.data import Tokenizer
 from anchorjax.errors import ConfigError, WeightsError
 from anchorjax.models.decoder import Decoder
-from anchorjax.models.layers import named_leaves
+from anchorjax.models.linear import named_leaves, named_params
 from anchorjax.models.spec import Spec
 
 SOURCE = "source"
@@ -86,8 +87,8 @@ class Pretrained:
         """
         if "model_type" in hf_config.load(self.directory):
             return hf_checkpoint.load(params, spec.model, Weights.open(self.directory))
-        leaves = named_leaves(params)
-        base = {name: leaf for name, leaf in leaves.items() if "_adapter." not in name}
+        leaves, kinds = named_leaves(params), named_params(params)
+        base = {name: leaf for name, leaf in leaves.items() if not isinstance(kinds[name], nnx.LoRAParam)}
         like = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in base.items()}
         for leaf in base.values():
             leaf.delete()  # else the devices would hold all weights twice

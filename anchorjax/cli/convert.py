@@ -32,7 +32,7 @@ from anchorjax.config import AttentionConfig, LoraConfig, ModelConfig, RopeConfi
 from anchorjax.data.text.tokenizer import ByteTokenizer, HuggingFaceTokenizer
 from anchorjax.errors import UserError, WeightsError, WorkdirError
 from anchorjax.models.decoder import Decoder
-from anchorjax.models.layers import named_leaves
+from anchorjax.models.linear import named_leaves
 from anchorjax.models.spec import Spec
 from anchorjax.training.workdir import load_config
 

@@ -15,9 +15,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 from jax.sharding import reshard
 
+from anchorjax import sharding
 from anchorjax.attention.plan import Plan
 from anchorjax.attention.sharded import apply as attend_by_tiles
 from anchorjax.config import ModelConfig
@@ -26,17 +26,13 @@ from anchorjax.masks import Mask
 from anchorjax.models.decoder import Block, Decoder, View, embedded, is_global, kinds_of_layers, logits, rotated
 from anchorjax.models.layers import rms_norm
 from anchorjax.models.spec import Spec
-from anchorjax.sharding import ACTIVATIONS, BATCH, HEADS, ROWS
+from anchorjax.sharding import ACTIVATIONS, BATCH, CACHE, HEADS, WHOLE_ROWS
 from anchorjax.types import PAD_SEGMENT
-
-# Every device looks all tokens up in its columns: what then travels is a row of the batch and not the table.
-EMBEDDING = P(None, "fsdp")
-CACHE = P(ROWS, None, "tensor", None)  # whole rows: a device writes to any column of its rows
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Layers:
+class DecodeParams:
     """A decoder's weights, layer by layer; matrices in compute_dtype."""
 
     embed_VD: jax.Array
@@ -45,7 +41,7 @@ class Layers:
     unembed_DV: jax.Array | None  # None if tied
 
     @classmethod
-    def of(cls, params: Decoder, spec: Spec) -> "Layers":
+    def of(cls, params: Decoder, spec: Spec) -> "DecodeParams":
         """`params` is used up: its arrays are deleted one by one, so that two copies of one leaf are the most."""
         dtype, count = spec.model.compute_dtype, spec.model.num_layers
 
@@ -61,7 +57,7 @@ class Layers:
         split = [prepare(x, split=True) for x in leaves]
         blocks = tuple(jax.tree.unflatten(structure, [parts[i] for parts in split]) for i in range(count))
         unembed = None if spec.model.tie_embeddings else prepare(params.unembed_DV[...], split=False)
-        embed_VD = reshard(prepare(params.embed_VD[...], split=False), EMBEDDING)
+        embed_VD = reshard(prepare(params.embed_VD[...], split=False), sharding.DECODE_EMBEDDING)
         return cls(embed_VD, blocks, params.final_norm_D[...], unembed)
 
 
@@ -89,10 +85,10 @@ class Cache:
         def zeros():
             return tuple(jnp.zeros(shape, model.compute_dtype, out_sharding=CACHE) for _ in range(model.num_layers))
 
-        return cls(zeros(), zeros(), jnp.int32(0), reshard(start_B, P(ROWS)))
+        return cls(zeros(), zeros(), jnp.int32(0), reshard(start_B, WHOLE_ROWS))
 
 
-def advance(layers: Layers, cache: Cache, tokens_BT: jax.Array, spec: Spec):
+def advance(params: DecodeParams, cache: Cache, tokens_BT: jax.Array, spec: Spec):
     """Takes in the next T columns: (fp32 logits [B, V] behind the last of them, the longer cache).
 
     One column is attended densely, more by tiles. Pads may be any token.
@@ -102,21 +98,21 @@ def advance(layers: Layers, cache: Cache, tokens_BT: jax.Array, spec: Spec):
     """
     config = spec.model
     views = [_view(window, cache, tokens_BT, spec) for window in kinds_of_layers(config)]
-    x_BTD = embedded(reshard(tokens_BT, P(None, None)), layers.embed_VD, config, P(None, *EMBEDDING))
+    x_BTD = embedded(reshard(tokens_BT, sharding.REPLICATED), params.embed_VD, config, sharding.DECODE_EMBEDDED)
     x_BTD = reshard(x_BTD, ACTIVATIONS)
     kept = []
-    for number, block in enumerate(layers.blocks):
+    for number, block in enumerate(params.blocks):
         view = views[0] if is_global(number, config) else views[-1]
         column = cache.keys[number], cache.values[number], cache.length
         attend = functools.partial(_attend, view=view, column=column, spec=spec)
         x_BTD, keys_and_values = block(x_BTD, attend, spec)
         kept.append(keys_and_values)
-    last_BD = rms_norm(reshard(x_BTD, P(ROWS, None, None))[:, -1], layers.final_norm_D, config)
+    last_BD = rms_norm(reshard(x_BTD, WHOLE_ROWS)[:, -1], params.final_norm_D, config)
     keys, values = zip(*kept, strict=True)
     longer = dataclasses.replace(cache, keys=keys, values=values, length=cache.length + tokens_BT.shape[1])
     # Each device multiplies its part of D: sums of logits travel, not the matrix.
-    matrix_DV = layers.embed_VD.T if layers.unembed_DV is None else layers.unembed_DV
-    arrays = reshard(last_BD, P(None, "fsdp")), reshard(matrix_DV, P("fsdp", "tensor"))
+    matrix_DV = params.embed_VD.T if params.unembed_DV is None else params.unembed_DV
+    arrays = reshard(last_BD, sharding.DECODE_LAST), reshard(matrix_DV, sharding.WEIGHTS["D->V"])
     return logits(*arrays, config.final_soft_cap), longer
 
 

@@ -10,17 +10,16 @@ from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
-from jax.sharding import PartitionSpec as P
 from jax.sharding import reshard
 
 from anchorjax.data import Tokenizer
 from anchorjax.errors import UsageError
 from anchorjax.inference.batching import batches, bucket, check_ids
-from anchorjax.inference.cached import Cache, Layers, advance
+from anchorjax.inference.cached import Cache, DecodeParams, advance
 from anchorjax.inference.language_model import LanguageModel
 from anchorjax.inference.sampling import Draw, Sampling, next_tokens
 from anchorjax.models.spec import Spec
-from anchorjax.sharding import BATCH, ROWS
+from anchorjax.sharding import BATCH, REPLICATED, WHOLE_ROWS
 
 CHUNK = 4096  # tokens of a prompt taken in at once, at most: bounds activations
 
@@ -53,7 +52,7 @@ class Generator:
         shards = model.mesh.shape["data"] * model.mesh.shape["fsdp"]
         self.batch_size, self.chunk = -(-batch_size // shards) * shards, chunk
         with jax.set_mesh(self.mesh):
-            self.layers = Layers.of(model.params, self.description.spec(self.description.context))
+            self.params = DecodeParams.of(model.params, self.description.spec(self.description.context))
 
     def check(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
         """Raises UserError for prompts that are empty, too long for the context with their answer, or of other ids."""
@@ -117,10 +116,10 @@ class Generator:
         draw = sampling.traced()
         for first in range(0, columns, chunk):
             tokens_BT = _on_mesh(tokens_BP[:, first : first + chunk])
-            tokens_B, cache = step(self.layers, cache, tokens_BT, draw, prompt_B, np.int32(0))
+            tokens_B, cache = step(self.params, cache, tokens_BT, draw, prompt_B, np.int32(0))
         for place in range(1, max_new_tokens):
             ready_B = tokens_B
-            tokens_B, cache = step(self.layers, cache, tokens_B[:, None], draw, prompt_B, np.int32(place))
+            tokens_B, cache = step(self.params, cache, tokens_B[:, None], draw, prompt_B, np.int32(place))
             yield ready_B
         yield tokens_B
 
@@ -169,10 +168,10 @@ def _empty_cache(start_B, spec: Spec) -> Cache:
 
 
 @functools.partial(jax.jit, static_argnames="spec", donate_argnames="cache")
-def _step(layers: Layers, cache: Cache, tokens_BT, draw: Draw, prompt_B, place, *, spec: Spec):
-    logits_BV, cache = advance(layers, cache, reshard(tokens_BT, BATCH), spec)
-    tokens_B = next_tokens(reshard(logits_BV, P(None, None)), draw, prompt_B, place)
-    return reshard(tokens_B, P(ROWS)), cache
+def _step(params: DecodeParams, cache: Cache, tokens_BT, draw: Draw, prompt_B, place, *, spec: Spec):
+    logits_BV, cache = advance(params, cache, reshard(tokens_BT, BATCH), spec)
+    tokens_B = next_tokens(reshard(logits_BV, REPLICATED), draw, prompt_B, place)
+    return reshard(tokens_B, WHOLE_ROWS), cache
 
 
 class _Text:

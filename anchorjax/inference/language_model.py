@@ -19,7 +19,7 @@ from anchorjax.data.text import tokenizer as tokenizer_lib
 from anchorjax.data.text.special_tokens import read_json
 from anchorjax.errors import UsageError, WeightsError
 from anchorjax.models.decoder import Decoder
-from anchorjax.models.layers import named_leaves
+from anchorjax.models.linear import named_leaves
 from anchorjax.models.spec import Spec
 
 DTYPES = ("auto", "float32", "bfloat16")

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec as P
 from jax.sharding import reshard
 
 from anchorjax.errors import EvaluationError, UsageError
@@ -21,7 +20,7 @@ from anchorjax.inference.language_model import LanguageModel
 from anchorjax.models.decoder import Decoder, logits
 from anchorjax.models.loss import token_nats
 from anchorjax.models.spec import Spec
-from anchorjax.sharding import BATCH, ROWS
+from anchorjax.sharding import BATCH, REPLICATED, WHOLE_ROWS
 from anchorjax.types import PAD_SEGMENT
 
 CHUNK = 512  # tokens whose logits exist at once on a device
@@ -135,19 +134,19 @@ def _score(params: Decoder, tokens_BT, segment_ids_BT, *, spec: Spec, likeliest:
     targets_BT = jnp.concatenate([tokens_BT[:, 1:], tokens_BT[:, :1]], 1)
     nats_BT = token_nats(hidden_BTD, unembedding_DV, targets_BT, CHUNK, soft_cap)
     if not likeliest:
-        return reshard(nats_BT, P(None, None)), None
+        return reshard(nats_BT, REPLICATED), None
     greedy_BT = _greedy(hidden_BTD, unembedding_DV, soft_cap)
-    return reshard(nats_BT, P(None, None)), reshard(greedy_BT == targets_BT, P(None, None))
+    return reshard(nats_BT, REPLICATED), reshard(greedy_BT == targets_BT, REPLICATED)
 
 
 @functools.partial(jax.jit, static_argnames="spec")
 def _next(params: Decoder, tokens_BT, segment_ids_BT, last_B, *, spec: Spec):
     """(nats of every token, the likeliest) behind place last_B of each row: fp32 [B, V], int32 [B]."""
-    hidden_BTD = reshard(_hidden(params, tokens_BT, segment_ids_BT, spec), P(ROWS, None, None))
-    is_last_BT = reshard(jnp.arange(tokens_BT.shape[1]) == last_B[:, None], P(ROWS, None))
+    hidden_BTD = reshard(_hidden(params, tokens_BT, segment_ids_BT, spec), WHOLE_ROWS)
+    is_last_BT = reshard(jnp.arange(tokens_BT.shape[1]) == last_B[:, None], WHOLE_ROWS)
     last_BD = jnp.sum(hidden_BTD, 1, where=is_last_BT[:, :, None])
     logits_BV = logits(last_BD, params.unembedding_DV(spec), spec.model.final_soft_cap)
-    logits_BV = reshard(logits_BV, P(None, None))
+    logits_BV = reshard(logits_BV, REPLICATED)
     return -jax.nn.log_softmax(logits_BV), jnp.argmax(logits_BV, -1).astype(jnp.int32)
 
 
@@ -159,12 +158,12 @@ def _hidden(params: Decoder, tokens_BT, segment_ids_BT, spec: Spec) -> jax.Array
 def _greedy(hidden_BTD: jax.Array, unembedding_DV: jax.Array, soft_cap: float) -> jax.Array:
     """The likeliest next token at each place: int32 [B, T]."""
     B, T, D = hidden_BTD.shape
-    hidden_BTD = reshard(hidden_BTD, P(ROWS, None, None))  # chunks are of rows that are whole
+    hidden_BTD = reshard(hidden_BTD, WHOLE_ROWS)  # chunks are of rows that are whole
     padded_BtD = jnp.pad(hidden_BTD, ((0, 0), (0, -T % CHUNK), (0, 0)))
     chunks_nBcD = padded_BtD.reshape(B, -1, CHUNK, D).swapaxes(0, 1)
 
     def likeliest(hidden_BcD):
-        logits_BcV = reshard(logits(hidden_BcD, unembedding_DV, soft_cap), P(ROWS, None, None))
+        logits_BcV = reshard(logits(hidden_BcD, unembedding_DV, soft_cap), WHOLE_ROWS)
         return jnp.argmax(logits_BcV, -1).astype(jnp.int32)
 
     return jax.lax.map(likeliest, chunks_nBcD).swapaxes(0, 1).reshape(B, -1)[:, :T]

@@ -18,25 +18,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import PartitionSpec as P
-from jax.sharding import reshard
+from jax.sharding import PartitionSpec, reshard
 from jax.typing import ArrayLike
 
-from anchorjax import precision
+from anchorjax import precision, sharding
 from anchorjax.attention import gradient, sharded
 from anchorjax.attention.plan import Plan
 from anchorjax.config import ModelConfig
 from anchorjax.masks import Mask
 from anchorjax.models import rope
-from anchorjax.models.layers import Adapter, broadcast, draw, dropout, gathered, norm_scale, project, rms_norm
+from anchorjax.models.layers import dropout, norm_scale, rms_norm
+from anchorjax.models.linear import Adapter, Linear, draw, gathered
 from anchorjax.models.spec import Spec
-from anchorjax.sharding import ACTIVATIONS, HEADS, ROWS
+from anchorjax.sharding import ACTIVATIONS
 
 MAX_OFFSET = 4  # tokens that a fresh head may look back
-
-# How weights are cut where they rest; where they are used, nothing is cut along fsdp.
-INTO_HEADS, OUT_OF_HEADS = P("fsdp", "tensor", None), P("tensor", None, "fsdp")
-INTO_FFN, OUT_OF_FFN = P("fsdp", "tensor"), P("tensor", "fsdp")
 
 
 @jax.tree_util.register_dataclass
@@ -59,14 +55,6 @@ class View:
 
 # (q_BTNH, k_BTKH, v_BTKH) before RoPE -> (out_BTNH, what is kept of it): who sees whom is not the block's concern.
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
-
-
-def _weight(key: jax.Array, size: tuple[int, ...], pspec: P, fan_in: float, spec: Spec) -> nnx.Param:
-    return nnx.Param(reshard(draw(key, size, fan_in, spec.weight_dtype), pspec))
-
-
-def _used(pspec: P) -> P:
-    return P(*(None if axis == "fsdp" else axis for axis in pspec))
 
 
 def _draw_query_and_key(key: jax.Array, spec: Spec) -> tuple[jax.Array, jax.Array]:
@@ -95,37 +83,22 @@ class Attention(nnx.Module):
         D, N, K, H = config.d_model, config.num_heads, config.num_kv_heads, config.head_dim
         qk, v, o = jax.random.split(key, 3)
         q_DNH, k_DKH = _draw_query_and_key(qk, spec)
-        self.q_DNH = nnx.Param(reshard(q_DNH, INTO_HEADS))
-        self.k_DKH = nnx.Param(reshard(k_DKH, INTO_HEADS))
-        self.v_DKH = _weight(v, (D, K, H), INTO_HEADS, D, spec)
-        self.o_NHD = _weight(o, (N, H, D), OUT_OF_HEADS, N * H * _residual_branches(spec), spec)
-        if config.qkv_bias:
-            for name, heads in (("q_bias_NH", N), ("k_bias_KH", K), ("v_bias_KH", K)):
-                setattr(self, name, nnx.Param(reshard(jnp.zeros((heads, H), spec.weight_dtype), P("tensor", None))))
+        v_DKH = draw(v, (D, K, H), D, spec.weight_dtype)
+        o_NHD = draw(o, (N, H, D), N * H * _residual_branches(spec), spec.weight_dtype)
+        make = functools.partial(_linears, key=adapters, spec=spec, biased="qkv" if config.qkv_bias else "")
+        weights = {"q": ("D->NH", q_DNH), "k": ("D->KH", k_DKH), "v": ("D->KH", v_DKH), "o": ("NH->D", o_NHD)}
+        self.q, self.k, self.v, self.o = make(weights)
         if config.qk_norm:
             self.q_norm_H, self.k_norm_H = norm_scale(H, spec), norm_scale(H, spec)
-        sizes = {"q": (D, N, H), "k": (D, K, H), "v": (D, K, H), "o": (N, H, D)}
-        specs = dict.fromkeys("qkv", INTO_HEADS) | {"o": OUT_OF_HEADS}
-        _add_adapters(self, adapters, sizes, specs, spec)
 
     def __call__(self, x_BTD: jax.Array, attend: Attend, spec: Spec) -> tuple[jax.Array, Any]:
         """Returns the output [B, T, D] and what `attend` keeps."""
-        q_BTNH = self._heads(x_BTD, "q", "NH", spec)
-        k_BTKH, v_BTKH = self._heads(x_BTD, "k", "KH", spec), self._heads(x_BTD, "v", "KH", spec)
+        q_BTNH, k_BTKH, v_BTKH = self.q(x_BTD, spec), self.k(x_BTD, spec), self.v(x_BTD, spec)
         if spec.model.qk_norm:
             q_BTNH = rms_norm(q_BTNH, self.q_norm_H, spec.model)
             k_BTKH = rms_norm(k_BTKH, self.k_norm_H, spec.model)
         out_BTNH, kept = attend(q_BTNH, k_BTKH, v_BTKH)
-        adapter = getattr(self, "o_adapter", None)
-        return project(out_BTNH, self.o_NHD, adapter, "nh->d", _used(OUT_OF_HEADS), ACTIVATIONS, spec), kept
-
-    def _heads(self, x_BTD: jax.Array, name: str, axes: str, spec: Spec) -> jax.Array:
-        weight, adapter = getattr(self, f"{name}_D{axes}"), getattr(self, f"{name}_adapter", None)
-        y_BTNH = project(x_BTD, weight, adapter, "d->nh", _used(INTO_HEADS), HEADS, spec)
-        if spec.model.qkv_bias:
-            bias = getattr(self, f"{name}_bias_{axes}")[...].astype(y_BTNH.dtype)
-            y_BTNH += broadcast(bias, y_BTNH)
-        return y_BTNH
+        return self.o(out_BTNH, spec), kept
 
 
 def rotated(q_BTNH, k_BTKH, view: View, spec: Spec) -> tuple[jax.Array, jax.Array]:
@@ -139,35 +112,30 @@ def rotated(q_BTNH, k_BTKH, view: View, spec: Spec) -> tuple[jax.Array, jax.Arra
 
 class FeedForward(nnx.Module):
     def __init__(self, key: jax.Array, spec: Spec):
-        D, F = spec.model.d_model, spec.model.d_ff
+        D, F, dtype = spec.model.d_model, spec.model.d_ff, spec.weight_dtype
         gate, up, down = jax.random.split(key, 3)
-        self.gate_DF = _weight(gate, (D, F), INTO_FFN, D, spec)
-        self.up_DF = _weight(up, (D, F), INTO_FFN, D, spec)
-        self.down_FD = _weight(down, (F, D), OUT_OF_FFN, F * _residual_branches(spec), spec)
-        sizes = {"gate": (D, F), "up": (D, F), "down": (F, D)}
-        specs = {"gate": INTO_FFN, "up": INTO_FFN, "down": OUT_OF_FFN}
-        _add_adapters(self, jax.random.fold_in(key, 1), sizes, specs, spec)
+        down_FD = draw(down, (F, D), F * _residual_branches(spec), dtype)
+        weights = {"gate": ("D->F", draw(gate, (D, F), D, dtype)), "up": ("D->F", draw(up, (D, F), D, dtype))}
+        weights |= {"down": ("F->D", down_FD)}
+        self.gate, self.up, self.down = _linears(weights, jax.random.fold_in(key, 1), spec)
 
     def __call__(self, x_BTD: jax.Array, spec: Spec) -> jax.Array:
-        def into(name):
-            weight, adapter = getattr(self, f"{name}_DF"), getattr(self, f"{name}_adapter", None)
-            return project(x_BTD, weight, adapter, "d->f", _used(INTO_FFN), P(ROWS, "context", "tensor"), spec)
-
-        hidden_BTF = ACTIVATION[spec.model.activation](into("gate")) * into("up")
-        adapter = getattr(self, "down_adapter", None)
-        return project(hidden_BTF, self.down_FD, adapter, "f->d", _used(OUT_OF_FFN), ACTIVATIONS, spec)
+        hidden_BTF = ACTIVATION[spec.model.activation](self.gate(x_BTD, spec)) * self.up(x_BTD, spec)
+        return self.down(hidden_BTF, spec)
 
 
 ACTIVATION = {"silu": jax.nn.silu, "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True)}
 
 
-def _add_adapters(module: nnx.Module, key: jax.Array, sizes: dict, specs: dict, spec: Spec) -> None:
-    """Beside each of the module's weights that `lora.targets` names; the inputs' axes are those before the last."""
-    for place, (name, size) in enumerate(sizes.items()):
+def _linears(weights: dict[str, tuple[str, jax.Array]], key: jax.Array, spec: Spec, biased: str = "") -> list[Linear]:
+    """A module's linear layers from (letters, weight) by name, with adapters on those that `lora.targets` names."""
+    made = []
+    for place, (name, (letters, weight)) in enumerate(weights.items()):
+        adapter = None
         if spec.lora.rank and name in spec.lora.targets:
-            inputs, place_key = 2 if name == "o" else 1, jax.random.fold_in(key, place)
-            adapter = Adapter(place_key, size[:inputs], size[inputs:], specs[name], spec.lora.rank)
-            setattr(module, f"{name}_adapter", adapter)
+            adapter = Adapter(jax.random.fold_in(key, place), letters, weight.shape, spec.lora.rank)
+        made.append(Linear(letters, weight, name in biased, adapter))
+    return made
 
 
 class Block(nnx.Module):
@@ -204,11 +172,12 @@ class Decoder(nnx.Module):
         # A part common to all tokens, which the softmax over tokens does not see, lets heads tell distance.
         common_1D = draw(common, (1, D), D, spec.weight_dtype)
         embed_VD = draw(embed, (V, D), D, spec.weight_dtype) + common_1D
-        self.embed_VD = nnx.Param(reshard(embed_VD, P("tensor", "fsdp")))
+        self.embed_VD = nnx.Param(reshard(embed_VD, sharding.EMBEDDING))
         self.blocks = jax.vmap(lambda key: Block(key, spec))(jax.random.split(blocks, config.num_layers))
         self.final_norm_D = norm_scale(D, spec)
         if not config.tie_embeddings:
-            self.unembed_DV = _weight(unembed, (D, V), P("fsdp", "tensor"), D, spec)
+            unembed_DV = draw(unembed, (D, V), D, spec.weight_dtype)
+            self.unembed_DV = nnx.Param(reshard(unembed_DV, sharding.WEIGHTS["D->V"]))
 
     def hidden(
         self,
@@ -253,7 +222,7 @@ class Decoder(nnx.Module):
         config = spec.model
         # Rounded after the look-up: the gradient of a frequent token is a sum over the whole row, and in
         # bfloat16 it stalls (64K equal terms gave 1/20 of their sum).
-        embed_VD = gathered(self.embed_VD, P(None, None), "float32")
+        embed_VD = gathered(self.embed_VD, sharding.REPLICATED, "float32")
         x_BTD = embedded(tokens_BT, embed_VD, config)
 
         def one_block(x_BTD, layer):
@@ -274,12 +243,14 @@ class Decoder(nnx.Module):
     def unembedding_DV(self, spec: Spec) -> jax.Array:
         """The output matrix in compute_dtype, cut over the vocabulary."""
         if spec.model.tie_embeddings:
-            return gathered(self.embed_VD, P("tensor", None), spec.model.compute_dtype).T
-        return gathered(self.unembed_DV, P(None, "tensor"), spec.model.compute_dtype)
+            return gathered(self.embed_VD, sharding.TIED_UNEMBEDDING, spec.model.compute_dtype).T
+        return gathered(self.unembed_DV, sharding.UNEMBEDDING, spec.model.compute_dtype)
 
 
-def embedded(tokens_BT: jax.Array, embed_VD: jax.Array, config: ModelConfig, pspec: P = ACTIVATIONS) -> jax.Array:
-    """Rows of the embedding [B, T, D] in compute_dtype; `spec` is how they are cut."""
+def embedded(
+    tokens_BT: jax.Array, embed_VD: jax.Array, config: ModelConfig, pspec: PartitionSpec = ACTIVATIONS
+) -> jax.Array:
+    """Rows of the embedding [B, T, D] in compute_dtype; `pspec` is how they are cut."""
     x_BTD = embed_VD.at[tokens_BT].get(out_sharding=pspec).astype(config.compute_dtype)
     if config.scale_embeddings:
         x_BTD *= jnp.asarray(config.d_model**0.5, x_BTD.dtype)  # rounded, as Gemma was trained
@@ -306,7 +277,7 @@ def _view(window: int | None, positions_BT, segment_ids_BT, spec: Spec) -> View:
 
 def logits(hidden_BTD: jax.Array, unembedding_DV: jax.Array, soft_cap: float = 0.0) -> jax.Array:
     """fp32 logits [..., V] of hidden states [..., D], capped unless soft_cap is 0. A loss has its own, by chunks."""
-    pspec = P(*jax.typeof(hidden_BTD).sharding.spec[:-1], "tensor")
+    pspec = sharding.logits(jax.typeof(hidden_BTD).sharding.spec)
     logits_V = precision.einsum(
         "...d,dv->...v", hidden_BTD, unembedding_DV, preferred_element_type=jnp.float32, out_sharding=pspec
     )

@@ -16,12 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import CustomVJPPrimal
-from jax.sharding import PartitionSpec as P
 
 from anchorjax import precision
-from anchorjax.sharding import ACTIVATIONS, BATCH, TOKENS
+from anchorjax.sharding import ACTIVATIONS, BATCH, TOKENS, UNEMBEDDING
 
-UNEMBEDDING = P(None, "tensor")
 Weigh = Callable[[jax.Array, jax.Array, Any], jax.Array]
 
 

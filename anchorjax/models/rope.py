@@ -29,8 +29,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 
+from anchorjax import sharding
 from anchorjax.config import RopeConfig
 
 FINE = 1024  # positions of the fine table; both tables have about 1K rows at 1M tokens
@@ -149,8 +149,8 @@ def _exact(positions: np.ndarray, frequency_h: np.ndarray) -> tuple[np.ndarray, 
 
 
 def _rows(table: np.ndarray, index_BT: jax.Array) -> jax.Array:
-    spec = jax.typeof(index_BT).sharding.spec
-    return jnp.asarray(table, jnp.float32).at[index_BT].get(out_sharding=PartitionSpec(*spec, None))
+    pspec = sharding.with_whole_axis(jax.typeof(index_BT).sharding.spec)
+    return jnp.asarray(table, jnp.float32).at[index_BT].get(out_sharding=pspec)
 
 
 def rotate(x_BTNH: jax.Array, cos_BTh: jax.Array, sin_BTh: jax.Array, dtype: str) -> jax.Array:

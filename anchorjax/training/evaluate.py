@@ -13,10 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, reshard
-from jax.sharding import PartitionSpec as P
 
 from anchorjax.models.decoder import Decoder
-from anchorjax.sharding import ROWS, shard_batch
+from anchorjax.sharding import WHOLE_ROWS, shard_batch
 from anchorjax.training.step import Steps
 from anchorjax.types import Batch
 
@@ -50,7 +49,7 @@ class Evaluator:
         self._knows_documents = steps.config.data.mask != "full"  # there all tokens have one segment id
 
         def sums(params: Decoder, batch: Batch) -> dict[str, jax.Array]:
-            whole_rows = jax.tree.map(lambda x: reshard(x, P(ROWS, None)), (steps.nats(params, batch), batch))
+            whole_rows = jax.tree.map(lambda x: reshard(x, WHOLE_ROWS), (steps.nats(params, batch), batch))
             return self._count(*whole_rows, token_bytes_V)
 
         self._sums = jax.jit(sums)
@@ -58,7 +57,7 @@ class Evaluator:
     def _count(self, nats_BT: jax.Array, batch: Batch, token_bytes_V: np.ndarray) -> dict[str, jax.Array]:
         weights_BT = batch.is_target_BT.astype(jnp.float32)
         nats_BT = nats_BT * weights_BT
-        bytes_BT = jnp.asarray(token_bytes_V).at[batch.targets_BT].get(out_sharding=P(ROWS, None))
+        bytes_BT = jnp.asarray(token_bytes_V).at[batch.targets_BT].get(out_sharding=WHOLE_ROWS)
         index_BT = jnp.zeros_like(batch.tokens_BT) + jnp.arange(batch.tokens_BT.shape[1])
 
         def by(place_BT):

@@ -2,10 +2,10 @@
 
 import math
 
-import jax
 import optax
 
 from anchorjax.config import OptimizerConfig
+from anchorjax.models.linear import Bias, Scale, map_by_type
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -61,9 +61,4 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
 def _decays(params):
     """True for matrices, False for norm scales and biases (whose decay would only shrink the residual branches)."""
-
-    def is_matrix(path, _):
-        name = jax.tree_util.keystr(path)
-        return "norm" not in name and "bias" not in name
-
-    return jax.tree_util.tree_map_with_path(is_matrix, params)
+    return map_by_type(lambda kind, _: not issubclass(kind, Scale | Bias), params)

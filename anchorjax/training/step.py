@@ -10,7 +10,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import PartitionSpec as P
 
 from anchorjax.attention import choose
 from anchorjax.config import Config
@@ -18,7 +17,7 @@ from anchorjax.masks import count_live_pairs
 from anchorjax.models.decoder import Decoder, kinds_of_layers
 from anchorjax.models.loss import token_nats, weighted_nats
 from anchorjax.models.spec import Spec
-from anchorjax.sharding import ROWS
+from anchorjax.sharding import MICRO_BATCHES, WHOLE_ROWS
 from anchorjax.training import objectives, trainable
 from anchorjax.training.objectives import Objective
 from anchorjax.training.state import TrainState
@@ -114,7 +113,7 @@ class Steps:
 
     def _live_pairs(self, segment_ids_BT: jax.Array) -> jax.Array:
         """Of a layer; the mean over the layers, where some have a window."""
-        whole_rows_BT = jax.sharding.reshard(segment_ids_BT, P(ROWS, None))
+        whole_rows_BT = jax.sharding.reshard(segment_ids_BT, WHOLE_ROWS)
         every, layers = self.config.model.global_every, self.config.model.num_layers
         kinds = kinds_of_layers(self.config.model)
         shares = [layers // every / layers, 1 - layers // every / layers] if every else [1.0]
@@ -123,7 +122,7 @@ class Steps:
             pairs = [count_live_pairs(row_T, self.num_anchors, window) for window in kinds]
             return sum(share * x for share, x in zip(shares, pairs, strict=True))
 
-        return jnp.sum(jax.shard_map(jax.vmap(count), in_specs=P(ROWS), out_specs=P(ROWS))(whole_rows_BT))
+        return jnp.sum(jax.shard_map(jax.vmap(count), in_specs=WHOLE_ROWS, out_specs=WHOLE_ROWS)(whole_rows_BT))
 
 
 def _micro_batches(batch: Batch, parts: int) -> Batch:
@@ -131,7 +130,7 @@ def _micro_batches(batch: Batch, parts: int) -> Batch:
 
     def cut(x_BT):
         B, T = x_BT.shape
-        x_bpT = jnp.reshape(x_BT, (B // parts, parts, T), out_sharding=P(ROWS, None, "context"))
+        x_bpT = jnp.reshape(x_BT, (B // parts, parts, T), out_sharding=MICRO_BATCHES)
         return jnp.moveaxis(x_bpT, 1, 0)
 
     return jax.tree.map(cut, batch)

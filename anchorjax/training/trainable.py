@@ -1,8 +1,10 @@
 """Which weights a run trains: all, or the adapters alone."""
 
 import jax
+from flax import nnx
 
 from anchorjax.config import LoraConfig
+from anchorjax.models.linear import map_by_type
 
 
 def of(params, lora: LoraConfig):
@@ -12,8 +14,7 @@ def of(params, lora: LoraConfig):
 
 def adapters(params):
     """The adapters, with None in place of all other weights."""
-    is_adapter = lambda path: "_adapter" in jax.tree_util.keystr(path)  # noqa: E731
-    return jax.tree_util.tree_map_with_path(lambda path, x: x if is_adapter(path) else None, params)
+    return map_by_type(lambda kind, x: x if issubclass(kind, nnx.LoRAParam) else None, params)
 
 
 def put_back(trained, params):

@@ -1,8 +1,8 @@
 """How far rounding moves attention on the device's own bf16 units, and how fast it generates.
 
     deviation   Eq. 4 and 5 of "When Precision Meets Position" (arXiv 2411.13476), as eval/rope_precision.py measures
-                them: a random twin of SmolLM2-135M and a row of random tokens at shifted positions against shift 16.
-                The CPU of the same machine does the first shift too, with the same weights.
+                them: a random-init baseline of SmolLM2-135M and a row of random tokens at shifted positions against
+                shift 16. The CPU of the same machine does the first shift too, with the same weights.
     prefill     a prompt of 8192 tokens and one new token: tokens of the prompt a second
     decode      a prompt of 16 tokens and 128 new ones: new tokens a second, of all rows
 
@@ -19,7 +19,7 @@ import numpy as np
 from anchorjax import sharding
 from anchorjax.config import LoraConfig
 from anchorjax.data.text.tokenizer import ByteTokenizer
-from anchorjax.experiments.rope_precision import deviation, random_twin
+from anchorjax.experiments.rope_precision import deviation, random_init
 from anchorjax.experiments.rope_precision.deviation import GROUPS, Row
 from anchorjax.experiments.rope_precision.rotation import PRECISIONS
 from anchorjax.inference.generation import Generator
@@ -40,7 +40,7 @@ def main(part: Part) -> None:
     variants, more = (VARIANTS[:1], ()) if part.dry_run else (VARIANTS, MORE_VARIANTS)
     shifts = SHIFTS[:2] if part.dry_run else SHIFTS
     described = describe(model, "float32", max(shifts) + lengths[-1])
-    here = random_twin.draw(described)
+    here = random_init.draw(described)
 
     def deviate_here(variants):
         for variant in variants:
@@ -58,7 +58,7 @@ def main(part: Part) -> None:
         (cpu, *_) = jax.devices("cpu")
         with jax.default_device(cpu):
             mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), [cpu])
-            deviate(part, random_twin.draw(described, mesh), variants[0], shifts[:1], lengths, "cpu")
+            deviate(part, random_init.draw(described, mesh), variants[0], shifts[:1], lengths, "cpu")
 
 
 def describe(model: str, dtype: str, context: int) -> Description:
@@ -108,7 +108,7 @@ def deviate(part: Part, model, variant: str, shifts, lengths, where: str) -> Non
 
 def generate(part: Part, model: str, task: str, prompt: int, new: int, batch: int) -> None:
     described = describe(model, "bfloat16", prompt + new)
-    generator = Generator(random_twin.draw(described), batch_size=batch)
+    generator = Generator(random_init.draw(described), batch_size=batch)
     prompts = np.random.default_rng(0).integers(0, 256, (batch, prompt)).tolist()
     times = []
     for _ in range(1 + (1 if part.dry_run else ROUNDS)):

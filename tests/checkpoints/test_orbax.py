@@ -13,7 +13,7 @@ import pytest
 
 from anchorjax.checkpoints.orbax import Checkpoints, DataPosition
 from anchorjax.errors import CheckpointError
-from anchorjax.models.layers import named_leaves
+from anchorjax.models.linear import named_leaves
 from anchorjax.sharding import abstract
 from anchorjax.training.state import TrainState, init_state
 from tests import tiny

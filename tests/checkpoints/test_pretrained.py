@@ -21,7 +21,7 @@ from anchorjax.config import SIZES
 from anchorjax.data import load_tokenizer
 from anchorjax.errors import ConfigError, WeightsError, WorkdirError
 from anchorjax.inference import generation, language_model
-from anchorjax.models.layers import named_leaves
+from anchorjax.models.linear import named_leaves
 from anchorjax.training.setup import Setup
 from tests import tiny
 from tests.training.making import make_mesh, make_state, make_steps

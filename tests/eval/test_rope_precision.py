@@ -10,7 +10,7 @@ from matplotlib import image
 
 from anchorjax.data.text import tokenizer as tokenizer_lib
 from anchorjax.evaluation.tasks.ruler.haystack import open_essays
-from anchorjax.experiments.rope_precision import random_twin
+from anchorjax.experiments.rope_precision import random_init
 from anchorjax.experiments.rope_precision import rope_precision as experiments
 from anchorjax.inference import language_model
 from eval import rope_precision
@@ -25,7 +25,7 @@ OPTIONS += [f"--variants={','.join(VARIANTS)}", "--batch-size=2"]
 def one_device():
     """Programs of eight take four times as long to compile."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (language_model, random_twin):
+        for module in (language_model, random_init):
             patch.setattr(module, "make_mesh", functools.partial(language_model.make_mesh, devices=1))
         yield
 
@@ -94,7 +94,7 @@ def test_a_killed_measurement_goes_on_to_the_same_result(directory, measured, tm
 def test_the_command_in_a_report_gives_the_same_without_weights(measured, tmp_path, monkeypatch):
     shutil.copytree(measured, tmp_path / "model/rope_precision")
     monkeypatch.setattr("anchorjax.inference.language_model.load", None)
-    monkeypatch.setattr("anchorjax.experiments.rope_precision.random_twin.draw", None)
+    monkeypatch.setattr("anchorjax.experiments.rope_precision.random_init.draw", None)
     typed.assert_makes_the_same(rope_precision.main, tmp_path / "model", "rope_precision")
 
 

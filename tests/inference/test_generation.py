@@ -140,7 +140,7 @@ def test_a_long_prompt_is_read_in_bounded_memory(llama):
         cache = jax.eval_shape(functools.partial(generation._empty_cache, spec=spec), start_B)
         tokens_BT = generation._on_mesh(np.zeros((made.batch_size, chunk), np.int32))
         step = functools.partial(generation._step.lower, spec=spec)
-        compiled = step(made.layers, cache, tokens_BT, Sampling().traced(), start_B, np.int32(0)).compile()
+        compiled = step(made.params, cache, tokens_BT, Sampling().traced(), start_B, np.int32(0)).compile()
     assert cache.keys[0].sharding.spec == jax.P(("data", "fsdp"), None, "tensor", None)
     assert compiled.memory_analysis().temp_size_in_bytes < 2**26  # 36 MB; a byte for each score would be 537
 

@@ -299,8 +299,8 @@ def test_weights_and_their_sharding():
     with jax.set_mesh(mesh):
         params = make(spec_of(tie_embeddings=False))
     P = jax.sharding.PartitionSpec
-    assert params.blocks.attention.q_DNH.get_value().sharding.spec == P(None, "fsdp", "tensor", None)
-    assert params.blocks.ffn.down_FD.get_value().sharding.spec == P(None, "tensor", "fsdp")
+    assert params.blocks.attention.q.weight.get_value().sharding.spec == P(None, "fsdp", "tensor", None)
+    assert params.blocks.ffn.down.weight.get_value().sharding.spec == P(None, "tensor", "fsdp")
     assert params.embed_VD.get_value().sharding.spec == P("tensor", "fsdp")
     D, F, H, N, K, V, L = 32, 48, 8, 4, 2, 64, 2
     wanted = 2 * V * D + D + L * (2 * D * H * (N + K) + 3 * D * F + 2 * D)

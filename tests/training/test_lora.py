@@ -8,7 +8,7 @@ import pytest
 from anchorjax.checkpoints.huggingface import checkpoint as hf_checkpoint
 from anchorjax.checkpoints.huggingface.weights import Weights
 from anchorjax.models.decoder import Decoder, logits
-from anchorjax.models.layers import named_leaves
+from anchorjax.models.linear import named_leaves
 from anchorjax.sharding import shard_batch
 from tests import tiny
 from tests.training.making import assert_trees_close, make_batch, make_mesh, make_state, make_steps

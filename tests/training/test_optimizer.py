@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
+from anchorjax.models.linear import Scale
 from anchorjax.training.optimizer import make_optimizer, make_schedule, steps_of_any_length
 from tests import tiny
 
@@ -63,13 +65,13 @@ def test_steps_of_any_length_have_the_rates_of_a_longer_run_and_the_next_ones_ha
 
 def test_weight_decay_shrinks_matrices_and_leaves_norms():
     params = {
-        "blocks": {"attention_norm_D": jnp.ones(4), "q_DNH": jnp.ones((2, 2))},
-        "final_norm_D": jnp.ones(4),
+        "blocks": {"attention_norm_D": Scale(jnp.ones(4)), "q_DNH": nnx.Param(jnp.ones((2, 2)))},
+        "final_norm_D": Scale(jnp.ones(4)),
     }
     config = optimizer_config(weight_decay=0.25, warmup_steps=0)
     updates = update(config, jax.tree.map(jnp.zeros_like, params), params)
-    np.testing.assert_allclose(updates["blocks"]["q_DNH"], -PEAK * 0.25)
-    assert not updates["final_norm_D"].any() and not updates["blocks"]["attention_norm_D"].any()
+    np.testing.assert_allclose(updates["blocks"]["q_DNH"][...], -PEAK * 0.25)
+    assert not updates["final_norm_D"][...].any() and not updates["blocks"]["attention_norm_D"][...].any()
 
 
 def test_names_of_the_decoder_decide_as_meant():

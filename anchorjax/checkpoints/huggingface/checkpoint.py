@@ -13,16 +13,16 @@ from pathlib import Path
 import jax
 import ml_dtypes
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
-from anchorjax import precision
+from anchorjax import precision, sharding
 from anchorjax.checkpoints.huggingface.weights import BUFFERS, Weights, write_files
 from anchorjax.config import LoraConfig, ModelConfig
 from anchorjax.errors import WeightsError
 from anchorjax.models import families
 from anchorjax.models.decoder import Decoder
 from anchorjax.models.families import Leaf
-from anchorjax.models.layers import named_leaves
+from anchorjax.models.linear import Adapter, Bias, named_leaves, named_linears, named_params
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -37,13 +37,14 @@ class Place:
     layer: int | None
     inputs: int  # as in families.Leaf
     size: tuple[int, ...]  # of the leaf, without layers
+    is_bias: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
         """In the checkpoint."""
         if self.inputs:
             return math.prod(self.size[self.inputs :]), math.prod(self.size[: self.inputs])
-        return (math.prod(self.size),) if "bias" in self.leaf else self.size
+        return (math.prod(self.size),) if self.is_bias else self.size
 
     def from_checkpoint(self, tensor: np.ndarray) -> np.ndarray:
         """A view in the decoder's shape."""
@@ -55,12 +56,12 @@ class Place:
 
 def places(params: Decoder, model: ModelConfig) -> dict[str, Place]:
     """Every tensor of a checkpoint of this (concrete or abstract) decoder, by its name there, in their usual order."""
-    leaves = named_leaves(params)
+    leaves, kinds = named_leaves(params), named_params(params)
 
     def place(leaf: Leaf, layer: int | None) -> Place:
         name = leaf.name if layer is None else f"blocks.{leaf.name}"
         size = leaves[name].shape
-        return Place(name, layer, leaf.inputs, size if layer is None else size[1:])
+        return Place(name, layer, leaf.inputs, size if layer is None else size[1:], isinstance(kinds[name], Bias))
 
     found = {EMBEDDING: place(Leaf("embed_VD"), None)}
     for layer in range(model.num_layers):
@@ -120,9 +121,8 @@ def _some(names) -> str:
 
 
 def _put(leaf: jax.Array, value: np.ndarray, layer: int | None) -> jax.Array:
-    spec = leaf.sharding.spec
-    sharding = NamedSharding(leaf.sharding.mesh, spec if layer is None else PartitionSpec(*spec[1:]))
-    value = jax.device_put(value, sharding)
+    pspec = leaf.sharding.spec if layer is None else sharding.one_layer(leaf.sharding.spec)
+    value = jax.device_put(value, NamedSharding(leaf.sharding.mesh, pspec))
     # Waiting, so that no second tensor is on its way: the host need not hold two.
     return jax.block_until_ready(_replace(leaf, value, layer))
 
@@ -138,11 +138,13 @@ def _replace(leaf: jax.Array, value: jax.Array, layer: jax.Array | None) -> jax.
 
 def save(params: Decoder, model: ModelConfig, lora: LoraConfig, directory: Path, dtype: str) -> None:
     """Writes the weights into an existing directory, adapters merged in fp32 into what they are beside."""
-    found, leaves = places(params, model), named_leaves(params)
+    found, leaves, linears = places(params, model), named_leaves(params), named_linears(params)
 
     def read(name: str) -> np.ndarray:
         place = found[name]
-        x = np.asarray(_take(leaves, place.leaf, place.layer, lora.alpha / max(1, lora.rank)))
+        linear = linears.get(place.leaf)
+        adapter = linear.adapter if linear else None
+        x = np.asarray(_take(leaves[place.leaf], adapter, place.layer, lora))
         with np.errstate(over="ignore"):
             narrow = np.ascontiguousarray(place.to_checkpoint(x), DTYPES[dtype])
         if not np.isfinite(narrow).all():
@@ -153,10 +155,9 @@ def save(params: Decoder, model: ModelConfig, lora: LoraConfig, directory: Path,
     write_files(directory, tensors, read)
 
 
-def _take(leaves: Mapping[str, jax.Array], name: str, layer: int | None, scale: float) -> jax.Array:
+def _take(leaf: jax.Array, adapter: Adapter | None, layer: int | None, lora: LoraConfig) -> jax.Array:
     """A leaf's layer, with its adapter's product added; never the leaf itself, which would keep what the host reads."""
-    stem = name.rsplit("_", 1)[0] + "_adapter"
-    if f"{stem}.down" not in leaves:
-        return jax.numpy.copy(leaves[name]) if layer is None else leaves[name][layer]
-    down, up = leaves[f"{stem}.down"][layer], leaves[f"{stem}.up"][layer]
-    return leaves[name][layer].astype("float32") + scale * jax.numpy.tensordot(down, up, 1, precision=precision.EXACT)
+    if adapter is None:
+        return jax.numpy.copy(leaf) if layer is None else leaf[layer]
+    product = jax.numpy.tensordot(adapter.down[...][layer], adapter.up[...][layer], 1, precision=precision.EXACT)
+    return leaf[layer].astype("float32") + lora.alpha / lora.rank * product

@@ -24,7 +24,6 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec as P
 from jax.sharding import reshard
 
 from anchorjax.attention import reference
@@ -34,13 +33,12 @@ from anchorjax.masks import Mask, allowed
 from anchorjax.models.decoder import Decoder, View, kinds_of_layers, rotated
 from anchorjax.models.spec import Spec
 from anchorjax.precision import EXACT
-from anchorjax.sharding import BATCH, HEADS
+from anchorjax.sharding import ALL_ROWS, BATCH, HEADS, REPLICATED, heads_last
 from anchorjax.types import PAD_SEGMENT
 
 BLOCK = 128  # queries whose weights exist at once; rows are padded to whole blocks
 STRIPES = 4  # of a row's queries, each of which sees no key behind its end
 GROUPS = ("first", "starts", "others")  # the row's first token; first tokens of documents behind it; all other keys
-EVERY_ROW = P(None, None, "tensor", None)  # of heads: a device has its heads of all sets of positions
 
 # Otherwise XLA may leave out a rounding to bfloat16 and back, which is what is to be measured.
 EXACTLY = {"xla_allow_excess_precision": False}
@@ -174,12 +172,9 @@ def _forward(params: Decoder, tokens_BT: jax.Array, sights: tuple[_Sight, ...], 
 def _attend(q_BTNH, k_BTKH, v_BTKH, view: _Sight, spec: Spec):
     """Attention, which goes on, and its differences, which are kept."""
     q_BTNH, k_BTKH = rotated(q_BTNH, k_BTKH, view.view, spec)
-    arrays = [reshard(x, EVERY_ROW) for x in (q_BTNH, k_BTKH, v_BTKH)]
-    sums = P(None, None, None, "tensor"), P(None, None, "tensor"), P(None, None, "tensor"), P(None, None)
-    everywhere = jax.tree.map(
-        lambda x: P(*[None] * x.ndim), (view.view.mask, view.norm_MS, view.group_gS, view.short_MT)
-    )
-    compare = jax.shard_map(_compare, in_specs=(*[EVERY_ROW] * 3, *everywhere), out_specs=(EVERY_ROW, sums))
+    arrays = [reshard(x, ALL_ROWS) for x in (q_BTNH, k_BTKH, v_BTKH)]
+    sums = heads_last(4), heads_last(3), heads_last(3), REPLICATED
+    compare = jax.shard_map(_compare, in_specs=(*[ALL_ROWS] * 3, *[REPLICATED] * 4), out_specs=(ALL_ROWS, sums))
     out_BTNH, found = compare(*arrays, view.view.mask, view.norm_MS, view.group_gS, view.short_MT)
     return reshard(out_BTNH.astype(q_BTNH.dtype), HEADS), found
 

@@ -8,8 +8,8 @@ Three experiments, each of passes at several sets of positions (`deviation.measu
               as if a longer row ended here) against D2; and reset: intra_doc at continued positions against positions
               that begin anew in every document, which in exact arithmetic is no difference
 
-A variant is a precision of `rotation.PRECISIONS`, of the checkpoint's weights or of a random twin's ("random-...", and
-"narrow-..." with smaller weights).
+A variant is a precision of `rotation.PRECISIONS`, of the checkpoint's weights or of a random-init baseline's
+("random-...", and "narrow-..." with smaller weights).
 """
 
 import dataclasses
@@ -26,15 +26,15 @@ from anchorjax.data import num_anchors
 from anchorjax.errors import EvaluationError
 from anchorjax.evaluation.results import Results
 from anchorjax.evaluation.tasks.ruler.haystack import Essays
-from anchorjax.experiments.rope_precision import deviation, random_twin
+from anchorjax.experiments.rope_precision import deviation, random_init
 from anchorjax.experiments.rope_precision.deviation import GROUPS, Deviation, Row
 from anchorjax.experiments.rope_precision.rotation import PRECISIONS
 from anchorjax.inference.language_model import Description, LanguageModel
 
 EXPERIMENTS = ("shifts", "lengths", "layouts")
 LAYOUTS = ("full", "intra_doc", "anchor", "reset")
-# What names of variants begin with: whose weights, "" the checkpoint's, else the spread of a random twin's.
-WEIGHTS = {"": None, "random-": random_twin.KAIMING, "narrow-": random_twin.LINEAR}
+# What names of variants begin with: whose weights, "" the checkpoint's, else the spread of a random-init baseline's.
+WEIGHTS = {"": None, "random-": random_init.KAIMING, "narrow-": random_init.LINEAR}
 VARIANTS = tuple(prefix + name for prefix in WEIGHTS for name in PRECISIONS)
 FAR = 2**16
 PAPER_SHIFTS = (0, 2, 4, 6, 8, 10, 12, 14, 15, 17, 18, 20, 22, 50, 100, 200, 500, 1000, 2000)  # against 16

@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-from jax.sharding import PartitionSpec
 
 from anchorjax import sharding
 from anchorjax.config import RopeConfig
@@ -60,7 +59,7 @@ def tables(
         pair = rope.tables(positions_BT, length, head_dim, config, local)
     else:
         mesh, spec = positions_BT.sharding.mesh, positions_BT.sharding.spec
-        place = jax.NamedSharding(mesh, PartitionSpec(*spec, None))
+        place = jax.NamedSharding(mesh, sharding.with_whole_axis(spec))
         pair = jax.device_put(with_float32_phases(np.asarray(positions_BT), length, head_dim, config, local), place)
     return tuple(x.astype(precision.tables).astype(jnp.float32) for x in pair)
 

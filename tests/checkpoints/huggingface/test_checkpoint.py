@@ -16,7 +16,7 @@ from anchorjax.checkpoints.huggingface.weights import SINGLE, Weights, write_fil
 from anchorjax.cli import convert
 from anchorjax.errors import WeightsError
 from anchorjax.models.decoder import Decoder
-from anchorjax.models.layers import named_leaves
+from anchorjax.models.linear import named_leaves
 from tests.checkpoints.huggingface import tiny
 from tests.models.conftest import one_device  # noqa: F401 - a fixture
 

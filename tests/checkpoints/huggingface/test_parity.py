@@ -18,7 +18,7 @@ from anchorjax.checkpoints.huggingface.weights import Weights
 from anchorjax.config import AttentionConfig
 from anchorjax.masks import Mask
 from anchorjax.models.decoder import logits
-from anchorjax.models.layers import named_leaves
+from anchorjax.models.linear import named_leaves
 from tests.checkpoints.huggingface import tiny
 from tests.checkpoints.huggingface.tiny import VOCABULARY, T
 

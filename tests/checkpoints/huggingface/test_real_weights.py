@@ -144,15 +144,15 @@ def test_greedy_text_is_that_of_transformers(directory, model, theirs):
 def test_queries_and_keys_in_the_order_of_gguf_are_noticed(model, ours_BTV, tokens_BT):
     """Halves instead of neighbours: the fault of every first converter. The model still runs, and is far worse."""
     attention = model.params.blocks.attention
-    kept = {name: getattr(attention, name)[...] for name in ("q_DNH", "k_DKH")}
+    kept = {name: getattr(attention, name).weight[...] for name in "qk"}
     try:
         for name, weight_LDNH in kept.items():
             half = weight_LDNH.reshape(*weight_LDNH.shape[:-1], 2, -1)
-            getattr(attention, name)[...] = half.swapaxes(-1, -2).reshape(weight_LDNH.shape)
+            getattr(attention, name).weight[...] = half.swapaxes(-1, -2).reshape(weight_LDNH.shape)
         wrong = perplexity(model.logits(tokens_BT), tokens_BT)
     finally:
         for name, weight_LDNH in kept.items():
-            getattr(attention, name)[...] = weight_LDNH
+            getattr(attention, name).weight[...] = weight_LDNH
     assert wrong > 5 * perplexity(ours_BTV, tokens_BT)
 
 

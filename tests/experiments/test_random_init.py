@@ -1,11 +1,11 @@
-"""A random twin has the checkpoint's sizes, drawn weights and norms that change nothing."""
+"""A random-init baseline has the checkpoint's sizes, drawn weights and norms that change nothing."""
 
 import numpy as np
 import pytest
 
-from anchorjax.experiments.rope_precision import random_twin
+from anchorjax.experiments.rope_precision import random_init
 from anchorjax.inference import language_model
-from anchorjax.models.layers import named_leaves
+from anchorjax.models.linear import named_leaves
 from tests.checkpoints.huggingface import tiny
 from tests.evaluation.making import write_tokenizer
 
@@ -20,12 +20,12 @@ def description(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def twin(description):
-    return random_twin.draw(description, seed=3)
+    return random_init.draw(description, seed=3)
 
 
-@pytest.mark.parametrize("spread", [random_twin.KAIMING, random_twin.LINEAR])
+@pytest.mark.parametrize("spread", [random_init.KAIMING, random_init.LINEAR])
 def test_weights_are_uniform_and_cut_like_the_checkpoint(description, spread):
-    twin = random_twin.draw(description, seed=3, spread=spread)
+    twin = random_init.draw(description, seed=3, spread=spread)
     theirs = named_leaves(language_model.load(description).params)
     model, seen = description.model, set()
     inputs = {"o_NHD": model.num_heads * model.head_dim, "down_FD": model.d_ff}
@@ -45,7 +45,7 @@ def test_weights_are_uniform_and_cut_like_the_checkpoint(description, spread):
 def test_a_seed_draws_the_same_on_any_mesh(description, twin):
     assert twin.mesh.size == 8
     mesh = language_model.make_mesh(description.model, 1)
-    one, other = (named_leaves(random_twin.draw(description, mesh, seed).params) for seed in (3, 4))
+    one, other = (named_leaves(random_init.draw(description, mesh, seed).params) for seed in (3, 4))
     for name, x in named_leaves(twin.params).items():
         np.testing.assert_array_equal(np.asarray(x), np.asarray(one[name]), err_msg=name)
     assert not np.array_equal(one["embed_VD"], other["embed_VD"])

@@ -1,0 +1,171 @@
+"""Linear layers with a bias and a LoRA adapter where a model has them, and the stable names of all weights.
+
+What a weight is for is its type: `Bias`, `Scale` (of a norm), `nnx.LoRAParam` (of an adapter), or a plain `nnx.Param`
+for a matrix. Decay, trainability and export go by these types and by `Linear`, never by names.
+
+Names of weights are part of the checkpoint format, and older than `Linear`: a matrix is `q_DNH`, its bias `q_bias_NH`
+and its adapter `q_adapter.down`, side by side in the module that owns them. `named_leaves` alone maps the structure to
+these names.
+
+Sources: LoRA (arXiv 2106.09685). Letters: types.py; r is the rank of an adapter.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec, reshard
+
+from anchorjax import precision, sharding
+from anchorjax.models.spec import Spec
+from anchorjax.sharding import ACTIVATIONS, TOKENS
+
+
+class Bias(nnx.Param):
+    """A bias: it has no weight decay, and lies flat in a Hugging Face checkpoint."""
+
+
+class Scale(nnx.Param):
+    """The scale of a norm: it has no weight decay."""
+
+
+def draw(key: jax.Array, shape: tuple[int, ...], fan_in: float, dtype: str) -> jax.Array:
+    """Truncated normal of variance 1 / fan_in: outputs have the inputs' variance at every width.
+
+    The usual constant 0.02 is that at D = 2500 only; narrow models would start with nearly uniform attention.
+    """
+    return fan_in**-0.5 * jax.random.truncated_normal(key, -3, 3, shape, dtype)
+
+
+def gathered(param: nnx.Param, pspec: PartitionSpec, dtype: str) -> jax.Array:
+    """The weight as its user wants it: cast first, so that half as many bytes travel."""
+    return reshard(param[...].astype(dtype), pspec)
+
+
+class Adapter(nnx.Module):
+    """LoRA: two thin fp32 matrices whose product is added to a frozen weight; it starts at zero.
+
+    Attributes:
+      down: [inputs..., r], drawn.
+      up: [r, outputs...], zeros.
+    """
+
+    def __init__(self, key: jax.Array, letters: str, size: tuple[int, ...], rank: int):
+        inputs = _num_inputs(letters)
+        down_pspec, up_pspec = sharding.adapter(sharding.WEIGHTS[letters], inputs)
+        down = draw(key, (*size[:inputs], rank), math.prod(size[:inputs]), "float32")
+        self.down = nnx.LoRAParam(reshard(down, down_pspec))
+        self.up = nnx.LoRAParam(reshard(jnp.zeros((rank, *size[inputs:]), "float32"), up_pspec))
+
+
+class Linear(nnx.Module):
+    """x [B, T, inputs...] -> x W + x down up alpha / r + b [B, T, outputs...].
+
+    Attributes:
+      letters: the axes of the weight, as "D->NH": a key of `sharding.WEIGHTS`, which says how it is cut.
+      weight: [inputs..., outputs...].
+      bias: [outputs...], or None.
+      adapter: an Adapter, or None.
+    """
+
+    def __init__(self, letters: str, weight: jax.Array, has_bias: bool = False, adapter: Adapter | None = None):
+        pspec, inputs = sharding.WEIGHTS[letters], _num_inputs(letters)
+        self.letters = letters
+        self.weight = nnx.Param(reshard(weight, pspec))
+        zeros = jnp.zeros(weight.shape[inputs:], weight.dtype)
+        self.bias = Bias(reshard(zeros, sharding.bias(pspec, inputs))) if has_bias else None
+        self.adapter = adapter
+
+    def __call__(self, x: jax.Array, spec: Spec) -> jax.Array:
+        """Returns the outputs in compute_dtype, which the weights are cast to before they are gathered."""
+        inputs, outputs = self.letters.lower().split("->")
+        pspec, dtype = sharding.used(sharding.WEIGHTS[self.letters]), spec.model.compute_dtype
+        out = sharding.OUTPUTS[outputs.upper()]
+        y = _matmul(x, gathered(self.weight, pspec, dtype), inputs, outputs, out)
+        if self.adapter is not None:
+            down_pspec, up_pspec = sharding.adapter(pspec, len(inputs))
+            down, up = gathered(self.adapter.down, down_pspec, dtype), gathered(self.adapter.up, up_pspec, dtype)
+            share = _matmul(_matmul(x, down, inputs, "r", ACTIVATIONS), up, "r", outputs, out)
+            y = y + share * (spec.lora.alpha / spec.lora.rank)
+        if self.bias is not None:
+            y += broadcast(self.bias[...].astype(y.dtype), y)
+        return y
+
+
+def _num_inputs(letters: str) -> int:
+    return letters.index("->")
+
+
+def _matmul(x: jax.Array, weight: jax.Array, inputs: str, outputs: str, out: PartitionSpec) -> jax.Array:
+    """x [B, T, inputs...] times weight [inputs..., outputs...].
+
+    If no device holds only a part of the tokens, rows and tokens are made one axis: the weight's gradient sums over
+    both, and for a sum over two axes XLA on CPUs first makes transposed copies, a third of a feed-forward layer's time.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if any(mesh.shape[axis] > 1 for axis in TOKENS):
+        return precision.einsum(f"bt{inputs},{inputs}{outputs}->bt{outputs}", x, weight, out_sharding=out)
+    B, T = x.shape[:2]
+    x_X = reshard(x, sharding.whole_tokens(jax.typeof(x).sharding.spec)).reshape(B * T, *x.shape[2:])
+    joined = sharding.joined_tokens(out)
+    y_X = precision.einsum(f"x{inputs},{inputs}{outputs}->x{outputs}", x_X, weight, out_sharding=joined)
+    return reshard(y_X.reshape(B, T, *y_X.shape[1:]), out)
+
+
+def broadcast(weight: jax.Array, x: jax.Array) -> jax.Array:
+    """A weight of x's last axes, repeated to x's shape.
+
+    NumPy's rules first give it axes of length 1, and its gradient from one row is then a sum over the middle axis of
+    [1, 4096, 576]: 110 ms with XLA's CPU library (jax 0.10.2), where the sum over both leading axes takes 1.
+    """
+    axes = tuple(range(x.ndim - weight.ndim, x.ndim))
+    return jax.lax.broadcast_in_dim(weight, x.shape, axes, out_sharding=jax.typeof(x).sharding)
+
+
+def map_by_type(change: Callable[[type, Any], Any], params):
+    """Replaces each leaf of a tree of modules by `change(type of the parameter, leaf)`."""
+
+    def one(node):
+        return jax.tree.map(lambda leaf: change(type(node), leaf), node)
+
+    return jax.tree.map(one, params, is_leaf=lambda node: isinstance(node, nnx.Variable))
+
+
+def named_leaves(tree) -> dict[str, jax.Array]:
+    """Leaves by name, e.g. "blocks.attention.q_DNH": the same names whatever wraps them in memory.
+
+    The order is that of `jax.tree.leaves`, so that the values can be unflattened.
+    """
+    return {name.removesuffix(".value"): leaf for name, leaf in _named(tree, lambda node: False).items()}
+
+
+def named_params(tree) -> dict[str, nnx.Variable]:
+    """Parameters by the names of `named_leaves`."""
+    return _named(tree, lambda node: isinstance(node, nnx.Variable))
+
+
+def named_linears(tree) -> dict[str, Linear]:
+    """Linear layers by the names of their weights."""
+    nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: isinstance(node, Linear))
+    found = [(_join(path), node) for path, node in nodes if isinstance(node, Linear)]
+    return {f"{name}_{node.letters.replace('->', '')}": node for name, node in found}
+
+
+def _named(tree, is_leaf: Callable[[Any], bool]) -> dict[str, Any]:
+    found = {}
+    for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, Linear) or is_leaf(x)):
+        if not isinstance(node, Linear):
+            found[_join(path)] = node
+            continue
+        names = {"weight": node.letters.replace("->", ""), "adapter": "adapter"}
+        names["bias"] = f"bias_{node.letters.split('->')[1]}"
+        for (first, *rest), leaf in jax.tree_util.tree_leaves_with_path(node, is_leaf=is_leaf):
+            found[".".join(filter(None, (f"{_join(path)}_{names[_join([first])]}", _join(rest))))] = leaf
+    return found
+
+
+def _join(path) -> str:
+    return jax.tree_util.keystr(tuple(path), simple=True, separator=".")
