@@ -12,6 +12,7 @@ from anchorjax import sharding
 from anchorjax.models import decoder
 from anchorjax.models.decoder import Decoder, logits
 from anchorjax.models.layers import dropout
+from anchorjax.models.linear import named_leaves
 from anchorjax.models.spec import Spec
 from tests.models import making
 
@@ -69,10 +70,7 @@ def influence(spec: Spec) -> np.ndarray:
 
 def float64_logits(params, tokens_T, positions_T, segments_T, spec: Spec) -> np.ndarray:
     """The decoder by the words of its papers: numpy, float64, one row, one query and head at a time."""
-    weights = {
-        jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value"): np.asarray(leaf, np.float64)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
+    weights = {name: np.asarray(leaf, np.float64) for name, leaf in named_leaves(params).items()}
     config = spec.model
     H, group = config.head_dim, config.num_heads // config.num_kv_heads
 
