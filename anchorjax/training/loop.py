@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import math
+import os
 import signal
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ from anchorjax.data.rows import contexts
 from anchorjax.data.store.tokens import TokenStore
 from anchorjax.errors import TrainingError, UsageError, WorkdirError
 from anchorjax.sharding import shard_batch
-from anchorjax.training import objectives
+from anchorjax.training import objectives, trainable
 from anchorjax.training.evaluate import Evaluator
 from anchorjax.training.metrics import Progress, Rates, Writer
 from anchorjax.training.probe import probe_attention
@@ -66,6 +67,9 @@ class StopSignal:
         signal.signal(signal.SIGINT, self._set)
 
     def _set(self, signum, frame) -> None:
+        if signum == signal.SIGINT and self.received is None:
+            # os.write, as a handler may come in the middle of a print.
+            os.write(2, b"\nsaving after this step; Ctrl-C again to stop at once\n")
         self.received = signal.Signals(signum).name
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -134,10 +138,12 @@ class Job:
 
     def _announce(self) -> None:
         parameters = sum(x.size for x in jax.tree.leaves(self.state.params))
+        count = sum(x.size for x in jax.tree.leaves(trainable.of(self.state.params, self.config.lora)))
+        trained = f", of which {count:,} are trained" if count < parameters else ""
         attention = self.setup.steps.spec.attention
         mesh = ", ".join(f"{axis} {size}" for axis, size in self.setup.mesh.shape.items())
         self.progress.say(
-            f"{parameters:,} parameters, {self.config.model.compute_dtype}, "
+            f"{parameters:,} parameters{trained}, {self.config.model.compute_dtype}, "
             f"attention {attention.implementation} in tiles of {attention.q_tile} x {attention.kv_tile}, "
             f"mask {self.config.data.mask} on {jax.device_count()} {jax.devices()[0].device_kind} ({mesh})\n"
             f"{self.store.num_tokens:,} tokens in {self.store.num_documents:,} documents"
