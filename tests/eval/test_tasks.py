@@ -10,12 +10,12 @@ import shutil
 
 import numpy as np
 import pytest
-from matplotlib import image
 
 from anchorjax.evaluation import options
 from anchorjax.evaluation.tasks import ruler as ruler_lib
 from anchorjax.inference import language_model
 from eval import generate, needle, ruler
+from tests.eval import plotted
 from tests.evaluation import typed
 
 TASKS = "niah_single_1,vt"
@@ -29,14 +29,15 @@ def scored(directory, tmp_path_factory):
     return out
 
 
-def test_ruler_writes_scores_and_a_picture(scored):
+def test_ruler_writes_scores_and_a_picture(scored, drawn):
     result = json.loads((scored / "ruler.json").read_text())
     assert set(result["scores"]) == set(TASKS.split(","))
     assert all(set(row) == {"1536", "2048"} for row in result["scores"].values())
     means = {length: sum(row[length] for row in result["scores"].values()) / 2 for length in ("1536", "2048")}
     assert result["averages"] == {length: {"scored": mean} for length, mean in means.items()}  # not all tasks
-    picture = image.imread(scored / "ruler.png")
-    assert picture.std() > 0
+    percent_RC, rows, columns = plotted.heat_map(drawn(scored / "ruler.png"))
+    assert (rows, columns) == (list(result["scores"]), ["1,536", "2K"])
+    assert percent_RC.tolist() == [list(row.values()) for row in result["scores"].values()]
     assert len((scored / "answers.jsonl").read_text().splitlines()) == 1 + 2 * 2 * 2
 
 
@@ -100,14 +101,16 @@ def test_scores_are_those_of_the_answers(directory, scored, tmp_path, monkeypatc
     assert {value for row in scores.values() for value in row.values()} == {50.0}
 
 
-def test_needle_draws_its_grid(directory, tmp_path, capsys, monkeypatch):
+def test_needle_draws_its_grid(directory, tmp_path, capsys, monkeypatch, drawn):
     out = tmp_path / "model/needle"
     arguments = [f"--hf={directory}", "--lengths=1K,1536", "--context=2048", "--depths=3", "--haystack=noise"]
     assert needle.main([*arguments, f"--out={out}"]) == 0
     result = json.loads((out / "needle.json").read_text())
     assert np.shape(result["percent"]) == (2, 3)
     assert result["depths"] == [0.0, 50.0, 100.0]
-    assert image.imread(out / "needle.png").std() > 0
+    percent_RC, rows, columns = plotted.heat_map(drawn(out / "needle.png"))
+    assert (rows, columns) == (["0%", "50%", "100%"], ["1K", "1,536"])
+    np.testing.assert_array_equal(percent_RC, np.transpose(result["percent"]))
     assert "100%" in capsys.readouterr().out
     monkeypatch.setattr("anchorjax.inference.language_model.load", None)
     typed.assert_makes_the_same(needle.main, out.parent, "needle")

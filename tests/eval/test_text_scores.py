@@ -10,7 +10,6 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from matplotlib import image
 from tokenizers import Tokenizer
 
 from anchorjax.data.text import tokenizer as tokenizer_lib
@@ -18,6 +17,7 @@ from anchorjax.inference import language_model
 from anchorjax.training.evaluate import bucket_edges
 from eval import longppl, perplexity
 from tests.checkpoints.huggingface import tiny
+from tests.eval import plotted
 from tests.evaluation import typed
 from tests.evaluation.making import write_tokenizer
 
@@ -87,7 +87,7 @@ def their_nats(theirs, directory, one: str, length: int) -> np.ndarray:
     return -torch.log_softmax(logits_TV, -1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0].numpy()
 
 
-def test_perplexity_is_that_of_transformers(model, scored):
+def test_perplexity_is_that_of_transformers(model, scored, drawn):
     """By length, of three of the four long documents; the two short ones are counted as far as they were met."""
     result = json.loads((scored / "perplexity.json").read_text())
     answers = [json.loads(line) for line in (scored / "answers.jsonl").read_text().splitlines()[1:]]
@@ -110,7 +110,11 @@ def test_perplexity_is_that_of_transformers(model, scored):
             if start < length - 1:
                 place = found["by_position"][f"{start}-{end}"]
                 assert math.isclose(place, nats_RT[:, start:end].mean(), rel_tol=1e-5)
-    assert image.imread(scored / "perplexity.png").std() > 0
+    drawn_lines = plotted.lines(drawn(scored / "perplexity.png"))
+    assert len(drawn_lines) == 2
+    for (x, y), length in zip(drawn_lines.values(), ("100", "110"), strict=True):
+        place = result["lengths"][length]["by_position"]
+        assert (x, y) == ([int(bucket.split("-")[1]) for bucket in place], list(place.values()))
 
 
 def killed(out, directory, keep: int):
@@ -195,7 +199,7 @@ def test_one_model_is_in_memory_at_a_time(judged):
     assert judged[1] == [0, 0]
 
 
-def test_longppl_is_that_of_the_characters_that_the_evaluator_chose(model, judged):
+def test_longppl_is_that_of_the_characters_that_the_evaluator_chose(model, judged, drawn):
     result = json.loads((judged[0] / "longppl.json").read_text())["lengths"]["100"]
     by_name = {longppl.longppl.digest(one): one for one in TEXTS}
     nats, keys = [], []
@@ -206,7 +210,8 @@ def test_longppl_is_that_of_the_characters_that_the_evaluator_chose(model, judge
         assert len(nats_T) == end
         nats += nats_T.tolist()
         keys += [nats_T[place] for begin, stop in document["spans"] for place in range(begin, stop)]
-    assert image.imread(judged[0] / "longppl.png").std() > 0
+    drawn_lines = plotted.lines(drawn(judged[0] / "longppl.png"))
+    assert drawn_lines == {"LongPPL": ([100], [result["longppl"]]), "perplexity": ([100], [result["perplexity"]])}
     assert result["documents"] == 3 and 5 < len(keys) < len(nats) / 2
     assert (result["key_tokens"], result["tokens"]) == (len(keys), len(nats))
     assert math.isclose(result["longppl"], math.exp(np.mean(keys)), rel_tol=1e-4)
