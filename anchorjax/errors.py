@@ -1,4 +1,4 @@
-"""Faults that a user can fix: each prints as one line and carries the exit code of the process."""
+"""Errors that a user can fix. Each prints as one line and carries the exit code of the process."""
 
 import sys
 from collections.abc import Callable
@@ -6,13 +6,13 @@ from typing import Any
 
 
 class UserError(Exception):
-    """Something outside of the code is wrong; the message says what, and what would be right."""
+    """Something outside the code is wrong. The message says what it is and what is allowed."""
 
     exit_code = 1
 
 
 class UsageError(UserError):
-    """A command line that cannot be understood, apart from its configuration values."""
+    """A command line that cannot be parsed, apart from its configuration values."""
 
     exit_code = 2
 
@@ -34,11 +34,11 @@ class DataError(UserError):
 
 
 class PreparationError(UserError):
-    """A preparation was broken off from outside; the same command goes on."""
+    """A preparation was interrupted; the same command continues it."""
 
 
 class WorkdirError(UserError):
-    """A working directory that belongs to another run, to other data, or to a running job; or has no checkpoint yet."""
+    """A working directory that belongs to another run, other data or a running job, or that has no checkpoint."""
 
     exit_code = 2
 
@@ -48,7 +48,7 @@ class CheckpointError(UserError):
 
 
 class WeightsError(UserError):
-    """A directory of model weights that cannot be read, or must not be; or one that cannot be written."""
+    """A directory of model weights that cannot or must not be read, or that cannot be written."""
 
     exit_code = 2
 
@@ -60,11 +60,11 @@ class EvaluationError(UserError):
 
 
 class TrainingError(UserError):
-    """Training cannot go on; the last checkpoint is still good."""
+    """Training cannot continue; the last checkpoint is valid."""
 
 
 class MissingCompiler(UserError):
-    """A program is to be compiled for hardware whose compiler is not installed."""
+    """The compiler for the target hardware is not installed."""
 
     def __init__(self, target: str):
         super().__init__(
@@ -74,7 +74,7 @@ class MissingCompiler(UserError):
 
 
 class LeakageError(UserError):
-    """Attention lets through what its mask forbids, or hides what it allows: the results would be wrong."""
+    """Attention uses a key that its mask forbids, or ignores one that it allows: the results would be wrong."""
 
 
 def run_program(name: str, main: Callable[[], int | None], stopped: str = "stopped") -> int:

@@ -1,7 +1,7 @@
-"""A document on its way into a store, and what makes a row of an input a bad one.
+"""Documents on their way into a store, and the reasons why a row of an input is bad.
 
-Shards yield `(number, document or BadRow)` in the order of their files. A bad row is an exception that is handed on
-instead of raised: `data.bad_rows` decides.
+Shards yield `(number, document or BadRow)` in the order of their files. A bad row is an exception that is yielded
+instead of raised, because `data.bad_rows` decides what happens.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-MARK = b"\xef\xbb\xbf"  # UTF-8's byte order mark, which RFC 8259 and Unicode (23.8) have readers leave out
+MARK = b"\xef\xbb\xbf"  # UTF-8's byte order mark, which readers remove (RFC 8259; Unicode 23.8)
 _KEYS_SHOWN = 8
 _MISSING = object()
 
@@ -21,7 +21,7 @@ _MISSING = object()
 class BadRow(Exception):
     """A row that holds no document.
 
-    The message is the reason, without details, so that reasons can be counted; `detail` is what helps with this row.
+    The message is the reason without details, so that reasons can be counted; `detail` is about this row.
     """
 
     def __init__(self, reason: str, detail: str = ""):
@@ -34,8 +34,8 @@ class Document:
     """A text, or the ids of one that was tokenized elsewhere, and the name of its source.
 
     Attributes:
-      marked: a byte order mark stood in front of it, at the beginning of a file, and was left out.
-      lacks: why its row gives no source ("meta.name is missing or null"); "" if it has one, or none was looked for.
+      marked: its file began with a byte order mark, which was removed.
+      lacks: why its row has no source ("meta.name is missing or null"); "" if it has one or needs none.
     """
 
     content: str | np.ndarray
@@ -44,11 +44,11 @@ class Document:
     lacks: str = dataclasses.field(default="", compare=False)
 
     def __post_init__(self):
-        """Raises BadRow: no file takes the name of the source."""
+        """Raises BadRow if the source's name cannot be encoded as UTF-8."""
         utf8(self.source, "the name of the source")
 
     def draw(self, purpose: str) -> float:
-        """A number in [0, 1) that depends on the content and the purpose only, so copies of a text share it."""
+        """Returns a number in [0, 1) that depends on the content and the purpose only, so that copies share it."""
         content = self.content.encode() if isinstance(self.content, str) else self.content.astype("<i4").tobytes()
         digest = hashlib.blake2b(content, digest_size=8, person=purpose.encode()).digest()
         return int.from_bytes(digest, "little") / 2**64
@@ -59,7 +59,7 @@ class Shard(Protocol):
 
     Attributes:
       name: the same in every run, and of no other shard.
-      files: whose change makes it another shard.
+      files: its input files; a change of one makes it another shard.
       split: "train" or "validation" if the source has splits; None if documents are held out by `Document.draw`.
     """
 
@@ -75,13 +75,13 @@ class Shard(Protocol):
         ...
 
     def place(self, number: int) -> str:
-        """Where row `number` is, for a message: "books.jsonl:17". May be slow."""
+        """Returns the place of row `number` for a message, such as "books.jsonl:17". May be slow."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
-    """Where a row has its text and its source, and how large it may be.
+    """The keys of a row's text and source, and the largest size of a row.
 
     "meta.name" is the column or key of that whole name, or else the key "name" in the object "meta".
     `text_option` is what messages call the option that says where the text is.
@@ -94,7 +94,7 @@ class Fields:
     text_option: str = "data.text_key"
 
     def document(self, row: Any, marked: bool = False) -> Document | BadRow:
-        """The document of a row; a BadRow stays one. `marked`: see `Document`."""
+        """Returns the document of a row, or a BadRow. `marked`: see `Document`."""
         try:
             if isinstance(row, BadRow):
                 return row
@@ -118,12 +118,10 @@ class Fields:
     def _help(self, row: Mapping[str, Any]) -> str:
         if find(row, self.text, _MISSING) is None:
             return ""  # it is null
-        return (
-            f"{self.text_option}={self.text!r} leads to nothing in the row, which has {listed(self.text, _keys(row))}"
-        )
+        return f"{self.text_option}={self.text!r} names nothing in the row, which has {listed(self.text, _keys(row))}"
 
     def check(self, text: Any) -> str:
-        """`text` itself. Raises BadRow unless it is one that a tokenizer can take."""
+        """Returns `text`. Raises BadRow if it is empty, too long, or no text that a tokenizer accepts."""
         if not isinstance(text, str):
             raise BadRow(f"{self.text} is not a string")
         if not text or text.isspace():
@@ -136,7 +134,7 @@ class Fields:
 
 
 def _keys(row: Mapping[str, Any], depth: int = 2) -> list[str]:
-    """Keys of a row, and those of objects in it as paths."""
+    """Returns the keys of a row, and the keys of its nested objects as paths."""
     keys = []
     for key, value in row.items():
         keys.append(str(key))
@@ -146,7 +144,7 @@ def _keys(row: Mapping[str, Any], depth: int = 2) -> list[str]:
 
 
 def listed(wanted: str, names: Sequence[str]) -> str:
-    """Names for a message, and which of them may be meant: "title, Text; did you mean 'Text'?"."""
+    """Lists names for a message with a suggestion: "title, Text; did you mean 'Text'?"."""
     if not names:
         return "no keys"
     shown = ", ".join(names[:_KEYS_SHOWN]) + (", ..." if len(names) > _KEYS_SHOWN else "")
@@ -157,7 +155,7 @@ def listed(wanted: str, names: Sequence[str]) -> str:
 
 
 def utf8(text: str, key: str) -> bytes:
-    """Raises BadRow: JSON can write half of a surrogate pair, which no file and no tokenizer takes."""
+    """Encodes a text. Raises BadRow for a lone surrogate, which JSON can hold and UTF-8 cannot."""
     try:
         return text.encode()
     except UnicodeEncodeError as error:
@@ -165,7 +163,7 @@ def utf8(text: str, key: str) -> bytes:
 
 
 def find(row: Mapping[str, Any], path: str, missing: Any = None) -> Any:
-    """What lies at a path such as "meta.name", or `missing`: the key of that name, or else the key "name" of "meta"."""
+    """Returns the value at "meta.name", or `missing`: the key of that whole name, or else "name" inside "meta"."""
     if path in row:
         return row[path]
     for head, rest in _cuts(path):
@@ -182,12 +180,12 @@ def _cuts(path: str) -> Iterator[tuple[str, str]]:
 
 
 def column(path: str, names: Sequence[str]) -> str | None:
-    """Which of a table's columns a path begins with."""
+    """Returns the column of a table that a path begins with, or None."""
     return next((head for head in (path, *(head for head, _ in _cuts(path))) if head in names), None)
 
 
 def decode(data: bytes) -> tuple[str, bool]:
-    """(UTF-8 text of a file, whether it began with a byte order mark, which is left out). Raises BadRow."""
+    """Returns (the UTF-8 text of a file, whether it began with a byte order mark, which is removed). Raises BadRow."""
     try:
         return data.removeprefix(MARK).decode("utf-8"), data.startswith(MARK)
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""Which files a path names: each once, by identity, however many links and spellings lead to it."""
+"""Finds the files of a path, each once, however many links and spellings lead to it."""
 
 import fnmatch
 import glob
@@ -11,10 +11,10 @@ from anchorjax.errors import DataError
 
 
 def find(path: str, suffixes: Sequence[str]) -> list[Path]:
-    """The files of a file, a folder or a pattern with * and **, by name; in a folder those with one of the suffixes.
+    """Returns the files of a path, a folder or a pattern with * and **, sorted; in a folder those with a suffix.
 
-    Links are followed; upper case in a suffix counts as lower case. What Hugging Face `datasets` writes beside its data
-    is left out, unless it is named by itself.
+    Links are followed; suffixes are compared in lower case. Files that Hugging Face `datasets` writes beside its
+    data are left out, unless named directly.
 
     Raises:
       ValueError: there is none.
@@ -34,7 +34,7 @@ def find(path: str, suffixes: Sequence[str]) -> list[Path]:
 
 
 def exists(path: str) -> bool:
-    """Whether a file, a folder or a pattern names anything."""
+    """Returns whether a file, a folder or a pattern matches anything."""
     return os.path.exists(_place(path)) or any(True for _ in _matches(_place(path)))
 
 
@@ -43,13 +43,13 @@ def ends_with(name: str, suffixes: Sequence[str]) -> bool:
 
 
 def identity(file: str | Path) -> tuple[int, int]:
-    """Device and inode: the same for every name of a file or folder."""
+    """Returns (device, inode), the same for every name of a file or folder."""
     stat = os.stat(file)
     return stat.st_dev, stat.st_ino
 
 
 def once(names: Iterable[str | Path]) -> list[Path]:
-    """Each file under one of its names, sorted: the one that leads through the fewest links, the first of several."""
+    """Returns each file under one of its names, sorted: the name with the fewest links, or the first of several."""
     found: dict[tuple[int, int], list[str]] = {}
     for name in names:
         found.setdefault(identity(name), []).append(str(name))
@@ -67,8 +67,8 @@ def _place(path: str) -> str:
 
 
 def _names(folder: str, hidden: bool = False) -> list[str]:
-    """Paths of what lies in a folder; of what begins with a dot only if `hidden`."""
-    if os.path.basename(folder) == "lost+found":  # of a disk, and root's alone
+    """Returns the paths in a folder; names that begin with a dot only if `hidden`."""
+    if os.path.basename(folder) == "lost+found":  # belongs to root, at the top of a disk
         return []
     try:
         return [os.path.join(folder, name) for name in os.listdir(folder) if hidden or not name.startswith(".")]
@@ -77,7 +77,7 @@ def _names(folder: str, hidden: bool = False) -> list[str]:
 
 
 def _folders(folder: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
-    """A folder and all below it. A link to one that it lies in is not followed: it would lead on for ever."""
+    """Yields a folder and all folders below it. A link to a folder that contains it is not followed: it never ends."""
     here = identity(folder)
     if here in above:
         return
@@ -88,7 +88,7 @@ def _folders(folder: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[s
 
 
 def _matches(pattern: str) -> Iterator[str]:
-    """What glob finds, but "**" does not go round in circles."""
+    """Yields what glob finds, but "**" does not follow circular links."""
     root, *parts = Path(pattern).parts
     places = [root]
     for at, part in enumerate(parts, 1):

@@ -19,7 +19,7 @@ _SPLITS = {"train", "validation"}
 
 
 def data_files(names: Iterable[str]) -> Iterator[str]:
-    """Without what `datasets` writes beside its data.
+    """Yields the names of data files, without what `datasets` writes beside its data.
 
     Raises:
       DataError: a data file is missing, or `state.json` cannot be read or chooses among rows.
@@ -45,7 +45,7 @@ def _data_files(folder: Path, inside: list[str]) -> Iterator[str]:
 
 
 def _named(folder: Path, has_tables: bool) -> set[str] | None:
-    """What `state.json` calls data files; None if this is no folder of `datasets`."""
+    """Returns the data files in `state.json`; None if `datasets` did not write this folder."""
     file = folder / _STATE
     try:
         state = json.loads(file.read_text(encoding="utf-8-sig"))
@@ -65,15 +65,15 @@ def _named(folder: Path, has_tables: bool) -> set[str] | None:
     named = {os.path.basename(str(one.get("filename"))) for one in state["_data_files"]}
     for name in sorted(named):
         if not (folder / name).is_file():
-            raise DataError(f"{file} names {name}, which is not there")
+            raise DataError(f"{file} names {name}, which does not exist")
     return named
 
 
 def splits(files: Iterable[Path]) -> dict[Path, str]:
-    """ "train" or "validation" of each file, where both splits of a data set are among the files.
+    """Returns "train" or "validation" for each file, if both splits of a data set are among the files.
 
     Raises:
-      DataError: files of several splits of a data set, of which one is another, such as "test".
+      DataError: files of several splits of a data set that are not exactly train and validation.
     """
     by_folder: dict[Path, list[Path]] = {}
     for file in files:
@@ -97,7 +97,7 @@ def splits(files: Iterable[Path]) -> dict[Path, str]:
             one = file.parent if file.parent.resolve() != folder else re.sub(r"-\d{5}-(?=of-\d{5}\.)", "-*-", str(file))
             raise DataError(
                 f"{folder} is a data set with the splits {', '.join(names)}, and only train and validation can be read "
-                f"together; name what is of one, such as {one}"
+                f"together; name the files of one split, such as {one}"
             )
         found |= {file: split for split, inside in by_split.items() for file in inside}
     return found
@@ -113,6 +113,6 @@ def _splits_of(file: Path) -> list[str]:
 
 
 def _split_in(name: str, splits: Iterable[str]) -> str | None:
-    """Which of the splits a file of the cache is of."""
+    """Returns the split that the name of a cached file contains."""
     match = re.search(rf"-({'|'.join(map(re.escape, splits))})(-\d{{5}}-of-\d{{5}})?\.arrow$", name)
     return match[1] if match else None

@@ -336,7 +336,7 @@ def test_adapters_need_a_checkpoint_and_are_none(converted, tmp_path):
 def test_numbers_that_a_dtype_cannot_hold_are_not_written(llama, tmp_path):
     params, config = first_params(setup_of(llama)), setup_of(llama).config
     params.final_norm_D.set_value(params.final_norm_D.get_value() * 1e5)
-    with pytest.raises(WeightsError, match=r"model.norm.weight holds numbers that are not finite in float16"):
+    with pytest.raises(WeightsError, match=r"model.norm.weight has values that are not finite in float16"):
         hf_checkpoint.save(params, config.model, config.lora, tmp_path, "float16")
 
 

@@ -47,9 +47,9 @@ def test_a_mark_inside_a_file_stays_a_bad_row_or_text(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_bytes(MARK + b'{"text": "\xef\xbb\xbfone"}\n' + MARK + b'{"text": "two"}\n')
     first, second = read(f"jsonl:{path}")
-    assert (first.content, str(second)) == ("\ufeffone", "a byte order mark in front")
+    assert (first.content, str(second)) == ("\ufeffone", "begins with a byte order mark")
     path.write_bytes(MARK + MARK + b'{"text": "one"}\n')
-    assert [str(row) for row in read(f"jsonl:{path}")] == ["a byte order mark in front"]
+    assert [str(row) for row in read(f"jsonl:{path}")] == ["begins with a byte order mark"]
     path.write_bytes(MARK + b"\n" + b'{"text": "one"}')
     assert [(row.content, row.marked) for row in read(f"jsonl:{path}")] == [("one", True)]
     path.write_bytes(MARK)
@@ -88,7 +88,7 @@ def test_a_preparation_counts_them(tmp_path):
     assert sorted(texts) == [f"The Project Book, number {i}.\r\n" for i in range(8)]
     index = Index.read(train.path)
     assert (index.marks, index.bad_rows) == (8, {})
-    line = "marks       left out at the beginning of files (byte order marks): 8"
+    line = "marks       byte order marks removed from the beginning of files: 8"
     assert line in prepare_cli.summary("x", {"train": index}).splitlines()
 
 
@@ -106,7 +106,7 @@ def test_texts_to_score(tmp_path, capfd):
     path = tmp_path / "x.jsonl"
     path.write_bytes(MARK + preparing.json_lines(ROWS))
     assert texts_lib.read(str(path)) == [row["text"] for row in ROWS]
-    assert capfd.readouterr().err == f"--text={path}: left out byte order marks: 1\n"
+    assert capfd.readouterr().err == f"--text={path}: byte order marks removed: 1\n"
 
 
 def test_essays_and_questions(tmp_path, capfd):
@@ -116,11 +116,11 @@ def test_essays_and_questions(tmp_path, capfd):
     (folder / "b.json").write_bytes(MARK + b'{"text": "The second."}')
     (folder / "c.md").write_bytes(b"The third.")
     assert haystack.open_essays(folder).words == ("The", "first.", "The", "second.", "The", "third.")
-    assert capfd.readouterr().err == f"essays={folder}: left out byte order marks: 2\n"
+    assert capfd.readouterr().err == f"essays={folder}: byte order marks removed: 2\n"
     asked = {"question": "Who?", "context": [["A", ["a."]]], "supporting_facts": [["A", 0]], "answer": "B"}
     (tmp_path / "hotpot.json").write_bytes(MARK + json.dumps([asked]).encode())
     assert questions._open(tmp_path / "hotpot.json", "hotpot").documents == ("A\na.",)
-    assert capfd.readouterr().err == f"hotpot={tmp_path}/hotpot.json: left out byte order marks: 1\n"
+    assert capfd.readouterr().err == f"hotpot={tmp_path}/hotpot.json: byte order marks removed: 1\n"
 
 
 def test_key_tokens(tmp_path, capfd):
@@ -129,7 +129,7 @@ def test_key_tokens(tmp_path, capfd):
     (tmp_path / "keys.json").write_bytes(MARK + json.dumps(content).encode())
     found, _ = longppl.from_json(tmp_path / "keys.json", ["some text"])
     assert list(found.values()) == [[(0, 4)]]
-    assert capfd.readouterr().err == f"--key-tokens={tmp_path}/keys.json: left out byte order marks: 1\n"
+    assert capfd.readouterr().err == f"--key-tokens={tmp_path}/keys.json: byte order marks removed: 1\n"
 
 
 def test_samples_of_longbench(tmp_path, capfd):
@@ -138,7 +138,7 @@ def test_samples_of_longbench(tmp_path, capfd):
     path.write_bytes(MARK + json.dumps(sample).encode() + b"\n")
     (row,) = longbench.read(path, TASKS["trec"])
     assert row.answers == ("a",)
-    assert capfd.readouterr().err == f"{path}: left out byte order marks: 1\n"
+    assert capfd.readouterr().err == f"{path}: byte order marks removed: 1\n"
 
 
 def test_prompts(tmp_path, capfd):

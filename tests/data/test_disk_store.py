@@ -82,7 +82,7 @@ def test_a_store_of_another_tokenizer_is_refused(store):
 
 
 def test_what_is_no_store_is_refused(tmp_path):
-    with pytest.raises(DataError, match=f"{tmp_path}/train is no token store: .*index.json does not exist"):
+    with pytest.raises(DataError, match=f"{tmp_path}/train is not a token store: .*index.json does not exist"):
         data.load_store(data_config(store=str(tmp_path)), "train")
 
 
@@ -145,7 +145,7 @@ AT_OPENING = {
     "sources unknown": (swap_sources, "sources.npy is damaged: there are 0 sources"),
     "index cut": (cut("index.json"), "index.json cannot be read"),
     "index no object": (lambda store: (store / "index.json").write_text("[]"), "it holds no JSON object"),
-    "index missing": (lambda store: (store / "index.json").unlink(), "is no token store"),
+    "index missing": (lambda store: (store / "index.json").unlink(), "is not a token store"),
     "index of the future": (lambda store: edit(store, format=4), "has format 4; this version reads formats 2 and 3"),
     "index with more": (lambda store: edit(store, more=1), "index.json is damaged: its keys differ in more"),
     "index of another count": (lambda store: edit(store, num_documents=5), "offsets.npy is damaged"),

@@ -117,7 +117,7 @@ BAD_LINES = {
     "two values": (b'{"text": "x"} {"text": "y"}', "not JSON"),
     "bad UTF-8": (b'{"text": "\xff\xfe"}', "not UTF-8"),
     "overlong UTF-8": (b'{"text": "\xc0\x80"}', "not UTF-8"),
-    "byte order mark": (b'\xef\xbb\xbf{"text": "x"}', "a byte order mark in front"),
+    "byte order mark": (b'\xef\xbb\xbf{"text": "x"}', "begins with a byte order mark"),
     "UTF-16": ('{"text": "x"}'.encode("utf-16-be"), "a NUL byte"),
     "NUL byte": (b'{"text": "x\0"}', "a NUL byte"),
     "NUL escape": (b'{"text": "x\\u0000"}', "text holds a NUL character"),
@@ -155,7 +155,7 @@ def test_bad_row_is_named_by_file_and_line_or_counted(tmp_path, name, suffix):
     (weighted,) = sources_lib.shards(data_config(**options))
     with pytest.raises(DataError) as error:
         pieces.write(tmp_path, 0, weighted, data_config(**options), BYTES)
-    detail = " (data.text_key='text' leads to nothing in the row, which has title)" if name == "no text" else ""
+    detail = " (data.text_key='text' names nothing in the row, which has title)" if name == "no text" else ""
     assert str(error.value).startswith(f"{path}:3: {reason}{detail}; data.bad_rows='skip'")
     assert pieces.done(tmp_path, 0) is None
     pieces.write(tmp_path, 0, weighted, data_config(**options, bad_rows="skip", held_out_share=0.0), BYTES)
@@ -226,7 +226,7 @@ def test_damaged_file_is_refused_by_name_whatever_the_policy(tmp_path, kind, dam
         ("jsonl:", "there is no file ''"),
         ("jsonl:{0},0", "the weight 0 must be above 0 and at most 100"),
         ("jsonl:{0},nan", "the weight nan must be above 0"),
-        ("jsonl:{0},x", "the weight 'x' is no number"),
+        ("jsonl:{0},x", "the weight 'x' is not a number"),
         ("jsonl:{0};jsonl:{0}", "is named 2 times; give it a weight instead"),
         ("csv:{0}", "unknown source 'csv:"),
         ("jsonl:{0};", "unknown source ''"),
@@ -296,7 +296,7 @@ def test_two_columns_of_a_name_are_refused(table_file, twice):
     else:
         with pyarrow.ipc.new_stream(str(table_file), table.schema) as writer:
             writer.write_table(table)
-    with pytest.raises(DataError, match=f"{table_file} has 2 columns of the name '{twice}'; rename all but one"):
+    with pytest.raises(DataError, match=f"{table_file} has 2 columns named '{twice}'; rename all but one"):
         read(f"parquet:{table_file}")
     if twice == "source":  # the others can be read
         assert len(read(f"parquet:{table_file}", source_key="n")) == 1
@@ -336,7 +336,7 @@ def test_a_source_key_that_leads_nowhere_is_said(tmp_path, values, key, said):
 @pytest.mark.parametrize(
     ("row", "key", "help"),
     [
-        ({"title": "a", "content": "b"}, "text", "leads to nothing in the row, which has title, content)"),
+        ({"title": "a", "content": "b"}, "text", "names nothing in the row, which has title, content)"),
         ({"Text": "a", "id": 1}, "text", "which has Text, id; did you mean 'Text'?)"),
         ({"doc": {"text": "a"}, "n": 1}, "text", "which has doc, doc.text, n; did you mean 'doc.text'?)"),
         ({"content": "a"}, "contents", "which has content; did you mean 'content'?)"),
@@ -349,11 +349,11 @@ def test_a_row_without_the_key_is_told_by_the_keys_it_has(tmp_path, row, key, he
     path = preparing.write_jsonl(tmp_path / "x.jsonl", [row])
     with pytest.raises(DataError) as error:
         preparing.prepare(tmp_path, f"jsonl:{path}", text_key=key)
-    begin = f"{path}:1: {key} is missing or null (data.text_key='{key}' leads to nothing in the row, "
+    begin = f"{path}:1: {key} is missing or null (data.text_key='{key}' names nothing in the row, "
     assert str(error.value).startswith(begin) and help in str(error.value), str(error.value)
-    with pytest.raises(DataError, match=r"1 of 1 rows are bad, .* leads to nothing in the row, which has"):
+    with pytest.raises(DataError, match=r"1 of 1 rows are bad, .* names nothing in the row, which has"):
         preparing.prepare(tmp_path, f"jsonl:{path}", text_key=key, bad_rows="skip")
-    with pytest.raises(DataError, match=rf"x.jsonl:1: {key} is missing or null \(--text-key='{key}' leads to nothing"):
+    with pytest.raises(DataError, match=rf"x.jsonl:1: {key} is missing or null \(--text-key='{key}' names nothing"):
         texts_lib.read(str(path), key)
 
 

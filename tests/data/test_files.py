@@ -123,7 +123,7 @@ def test_a_comma_in_a_path_is_no_weight(tmp_path):
         shards_of(f"jsonl:{tmp_path}/v1,2")
     assert shards_of(f"jsonl:{tmp_path}/v1,2,1") == [("x.jsonl", 1)]
     assert shards_of(f"jsonl:{tmp_path}/v1,2.0") == [("y.jsonl", 2)]
-    with pytest.raises(ValueError, match=r"the weight 'd.jsonl' is no number, .* there is no file of that name"):
+    with pytest.raises(ValueError, match=r"the weight 'd.jsonl' is not a number, .* there is no file of that name"):
         shards_of(f"jsonl:{tmp_path}/c,d.jsonl")
 
 
@@ -254,7 +254,7 @@ def test_state_json_that_cannot_be_followed_is_refused(saved):
     (saved / "state.json").write_text(json.dumps(state | {"_indices_data_files": None}))
     assert len(read(f"parquet:{saved}")) == len(TEXTS)
     (saved / state["_data_files"][1]["filename"]).unlink()
-    with pytest.raises(DataError, match=rf"{saved}/state.json names data-00001-of-00002.arrow, which is not there"):
+    with pytest.raises(DataError, match=rf"{saved}/state.json names data-00001-of-00002.arrow, which does not exist"):
         read(f"parquet:{saved}")
     (saved / "state.json").write_text("{")
     with pytest.raises(DataError, match=rf"{saved}/state.json cannot be read"):

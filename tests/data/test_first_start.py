@@ -16,7 +16,7 @@ def test_a_start_that_has_finished_nothing_does_not_block_another(tmp_path):
     with pytest.raises(DataError, match=r"x.jsonl:1: text is missing or null \(data.text_key='text'"):
         preparing_lib.prepare(data_config(**wrong))
     assert (tmp_path / "store.part" / "request.json").exists()
-    with pytest.raises(DataError, match=r"50 of 50 rows are bad, .* leads to nothing in the row, which has content"):
+    with pytest.raises(DataError, match=r"50 of 50 rows are bad, .* names nothing in the row, which has content"):
         preparing_lib.prepare(data_config(**wrong, bad_rows="skip"))
     preparing_lib.prepare(data_config(**wrong, text_key="content", held_out_share=0.2))
     assert not (tmp_path / "store.part").exists()

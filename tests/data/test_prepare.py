@@ -116,7 +116,7 @@ def test_a_source_of_its_own_for_each_document_is_refused(tmp_path, monkeypatch,
     for name, count in (("one", 40), ("two", 20), ("three", 20)):
         rows = [{"text": "x" * (i + 1), "source": f"{name} {i}"} for i in range(count)]
         preparing.write_jsonl(tmp_path / f"{name}.jsonl", rows)
-    with pytest.raises(DataError, match=r"more than 30 sources, such as 'one 30'; let data.source_key lead to a name"):
+    with pytest.raises(DataError, match=r"more than 30 sources, such as 'one 30'; set data.source_key to a name"):
         preparing_lib.prepare(options(tmp_path / "one.jsonl", tmp_path / "store1", held_out_share=0.0))
     source = f"jsonl:{tmp_path}/two.jsonl;jsonl:{tmp_path}/three.jsonl"
     with pytest.raises(DataError, match="there are 40 sources, more than 30, such as 'three 19'"):
@@ -141,7 +141,7 @@ def test_no_held_out_document_is_an_error(tmp_path, folder):
 def test_an_existing_path_is_not_touched(tmp_path, folder):
     (tmp_path / "store").mkdir()
     for path in (str(tmp_path / "store"), ""):
-        with pytest.raises(ConfigError, match=r"data.store=.* must be a path where nothing is yet"):
+        with pytest.raises(ConfigError, match=r"data.store=.* must be a path that does not exist"):
             preparing_lib.prepare(options(folder, path))
     assert not list((tmp_path / "store").iterdir())
 
@@ -318,13 +318,13 @@ def test_prepare_then_train_on_the_store(tmp_path, folder, jobs):
     assert f"data.store='{moved}' no longer holds the train text" in err and err.count("\n") == 1
     file.unlink()
     err = jobs.run(tmp_path / "run", *use, expect=2)
-    assert err == f"train.py: {moved}/train is no token store: {file} does not exist\n"
+    assert err == f"train.py: {moved}/train is not a token store: {file} does not exist\n"
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], ["config.data.store=''", "where nothing is yet"]),
+        ([], ["config.data.store=''", "a path that does not exist"]),
         (["--workdir=x"], ["--workdir=x is not understood", "Usage: "]),
         (["--config.data.store=x", "--config.data.source=csv:y"], ["config.data.source='csv:y'", "jsonl:PATH"]),
         (["--config.data.store=x", "--config.data.tokenizer=y"], ["config.data.tokenizer='y'", "tokenizer.json"]),

@@ -252,7 +252,7 @@ def test_a_preparation_counts_what_is_lost(tmp_path):
     train, _ = preparing.prepare(tmp_path, f"jsonl:{path}", tokenizer=str(directory))
     index = Index.read(train.path)
     assert index.lost == {"U+0004": 80, "U+0006": 40}
-    line = "lost        what the tokenizer does not give back of the texts: 120 (U+0004: 80, U+0006: 40)"
+    line = "lost        characters that the tokenizer loses: 120 (U+0004: 80, U+0006: 40)"
     assert line in prepare_cli.summary("x", {"train": index}).splitlines()
 
 

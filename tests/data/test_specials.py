@@ -147,7 +147,7 @@ def test_a_template_has_the_same_specials(directory):
 def test_the_map_beside_a_decoder_names_nothing(tmp_path):
     directory = save(tmp_path, {"added_tokens_decoder": DECODER}, BOTH)
     assert AutoTokenizer.from_pretrained(directory).eos_token is None
-    with pytest.raises(ValueError, match=r"names an end of sequence \(special_tokens_map.json does not count beside"):
+    with pytest.raises(ValueError, match=r"names an EOS token \(special_tokens_map.json is ignored if there is an"):
         tokenizer_lib.load(str(directory))
 
 

@@ -313,8 +313,8 @@ def test_where_specials_come_from(tmp_path, tokenizer_config, config, ids):
 @pytest.mark.parametrize(
     ("tokenizer_config", "config", "words"),
     [
-        (None, None, "names an end of sequence"),
-        ({"bos_token": "<s>"}, {"bos_token_id": 1}, "names an end of sequence"),
+        (None, None, "names an EOS token"),
+        ({"bos_token": "<s>"}, {"bos_token_id": 1}, "names an EOS token"),
         ({"eos_token": "<end>"}, {"eos_token_id": 2}, "eos_token '<end>' is not in tokenizer.json"),
         ({"eos_token": ["</s>"]}, None, "eos_token ['</s>'] is not in"),
         ({"eos_token": "</s>", "pad_token": 3}, None, "pad_token 3 is not in"),

@@ -26,12 +26,12 @@ from anchorjax.models.linear import Adapter, Bias, named_leaves, named_linears, 
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-SHOWN = 3  # names in a message about many
+SHOWN = 3  # names listed in a message
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a tensor lies in a decoder: a leaf, and its layer if it is a block's."""
+    """The place of a tensor in the decoder: a leaf, and a layer if the leaf belongs to a block."""
 
     leaf: str
     layer: int | None
@@ -41,13 +41,13 @@ class Place:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """In the checkpoint."""
+        """The shape in the checkpoint."""
         if self.inputs:
             return math.prod(self.size[self.inputs :]), math.prod(self.size[: self.inputs])
         return (math.prod(self.size),) if self.is_bias else self.size
 
     def from_checkpoint(self, tensor: np.ndarray) -> np.ndarray:
-        """A view in the decoder's shape."""
+        """Returns a view in the decoder's shape."""
         return (tensor.T if self.inputs else tensor).reshape(self.size)
 
     def to_checkpoint(self, x: np.ndarray) -> np.ndarray:
@@ -55,7 +55,7 @@ class Place:
 
 
 def places(params: Decoder, model: ModelConfig) -> dict[str, Place]:
-    """Every tensor of a checkpoint of this (concrete or abstract) decoder, by its name there, in their usual order."""
+    """Returns the place of every tensor of a checkpoint of this (concrete or abstract) decoder, by name, in order."""
     leaves, kinds = named_leaves(params), named_params(params)
 
     def place(leaf: Leaf, layer: int | None) -> Place:
@@ -74,13 +74,13 @@ def places(params: Decoder, model: ModelConfig) -> dict[str, Place]:
 
 
 def load(params: Decoder, model: ModelConfig, weights: Weights) -> Decoder:
-    """The decoder with its weights replaced, each on the devices and in the dtype that it had. Adapters stay.
+    """Returns the decoder with the checkpoint's weights, in its own shardings and dtypes. Adapters stay.
 
     Args:
-      params: on the current mesh; its buffers are used again, so it must not be.
+      params: on the current mesh; donated, so it must not be used afterwards.
 
     Raises:
-      WeightsError: a tensor is missing, too many, or of another shape.
+      WeightsError: a tensor is missing, unexpected, or has another shape.
     """
     wanted = places(params, model)
     if model.tie_embeddings and HEAD in weights.tensors and EMBEDDING not in weights.tensors:
@@ -96,7 +96,7 @@ def _compare(wanted: Mapping[str, Place], weights: Weights, model: ModelConfig) 
     found = {name: info for name, info in weights.tensors.items() if not name.endswith(BUFFERS)}
     if model.tie_embeddings and {HEAD, EMBEDDING} <= found.keys():
         if _digest(weights, HEAD) != _digest(weights, EMBEDDING):
-            raise WeightsError(f"{weights.directory}: {HEAD} is not the embedding to which it is said to be tied")
+            raise WeightsError(f"{weights.directory}: {HEAD} is not the embedding, although config.json ties them")
         del found[HEAD]
     if missing := wanted.keys() - found.keys():
         raise WeightsError(f"{weights.directory} lacks {_some(missing)}")
@@ -110,7 +110,7 @@ def _compare(wanted: Mapping[str, Place], weights: Weights, model: ModelConfig) 
 
 
 def _digest(weights: Weights, name: str) -> tuple:
-    """What two tensors have in common if they are the same; they need not be in memory together."""
+    """Returns a digest, to compare two tensors without holding both in memory."""
     x = weights.read(name)
     return x.shape, x.dtype, hashlib.sha256(x.view(np.uint8)).digest()
 
@@ -123,13 +123,13 @@ def _some(names) -> str:
 def _put(leaf: jax.Array, value: np.ndarray, layer: int | None) -> jax.Array:
     pspec = leaf.sharding.spec if layer is None else sharding.one_layer(leaf.sharding.spec)
     value = jax.device_put(value, NamedSharding(leaf.sharding.mesh, pspec))
-    # Waiting, so that no second tensor is on its way: the host need not hold two.
+    # Waits, so that the host never holds two tensors.
     return jax.block_until_ready(_replace(leaf, value, layer))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _replace(leaf: jax.Array, value: jax.Array, layer: jax.Array | None) -> jax.Array:
-    """A write into the leaf even where it replaces all: a buffer that is not used is not given up."""
+    """Writes into the leaf even if all of it is replaced, since an unused buffer would not be donated."""
     value = value.astype(leaf.dtype)
     if layer is None:
         return jax.lax.dynamic_update_slice(leaf, value, (0,) * leaf.ndim)
@@ -137,7 +137,7 @@ def _replace(leaf: jax.Array, value: jax.Array, layer: jax.Array | None) -> jax.
 
 
 def save(params: Decoder, model: ModelConfig, lora: LoraConfig, directory: Path, dtype: str) -> None:
-    """Writes the weights into an existing directory, adapters merged in fp32 into what they are beside."""
+    """Writes the weights into an existing directory, with adapters merged in fp32."""
     found, leaves, linears = places(params, model), named_leaves(params), named_linears(params)
 
     def read(name: str) -> np.ndarray:
@@ -148,7 +148,7 @@ def save(params: Decoder, model: ModelConfig, lora: LoraConfig, directory: Path,
         with np.errstate(over="ignore"):
             narrow = np.ascontiguousarray(place.to_checkpoint(x), DTYPES[dtype])
         if not np.isfinite(narrow).all():
-            raise WeightsError(f"{name} holds numbers that are not finite in {dtype}; choose another --dtype")
+            raise WeightsError(f"{name} has values that are not finite in {dtype}; choose another --dtype")
         return narrow
 
     tensors = {name: jax.ShapeDtypeStruct(place.shape, DTYPES[dtype]) for name, place in found.items()}
@@ -156,7 +156,7 @@ def save(params: Decoder, model: ModelConfig, lora: LoraConfig, directory: Path,
 
 
 def _take(leaf: jax.Array, adapter: Adapter | None, layer: int | None, lora: LoraConfig) -> jax.Array:
-    """A leaf's layer, with its adapter's product added; never the leaf itself, which would keep what the host reads."""
+    """Returns a copy of a leaf's layer, with its adapter's product added; the leaf itself would cache its host copy."""
     if adapter is None:
         return jax.numpy.copy(leaf) if layer is None else leaf[layer]
     product = jax.numpy.tensordot(adapter.down[...][layer], adapter.up[...][layer], 1, precision=precision.EXACT)

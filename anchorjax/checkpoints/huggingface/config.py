@@ -1,7 +1,7 @@
 """`config.json` of a model directory, to and from our configuration.
 
-Reading takes every field for its meaning or refuses it: a field that is not known here may change the maths, and a
-checkpoint that is read almost right is the worst of all. Both spellings of RoPE are read (`rope_theta` beside
+Reading understands a field or rejects it: an unknown field may change the maths, and a checkpoint that is read almost
+right raises no error. Both spellings of RoPE are read (`rope_theta` beside
 `rope_scaling`, and `rope_parameters` of transformers 5); the first, which every tool knows, is written.
 """
 
@@ -18,7 +18,7 @@ from anchorjax.models.families import Family
 
 FILE = "config.json"
 
-SIZES = {  # by ModelConfig's names
+SIZES = {  # config.json -> ModelConfig
     "vocab_size": "vocab_size",
     "hidden_size": "d_model",
     "intermediate_size": "d_ff",
@@ -31,7 +31,7 @@ SIZES = {  # by ModelConfig's names
 }
 DEFAULTS = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "hidden_act": "silu"}
 ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
-FIXED = {  # other values would be another model, of whatever family
+FIXED = {  # other values would be another model in every family
     "attention_dropout": 0.0,
     "quantization_config": None,
     "partial_rotary_factor": 1.0,
@@ -46,7 +46,7 @@ FIXED = {  # other values would be another model, of whatever family
     "pretraining_tp": 1,
 }
 
-# What a model is trained or served with, not what it computes.
+# Settings of training or serving, not of the computation.
 HARMLESS = (
     *("_name_or_path", "architectures", "bos_token_id", "cache_implementation", "dtype", "eos_token_id"),
     *("initializer_range", "max_window_layers", "model_type", "pad_token_id", "torch_dtype", "use_cache"),
@@ -62,7 +62,7 @@ HARMLESS = (
     *("base_model_tp_plan", "base_model_pp_plan", "base_model_ep_plan", "base_model_fsdp_plan", "prefix"),
     # Of the tokenizer; the length is max_position_embeddings.
     *("tokenizer_class", "sep_token_id", "decoder_start_token_id", "model_max_length", "max_sequence_length"),
-    # How to generate: transformers takes that from generation_config.json and passes over what stands here.
+    # Generation settings: transformers reads them from generation_config.json and ignores these.
     *("max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "temperature"),
     *("top_k", "top_p", "typical_p", "diversity_penalty", "repetition_penalty", "length_penalty", "bad_words_ids"),
     *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "num_return_sequences", "output_scores"),
@@ -71,7 +71,7 @@ HARMLESS = (
     *("encoder_repetition_penalty", "num_assistant_tokens", "num_assistant_tokens_schedule", "target_lookbehind"),
     *("assistant_confidence_threshold", "assistant_lookbehind"),
 )
-HARMLESS_PREFIX = "unsloth_"  # unsloth_fixed, unsloth_version: who saved it
+HARMLESS_PREFIX = "unsloth_"  # unsloth_fixed, unsloth_version: the tool that saved it
 READ_APART = (  # by name, below
     *("hidden_act", "hidden_activation", "layer_types", "max_position_embeddings", "original_max_position_embeddings"),
     *("rope_local_base_freq", "rope_parameters", "rope_scaling", "rope_theta", "sliding_window"),
@@ -108,10 +108,10 @@ OPTIONAL = (ORIGINAL, "attention_factor", "beta_fast", "beta_slow")
 
 
 def load(directory: Path) -> dict[str, Any]:
-    """The fields of config.json, with today's keys if it is ours.
+    """Reads the fields of config.json, with today's keys if it is ours.
 
     Raises:
-      WeightsError: the file is missing or holds no JSON object.
+      WeightsError: the file is missing or is not a JSON object.
     """
     file = member(directory, FILE)
     try:
@@ -119,19 +119,19 @@ def load(directory: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{file} cannot be read as JSON: {error}") from error
     if not isinstance(fields, dict):
-        raise WeightsError(f"{file} holds no JSON object")
+        raise WeightsError(f"{file} is not a JSON object")
     return upgraded(fields)
 
 
 def read(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Fields of ModelConfig that a checkpoint decides, and those of RopeConfig.
+    """Returns the fields of ModelConfig that a checkpoint sets, and those of RopeConfig.
 
     Raises:
       WeightsError: another family, a field that is missing, or one that would change the maths, by name.
     """
     name, family = _family(fields)
     _refuse(fields, family)
-    # null is not the same as nothing: Gemma 2 has soft caps unless they are null.
+    # null differs from a missing field: Gemma 2 has soft caps unless they are null.
     given = _present({**DEFAULTS, **family.defaults, **fields})
     model = {"family": name, **PLAIN, **family.features}
     given.setdefault("num_key_value_heads", given.get("num_attention_heads"))
@@ -162,7 +162,7 @@ def _refuse(fields: Mapping[str, Any], family: Family) -> None:
     known = {*HARMLESS, *READ_APART, *SIZES, *family.fields, *fixed}
     for key, value in fields.items():
         if key not in known and value is not None and not key.startswith(HARMLESS_PREFIX):
-            raise _error(key, value, f"{family.model_type} is not known to have it, and it may change the maths")
+            raise _error(key, value, f"{family.model_type} has no such field, and it may change the maths")
         if key in fixed and value is not None and value != fixed[key]:
             raise _error(key, value, f"only {fixed[key]!r} is supported")
 
@@ -176,7 +176,7 @@ def _value(given: Mapping[str, Any], key: str, ours: str, default: Any) -> Any:
 
 
 def _typed(key: str, value: Any, kind: type) -> Any:
-    """The value in the type that our configuration wants."""
+    """Converts a value to the type of our configuration."""
     if kind is tuple and type(value) is list:
         return tuple(_typed(key, x, float) for x in value)
     if kind is float and type(value) is int and abs(value) <= MAX_INT:
@@ -206,7 +206,7 @@ def _activation_field(family: Family) -> str:
 
 
 def layer_types(model: Mapping[str, Any]) -> list[str]:
-    """Of transformers: which layers have a window."""
+    """Returns transformers' layer_types: which layers have a sliding window."""
     every = model["global_every"]
 
     def has_window(layer: int) -> bool:
@@ -216,7 +216,7 @@ def layer_types(model: Mapping[str, Any]) -> list[str]:
 
 
 def _check_layers(given: Mapping[str, Any], model: dict[str, Any]) -> None:
-    """The pattern of windows is the family's. A model without a window has no pattern."""
+    """Checks that the pattern of windows is the family's. A model without a window has no pattern."""
     for key in ("sliding_window_pattern", "_sliding_window_pattern"):
         if given.get(key, model["global_every"]) != model["global_every"]:
             raise _error(key, given[key], f"only {model['global_every']} is supported")
@@ -234,7 +234,7 @@ def _rope(given: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
             for spelling in ("rope_parameters", "rope_scaling")
         )
         if one != other:
-            raise _error("rope_scaling", given["rope_scaling"], "rope_parameters is there too, and says otherwise")
+            raise _error("rope_scaling", given["rope_scaling"], "rope_parameters exists too, and contradicts it")
         return one
     spelling = "rope_parameters" if "rope_parameters" in given else "rope_scaling"
     scaling, local = _typed(spelling, given.get(spelling, {}), dict), {}
@@ -253,7 +253,7 @@ def _rope(given: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _by_kind_of_layer(parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What `rope_parameters` says of layers without and with a window."""
+    """Returns the entries of `rope_parameters` for layers without and with a window."""
     kinds = ("full_attention", "sliding_attention")
     if parameters.keys() - set(kinds):
         raise _error("rope_parameters", parameters, f"it must hold {' and '.join(kinds)}")
@@ -272,7 +272,7 @@ def _scaling(scaling: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any
         if (key == "partial_rotary_factor" and value == 1.0) or (kind == "yarn" and _idle_in_yarn(key, value)):
             continue
         if key not in ROPE_FIELDS[kind]:
-            raise _error(f"rope_scaling.{key}", value, f"{kind} is not known to have it, and it may change the maths")
+            raise _error(f"rope_scaling.{key}", value, f"{kind} has no such field, and it may change the maths")
         ours = ROPE_FIELDS[kind][key]
         rope[ours] = _typed(f"rope_scaling.{key}", value, RopeConfig.__dataclass_fields__[ours].type)
     for key in ROPE_FIELDS[kind]:
@@ -284,12 +284,12 @@ def _scaling(scaling: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any
 
 
 def _idle_in_yarn(key: str, value: Any) -> bool:
-    """Whether the field changes nothing: `finetuned` is not used, `truncate: true` is what transformers does anyway."""
+    """Returns whether the field has no effect: `finetuned` is unused, `truncate: true` is transformers' default."""
     return key == "finetuned" or (key == "truncate" and value is True)
 
 
 def _original_length(kind: str, scaling: Mapping[str, Any], given: Mapping[str, Any]) -> int:
-    """Positions before they were scaled, looked for where transformers does and in its order."""
+    """Returns the original context length, from the fields that transformers reads, in its order."""
     for place in (given, scaling) if kind != "dynamic" else ():
         if ORIGINAL in place:
             return _typed(ORIGINAL, place[ORIGINAL], int)
@@ -309,7 +309,7 @@ def _present(fields: Mapping[str, Any]) -> dict[str, Any]:
 def write(
     model: ModelConfig, rope: RopeConfig, *, max_position: int, dtype: str, source: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Fields of `config.json`.
+    """Returns the fields of `config.json`.
 
     Args:
       max_position: positions that the model was trained on.
@@ -317,7 +317,7 @@ def write(
       source: fields of the checkpoint that training began with, or none: token ids and the like are kept.
 
     Raises:
-      WeightsError: the family's checkpoints cannot say what this model does, by name.
+      WeightsError: the family's checkpoints cannot express this model; the field is named.
     """
     family = families.load(model.family)
     fields = {key: value for key, value in source.items() if key in KEPT}
@@ -367,7 +367,7 @@ def _rope_fields(rope: RopeConfig, family: Family, max_position: int) -> dict[st
 def _refuse_features(model: ModelConfig, family: Family, named) -> None:
     features = {**PLAIN, **family.features}
     for key, value in features.items():
-        # Without a window there is no pattern either.
+        # A model without a window has no pattern.
         if key in named or (key == "global_every" and not model.sliding_window):
             continue
         if getattr(model, key) != value:

@@ -1,4 +1,4 @@
-"""What belongs to a model directory, and how a new one appears: whole, or not at all."""
+"""The files of a model directory, and atomic creation of a new one."""
 
 import contextlib
 import secrets
@@ -10,11 +10,10 @@ from anchorjax.errors import WeightsError
 
 
 def member(directory: Path, name: str) -> Path:
-    """The path of the file `name` of `directory`.
+    """Returns the path of the file `name` in `directory`.
 
-    Names come out of downloaded files, and links with downloaded folders: neither may lead to other files of
-    this machine. The one exception is the Hugging Face cache, whose snapshots are links to `blobs` in the same
-    `models--*` folder.
+    Names and links come from downloaded files: neither may lead to other files of this machine. The one exception is
+    the Hugging Face cache, whose snapshots are links to `blobs` in the same `models--*` folder.
 
     Raises:
       WeightsError: not a plain file name; no such file; a link that leads out of the directory.
@@ -28,7 +27,7 @@ def member(directory: Path, name: str) -> Path:
     home = directory.resolve()
     allowed = [home, *(folder for folder in home.parents if _is_cache(folder))]
     if not any(target.is_relative_to(folder) for folder in allowed):
-        raise WeightsError(f"{file} is a link that leads out of its directory, to {target}")
+        raise WeightsError(f"{file} is a link that leaves its directory, to {target}")
     return file
 
 
@@ -44,7 +43,7 @@ TOKENIZER = (
 
 @contextlib.contextmanager
 def new_directory(path: str | Path) -> Iterator[Path]:
-    """Gives a temporary directory beside `path`, which gets that name when the block ends without an exception.
+    """Yields a temporary directory beside `path`, which is renamed to `path` if the block ends without an exception.
 
     An exception removes it. A killed process may leave it behind as `.NAME.*.part`, but never half of `path`.
 
@@ -66,7 +65,7 @@ def new_directory(path: str | Path) -> Iterator[Path]:
 
 
 def copy_files(source: Path, target: Path, names: Iterable[str]) -> None:
-    """Copies those of the files that exist. Raises WeightsError for links that lead out of `source`."""
+    """Copies those of the files that exist. Raises WeightsError for links that leave `source`."""
     for name in names:
         if (source / name).exists():
             shutil.copyfile(member(source, name), target / name)

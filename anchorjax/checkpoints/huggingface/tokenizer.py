@@ -1,7 +1,7 @@
-"""Makes an exported tokenizer begin a text as in training, and cut none off.
+"""Makes an exported tokenizer begin each text as in training, without truncation.
 
 transformers 5, vLLM and lm-eval go by the post-processor of tokenizer.json, transformers 4 goes by `add_bos_token` for
-Llama's own class, and lm-eval scores whole texts behind `bos_token`: all of them are made to say the same.
+Llama's own class, and lm-eval scores whole texts behind `bos_token`: all of them are set to the same token.
 """
 
 import json
@@ -17,13 +17,13 @@ from anchorjax.errors import WeightsError
 FILE, CONFIG, MAP = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 GENERATION, TEMPLATE = "generation_config.json", "chat_template.jinja"
 
-# Of transformers 4 and 5: what takes tokenizer.json as it is. The families' own classes, taken if none is named, have
-# rules of their own: Llama's puts no space before a text that begins with one.
+# The class that uses tokenizer.json unchanged in transformers 4 and 5. The families' own classes, the default, apply
+# other rules: Llama's adds no space before a text that begins with one.
 AS_IT_IS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
 def open_exported(directory: Path) -> HuggingFaceTokenizer:
-    """Raises WeightsError if the tokenizer in a run's directory cannot be used, or its ends are no ids."""
+    """Raises WeightsError if the tokenizer in a run's directory cannot be used, or its EOS ids are invalid."""
     check_ends(directory)
     try:
         return HuggingFaceTokenizer.open(directory)
@@ -32,18 +32,18 @@ def open_exported(directory: Path) -> HuggingFaceTokenizer:
 
 
 def export(directory: Path, tokenizer: HuggingFaceTokenizer, positions: int, *, anchored: bool) -> list[str]:
-    """Changes the copied files of a run's tokenizer where they say other than what the run was trained on.
+    """Changes the copied files of a run's tokenizer to match the training.
 
     Args:
-      directory: of the export; holds the files as the run had them.
-      positions: T, tokens of a row: what a text may have.
-      anchored: whether documents saw the beginning of sequence. Else what is put in front of a text stays as it was.
+      directory: of the export; contains the run's files.
+      positions: T, the longest text.
+      anchored: whether documents attended to BOS. If not, the tokenizer's own beginning stays.
 
     Returns:
-      What was changed, and what of the chat templates is not known, a line each.
+      A line for each change, and for each chat template that could not be checked.
 
     Raises:
-      WeightsError: one of the files cannot be read, or gives ids that are none.
+      WeightsError: one of the files cannot be read, or has invalid ids.
     """
     try:
         changes = name_specials(directory, tokenizer, ("bos", "eos") if anchored else ("eos",))
@@ -58,17 +58,17 @@ def export(directory: Path, tokenizer: HuggingFaceTokenizer, positions: int, *, 
 
 
 def spelling(tokenizer: HuggingFaceTokenizer, name: str) -> str:
-    """The text of "bos", "eos" or "pad"."""
+    """Returns the text of "bos", "eos" or "pad"."""
     return tokenizer.rules.id_to_token(getattr(tokenizer, f"{name}_id"))
 
 
 def name_specials(directory: Path, tokenizer: HuggingFaceTokenizer, names: Sequence[str]) -> list[str]:
-    """Names special tokens in tokenizer_config.json that it leaves to config.json, or to the end of sequence."""
+    """Names special tokens in tokenizer_config.json that only config.json names, or that default to EOS."""
     found = named_specials(directory)
     wanted = {f"{name}_token": spelling(tokenizer, name) for name in names}
     wanted = {key: text for key, text in wanted.items() if content_of(found.get(key)) != text}
     changes = []
-    if "added_tokens_decoder" not in found:  # there the map counts more
+    if "added_tokens_decoder" not in found:  # then the map overrides it
         changes = _set(
             directory / MAP, {key: text for key, text in wanted.items() if key in read_json(directory / MAP)}
         )
@@ -86,7 +86,7 @@ def _put_in_front(directory: Path, tokenizer: HuggingFaceTokenizer) -> list[str]
         spec = read_json(directory / FILE)
         spec["post_processor"] = _post_processor(spec.get("post_processor"), token, index)
         _write(directory / FILE, spec)
-        changes = [f"{FILE} puts {token!r} ({index}) in front of a text"]
+        changes = [f"{FILE} begins each text with {token!r} ({index})"]
     flags = {"add_bos_token": True, "add_eos_token": False}
     given = read_json(directory / CONFIG)
     if not given.get("add_eos_token"):
@@ -95,7 +95,7 @@ def _put_in_front(directory: Path, tokenizer: HuggingFaceTokenizer) -> list[str]
 
 
 def _post_processor(given: Mapping[str, Any] | None, token: str, index: int) -> dict[str, Any]:
-    """A template of the token and the text, behind what only moves offsets; other templates are replaced."""
+    """Returns a post-processor that adds the token, after steps that change offsets only; replaces other templates."""
     parts = given["processors"] if given and given["type"] == "Sequence" else [given] if given else []
     kept = [part for part in parts if part["type"] == "ByteLevel"]
     first, second = (
@@ -112,7 +112,7 @@ def _post_processor(given: Mapping[str, Any] | None, token: str, index: int) -> 
 
 
 def _begin_chats(directory: Path, token: str) -> list[str]:
-    """Makes a chat begin with the token too, as a prompt does here: tools put nothing before what a template writes."""
+    """Makes each chat template begin with the token: tools add nothing before a template's text."""
     texts = {name: content_of(text) for name, text in named_specials(directory).items()}
     named = {name: text for name, text in texts.items() if name.endswith("_token") and isinstance(text, str)}
     file, config = directory / TEMPLATE, read_json(directory / CONFIG)
@@ -144,7 +144,7 @@ def _begin_chats(directory: Path, token: str) -> list[str]:
 
 
 def _begun(source: Any, named: Mapping[str, str], token: str, where: str) -> tuple[Any, list[str]]:
-    """The template, made to begin with the token if it does not, and what is to be said of it."""
+    """Returns the template, changed to begin with the token if needed, and lines about it."""
     if not isinstance(source, str):
         return source, []
     from anchorjax.data.text.chat import ChatTemplate  # with jinja2, which a machine that only trains may lack
@@ -161,18 +161,18 @@ def _begun(source: Any, named: Mapping[str, str], token: str, where: str) -> tup
 
 
 def ends(file: Path, eos_id: int) -> int | list[int]:
-    """`eos_token_id` of config.json or generation_config.json, and among them what closed the run's documents.
+    """Returns `eos_token_id` of config.json or generation_config.json, with the EOS of the run's documents.
 
     Raises WeightsError as `end_ids` does.
     """
     given = end_ids(file)
     if eos_id in given:
-        return read_json(file)["eos_token_id"]  # as it is, be it a list of one
+        return read_json(file)["eos_token_id"]  # unchanged, even a list of one
     return [*given, eos_id] if given else eos_id
 
 
 def end_ids(file: Path) -> list[int]:
-    """What config.json or generation_config.json gives as `eos_token_id`: an id, several, or none.
+    """Returns the ids in `eos_token_id` of config.json or generation_config.json.
 
     Raises WeightsError if it is something else, or the file cannot be read.
     """
@@ -187,24 +187,24 @@ def end_ids(file: Path) -> list[int]:
 
 
 def check_ends(directory: Path) -> None:
-    """Raises WeightsError if a run with this tokenizer could not be exported for its ends."""
+    """Raises WeightsError if the EOS ids would prevent the export of a run with this tokenizer."""
     for name in (hf_config.FILE, GENERATION):
         end_ids(directory / name)
 
 
 def _end_texts(directory: Path, eos_id: int) -> list[str]:
-    """Where generation_config.json is, config.json's ends do not count."""
+    """Sets the EOS ids of generation_config.json, which override those of config.json."""
     file = directory / GENERATION
     return _set(file, {"eos_token_id": ends(file, eos_id)}) if file.exists() else []
 
 
 def _allow(directory: Path, positions: int) -> list[str]:
-    """Lengths at which tools cut a text, or stop generating, become the run's."""
+    """Sets the lengths at which tools truncate a text or stop generating to the run's."""
     changes = _set(directory / CONFIG, {"model_max_length": positions})
     spec = read_json(directory / FILE)
     if spec.get("truncation"):
         _write(directory / FILE, spec | {"truncation": None})
-        changes.append(f"{FILE} cuts no text (it did at {spec['truncation'].get('max_length')} tokens)")
+        changes.append(f"{FILE} truncates no text (it did at {spec['truncation'].get('max_length')} tokens)")
     most = read_json(directory / GENERATION).get("max_length")
     if type(most) is int and most < positions:
         changes += _set(directory / GENERATION, {"max_length": positions})
@@ -212,7 +212,7 @@ def _allow(directory: Path, positions: int) -> list[str]:
 
 
 def _set(file: Path, wanted: Mapping[str, Any]) -> list[str]:
-    """Changes fields of a JSON file, which is made if need be; says which were others."""
+    """Changes fields of a JSON file, which is created if needed; returns a line for each change."""
     given = read_json(file)
     new = {key: value for key, value in wanted.items() if key not in given or given[key] != value}
     if new:

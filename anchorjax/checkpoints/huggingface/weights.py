@@ -1,8 +1,8 @@
 """The tensors of a model directory, by name.
 
-Reading knows two layouts: `model.safetensors`, or shards that `model.safetensors.index.json` lists. `open` vets
-all of it and reads headers only; a tensor is in memory once it is asked for. Pickles are never read, whatever
-they are called: they can run any code.
+Reading knows two layouts: `model.safetensors`, or shards that `model.safetensors.index.json` lists. `open` checks
+all files and reads headers only; a tensor is read on demand. Pickles are never read, whatever their name: they can run
+any code.
 """
 
 import contextlib
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
-# Of old Llama checkpoints, in fp32 beside weights in bf16: no weights, as they follow from the configuration.
+# Buffers in old Llama checkpoints, in fp32 beside bf16 weights. They are not weights: the configuration defines them.
 BUFFERS = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
 class Shaped(Protocol):
-    """What describes a tensor: a TensorInfo, an array, a jax.ShapeDtypeStruct."""
+    """Anything with a shape and a dtype: a TensorInfo, an array, a jax.ShapeDtypeStruct."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -40,7 +40,7 @@ class Shaped(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class TensorInfo:
-    """A tensor that is on disk: `dtype` is float32, bfloat16 (of ml_dtypes) or float16."""
+    """A tensor on disk: `dtype` is float32, bfloat16 (of ml_dtypes) or float16."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -76,12 +76,12 @@ class Weights:
 
     @property
     def dtype(self) -> str:
-        """The one dtype of all weights, or float32, which holds them all."""
+        """The dtype of all weights; float32 if they differ."""
         dtypes = {str(info.dtype) for name, info in self.tensors.items() if not name.endswith(BUFFERS)}
         return dtypes.pop() if len(dtypes) == 1 else "float32"
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor `name`, in memory of its own. Raises WeightsError if there is none, or its file changed."""
+        """Reads the tensor `name` into new memory. Raises WeightsError if it does not exist, or its file changed."""
         if name not in self.tensors:
             raise WeightsError(f"{self.directory} has no tensor {name!r}")
         info = self.tensors[name]
@@ -93,7 +93,7 @@ class Weights:
 
 
 def _weight_map(directory: Path) -> dict[str, str] | None:
-    """Shard by tensor as the index has it; None if there is one file and no index."""
+    """Returns the shard of each tensor from the index; None if there is one file and no index."""
     try:
         names = os.listdir(directory)
     except OSError as error:
@@ -112,7 +112,7 @@ def _weight_map(directory: Path) -> dict[str, str] | None:
         raise WeightsError(f"{file} has no weight_map with the shard of each tensor")
     for tensor, shard in weight_map.items():
         if not isinstance(shard, str) or not shard.endswith(".safetensors"):
-            raise WeightsError(f"{file}: {tensor!r} is said to be in {shard!r}; only safetensors are read")
+            raise WeightsError(f"{file}: {tensor!r} is listed in {shard!r}; only safetensors are read")
     if SINGLE in names and SINGLE not in weight_map.values():
         raise WeightsError(f"{directory} has both {SINGLE} and {INDEX}, which does not list it: remove one")
     return weight_map
@@ -132,9 +132,9 @@ def _nothing_to_read(directory: Path, names: list[str]) -> str:
 def _compare(index: Path, weight_map: dict[str, str], tensors: dict[str, TensorInfo]) -> None:
     for name, shard in weight_map.items():
         if name not in tensors:
-            raise WeightsError(f"{index}: {name!r} is said to be in {shard}, which lacks it")
+            raise WeightsError(f"{index}: {name!r} is listed in {shard}, which lacks it")
         if (found := tensors[name].file.name) != shard:
-            raise WeightsError(f"{index}: {name!r} is said to be in {shard}, but is in {found}")
+            raise WeightsError(f"{index}: {name!r} is listed in {shard}, but is in {found}")
     for name, info in tensors.items():
         if name not in weight_map:
             raise WeightsError(f"{info.file}: {name!r} is not in {INDEX}")
@@ -155,7 +155,7 @@ def _header(path: Path) -> dict[str, TensorInfo]:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> "Iterator[safe_open]":
-    from safetensors import SafetensorError, safe_open  # a model whose weights are drawn does without
+    from safetensors import SafetensorError, safe_open  # not needed for random weights
 
     try:
         # pread: a file that is cut while it is mapped would kill the process.
@@ -166,7 +166,7 @@ def _opened(path: Path) -> "Iterator[safe_open]":
 
 
 def _disguise(path: Path) -> str | None:
-    """What a file that is no safetensors is, going by its first bytes."""
+    """Returns what a file that is not safetensors is, by its first bytes; None if unknown."""
     try:
         with open(path, "rb") as file:
             head = file.read(16)
@@ -189,7 +189,7 @@ def write(
     *,
     shard_bytes: int = 5 * 10**9,
 ) -> None:
-    """Makes `directory` with these weights alone, whole or not at all. Raises as new_directory and write_files do."""
+    """Creates `directory` with these weights alone, atomically. Raises as new_directory and write_files do."""
     with new_directory(directory) as part:
         write_files(part, tensors, read, shard_bytes=shard_bytes)
 
@@ -204,9 +204,9 @@ def write_files(
     """Writes weights into an existing directory, in the order given: one file, or shards and their index.
 
     Args:
-      tensors: what there will be; shapes and dtypes are needed before the first value.
-      read: gives the values of one tensor; called once for each, and none is kept.
-      shard_bytes: no shard is larger, apart from one with a single tensor.
+      tensors: shapes and dtypes of all tensors, needed before the first value.
+      read: returns the values of one tensor; called once for each, and none is kept.
+      shard_bytes: the largest shard, unless it has a single tensor.
 
     Raises:
       ValueError: no tensors, a dtype that is not in DTYPES, or an array that is not as `tensors` says.
@@ -231,7 +231,7 @@ def write_files(
 
 
 def _split(tensors: Mapping[str, Shaped], shard_bytes: int) -> list[list[str]]:
-    """Names of each shard."""
+    """Returns the names of each shard."""
     shards, room = [], 0
     for name, info in tensors.items():
         if not shards or _num_bytes(info) > room:
@@ -249,7 +249,7 @@ def _num_bytes(info: Shaped) -> int:
 def _write_shard(
     path: Path, tensors: Mapping[str, Shaped], names: list[str], read: Callable[[str], np.ndarray]
 ) -> None:
-    """The format itself: the header's length, the header, the bytes. The library's writer needs all at once."""
+    """Writes the format: the header's length, the header, the bytes. The library's writer needs all tensors at once."""
     names = sorted(names, key=lambda name: -tensors[name].dtype.itemsize)  # each is aligned to its own size
     header, end = {"__metadata__": {"format": "pt"}}, 0  # without it, transformers does not load the file
     for name in names:
@@ -265,7 +265,7 @@ def _write_shard(
 
 
 def _bytes(name: str, promised: Shaped, array: np.ndarray) -> np.ndarray:
-    """uint8 view of the values in C order, or of a copy if they are not contiguous."""
+    """Returns a uint8 view of the values in C order, or of a copy if they are not contiguous."""
     if (array.shape, array.dtype) != (tuple(promised.shape), promised.dtype):
         raise ValueError(f"{name!r} is {array.dtype}{array.shape}; promised: {promised.dtype}{promised.shape}")
     return array.ravel().view(np.uint8)

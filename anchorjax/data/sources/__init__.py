@@ -8,8 +8,8 @@ Sources of files are read once, by `anchorjax prepare`, into a token store: "KIN
 folder or a pattern with * and **. A kind is a module here with `SUFFIXES`, the names that count in a folder, and
 `shards(files, fields)`, which returns `documents.Shard`s. To add one, add a file here and its name to KINDS.
 
-Several sources are joined by ";". Each may have a weight behind a comma, which says how often its documents lie in the
-store: "jsonl:/books,2;parquet:/web,0.25" takes every book twice and one in four web pages.
+";" joins several sources. Each may end with a comma and a weight, which says how often its documents are in the store:
+"jsonl:/books,2;parquet:/web,0.25" takes every book twice and one in four web pages.
 """
 
 import collections
@@ -29,18 +29,18 @@ from anchorjax.data.documents import Fields, Shard
 KINDS = ("anchor_context", "array_record", "jsonl", "parquet", "text_folder")
 TEXT_KINDS = KINDS[1:]  # those whose documents are texts, not ids
 _TFDS_PREFIX = "tfds:"
-_NO_SOURCES = ("sequence", "tables", "tfds")  # modules that others here are made of
+_NO_SOURCES = ("sequence", "tables", "tfds")  # modules that the others use
 MAX_WEIGHT = 100
 
 
 def load(name: str, split: str, data_dir: str) -> Sequence[Mapping[str, str]]:
-    """Documents of one split of a sized source, prepared in `data_dir` first if need be.
+    """Returns the documents of one split of a sized source, which is prepared in `data_dir` first if needed.
 
     Raises:
       ValueError: no source of that name, no such split, or a source of files.
     """
     data_dir = os.path.expanduser(data_dir)
-    # Modules are imported by need: tensorflow_datasets takes half a second.
+    # Modules are imported on demand: tensorflow_datasets takes half a second.
     if name.startswith(_TFDS_PREFIX):
         module = importlib.import_module(f"{__name__}.tfds")
         return module.make(split, data_dir, name.removeprefix(_TFDS_PREFIX))
@@ -52,7 +52,7 @@ def load(name: str, split: str, data_dir: str) -> Sequence[Mapping[str, str]]:
 
 
 def available() -> list[str]:
-    """Names of the sized sources in this folder, without the generic one behind "tfds:NAME"."""
+    """Returns the names of the sized sources in this folder, except the generic "tfds:NAME"."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in KINDS + _NO_SOURCES)
 
 
@@ -69,10 +69,10 @@ class Weighted:
 
 
 def shards(config: DataConfig) -> list[Weighted]:
-    """The shards of `config.source`, in the order of the text that names it and of the files' names.
+    """Returns the shards of `config.source`, in the order of its parts and of the files' names.
 
     Raises:
-      ValueError: a source that does not exist, a path without files, or a weight that is none.
+      ValueError: a source that does not exist, a path without files, or an invalid weight.
       DataError: a file that cannot be read, or splits of a saved data set other than train and validation.
     """
     found = []
@@ -90,7 +90,7 @@ def shards(config: DataConfig) -> list[Weighted]:
 
 
 def _check_files(found: Sequence[Weighted]) -> None:
-    """Raises ValueError for a file under several names: its documents would count as often."""
+    """Raises ValueError for a file with several names, because its documents would count several times."""
     names: dict[tuple[int, int], Path] = {}
     for file in dict.fromkeys(file for weighted in found for file in weighted.shard.files):
         first = names.setdefault(files.identity(file), file)
@@ -99,7 +99,7 @@ def _check_files(found: Sequence[Weighted]) -> None:
 
 
 def _split_weight(text: str) -> tuple[str, float]:
-    """("KIND:PATH", weight) of "KIND:PATH,WEIGHT". A path may have commas of its own."""
+    """Splits "KIND:PATH,WEIGHT" into ("KIND:PATH", weight). A path may contain commas."""
     name, comma, tail = text.rpartition(",")
     if not comma:
         return text, 1.0
@@ -115,7 +115,9 @@ def _split_weight(text: str) -> tuple[str, float]:
     try:
         weight = float(tail)
     except ValueError as error:
-        raise ValueError(f"the weight {tail!r} is no number, in {text!r}, and there is no file of that name") from error
+        raise ValueError(
+            f"the weight {tail!r} is not a number, in {text!r}, and there is no file of that name"
+        ) from error
     if not 0 < weight <= MAX_WEIGHT:
         raise ValueError(f"the weight {tail} must be above 0 and at most {MAX_WEIGHT}, in {text!r}")
     return name, weight
@@ -138,13 +140,13 @@ def _of_one(name: str, default_source: str, config: DataConfig) -> list[Shard]:
 
 
 def of_files(kind: str, path: str, fields: Fields) -> list[Shard]:
-    """The shards of "KIND:PATH". Raises ValueError if there is no such file, DataError for one that cannot be read."""
+    """Returns the shards of "KIND:PATH". Raises ValueError for no such file, DataError for an unreadable one."""
     module = importlib.import_module(f"{__name__}.{kind}")
     return _apart(module.shards(files.find(path, module.SUFFIXES), fields))
 
 
 def _apart(shards: Sequence[Shard]) -> list[Shard]:
-    """Each with its split, where both splits of a saved data set are among them. Raises DataError for other splits."""
+    """Sets the split of each shard if a saved data set has both. Raises DataError for other splits."""
     splits = saved_dataset.splits(dict.fromkeys(shard.files[0] for shard in shards if len(shard.files) == 1))
     return [
         dataclasses.replace(shard, split=splits[shard.files[0]]) if splits.keys() & shard.files else shard
@@ -153,7 +155,7 @@ def _apart(shards: Sequence[Shard]) -> list[Shard]:
 
 
 def kind_of(path: str) -> str:
-    """Which of TEXT_KINDS a file, or the files in a folder or of a pattern, are by their names.
+    """Returns which of TEXT_KINDS a file, a folder or a pattern is, by the file names.
 
     Raises:
       ValueError: there is no such file, or there are files of no kind or of several.
@@ -168,11 +170,11 @@ def kind_of(path: str) -> str:
 
 
 def _default_sources(names: Sequence[str]) -> list[str]:
-    """What documents without a source are said to be from: "books" of jsonl:/data/books/*.jsonl and of books.jsonl.gz.
+    """Returns the source names of documents without one: "books" for jsonl:/data/books/*.jsonl and books.jsonl.gz.
 
-    A name and not the path: it may stand in front of every document (`data.tags`), and a store must not depend on
-    where its sources lay. Of two that would be called alike, "train" of web/train.jsonl and books/train.jsonl, more of
-    the path is told.
+    It is a name and not the path, because `data.tags` may write it before every document, and a store must not depend
+    on the place of its sources. If two names would be equal (web/train.jsonl and books/train.jsonl), they get more of
+    the path.
     """
     parts = [_parts(name) for name in names]
     depths = [1] * len(parts)
@@ -184,7 +186,7 @@ def _default_sources(names: Sequence[str]) -> list[str]:
 
 
 def _parts(name: str) -> list[str]:
-    """Of a path all that is no pattern, the last without the suffix of its kind; of a data set its name."""
+    """Returns the parts of a path without patterns and without the suffix, or the name of a data set."""
     kind, _, path = name.partition(":")
     if kind not in KINDS:
         return [(path or name).partition(":")[0]]  # tfds:wikipedia/20230601.en:1.0.0

@@ -1,8 +1,8 @@
-"""Packed and tokenized rows as AnchorContext and Long-Context-Data-Engineering have them, taken apart again.
+"""Packed and tokenized rows of AnchorContext and Long-Context-Data-Engineering, split into documents again.
 
 A row holds `input_ids` of several documents and their spans, `source`: [{"source": "Books", "start": 0, "end": 731},
-...], or the same as three lists. The ids must be of `data.tokenizer`. The beginning of sequence in front of a document
-and the end of sequence behind it are left out: a store has its own. A document that was cut at a row's end stays cut.
+...], or the same as three lists. The ids must be of `data.tokenizer`. BOS before and EOS after a
+document are removed, because a store adds its own. A document that was cut at the end of a row stays cut.
 Files: `.parquet`, `.arrow` (Hugging Face `datasets`), `.jsonl`, `.jsonl.gz`, `.jsonl.zst`.
 """
 
@@ -38,7 +38,7 @@ class PackedDocuments:
         return f"{self.part.file}@{self.part.begin}"
 
     def rows(self) -> Iterator[tuple[int, Document | BadRow]]:
-        """All documents of a row have its number; a row with any fault is one bad row."""
+        """Yields documents; all documents of a row have its number. A row with any error is one bad row."""
         for at, (number, value) in enumerate(self._values()):
             try:
                 yield from ((number, document) for document in _documents(value, not at and self._is_marked()))

@@ -42,7 +42,7 @@ class Records:
                     yield number, self._document(record)
 
     def _document(self, record: bytes) -> Document | BadRow:
-        """A record is as a file: a byte order mark in front of it is left out."""
+        """Decodes a record; a byte order mark at its beginning is removed."""
         try:
             if len(record) > self.fields.max_bytes:
                 raise BadRow(f"longer than data.max_row_bytes={self.fields.max_bytes}")

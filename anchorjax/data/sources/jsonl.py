@@ -1,7 +1,7 @@
 """One JSON object a line, as `.jsonl`, `.jsonl.gz` or `.jsonl.zst`.
 
 A plain file is cut into parts that processes read side by side; a compressed one is read from its beginning.
-No more than one line is held at a time, and of a line never more than `data.max_row_bytes`.
+At most one line is in memory at a time, and never more than `data.max_row_bytes` of it.
 """
 
 import dataclasses
@@ -30,10 +30,10 @@ class Lines:
     end: int | None
 
     def read(self, max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
-        """(number, line) of every line with something in it; None for a line of more than `max_bytes`.
+        """Yields (number, line) of every line that is not blank; None for a line of more than `max_bytes`.
 
-        Numbers count from 1 at `begin`; `place` has those of the file. A byte order mark at the file's beginning is
-        left out.
+        Numbers count from 1 at `begin`; `place` converts them to those of the file. A byte order mark at the beginning
+        of the file is removed.
 
         Raises:
           DataError: the file cannot be read, or is compressed and damaged.
@@ -46,7 +46,7 @@ class Lines:
 
     def _read(self, stream: BinaryIO, max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
         at = self.begin
-        if at:  # a line that begins before is another part's
+        if at:  # a line that begins before belongs to another part
             stream.seek(at - 1)
             at += _skip_line(stream) - 1
         number = 0
@@ -65,14 +65,14 @@ class Lines:
                 yield number, line
 
     def is_marked(self) -> bool:
-        """Whether a byte order mark stands in front of the first of these lines."""
+        """Returns whether the first of these lines begins with a byte order mark."""
         if self.begin:
             return False
         with _open(self.file) as stream:
             return stream.read(len(MARK)) == MARK
 
     def place(self, number: int) -> str:
-        """Counts the lines before `begin`, which takes a while."""
+        """Returns "FILE:LINE". It counts the lines before `begin`, which may be slow."""
         with open(self.file, "rb") as stream:
             left = self.begin
             block = b"\n"
@@ -94,7 +94,7 @@ def _open(file: Path) -> BinaryIO:
 
 
 def _skip_line(stream: BinaryIO) -> int:
-    """Reads past the line's end; returns how many bytes that were."""
+    """Reads to the end of the line; returns the number of bytes read."""
     skipped = 0
     while piece := stream.readline(_READ_BYTES):
         skipped += len(piece)
@@ -107,15 +107,15 @@ def _refuse_constant(name: str) -> None:
     raise BadRow(f"{name} is not JSON")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)  # Python's own takes NaN and Infinity
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)  # Python's default accepts NaN and Infinity
 
 
 def parse(line: bytes):
-    """The value in a line. Raises BadRow."""
+    """Parses a line. Raises BadRow."""
     if b"\0" in line:
         raise BadRow("a NUL byte")
     if line.startswith(MARK):
-        raise BadRow("a byte order mark in front")
+        raise BadRow("begins with a byte order mark")
     try:
         return _DECODER.decode(decode(line)[0])
     except RecursionError as error:
@@ -149,7 +149,7 @@ class JsonLines:
 
 
 def values(lines: Lines, max_bytes: int) -> Iterator[tuple[int, object]]:
-    """(number, what its JSON means or BadRow) of every line."""
+    """Yields (number, JSON value or BadRow) of every line."""
     for number, line in lines.read(max_bytes):
         try:
             value = parse(line) if line is not None else BadRow(f"longer than data.max_row_bytes={max_bytes}")
@@ -159,7 +159,7 @@ def values(lines: Lines, max_bytes: int) -> Iterator[tuple[int, object]]:
 
 
 def parts(file: Path) -> list[Lines]:
-    """The pieces of a file. Raises DataError if it cannot be looked at."""
+    """Returns the parts of a file. Raises DataError if it cannot be read."""
     try:
         size = file.stat().st_size
     except OSError as error:

@@ -1,6 +1,6 @@
 """The corpus that ships with anchorjax: the chapters of Jane Austen's novels and of the King James Bible.
 
-See `corpora/README.md`. Prepared once by TensorFlow Datasets into array_record files, without TensorFlow or
+See `corpora/README.md`. TensorFlow Datasets prepares it once as array_record files, without TensorFlow or
 network.
 """
 
@@ -26,7 +26,7 @@ class PublicDomain(tfds.core.GeneratorBasedBuilder):
 
     def _info(self):
         features = {key: tfds.features.Text() for key in ("text", "source", "title")}
-        # Shuffling is the packer's work, and without it document i here is document i of the book order.
+        # The packer shuffles. Without shuffling here, document i is document i in book order.
         return tfds.core.DatasetInfo(
             builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
         )
@@ -40,7 +40,7 @@ class PublicDomain(tfds.core.GeneratorBasedBuilder):
 
 
 def read(held_out: bool) -> Iterator[tuple[int, dict[str, str]]]:
-    """(number in book order, document) of one split, from the file that ships: nothing is prepared."""
+    """Yields (number in book order, document) of one split, directly from the shipped file."""
     with gzip.open(CORPUS, "rt", encoding="utf-8") as lines:
         for index, line in enumerate(lines):
             if (index % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1) == held_out:
@@ -48,7 +48,7 @@ def read(held_out: bool) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def make(split: str, data_dir: str) -> Documents:
-    """Documents of "train" (1400) or "validation" (58), prepared under `data_dir` on the first call."""
+    """Returns the documents of "train" (1400) or "validation" (58), prepared under `data_dir` on the first call."""
     builder = _builder(data_dir)
     if not builder.data_path.exists():
         _prepare(builder)
@@ -61,7 +61,7 @@ def _builder(data_dir: str) -> PublicDomain:
 
 
 def _prepare(builder: PublicDomain) -> None:
-    """Writes the array_record files: whole or not at all, as TFDS fills another directory and renames it."""
+    """Writes the array_record files atomically: TFDS fills another directory and renames it."""
     tfds.disable_progress_bar()
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     try:

@@ -1,4 +1,4 @@
-"""Documents of a sized source (see `sources.load`), to be read by several processes."""
+"""Documents of a sized source (see `sources.load`), in ranges that several processes can read."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ class SequenceRange:
     end: int
     fields: Fields
     split: str | None
-    files: tuple[Path, ...] = ()  # a prepared data set does not change: it gets another version
+    files: tuple[Path, ...] = ()  # a prepared data set never changes; a change gets another version
 
     @property
     def name(self) -> str:
@@ -41,7 +41,7 @@ class SequenceRange:
 
 
 def shards(source: str, data_dir: str, fields: Fields) -> list[SequenceRange]:
-    """All documents; those of "train" are held out in part if there is no split "validation".
+    """Returns all documents as shards; a part of "train" is held out if there is no split "validation".
 
     Raises:
       ValueError: no such source, or no split "train".

@@ -30,7 +30,7 @@ class TableRows:
     begin: int
 
     def read(self, paths: Sequence[str]) -> Iterator[tuple[int, pyarrow.RecordBatch, int]]:
-        """(number, batch, row in the batch) of every row, with those columns that exist and a path begins with.
+        """Yields (number, batch, row in the batch) of every row, with the existing columns that the paths begin with.
 
         Raises:
           DataError: the file cannot be read.
@@ -83,16 +83,16 @@ class _Arrow:
 
 
 def integers(scalar: pyarrow.Scalar) -> Any:
-    """A list of integers as an array, which takes a hundredth of the time of a list; all else as `value`."""
+    """Returns a list of integers as an array, in a hundredth of the time of a list; other values as `value` does."""
     is_list = isinstance(scalar, pyarrow.ListScalar) and pyarrow.types.is_integer(scalar.type.value_type)
     return scalar.values.to_numpy(zero_copy_only=False) if is_list and scalar.is_valid else value(scalar)
 
 
 def value(scalar: pyarrow.Scalar) -> Any:
-    """What a cell holds. Raises BadRow."""
+    """Returns the value of a cell. Raises BadRow."""
     try:
         return scalar.as_py()
-    except UnicodeDecodeError as error:  # Arrow takes the writer's word for it
+    except UnicodeDecodeError as error:  # Arrow does not check it
         raise BadRow("not UTF-8") from error
     except ValueError as error:  # two fields of a name
         raise BadRow(f"an object that cannot be read ({error})") from error
@@ -112,14 +112,14 @@ def _columns(paths: Sequence[str], names: Sequence[str]) -> list[str]:
 
 
 def parts(file: Path, needed: Sequence[str], optional: Sequence[str] = (), option: str = "") -> list[TableRows]:
-    """The parts of a file.
+    """Cuts a file into parts.
 
     Args:
       needed, optional: paths that begin with a column's name; see `documents.find`.
-      option: what messages call the option that gave the first of them.
+      option: the name of the option that gave the first of them, for messages.
 
     Raises:
-      DataError: the file cannot be read, lacks a column that is needed, or has two of a name that is asked for.
+      DataError: the file cannot be read, lacks a needed column, or has two columns of a requested name.
     """
     with _opened(file) as table:
         names, group_rows = table.names, table.group_rows
@@ -129,7 +129,7 @@ def parts(file: Path, needed: Sequence[str], optional: Sequence[str] = (), optio
             raise DataError(f"{file} has no column {path!r}, only {listed(path, names)}{said}")
     for name in _columns([*needed, *optional], names):
         if names.count(name) > 1:
-            raise DataError(f"{file} has {names.count(name)} columns of the name {name!r}; rename all but one")
+            raise DataError(f"{file} has {names.count(name)} columns named {name!r}; rename all but one")
     found, groups, begin, at = [], [], 0, 0
     for group, rows in enumerate(group_rows):
         groups.append(group)

@@ -1,4 +1,4 @@
-"""Text files, one document each; the folder in which a file lies is its source."""
+"""Text files, one document each; the source is the name of the file's folder."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ PART_FILES = 1024  # the same for any number of processes
 
 @dataclasses.dataclass(frozen=True)
 class TextFiles:
-    """A shard: some files."""
+    """A shard: a list of files."""
 
     files: tuple[Path, ...]
     fields: Fields
@@ -44,5 +44,5 @@ class TextFiles:
 
 
 def shards(files: list[Path], fields: Fields) -> list[TextFiles]:
-    fields = dataclasses.replace(fields, text="the file")  # what messages call it
+    fields = dataclasses.replace(fields, text="the file")  # the name in messages
     return [TextFiles(tuple(files[i : i + PART_FILES]), fields) for i in range(0, len(files), PART_FILES)]

@@ -29,9 +29,9 @@ class Documents(Sequence):
 
 
 def make(split: str, data_dir: str, name: str) -> Documents:
-    """Documents of `name` ("name", "name/config", "name:version"), prepared earlier under `data_dir`."""
+    """Returns the documents of `name` ("name", "name/config", "name:version"), prepared earlier under `data_dir`."""
     try:
-        # Not tfds.data_source: for a name it does not know it looks on the network.
+        # tfds.data_source would search the network for an unknown name.
         builder = read_only_builder.builder_from_files(name, data_dir=data_dir)
     except registered.DatasetNotFoundError as error:
         raise ValueError(f"no prepared TFDS data set {name!r} in {data_dir}") from error

@@ -1,4 +1,4 @@
-"""index.json of a token store on disk: what its arrays are, where they came from, and what tells damage.
+"""index.json of a token store on disk: its arrays, their origin, and checksums.
 
 tokens.bin     num_tokens ids end to end, little-endian uint16 or uint32, no header
 offsets.npy    int64 [num_documents + 1]
@@ -14,7 +14,7 @@ from typing import Any
 from anchorjax.errors import DataError
 
 FORMAT = 3  # goes up when an older reader would misread a store
-OLDER = 2  # its tokens are read in the same way, but it counts none of these:
+OLDER = 2  # same tokens, without these counts:
 _NOT_COUNTED = {"marks": 0, "lost": {}, "lacking": {}}
 FILE, TOKENS, OFFSETS, SOURCES = "index.json", "tokens.bin", "offsets.npy", "sources.npy"
 DTYPES = {"uint16": "<u2", "uint32": "<u4"}
@@ -26,20 +26,20 @@ class Index:
     """The fields of index.json.
 
     Attributes:
-      tokenizer: its name, which identifies what it does to a text.
+      tokenizer: its name, which identifies the encoding.
       dtype: of tokens.bin, a key of DTYPES.
       source_documents, source_tokens: counts, one per name of `source_names`.
       sha256: file name -> hex digest.
       fingerprint: see `TokenStore`.
       made_from: the configuration's data.source.
       rows: how many rows of the inputs were read.
-      bad_rows: how many of them were left out, by reason; `bad_places`: where the first of each lie.
+      bad_rows: how many of them were left out, by reason; `bad_places`: the places of the first ones.
       weighted_out: documents left out by a weight below 1.
-      marks: byte order marks that stood at the beginning of files and were left out.
-      lost: what the tokenizer does not give back of the texts, by name ("U+0004"); see `round_trip`.
-      lacking: documents without a source of their own, by why they have none.
+      marks: byte order marks that were removed from the beginning of files.
+      lost: characters that the tokenizer lost, by name ("U+0004"); see `round_trip`.
+      lacking: documents without a source, by reason.
 
-    What concerns rows is counted over both splits, and every document once, whatever its weight.
+    Counts of rows cover both splits, and count every document once, whatever its weight.
     """
 
     tokenizer: str
@@ -70,12 +70,12 @@ class Index:
 
     @classmethod
     def read(cls, directory: Path) -> "Index":
-        """Raises DataError: no index.json, one of another format, or one with impossible values."""
+        """Reads index.json. Raises DataError if it is missing, has another format or has impossible values."""
         file = directory / FILE
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            raise DataError(f"{directory} is no token store: {file} does not exist") from error
+            raise DataError(f"{directory} is not a token store: {file} does not exist") from error
         except (OSError, ValueError, RecursionError) as error:
             raise DataError(f"{file} cannot be read: {error}") from error
         if not isinstance(content, dict):

@@ -1,4 +1,4 @@
-"""Pieces into a store: the arrays end to end, hashed while they are copied. See `pieces.py` and `index.py`."""
+"""Joins pieces into a store: copies the arrays end to end and hashes them. See `pieces.py` and `index.py`."""
 
 import hashlib
 import io
@@ -21,7 +21,7 @@ _VALUES_AT_ONCE = 2**20
 
 
 class _Hashed:
-    """A file that is written once, and its sha256."""
+    """A file that is written once, with its sha256."""
 
     def __init__(self, path: Path):
         self.path, self._digest = path, hashlib.sha256()
@@ -47,11 +47,11 @@ def join(directory: Path, out: Path, split: str, tokenizer: Tokenizer, source: s
     """Writes the store of one split into the empty directory `out`.
 
     Args:
-      directory: holds whole pieces, numbered from 0.
+      directory: has complete pieces, numbered from 0.
       source: what the index says the store was made from.
 
     Raises:
-      DataError: too many sources, or a piece that is not what its JSON file says.
+      DataError: too many sources, or a piece that does not match its JSON file.
     """
     heads = list(_heads(directory))
     report = Report()
@@ -66,7 +66,7 @@ def join(directory: Path, out: Path, split: str, tokenizer: Tokenizer, source: s
     if len(names) > index_lib.MAX_SOURCES:
         raise DataError(
             f"there are {len(names)} sources, more than {index_lib.MAX_SOURCES}, such as {next(reversed(names))!r}; "
-            "let data.source_key lead to a name that many documents share"
+            "set data.source_key to a name that many documents share"
         )
     dtype, mark = pieces.dtype_name(tokenizer), hashlib.sha256(tokenizer.name.encode())
     files = [_Hashed(out / name) for name in (index_lib.TOKENS, index_lib.OFFSETS, index_lib.SOURCES)]

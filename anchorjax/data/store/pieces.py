@@ -1,9 +1,9 @@
-"""One shard of a source, tokenized into a piece of each split: what one process of `anchorjax prepare` does.
+"""Tokenizes one shard of a source into a piece of each split: the work of one process of a preparation.
 
-Piece 3 is `00003.json`, which is written last and so says that the piece is whole, and for each split three arrays
+Piece 3 is `00003.json`, which is written last and so marks the piece as complete, and for each split three arrays
 without headers: `00003.train.tokens`, `.lengths` (int64) and `.sources` (int32, indices of the piece's own names).
 Each attempt at a piece writes into a directory of its own, from which whole files are renamed: runners may try a piece
-twice at once, and every attempt has the same bytes. Nothing of a shard is held in memory but a few documents.
+twice at once, and every attempt has the same bytes. Only a few documents of a shard are in memory.
 """
 
 import concurrent.futures
@@ -32,30 +32,30 @@ from anchorjax.errors import DataError
 
 SPLITS = ("train", "validation")
 ARRAYS = ("tokens", "lengths", "sources")
-_ATTEMPT = "attempt-"  # how directories of unfinished pieces begin
+_ATTEMPT = "attempt-"  # prefix of directories of unfinished pieces
 _AT_ONCE, _CHARACTERS_AT_ONCE = 64, 2**20  # documents that a tokenizer shares its cores among
 _EXAMPLES = 3  # places kept of each reason
 
 
 @dataclasses.dataclass
 class Report:
-    """What became of a shard's rows."""
+    """Counts over a shard's rows."""
 
     rows: int = 0
     bad: dict[str, int] = dataclasses.field(default_factory=dict)  # by reason
     places: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # of the first bad rows, by reason
     details: dict[str, str] = dataclasses.field(default_factory=dict)  # of the first of them, by reason
     weighted_out: int = 0  # documents that a weight below 1 left out
-    marks: int = 0  # byte order marks that were left out
+    marks: int = 0  # byte order marks that were removed
     lost: dict[str, int] = dataclasses.field(
         default_factory=dict
-    )  # what the tokenizer does not give back; see `round_trip`
-    lacking: dict[str, int] = dataclasses.field(default_factory=dict)  # documents, by why they have no source
+    )  # characters that the tokenizer lost; see `round_trip`
+    lacking: dict[str, int] = dataclasses.field(default_factory=dict)  # documents without a source, by reason
     least_draw: float = 1.0  # a larger data.held_out_share than this holds a document out; 1: none does
 
     @classmethod
     def of(cls, head: dict[str, Any]) -> "Report":
-        """From a piece's JSON file."""
+        """Reads the counts from a piece's JSON file."""
         return cls(**{field.name: head[field.name] for field in dataclasses.fields(cls)})
 
     def add_bad(self, error: BadRow, place: str | None) -> None:
@@ -92,12 +92,12 @@ def _sum(first: dict[str, int], second: dict[str, int]) -> dict[str, int]:
 
 
 def dtype_name(tokenizer: Tokenizer) -> str:
-    """The smallest type that holds the vocabulary."""
+    """Returns the smallest type that holds the vocabulary."""
     return "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
 
 
 def done(directory: Path, number: int) -> dict[str, Any] | None:
-    """What `write` left in a piece's JSON file, or None if the piece is not whole."""
+    """Returns the content of a piece's JSON file, or None if the piece is not complete."""
     try:
         return json.loads((directory / f"{number:05d}.json").read_text())
     except (FileNotFoundError, ValueError):
@@ -105,14 +105,14 @@ def done(directory: Path, number: int) -> dict[str, Any] | None:
 
 
 def has_documents(directory: Path) -> bool:
-    """Whether a finished piece holds any."""
+    """Returns whether any finished piece has a document."""
     numbers = (int(file.stem) for file in directory.glob("[0-9]*.json"))
     heads = (done(directory, number) for number in numbers)
     return any(head[split]["documents"] for head in heads if head for split in SPLITS)
 
 
 def progress(directory: Path) -> tuple[int, int]:
-    """(finished pieces, bytes of tokens), those of unfinished pieces among them."""
+    """Returns (finished pieces, bytes of tokens, including those of unfinished pieces)."""
     entries = list(os.scandir(directory))
     finished = sum(entry.name.endswith(".json") for entry in entries)
     for attempt in [entry for entry in entries if entry.name.startswith(_ATTEMPT)]:
@@ -127,16 +127,16 @@ def progress(directory: Path) -> tuple[int, int]:
 
 
 def clear(directory: Path) -> None:
-    """Removes what killed attempts left."""
+    """Removes the directories of killed attempts."""
     for attempt in directory.glob(f"{_ATTEMPT}*"):
-        shutil.rmtree(attempt, ignore_errors=True)  # a worker that was not told of the end may still write into it
+        shutil.rmtree(attempt, ignore_errors=True)  # a worker of a stopped preparation may still write into it
 
 
 def make(directory: Path, number: int, weighted: Weighted, config: DataConfig, tokenizer_name: str) -> None:
-    """`write` with the tokenizer of `config`, which is kept for the process's next piece.
+    """Calls `write` with the tokenizer of `config`, which is kept for the next piece of this process.
 
     Raises:
-      DataError: what `write` raises; the tokenizer cannot be loaded here, or is not the one of that name.
+      DataError: what `write` raises; the tokenizer cannot be loaded here, or has another name.
     """
     write(directory, number, weighted, config, _tokenizer(config.tokenizer, tokenizer_name))
 
@@ -195,8 +195,8 @@ def _write(directory: Path, number: int, weighted: Weighted, config: DataConfig,
 def _tokenized(
     weighted: Weighted, config: DataConfig, tokenizer: Tokenizer, report: Report
 ) -> Iterator[tuple[int, Document, np.ndarray]]:
-    """(row, document, ids) in order; bad rows go into the report."""
-    # A tokenizer lets go of Python's lock: while it works on a batch, the one before is written and the next read.
+    """Yields (row, document, ids) in order; bad rows are added to the report."""
+    # A tokenizer releases the GIL: while it encodes a batch, the last one is written and the next one is read.
     with concurrent.futures.ThreadPoolExecutor(1) as executor:
         before = None
         for batch in _batches(weighted, config, report):
@@ -235,7 +235,7 @@ def _encode(batch: list[tuple[int, Document]], tokenizer: Tokenizer) -> list[tup
 
 
 def _inner(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
-    """Without the specials at the ends: a row has one anchor, and a store ends each document itself."""
+    """Removes BOS and EOS at the ends: a row has one anchor, and a store adds EOS to each document."""
     begin = int(len(ids) > 0 and ids[0] == tokenizer.bos_id)
     end = len(ids) - int(len(ids) > begin and ids[-1] == tokenizer.eos_id)
     return ids[begin:end]
@@ -295,7 +295,7 @@ class _Split:
         sources.write(self._names.setdefault(source, len(self._names)).to_bytes(4, "little"))
         if len(self._names) > MAX_SOURCES:
             raise DataError(
-                f"there are more than {MAX_SOURCES} sources, such as {source!r}; let data.source_key lead to a name "
+                f"there are more than {MAX_SOURCES} sources, such as {source!r}; set data.source_key to a name "
                 "that many documents share"
             )
         self._documents += 1

@@ -2,7 +2,7 @@
 
 Beside the store STORE, the directory STORE.part holds what is not yet whole: `request.json`, which says for what it is,
 `pieces-DIGEST/`, of which finished ones are not made again, and `whole/`, which is renamed to STORE at the very end.
-The digest is the request's: a worker that was not told of the end of another preparation writes elsewhere.
+The digest is the request's: a worker that still runs for another preparation writes elsewhere.
 """
 
 import contextlib
@@ -101,7 +101,7 @@ def prepare(
 def _check_store(config: DataConfig, store: Path, part: Path) -> None:
     if not config.store or store.exists():
         left_over = f"; {part} is left over and can be removed" if config.store and part.exists() else ""
-        raise ConfigError("data.store", config.store, f"it must be a path where nothing is yet{left_over}")
+        raise ConfigError("data.store", config.store, f"it must be a path that does not exist{left_over}")
 
 
 def _shards(config: DataConfig) -> list[Weighted]:
@@ -138,7 +138,7 @@ def _digest(request: dict[str, object]) -> str:
 
 
 def _check_request(file: Path, request: dict[str, object]) -> None:
-    """Keeps the request; refuses if documents of another one are here."""
+    """Writes the request. Raises DataError if there are documents of another one."""
     try:
         before = dict(json.loads(file.read_text()))
     except (ValueError, TypeError) as error:
@@ -189,7 +189,7 @@ def _check_bad_rows(report: Report, config: DataConfig) -> None:
 
 
 def _check_split(directory: Path, total: int, split: str, report: Report, config: DataConfig) -> None:
-    """Raises DataError if a split has no document. The pieces are of no use then and do not block another share."""
+    """Raises DataError if a split has no document. It also removes the pieces, which are useless for another share."""
     heads = [pieces.done(directory, number) for number in range(total)]
     if any(head[split]["documents"] for head in heads):
         return
@@ -217,14 +217,14 @@ def _advice(split: str, documents: int, report: Report, config: DataConfig) -> s
 
 
 def describe(bad: dict[str, int], places: dict[str, list[str]]) -> str:
-    """One line about bad rows, the most frequent reasons first."""
+    """Returns one line about bad rows, the most frequent reasons first."""
     reasons = sorted(bad, key=lambda reason: (-bad[reason], reason))
     return "; ".join(f"{reason}: {bad[reason]:,} ({', '.join(places[reason])})" for reason in reasons)
 
 
 @contextlib.contextmanager
 def _shown(directory: Path, total: int, dtype: str, show: Callable[[State], None]) -> Iterator[None]:
-    """Calls `show` every second: the files' sizes tell how far all processes are."""
+    """Calls `show` every second with the progress of all processes, by the files' sizes."""
     ended = threading.Event()
     width = np.dtype(DTYPES[dtype]).itemsize
 
@@ -247,7 +247,7 @@ def _shown(directory: Path, total: int, dtype: str, show: Callable[[State], None
 
 
 def _sync(directory: Path) -> None:
-    """Makes the names in a directory outlive a power cut."""
+    """Syncs the names in a directory to disk."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,8 +1,7 @@
 """A token store: every document of a split, tokenized, with random access by document.
 
-Packing is a pure function of (seed, row) only because any token can be reached at any time, so the store
-comes first and the order later. Small corpora are tokenized into memory (`build`); larger ones are prepared
-once (`anchorjax prepare`) and opened by memory map.
+Packing is a pure function of (seed, row) because the store gives access to any token at any time. Small corpora are
+tokenized into memory (`build`); larger ones are prepared once (`anchorjax prepare`) and opened by memory map.
 """
 
 import collections
@@ -31,7 +30,7 @@ class TokenStore:
     """Documents end to end. All arrays may be memory-mapped: they are only sliced and gathered from.
 
     Attributes:
-      tokens: [num_tokens] uint16 or int32; each document ends with the end-of-sequence token.
+      tokens: [num_tokens] uint16 or int32; each document ends with EOS.
       offsets: [num_documents + 1] int64; document i is tokens[offsets[i]:offsets[i + 1]].
       fingerprint: sha256 (hex) of the tokenizer's name and of all that follows from the documents: tokens, offsets,
         sources and their names. A run that resumes on a store with another fingerprint would read other rows
@@ -85,7 +84,7 @@ class TokenStore:
         return len(self.tokens)
 
     def document(self, index: int) -> np.ndarray:
-        """Tokens of document `index`, its end-of-sequence token included."""
+        """Returns the tokens of document `index`, including EOS."""
         if not 0 <= index < self.num_documents:
             raise IndexError(f"document {index} of a store of {self.num_documents}")
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
@@ -103,7 +102,7 @@ def _map_tokens(file: Path, index: Index) -> np.ndarray:
     size, expected = _size(file), index.num_tokens * dtype.itemsize
     if size != expected or not size:
         raise DataError(f"{file} is damaged: it has {size} bytes, and {index.num_tokens} tokens take {expected}")
-    # As plain arrays: numpy's memmap class would make every row that is gathered from it one too.
+    # Plain arrays: every row that is gathered from numpy's memmap would be a memmap too.
     tokens = np.asarray(np.memmap(file, dtype, mode="r"))
     return tokens if index.dtype == "uint16" else tokens.view(np.int32)
 
@@ -148,9 +147,9 @@ def verify(path: str | Path) -> TokenStore:
 
 
 def build(documents: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> TokenStore:
-    """Tokenizes every document's "text" and appends the end-of-sequence token.
+    """Tokenizes every document's "text" and appends EOS.
 
-    Documents without a token are left out. Their number is logged, and that of characters without one.
+    Documents without a token are left out. Their number and that of characters without a token are logged.
 
     Raises:
       ValueError: no document with a token; an id outside the vocabulary, or a character that belongs to texts and
@@ -183,7 +182,7 @@ def build(documents: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> Token
 def _encode(
     documents: Sequence[Mapping[str, str]], tokenizer: Tokenizer, lost: collections.Counter
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The source and the ids of each document; what is lost of them is added to `lost`."""
+    """Yields the source and the ids of each document; adds lost characters to `lost`."""
     for first in range(0, len(documents), _AT_ONCE):
         some = [documents[index] for index in range(first, min(first + _AT_ONCE, len(documents)))]
         batch = tokenizer.encode_batch([document["text"] for document in some])
@@ -211,7 +210,7 @@ def check_range(name: str, ids: np.ndarray, tokenizer: Tokenizer) -> None:
 def fingerprint(
     tokenizer_name: str, tokens: np.ndarray, offsets: np.ndarray, sources: np.ndarray, source_names: Sequence[str]
 ) -> str:
-    """See `TokenStore`. `joining.join` makes the same from pieces."""
+    """Returns the fingerprint of `TokenStore`. `joining.join` computes the same from pieces."""
     digest = hashlib.sha256(tokenizer_name.encode())
     for array in (tokens, offsets, sources):
         digest.update(array.data)

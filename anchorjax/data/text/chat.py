@@ -1,7 +1,7 @@
-"""Chat templates of Hugging Face directories: messages as the text that a tuned model expects.
+"""Chat templates of Hugging Face directories, which turn messages into the text that a chat model expects.
 
-A template is a program in jinja2's language that came with a checkpoint. It runs in jinja2's sandbox, where it sees
-the messages and the names of special tokens and can only write text.
+A template is a jinja2 program that comes with a checkpoint. It runs in jinja2's sandbox, where it has access to the
+messages and the names of special tokens, and can only write text.
 """
 
 import dataclasses
@@ -19,9 +19,9 @@ from anchorjax.data.text.special_tokens import content_of, named_specials, read_
 from anchorjax.data.text.tokenizer import Tokenizer
 from anchorjax.errors import EvaluationError
 
-# For templates that write today's date: the same prompt on any day. Llama 3's use it where they are told no date.
+# For templates that write today's date, so that a prompt is the same on any day. It is Llama 3's own default date.
 _TODAY = datetime.date(2024, 7, 26)
-_END = "THE_ANSWER_GOES_ON_HERE "  # behind an answer that has begun; the space tells whether the template strips
+_END = "THE_ANSWER_GOES_ON_HERE "  # appended to a begun answer; its space shows whether the template strips
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,9 +34,9 @@ class ChatTemplate:
 
     @classmethod
     def open(cls, directory: Path) -> "ChatTemplate":
-        """That of chat_template.jinja, or else of tokenizer_config.json.
+        """Reads chat_template.jinja, or else tokenizer_config.json.
 
-        Raises ValueError: there is none, or it is no valid template.
+        Raises ValueError if there is no template, or it is not valid.
         """
         directory = Path(directory).expanduser()
         config = read_json(directory / "tokenizer_config.json")
@@ -52,18 +52,18 @@ class ChatTemplate:
 
     @classmethod
     def of(cls, source: str, specials: Mapping[str, str]) -> "ChatTemplate":
-        """Raises ValueError: no valid template."""
+        """Compiles a template. Raises ValueError if it is not valid."""
         try:
             return cls(_environment().from_string(source), source, specials)
         except (jinja2.TemplateError, RecursionError) as error:  # thousands of parentheses
             raise ValueError(f"the chat template is not valid: {error}") from error
 
     def render(self, messages: Sequence[Mapping[str, str]], begun: bool = False) -> str:
-        """The messages ({"role": ..., "content": ...}) and the header of the assistant's next turn.
+        """Renders the messages ({"role": ..., "content": ...}) and the header of the assistant's next turn.
 
-        With `begun` the last message is what the assistant has begun to say, and the text ends with it.
+        With `begun` the last message is the beginning of the assistant's answer, and the text ends with it.
 
-        Raises ValueError: the template does not take these messages, or goes beyond its sandbox.
+        Raises ValueError if the template rejects these messages, or breaks out of its sandbox.
         """
         messages = [dict(message) for message in messages]
         if begun:
@@ -73,18 +73,18 @@ class ChatTemplate:
             text = self.template.render(
                 **self.specials, messages=messages, tools=None, documents=None, add_generation_prompt=not begun
             )
-        except Exception as error:  # a program of somebody else's: anything can go wrong in it
+        except Exception as error:  # the template is foreign code and may raise anything
             raise ValueError(f"the chat template does not take these messages: {error}") from error
         return _up_to_end(text) if begun else text
 
 
 def frame(prompt: str, answer_prefix: str, tokenizer: Tokenizer, chat: ChatTemplate | None) -> tuple[str, np.ndarray]:
-    """What a model is asked: (the text before the answer prefix, int32 ids of both behind the beginning of sequence).
+    """Returns (the text before the answer prefix, int32 ids of BOS, that text and the prefix).
 
-    With a template the prompt is the user's turn, and the tokenizer must be that of a Hugging Face directory.
+    With a template the prompt is the user's turn, and the tokenizer must come from a Hugging Face directory.
 
     Raises:
-      EvaluationError: the template does not take the prompt.
+      EvaluationError: the template rejects the prompt.
     """
     try:
         text = chat.render([{"role": "user", "content": prompt}]) if chat else prompt
@@ -98,7 +98,7 @@ def frame(prompt: str, answer_prefix: str, tokenizer: Tokenizer, chat: ChatTempl
 
 
 def _up_to_end(text: str) -> str:
-    """The text before the mark, as transformers cuts it: where a template strips a message, so is what is left."""
+    """Returns the text before `_END`, as transformers does; it is stripped if the template strips messages."""
     before, mark, after = text.rpartition(_END.rstrip())
     if not mark:
         raise ValueError("the chat template does not take these messages: it does not write what the last one begins")
@@ -123,7 +123,7 @@ def _source(directory: Path, config: Mapping[str, Any]) -> str | None:
 
 
 def _environment() -> sandbox.ImmutableSandboxedEnvironment:
-    """As transformers sets it up, which templates are written for."""
+    """Makes the environment that transformers uses, for which templates are written."""
     environment = sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, ext.loopcontrols]
     )
@@ -134,7 +134,7 @@ def _environment() -> sandbox.ImmutableSandboxedEnvironment:
 
 
 class _Generation(ext.Extension):
-    """{% generation %}...{% endgeneration %} marks what a model was trained on; here it is what it encloses."""
+    """{% generation %}...{% endgeneration %}, which marks training targets; here it renders its content."""
 
     tags = frozenset({"generation"})
 
@@ -144,7 +144,7 @@ class _Generation(ext.Extension):
 
 
 def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
-    """jinja2's own writes HTML."""
+    """Writes JSON without the HTML escapes of jinja2's own filter."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

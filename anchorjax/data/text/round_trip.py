@@ -1,21 +1,21 @@
-"""Whether a tokenizer gives back the text that it was given: shown by encoding and decoding, not by its parts' names.
+"""Round-trip check: a tokenizer must decode what it encoded to the same text.
 
-A vocabulary without all bytes, a byte fallback without `<0x00>` to `<0xFF>`, a normalizer that lowers, strips or folds
-letters and an added token that takes the spaces around it all lose text without an error. So texts with every byte of
-UTF-8, every added token, every string that a normalizer or pre-tokenizer takes out and a sample of Unicode make the
-round trip before a tokenizer is used. A regular expression that takes something out is refused: no text shows that it
-loses nothing. One of a split that removes all but its matches (GPT-4's) is judged by those texts.
+These lose text without an error: a vocabulary without all bytes, a byte fallback without `<0x00>` to `<0xFF>`, a
+normalizer that lowers, strips or folds letters, an added token that removes the spaces around it. Therefore these
+texts are encoded and decoded before a tokenizer is used: every byte of UTF-8, every added token, every string that a
+normalizer or pre-tokenizer removes, and a sample of Unicode. A regular expression that removes something is rejected,
+as no text proves that it loses nothing. A split that removes all but its matches (GPT-4's) is judged by those texts.
 
 These differences are allowed:
 
 - Unicode's canonical equivalence (Qwen normalizes to NFC): the same text by the standard (UAX 15).
-- One space at the beginning of a text, and one behind an added token in it (SentencePiece puts them there).
+- One space at the beginning of a text, and one after an added token (SentencePiece adds them).
 - "▁" becomes the space for which SentencePiece writes it.
 - Control characters but tab and line ends, and code points that Unicode has not assigned: SmolLM2 has no tokens for
   U+0004, U+0006, U+0013, U+0014, U+0016, U+001D and U+40000 to U+7FFFF.
-- Special tokens and bytes that a text spells ("</s>", "<0x0A>"), which a Unigram model takes for what they spell.
+- Special tokens and bytes that a text spells ("</s>", "<0x0A>"), which a Unigram model reads as those tokens.
 
-The last three lose something; `Losses.count` says how much of a text.
+The last three lose something; `Losses.count` counts it.
 """
 
 import functools
@@ -30,7 +30,7 @@ import numpy as np
 _SEED, _SAMPLES = 0, 400
 _LINES = "\t\n\v\f\r"  # control characters that belong to texts
 _SPACE = "▁"
-# Words first: what is said to be lost should be easy to read.
+# Words come first, so that an error shows a readable text.
 _PLAIN = (
     "Hello World",
     "two  spaces,   three\n\n\tand lines \r\n ",
@@ -39,7 +39,7 @@ _PLAIN = (
     "日本語の文章です。",
     "1,234.5 don't I'm\u00a0x_y <b>",
     "🙂👩‍👩‍👧 𝔘𝔫𝔦 ",
-    "``quoted'' \"--\" (c)…\n\n\n\n\n\n        x\r\n\r\n\r\n",  # runs that normalizers put right
+    "``quoted'' \"--\" (c)…\n\n\n\n\n\n        x\r\n\r\n\r\n",  # runs that normalizers change
 )
 _OPERATORS = frozenset("\\.^$*+?()[]{}|")  # a regular expression without them is a string
 
@@ -47,10 +47,10 @@ Trip = Callable[[Sequence[str]], list[tuple[np.ndarray, str]]]  # texts -> (ids,
 
 
 def check(trip: Trip, token_bytes_V: np.ndarray, added: Sequence[str], spec: Mapping[str, Any]) -> None:
-    """Raises ValueError saying which text is lost and what comes back, or whose bytes are not counted right.
+    """Raises ValueError naming a text that is lost and what comes back, or one whose bytes are miscounted.
 
     Args:
-      added: tokens that are text (not special), wherever they stand.
+      added: tokens that are text (not special).
       spec: tokenizer.json.
     """
     strings, expressions = [], []
@@ -77,7 +77,7 @@ def check(trip: Trip, token_bytes_V: np.ndarray, added: Sequence[str], spec: Map
 
 
 def _taken_out(part: Mapping[str, Any] | None) -> Iterator[tuple[str, dict[str, str]]]:
-    """(type, pattern) of each step of a normalizer or pre-tokenizer that replaces or removes what matches."""
+    """Returns (type, pattern) of each step of a normalizer or pre-tokenizer that replaces or removes its matches."""
     if part is None:
         return
     for inner in (*part.get("normalizers", ()), *part.get("pretokenizers", ())):
@@ -103,12 +103,12 @@ def _is_kept(text: str, back: str) -> bool:
 
 
 def _is_allowed(character: str) -> bool:
-    """Whether no text is lost with it."""
+    """Returns whether the difference is one of those that the module allows."""
     return character not in _LINES and unicodedata.category(character) in ("Cc", "Cn")
 
 
 def _characters() -> Iterator[str]:
-    """Each byte of UTF-8 in each of its places.
+    """Returns characters with every byte of UTF-8 in each position.
 
     All of U+0000 to U+07FF, and above that three of every 64 (or 4096) that share all bytes but the last (or two).
     """
@@ -122,7 +122,7 @@ def _characters() -> Iterator[str]:
 
 
 def _sample() -> Iterator[str]:
-    """Texts of letters, spaces and assigned characters, drawn."""
+    """Returns random texts of letters, spaces and assigned characters."""
     rng = random.Random(_SEED)
     for _ in range(_SAMPLES):
         yield "".join(_draw(rng) for _ in range(rng.randint(4, 24)))
@@ -141,10 +141,10 @@ def _draw(rng: random.Random) -> str:
 
 
 class Losses:
-    """What a tokenizer loses of texts, found out as their characters come."""
+    """What a tokenizer loses of texts; each character is tested when it first occurs."""
 
     def __init__(self, trip: Trip, spelled: Iterable[str]):
-        """`spelled`: special tokens and bytes, as texts may spell them."""
+        """Args: spelled: special tokens and bytes as a text may spell them."""
         self._trip = trip
         self._kept: set[str] = set()
         self._kept_ascii = b""  # those of one byte
@@ -158,9 +158,9 @@ class Losses:
         return np.array_equal(bare, spaced)
 
     def count(self, text: str) -> dict[str, int]:
-        """How many characters and spelled tokens of a text have no token, by name.
+        """Counts the characters and spelled tokens of a text that have no token, by name.
 
-        Raises ValueError: the tokenizer loses a character that belongs to texts.
+        Raises ValueError if the tokenizer loses a character that belongs to texts.
         """
         # Deleting bytes takes a tenth of the time that a set of all characters does, which a preparation would notice.
         characters = set(text.encode().translate(None, self._kept_ascii).decode())

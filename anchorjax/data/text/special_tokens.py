@@ -1,4 +1,4 @@
-"""Which tokens the files beside tokenizer.json name and add, as transformers reads them."""
+"""The special and added tokens in the files beside tokenizer.json, as transformers reads them."""
 
 import json
 from collections.abc import Container
@@ -7,9 +7,10 @@ from typing import Any
 
 
 def named_specials(directory: Path) -> dict[str, Any]:
-    """tokenizer_config.json, with special_tokens_map.json over it where transformers reads that: if the first lists no
-    `added_tokens_decoder`; over both, the names that `extra_special_tokens` may give. Raises ValueError if one cannot
-    be read."""
+    """Returns the fields of tokenizer_config.json, overridden as transformers does.
+
+    special_tokens_map.json overrides it unless it lists an `added_tokens_decoder`; the names in `extra_special_tokens`
+    override both. Raises ValueError if a file cannot be read."""
     named = read_json(directory / "tokenizer_config.json")
     if "added_tokens_decoder" not in named:
         named |= read_json(directory / "special_tokens_map.json")
@@ -18,20 +19,20 @@ def named_specials(directory: Path) -> dict[str, Any]:
 
 
 def content_of(token: Any) -> Any:
-    """The text of a special token, which these files write as a text or as an object."""
+    """Returns the text of a special token, which these files write as a string or as an object."""
     return token.get("content") if isinstance(token, dict) else token
 
 
 def tokens_to_add(directory: Path, rules) -> list[dict[str, Any]]:
-    """Fields of the `AddedToken`s that transformers finds beside tokenizer.json, in its order.
+    """Returns the fields of the `AddedToken`s that transformers finds beside tokenizer.json, in its order.
 
-    Where `added_tokens_decoder` gives a token of tokenizer.json other flags, they count: it is among them.
+    Flags in `added_tokens_decoder` override those in tokenizer.json, so such a token is included.
 
     Args:
       rules: a `tokenizers.Tokenizer`, of tokenizer.json alone.
 
     Raises:
-      ValueError: a file cannot be read, or names what can be no token.
+      ValueError: a file cannot be read, or contains an invalid token.
     """
     named, by_id = named_specials(directory), rules.get_added_tokens_decoder()
     known = {token.content: token for token in by_id.values()}
@@ -44,7 +45,7 @@ def tokens_to_add(directory: Path, rules) -> list[dict[str, Any]]:
             token["special"] |= known[text].special  # which the library does not forget
         if text not in known or token != _flags(known[text]):
             new[text] = token
-    # Of names alone a pad may be new: it stands for no text. A new BOS or EOS, no model has ever seen.
+    # A padding token that is only a name may be new, as no text contains it. No model has seen a new BOS or EOS.
     by_name = [token for name, token in _tokens_by_name(named).items() if name not in ("bos_token", "eos_token")]
     for text in map(content_of, [*by_name, *_extra_tokens(named)]):
         if isinstance(text, str) and text and text not in new and rules.token_to_id(_valid(directory, text)) is None:
@@ -69,23 +70,23 @@ def _valid(directory: Path, text: str) -> str:
 
 
 def _tokens_by_name(named: dict[str, Any]) -> dict[str, Any]:
-    """In the order in which transformers adds them: its own names, then a model's (`image_token`)."""
+    """Returns named tokens in transformers' order: its own names, then a model's (`image_token`)."""
     extra = named.get("extra_special_tokens")
     others = [name for name in named if name.endswith("_token") or (isinstance(extra, dict) and name in extra)]
     return {name: named[name] for name in (*_NAMES, *others) if name in named}
 
 
 def _extra_tokens(named: dict[str, Any]) -> list[Any]:
-    """Special tokens without a name; the older field counts where the newer lists none."""
+    """Returns special tokens without a name; the older field is used if the newer lists none."""
     extra = named.get("extra_special_tokens")
     extra = extra if extra and isinstance(extra, list) else named.get("additional_special_tokens")
     return extra if isinstance(extra, list) else []
 
 
 def _listed_tokens(directory: Path, named: dict[str, Any], taken: Container[int]) -> list[dict[str, Any]]:
-    """By id: those of `added_tokens_decoder`, or else of added_tokens.json, which says no more than their ids.
+    """Returns tokens by id: from `added_tokens_decoder`, or else from added_tokens.json, which has ids only.
 
-    Of the latter, those whose ids are `taken` do not count: transformers puts tokenizer.json's in their place.
+    Entries of the latter whose ids are `taken` are ignored: transformers uses tokenizer.json's tokens there.
     """
     texts = map(content_of, [*(named.get(name) for name in _NAMES), *_extra_tokens(named)])
     specials = {text for text in texts if isinstance(text, str)}
@@ -111,7 +112,7 @@ def _listed_tokens(directory: Path, named: dict[str, Any], taken: Container[int]
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; an empty one if the file does not exist."""
+    """Reads the object in a JSON file; an empty one if the file does not exist."""
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))  # as RFC 8259 has it, without a byte order mark
     except FileNotFoundError:

@@ -7,7 +7,7 @@ _MARK = "\ufeff"  # the byte order mark, decoded
 
 
 def read(file: Path) -> tuple[str, bool]:
-    """(the text, whether a byte order mark stood at its beginning: it is left out). Line ends become "\\n".
+    """Returns (the text, whether it began with a byte order mark, which is removed). Line ends become "\\n".
 
     Raises OSError, or ValueError for what is not UTF-8.
     """
@@ -16,6 +16,6 @@ def read(file: Path) -> tuple[str, bool]:
 
 
 def say_marks(what: str, count: int) -> None:
-    """Says on stderr how many byte order marks were left out of `what`, if any were."""
+    """Prints on stderr how many byte order marks were removed from `what`, if any were."""
     if count:
-        print(f"{what}: left out byte order marks: {count:,}", file=sys.stderr)
+        print(f"{what}: byte order marks removed: {count:,}", file=sys.stderr)

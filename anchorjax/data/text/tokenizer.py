@@ -1,8 +1,8 @@
-"""Tokenizers: what turns a document into ids and back.
+"""Tokenizers turn a text into ids and back.
 
-The beginning of sequence is the anchor of every row, the end of sequence closes every document. There are the
-bytes themselves, and any tokenizer of a Hugging Face directory that is shown to lose no text: byte-level BPE (Llama 3,
-Qwen, SmolLM2) and SentencePiece with byte fallback (Llama 2, Mistral, Gemma) as a rule. See `round_trip`.
+BOS is the anchor of every row, and EOS ends every document. There is a tokenizer of bytes, and any tokenizer of a
+Hugging Face directory that loses no text: usually byte-level BPE (Llama 3, Qwen, SmolLM2) or SentencePiece with byte
+fallback (Llama 2, Mistral, Gemma). See `round_trip`.
 """
 
 import dataclasses
@@ -22,13 +22,13 @@ _BYTES = 256
 
 
 class Tokenizer(Protocol):
-    """What the rest of the package asks of a tokenizer.
+    """The interface that the rest of the package uses.
 
     Attributes:
-      name: identifies what it does to a text, not where it lies: two of one name give the same ids.
+      name: identifies the encoding, not the path: two tokenizers of one name give the same ids.
       vocab_size: V; every id is below it.
-      bos_id, eos_id, pad_id: specials, of which some may be the same.
-      token_bytes_V: int32 [V]: UTF-8 bytes each token stands for, 0 for specials; makes bits per byte comparable.
+      bos_id, eos_id, pad_id: special tokens; some may be the same.
+      token_bytes_V: int32 [V], UTF-8 bytes of each token, 0 for special tokens; needed for bits per byte.
     """
 
     @property
@@ -45,35 +45,35 @@ class Tokenizer(Protocol):
     def token_bytes_V(self) -> np.ndarray: ...
 
     def encode(self, text: str) -> np.ndarray:
-        """int32 ids of `text`, without special tokens: text that spells one stays text."""
+        """Returns int32 ids of `text` without special tokens: text that spells one stays text."""
         ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The same of several texts."""
+        """Encodes several texts."""
         ...
 
     def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of `encode`, and int64 [T, 2]: the characters [begin, end) of the text that each token is of.
+        """Returns the ids of `encode`, and int64 [T, 2]: the characters [begin, end) of each token.
 
-        Tokens that share a character (its bytes) both have all of it; the space before a word is the word's.
+        Tokens that share the bytes of a character both cover it; the space before a word belongs to the word.
         """
         ...
 
     def decode(self, ids) -> str:
-        """Text of a sequence of ids; specials and ids of no token are dropped, broken UTF-8 becomes U+FFFD."""
+        """Returns the text of ids; special tokens and unknown ids are dropped, broken UTF-8 becomes U+FFFD."""
         ...
 
     def within(self, vocab_size: int) -> "Tokenizer":
-        """For a model of so many tokens: a pad that it has no embedding for gives way to the end of sequence."""
+        """For a model of `vocab_size` tokens: a padding id without an embedding becomes EOS."""
         ...
 
     def lost(self, text: str) -> dict[str, int]:
-        """What `decode(encode(text))` lacks of what may be lacking: see `round_trip.Losses.count`."""
+        """Counts what `decode(encode(text))` loses, by name: see `round_trip.Losses.count`."""
         ...
 
 
 def load(name: str) -> Tokenizer:
-    """The tokenizer "bytes", or that of a directory with tokenizer.json. Raises ValueError saying what is wrong."""
+    """Loads the tokenizer "bytes", or that of a directory with tokenizer.json. Raises ValueError with the reason."""
     if name == ByteTokenizer.name:
         return ByteTokenizer()
     return HuggingFaceTokenizer.open(Path(name).expanduser())
@@ -81,9 +81,9 @@ def load(name: str) -> Tokenizer:
 
 @dataclasses.dataclass(frozen=True)
 class ByteTokenizer:
-    """One token per UTF-8 byte: nothing to download, and every text survives the round trip.
+    """One token per UTF-8 byte. It needs no files and loses no text.
 
-    Ids 0..255 are bytes, 256 the beginning of sequence, 257 the end of sequence, 258 the pad.
+    Ids 0..255 are bytes, 256 is BOS, 257 is EOS, 258 is padding.
     """
 
     name: str = "bytes"
@@ -100,7 +100,9 @@ class ByteTokenizer:
 
     def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         ids = self.encode(text)
-        character_T = np.cumsum((ids & 0xC0) != 0x80, dtype=np.int64) - 1  # other bytes go on with a character
+        character_T = (
+            np.cumsum((ids & 0xC0) != 0x80, dtype=np.int64) - 1
+        )  # continuation bytes belong to the same character
         return ids, np.stack([character_T, character_T + 1], -1)
 
     def decode(self, ids) -> str:
@@ -121,13 +123,13 @@ class ByteTokenizer:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HuggingFaceTokenizer:
-    """A tokenizer.json, with the tokens and specials that other files beside it name, as transformers reads them.
+    """A tokenizer.json with the tokens that the files beside it name, as transformers reads them.
 
-    Without a beginning of sequence (Qwen) the end of sequence is the anchor, and without a pad also the pad.
+    Without BOS (Qwen) the anchor is EOS; without a padding token, padding is EOS.
 
-    `token_bytes_V` counts the text as the tokenizer sees it: behind Unicode normalization (Qwen: NFC), and with
-    the one space that SentencePiece puts before a text. A "▁" that is in the text counts as the space for which
-    SentencePiece writes it. `round_trip` says what else of a text may come back otherwise, and `lost` counts it.
+    `token_bytes_V` counts the text after the tokenizer's normalization (Qwen: NFC), including the one space that
+    SentencePiece puts before a text. A "▁" in the text counts as a space, which SentencePiece writes that way.
+    `round_trip` lists what else may come back different, and `lost` counts it.
     """
 
     name: str
@@ -140,7 +142,7 @@ class HuggingFaceTokenizer:
 
     @classmethod
     def open(cls, directory: Path) -> "HuggingFaceTokenizer":
-        """Raises ValueError: no tokenizer.json, an unreadable file, one that loses text, or unusable specials."""
+        """Reads a directory. Raises ValueError: a missing or unreadable file, lost text, unusable special tokens."""
         import tokenizers  # only runs that use it need it
 
         file = directory / "tokenizer.json"
@@ -164,7 +166,7 @@ class HuggingFaceTokenizer:
         rules.add_special_tokens([rules.id_to_token(index) for index in specials if index not in marked])
         token_bytes_V[list(specials)] = 0
         digest = hashlib.sha256(content + repr((*specials, *added)).encode()).hexdigest()
-        # Other specials never come out of a text: Gemma 3's lie behind the model's vocabulary.
+        # A text never encodes to other special tokens: Gemma 3's are above the model's vocabulary.
         others = {index for index, token in rules.get_added_tokens_decoder().items() if token.special} - set(specials)
         top = max(set(rules.get_vocab(with_added_tokens=True).values()) - others)
         tokenizer = cls(f"hf:{digest[:16]}", top + 1, *specials, token_bytes_V[: top + 1], rules)
@@ -202,7 +204,7 @@ class HuggingFaceTokenizer:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        # "fast" leaves out where in the text each token is; the texts share the machine's cores.
+        # "fast" computes no offsets; the texts share the machine's cores.
         encodings = self.rules.encode_batch_fast(texts, add_special_tokens=False)
         return [np.asarray(encoding.ids, np.int32) for encoding in encodings]
 
@@ -212,23 +214,22 @@ class HuggingFaceTokenizer:
 
     @functools.cached_property
     def _rules_of_whole_words(self):
-        """Without what cuts spaces off the offsets of Llama 3's and Qwen's words, and does nothing else to a text."""
+        """Rules without the post-processor, which cuts the space off the offsets of Llama 3's and Qwen's words."""
         rules = self._copy_of_rules(encode_special_tokens=True)
         rules.post_processor = None
         return rules
 
     def encode_with_specials(self, text: str, frame: bool = False) -> np.ndarray:
-        """int32 ids of a text in which special tokens are spelled to be themselves, as a chat template does.
+        """Returns int32 ids of a text whose spelled special tokens become those tokens, as chat templates need.
 
-        `frame` adds what tokenizer.json puts around a text, as transformers does unless told otherwise: the beginning
-        of sequence for Llama and Gemma, nothing for Qwen and SmolLM2. An id can lie at or above `vocab_size`, which
-        ends where plain text ends.
+        `frame` adds what tokenizer.json puts around a text, as transformers does by default: BOS for Llama and Gemma,
+        nothing for Qwen and SmolLM2. Ids may be at or above `vocab_size`, which covers plain text only.
         """
         encoding = self._rules_with_specials.encode_batch_fast([text], add_special_tokens=frame)[0]
         return np.asarray(encoding.ids, np.int32)
 
     def spell(self, index: int) -> str:
-        """The text that `encode_with_specials` reads as this special token."""
+        """Returns the text that `encode_with_specials` reads as this special token."""
         return self.rules.decode([index], skip_special_tokens=False)
 
     @functools.cached_property
@@ -237,7 +238,7 @@ class HuggingFaceTokenizer:
 
     def _copy_of_rules(self, encode_special_tokens: bool):
         rules = type(self.rules).from_str(self.rules.to_str())
-        rules.encode_special_tokens = encode_special_tokens  # which the file does not say
+        rules.encode_special_tokens = encode_special_tokens  # the file does not record it
         return rules
 
     def decode(self, ids) -> str:
@@ -246,7 +247,7 @@ class HuggingFaceTokenizer:
         return self.rules.decode(kept.tolist(), skip_special_tokens=True)
 
     def within(self, vocab_size: int) -> "HuggingFaceTokenizer":
-        # Llama 2 with a [PAD] that was added for fine-tuning: no text and no target ever has it.
+        # Llama 2 with a [PAD] added for fine-tuning: no text and no target contains it.
         needed = max(int(np.flatnonzero(self.token_bytes_V)[-1]), self.bos_id, self.eos_id) + 1
         if self.pad_id < vocab_size or needed > vocab_size:
             return self
@@ -255,7 +256,7 @@ class HuggingFaceTokenizer:
 
 
 def _specials(directory: Path, vocabulary: dict[str, int]) -> tuple[int, int, int]:
-    """Ids of the beginning of sequence, the end of sequence and the pad."""
+    """Returns the ids of BOS, EOS and padding."""
     tokens = named_specials(directory)
     ids = read_json(directory / "config.json")
 
@@ -274,20 +275,20 @@ def _specials(directory: Path, vocabulary: dict[str, int]) -> tuple[int, int, in
     eos, bos, pad = find("eos"), find("bos"), find("pad")
     if eos is None:
         hidden = "added_tokens_decoder" in tokens and (directory / "special_tokens_map.json").exists()
-        why = " (special_tokens_map.json does not count beside added_tokens_decoder)" if hidden else ""
-        raise ValueError(f"{directory}: neither tokenizer_config.json nor config.json names an end of sequence{why}")
+        why = " (special_tokens_map.json is ignored if there is an added_tokens_decoder)" if hidden else ""
+        raise ValueError(f"{directory}: neither tokenizer_config.json nor config.json names an EOS token{why}")
     return eos if bos is None else bos, eos, eos if pad is None else pad
 
 
 def _token_bytes(spec: dict[str, Any], rules) -> np.ndarray:
-    """int32 [V]: bytes of each token by its spelling; `round_trip.check` finds out whether they are right."""
+    """Returns int32 [V], the bytes of each token by its spelling; `round_trip.check` verifies them."""
     parts = _part_types(spec.get("normalizer")) | _part_types(spec.get("pre_tokenizer"))
     is_byte_level = "ByteLevel" in parts
     vocabulary = rules.get_vocab(with_added_tokens=True)
     token_bytes = np.zeros(max(vocabulary.values()) + 1, np.int32)
     for token, index in vocabulary.items():
         token_bytes[index] = len(token) if is_byte_level else _piece_bytes(token)  # there a byte is a character
-    for index, added in rules.get_added_tokens_decoder().items():  # the file's own ids are not what the library goes by
+    for index, added in rules.get_added_tokens_decoder().items():  # the library ignores the file's ids
         spelled = len(added.content.encode()) if is_byte_level else _piece_bytes(added.content)
         token_bytes[index] = 0 if added.special else spelled
     return token_bytes
@@ -300,7 +301,7 @@ def _piece_bytes(piece: str) -> int:
 
 
 def _part_types(part: dict[str, Any] | None) -> set[str]:
-    """Types of a normalizer or pre-tokenizer and of those it is a sequence of."""
+    """Returns the types of a normalizer or pre-tokenizer and of its parts."""
     if part is None:
         return set()
     inner = part.get("normalizers", []) + part.get("pretokenizers", [])

@@ -101,7 +101,7 @@ def test_both_spellings_may_stand_beside_each_other_if_they_agree(kind):
     both = new | {"rope_scaling": scaling, "rope_theta": theta}
     assert hf_config.read(both) == hf_config.read(new)
     for other in ({"rope_scaling": scaling | {"factor": 9.0}}, {"rope_theta": 7.0}):
-        with pytest.raises(WeightsError, match="rope_parameters is there too, and says otherwise"):
+        with pytest.raises(WeightsError, match="rope_parameters exists too, and contradicts it"):
             hf_config.read(both | other)
 
 
@@ -109,5 +109,5 @@ def test_both_spellings_of_two_bases_may_stand_beside_each_other():
     new = fields_of("gemma3")
     old = {"rope_theta": 5000.0, "rope_local_base_freq": 100.0, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}
     assert hf_config.read(new | old) == hf_config.read(new)
-    with pytest.raises(WeightsError, match="rope_parameters is there too, and says otherwise"):
+    with pytest.raises(WeightsError, match="rope_parameters exists too, and contradicts it"):
         hf_config.read(new | old | {"rope_local_base_freq": 101.0})

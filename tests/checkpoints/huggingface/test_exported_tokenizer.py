@@ -203,7 +203,7 @@ def test_what_was_changed_is_said(tmp_path, capsys):
     said = export(styles()["qwen2"], tmp_path, "anchor", capsys).said.splitlines()
     assert [line.removeprefix("tokenizer: ") for line in said if line.startswith("tokenizer: ")] == [
         "tokenizer_config.json: bos_token = '<|endoftext|>' (was None)",
-        "tokenizer.json puts '<|endoftext|>' (0) in front of a text",
+        "tokenizer.json begins each text with '<|endoftext|>' (0)",
         "tokenizer_config.json: add_bos_token = True",
         "tokenizer_config.json: chat_template begins with '<|endoftext|>'",
         "generation_config.json: eos_token_id = [0, 2] (was 0)",
@@ -230,7 +230,7 @@ def test_lengths_that_would_cut_are_raised(tmp_path, capsys):
     rules = ended_by(byte_level())
     rules.enable_truncation(20)
     exported = export(Style("llama", rules, SPECIALS), tmp_path, "anchor", capsys)
-    assert "tokenizer: tokenizer.json cuts no text (it did at 20 tokens)" in exported.said
+    assert "tokenizer: tokenizer.json truncates no text (it did at 20 tokens)" in exported.said
     assert len(tokenizers.Tokenizer.from_file(str(exported.out / "tokenizer.json")).encode("a" * 99).ids) > 20
     (exported.run / "source/generation_config.json").write_text(json.dumps({"max_length": 256, "eos_token_id": [2]}))
     assert convert.main(["to-hf", str(exported.run), str(tmp_path / "again")]) == 0

@@ -65,7 +65,7 @@ def test_report_of_a_store(store, report, tmp_path):
         "Every row begins with one anchor",
         "bytes, 259 ids",
         "2 of 252",
-        "Marks: left out at the beginning of files (byte order marks): 1.",
+        "Marks: byte order marks removed from the beginning of files: 1.",
         "text is missing or null",
         "in.jsonl:251",
         "uint16",
@@ -124,7 +124,7 @@ def test_a_row_longer_than_the_store_and_one_with_too_many_tiles(store, report, 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--config.data.store=nowhere"], ["nowhere/train is no token store"]),
+        (["--config.data.store=nowhere"], ["nowhere/train is not a token store"]),
         ([], ["--out=PATH is missing", "config.data.store"]),
         (["--config.data.store=STORE", "--out=page.txt"], ["--out=page.txt", ".html"]),
         (["--config.data.store=STORE", "--out=no/page.html"], ["no/page.html cannot be written", "no folder no"]),
