@@ -8,7 +8,7 @@ right raises no error. Both spellings of RoPE are read (`rope_theta` beside
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from anchorjax.checkpoints.huggingface.directory import member
 from anchorjax.config import MAX_INT, NEUTRAL_ROPE, PLAIN, ModelConfig, RopeConfig, upgraded
@@ -177,6 +177,7 @@ def _value(given: Mapping[str, Any], key: str, ours: str, default: Any) -> Any:
 
 def _typed(key: str, value: Any, kind: type) -> Any:
     """Converts a value to the type of our configuration."""
+    kind = get_origin(kind) or kind  # tuple[float, ...]
     if kind is tuple and type(value) is list:
         return tuple(_typed(key, x, float) for x in value)
     if kind is float and type(value) is int and abs(value) <= MAX_INT:
