@@ -14,6 +14,7 @@ import dataclasses
 import jax
 
 # Names that both the configuration and the code behind it know.
+VARIANTS = ("plain",)  # of attention: modules of anchorjax/models/variants
 IMPLEMENTATIONS = ("reference", "xla", "pallas_tpu", "pallas_gpu")  # of attention: modules in anchorjax/attention
 MASKS = ("anchor", "intra_doc", "full")  # who may attend to whom
 POSITIONS = ("continue", "reset", "pose")  # RoPE positions: functions in anchorjax/data/rows/positions.py

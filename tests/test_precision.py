@@ -153,7 +153,7 @@ def test_generation_in_fp32_is_asked_for_exact_products(columns):
     steps = make_steps(tiny.config(attention__implementation="xla", data__seq_len=64))
     with jax.set_mesh(make_mesh()):
         layers = cached.DecodeParams.of(make_state(steps).params, steps.spec)
-        cache = cached.Cache.empty(jnp.zeros(2, jnp.int32), 64, steps.spec.model)
+        cache = cached.Cache.empty(jnp.zeros(2, jnp.int32), 64, steps.spec)
         tokens_BT = jax.sharding.reshard(jnp.zeros((2, columns), jnp.int32), sharding.BATCH)
         program = jax.jit(lambda *arrays: cached.advance(*arrays, steps.spec))
         found = products.given(program.lower(layers, cache, tokens_BT))

@@ -5,7 +5,7 @@ import math
 
 from anchorjax.config.keys import Section, key
 from anchorjax.errors import ConfigError
-from anchorjax.types import IMPLEMENTATIONS, OBJECTIVES
+from anchorjax.types import IMPLEMENTATIONS, OBJECTIVES, VARIANTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +27,7 @@ class AttentionConfig(Section):
         resume="free",
     )
     kv_tile: int = key(0, "keys of a tile; 0: the implementation's table", low=0, high=8192, resume="free")
+    variant: str = key("plain", "how layers attend: a module of anchorjax/models/variants", choices=VARIANTS)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,21 +12,19 @@ Letters: types.py; S columns of the cache.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import reshard
 
 from anchorjax import sharding
-from anchorjax.attention.plan import Plan
-from anchorjax.attention.sharded import apply as attend_by_tiles
-from anchorjax.config import ModelConfig
-from anchorjax.inference import decode
 from anchorjax.masks import Mask
-from anchorjax.models.decoder import Block, Decoder, View, embedded, is_global, kinds_of_layers, logits, rotated
+from anchorjax.models.decoder import Block, Decoder, embedded, is_global, kinds_of_layers, logits
 from anchorjax.models.layers import rms_norm
 from anchorjax.models.spec import Spec
-from anchorjax.sharding import ACTIVATIONS, BATCH, CACHE, HEADS, WHOLE_ROWS
+from anchorjax.models.variants import VARIANTS
+from anchorjax.sharding import ACTIVATIONS, BATCH, WHOLE_ROWS
 from anchorjax.types import PAD_SEGMENT
 
 
@@ -67,25 +65,23 @@ class Cache:
     """What is kept of the tokens so far.
 
     Attributes:
-      keys, values: [B, S, K, H] of each layer, in compute_dtype; keys are rotated.
+      layers: what the attention variant keeps of each layer, rows of the batch and columns in front.
       length: int32 scalar; columns in use, the same for all rows.
-      start_B: int32; the column of each row's first token. Those before it are pads.
+      start_B: int32; the column of each row's first token. Those before it are padding.
+      columns: S, how many there are (static).
     """
 
-    keys: tuple[jax.Array, ...]
-    values: tuple[jax.Array, ...]
+    layers: tuple[Any, ...]
     length: jax.Array
     start_B: jax.Array
+    columns: int = dataclasses.field(metadata={"static": True})
 
     @classmethod
-    def empty(cls, start_B: jax.Array, columns: int, model: ModelConfig) -> "Cache":
-        """On the current mesh: rows along data and fsdp, heads along tensor."""
-        shape = len(start_B), columns, model.num_kv_heads, model.head_dim
-
-        def zeros():
-            return tuple(jnp.zeros(shape, model.compute_dtype, out_sharding=CACHE) for _ in range(model.num_layers))
-
-        return cls(zeros(), zeros(), jnp.int32(0), reshard(start_B, WHOLE_ROWS))
+    def empty(cls, start_B: jax.Array, columns: int, spec: Spec) -> "Cache":
+        """Lies on the current mesh."""
+        variant = VARIANTS[spec.attention.variant]
+        layers = tuple(variant.cache(len(start_B), columns, spec) for _ in range(spec.model.num_layers))
+        return cls(layers, jnp.int32(0), reshard(start_B, WHOLE_ROWS), columns)
 
 
 def advance(params: DecodeParams, cache: Cache, tokens_BT: jax.Array, spec: Spec):
@@ -97,53 +93,34 @@ def advance(params: DecodeParams, cache: Cache, tokens_BT: jax.Array, spec: Spec
       spec: static; `attention` must suit the cache's length.
     """
     config = spec.model
-    views = [_view(window, cache, tokens_BT, spec) for window in kinds_of_layers(config)]
+    variant = VARIANTS[spec.attention.variant]
+    masks, positions_BT = _masks(cache, tokens_BT.shape[1], spec)
+    contexts = variant.contexts(masks, positions_BT, spec, cache.length)
     x_BTD = embedded(reshard(tokens_BT, sharding.REPLICATED), params.embed_VD, config, sharding.DECODE_EMBEDDED)
     x_BTD = reshard(x_BTD, ACTIVATIONS)
     kept = []
     for number, block in enumerate(params.blocks):
-        view = views[0] if is_global(number, config) else views[-1]
-        column = cache.keys[number], cache.values[number], cache.length
-        attend = functools.partial(_attend, view=view, column=column, spec=spec)
-        x_BTD, keys_and_values = block(x_BTD, attend, spec)
-        kept.append(keys_and_values)
+        context = contexts[0] if is_global(number, config) else contexts[-1]
+        attend = functools.partial(variant.attend, context=context, spec=spec, cache=cache.layers[number])
+        x_BTD, of_layer = block(x_BTD, attend, spec)
+        kept.append(of_layer)
     last_BD = rms_norm(reshard(x_BTD, WHOLE_ROWS)[:, -1], params.final_norm_D, config)
-    keys, values = zip(*kept, strict=True)
-    longer = dataclasses.replace(cache, keys=keys, values=values, length=cache.length + tokens_BT.shape[1])
+    longer = dataclasses.replace(cache, layers=tuple(kept), length=cache.length + tokens_BT.shape[1])
     # Each device multiplies its part of D: sums of logits travel, not the matrix.
     matrix_DV = params.embed_VD.T if params.unembed_DV is None else params.unembed_DV
     arrays = reshard(last_BD, sharding.DECODE_LAST), reshard(matrix_DV, sharding.WEIGHTS["D->V"])
     return logits(*arrays, config.final_soft_cap), longer
 
 
-def _view(window: int | None, cache: Cache, tokens_BT: jax.Array, spec: Spec) -> View:
-    """The new columns to all columns up to them."""
-    T, S = tokens_BT.shape[1], cache.keys[0].shape[1]
+def _masks(cache: Cache, T: int, spec: Spec) -> tuple[list[Mask], jax.Array]:
+    """(masks of each kind of layer, positions [B, T]) of the next T columns, which see all columns up to them."""
     start_B1 = cache.start_B[:, None]
 
     def index_of(columns):
         return reshard(columns[None] - start_B1, BATCH)
 
-    q_index_BT, kv_index_BS = index_of(cache.length + jnp.arange(T)), index_of(jnp.arange(S))
+    q_index_BT, kv_index_BS = index_of(cache.length + jnp.arange(T)), index_of(jnp.arange(cache.columns))
     q_segments_BT, kv_segments_BS = (jnp.where(x < 0, PAD_SEGMENT, 0) for x in (q_index_BT, kv_index_BS))
-    soft_cap = spec.model.attention_soft_cap or None
-    mask = Mask(q_segments_BT, kv_segments_BS, q_index_BT, kv_index_BS, spec.num_anchors, window, soft_cap)
-    positions_BT = jnp.maximum(q_index_BT, 0)
-    return View.of(mask, positions_BT, spec, tiled=T > 1)
-
-
-def _attend(q_BTNH, k_BTKH, v_BTKH, *, view: View, column, spec: Spec):
-    """Writes the new keys and values and attends to all; keeps both."""
-    k_BSKH, v_BSKH, length = column
-    q_BTNH, k_BTKH = rotated(q_BTNH, k_BTKH, view, spec)
-    k_BSKH, v_BSKH = (
-        jax.lax.dynamic_update_slice_in_dim(old, reshard(new, CACHE), length, axis=1)
-        for old, new in ((k_BSKH, k_BTKH), (v_BSKH, v_BTKH))
-    )
-    arrays = [reshard(x, HEADS) for x in (q_BTNH, k_BSKH, v_BSKH)]
-    if isinstance(view.mask, Plan):
-        out_BTNH, _ = attend_by_tiles(*arrays, view.mask, spec.attention)
-    else:
-        dense = jax.shard_map(decode.attend, in_specs=(HEADS, HEADS, HEADS, BATCH), out_specs=HEADS)
-        out_BTNH = dense(*arrays, view.mask)
-    return out_BTNH, (k_BSKH, v_BSKH)
+    arrays, soft_cap = (q_segments_BT, kv_segments_BS, q_index_BT, kv_index_BS), spec.model.attention_soft_cap or None
+    masks = [Mask(*arrays, spec.num_anchors, window, soft_cap) for window in kinds_of_layers(spec.model)]
+    return masks, jnp.maximum(q_index_BT, 0)

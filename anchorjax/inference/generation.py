@@ -164,7 +164,7 @@ def _on_mesh(x_BT: np.ndarray) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="spec")
 def _empty_cache(start_B, spec: Spec) -> Cache:
-    return Cache.empty(start_B, spec.max_position, spec.model)
+    return Cache.empty(start_B, spec.max_position, spec)
 
 
 @functools.partial(jax.jit, static_argnames="spec", donate_argnames="cache")

@@ -10,7 +10,6 @@ Sources: Llama (arXiv 2302.13971), SwiGLU (2002.05202), GQA (2305.13245), Gemma 
 Letters: types.py.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -22,35 +21,17 @@ from jax.sharding import PartitionSpec, reshard
 from jax.typing import ArrayLike
 
 from anchorjax import precision, sharding
-from anchorjax.attention import gradient, sharded
-from anchorjax.attention.plan import Plan
+from anchorjax.attention import gradient
 from anchorjax.config import ModelConfig
 from anchorjax.masks import Mask
 from anchorjax.models import rope
 from anchorjax.models.layers import dropout, norm_scale, rms_norm
 from anchorjax.models.linear import Adapter, Linear, draw, gathered
 from anchorjax.models.spec import Spec
+from anchorjax.models.variants import VARIANTS
 from anchorjax.sharding import ACTIVATIONS
 
 MAX_OFFSET = 4  # tokens that a fresh head may look back
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class View:
-    """What a kind of layer sees of the row: all of each document, or a window of it."""
-
-    mask: Mask | Plan  # a mask without a plan is attended densely
-    cos_BTh: jax.Array
-    sin_BTh: jax.Array
-
-    @classmethod
-    def of(cls, mask: Mask, positions_BT: jax.Array, spec: Spec, tiled: bool = True) -> "View":
-        """With the tiles of `spec.attention`, unless no plan is wanted, and RoPE tables of the queries' positions."""
-        plan = sharded.plan(mask, spec.attention) if tiled else mask
-        local = mask.window is not None
-        tables = rope.tables(positions_BT, spec.max_position, spec.model.head_dim, spec.rope, local=local)
-        return cls(plan, *tables)
 
 
 # (q_BTNH, k_BTKH, v_BTKH) before RoPE -> (out_BTNH, what is kept of it): who sees whom is not the block's concern.
@@ -99,15 +80,6 @@ class Attention(nnx.Module):
             k_BTKH = rms_norm(k_BTKH, self.k_norm_H, spec.model)
         out_BTNH, kept = attend(q_BTNH, k_BTKH, v_BTKH)
         return self.o(out_BTNH, spec), kept
-
-
-def rotated(q_BTNH, k_BTKH, view: View, spec: Spec) -> tuple[jax.Array, jax.Array]:
-    """Queries and keys at their positions."""
-    config, cos_BTh, sin_BTh = spec.model, view.cos_BTh, view.sin_BTh
-    # Attention divides by sqrt(H). Another scale goes into the queries' tables: no rounding of its own.
-    correction = (config.head_dim / (config.query_scale or config.head_dim)) ** 0.5
-    q_BTNH = rope.rotate(q_BTNH, cos_BTh * correction, sin_BTh * correction, spec.rope.dtype)
-    return q_BTNH, rope.rotate(k_BTKH, cos_BTh, sin_BTh, spec.rope.dtype)
 
 
 class FeedForward(nnx.Module):
@@ -195,29 +167,28 @@ class Decoder(nnx.Module):
           dropout_key: typed key; without one nothing is dropped.
         """
         config = spec.model
-        views = tuple(_view(window, positions_BT, segment_ids_BT, spec) for window in kinds_of_layers(config))
-
-        def attend(q_BTNH, k_BTKH, v_BTKH, view: View):
-            q_BTNH, k_BTKH = rotated(q_BTNH, k_BTKH, view, spec)
-            out_BTNH, _ = sharded.apply(q_BTNH, k_BTKH, v_BTKH, view.mask, spec.attention)
-            return out_BTNH, None
-
-        x_BTD, _ = self.through_blocks(tokens_BT, views, attend, spec, dropout_key)
+        soft_cap = config.attention_soft_cap or None
+        masks = [
+            Mask.from_segments(segment_ids_BT, spec.num_anchors, window, soft_cap) for window in kinds_of_layers(config)
+        ]
+        variant = VARIANTS[spec.attention.variant]
+        contexts = variant.contexts(masks, positions_BT, spec)
+        x_BTD, _ = self.through_blocks(tokens_BT, contexts, variant.attend, spec, dropout_key)
         return rms_norm(x_BTD, self.final_norm_D, config)
 
     def through_blocks(
         self,
         tokens_BT: jax.Array,
-        views: tuple[Any, ...],
-        attend: Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]],
+        contexts: tuple[Any, ...],
+        attend: Callable[[jax.Array, jax.Array, jax.Array, Any, Spec], tuple[jax.Array, Any]],
         spec: Spec,
         dropout_key: jax.Array | None = None,
     ) -> tuple[jax.Array, Any]:
         """The residual stream behind the last block [B, T, D], and what `attend` kept of each layer, stacked.
 
         Args:
-          views: a pytree for each of `kinds_of_layers`.
-          attend: an `Attend` that is also given the layer's own view.
+          contexts: a pytree for each of `kinds_of_layers`.
+          attend: as a variant's, without a cache (anchorjax/models/variants).
         """
         config = spec.model
         # Rounded after the look-up: the gradient of a frequent token is a sum over the whole row, and in
@@ -230,7 +201,7 @@ class Decoder(nnx.Module):
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, number)
 
             def attend_by_kind(*q_k_v):
-                by_kind = [functools.partial(attend, view=view) for view in views]
+                by_kind = [functools.partial(attend, context=context, spec=spec) for context in contexts]
                 if len(by_kind) == 1:
                     return by_kind[0](*q_k_v)
                 return jax.lax.cond(is_global(number, config), *by_kind, *q_k_v)
@@ -267,12 +238,6 @@ def kinds_of_layers(config: ModelConfig) -> list[int | None]:
     if not config.sliding_window:
         return [None]
     return [None, config.sliding_window] if config.global_every else [config.sliding_window]
-
-
-def _view(window: int | None, positions_BT, segment_ids_BT, spec: Spec) -> View:
-    """Of whole rows, each query seeing keys of its own row."""
-    mask = Mask.from_segments(segment_ids_BT, spec.num_anchors, window, spec.model.attention_soft_cap or None)
-    return View.of(mask, positions_BT, spec)
 
 
 def logits(hidden_BTD: jax.Array, unembedding_DV: jax.Array, soft_cap: float = 0.0) -> jax.Array:

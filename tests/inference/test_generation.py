@@ -141,7 +141,7 @@ def test_a_long_prompt_is_read_in_bounded_memory(llama):
         tokens_BT = generation._on_mesh(np.zeros((made.batch_size, chunk), np.int32))
         step = functools.partial(generation._step.lower, spec=spec)
         compiled = step(made.params, cache, tokens_BT, Sampling().traced(), start_B, np.int32(0)).compile()
-    assert cache.keys[0].sharding.spec == jax.P(("data", "fsdp"), None, "tensor", None)
+    assert cache.layers[0][0].sharding.spec == jax.P(("data", "fsdp"), None, "tensor", None)
     assert compiled.memory_analysis().temp_size_in_bytes < 2**26  # 36 MB; a byte for each score would be 537
 
 

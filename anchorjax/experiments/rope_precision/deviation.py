@@ -30,8 +30,9 @@ from anchorjax.attention import reference
 from anchorjax.experiments.rope_precision.rotation import Precision, tables
 from anchorjax.inference.language_model import LanguageModel
 from anchorjax.masks import Mask, allowed
-from anchorjax.models.decoder import Decoder, View, kinds_of_layers, rotated
+from anchorjax.models.decoder import Decoder, kinds_of_layers
 from anchorjax.models.spec import Spec
+from anchorjax.models.variants import plain
 from anchorjax.precision import EXACT
 from anchorjax.sharding import ALL_ROWS, BATCH, HEADS, REPLICATED, heads_last
 from anchorjax.types import PAD_SEGMENT
@@ -79,16 +80,16 @@ class Deviation:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class _Sight:
+class _Compared:
     """What a kind of layer sees, and how its differences are added up.
 
     Attributes:
-      view: without a plan; of one row, as the text is the same in all.
+      plain: without a plan; its mask is of one row, as the text is the same in all.
       norm_MS: n_j of each length.
       group_gS, short_MT: 1 for keys of a group, and for queries of a length.
     """
 
-    view: View
+    plain: plain.LayerContext
     norm_MS: jax.Array
     group_gS: jax.Array
     short_MT: jax.Array
@@ -119,11 +120,11 @@ def measure(
     tokens_BT = np.repeat(padded(row.tokens_T, 0)[None], rows, 0)
     with jax.set_mesh(model.mesh):
         put = functools.partial(jax.device_put, device=jax.NamedSharding(model.mesh, BATCH))
-        sights = tuple(
-            _sight(segment_ids_T, window, put(positions_BT), lengths, spec, precision)
+        contexts = tuple(
+            _context(segment_ids_T, window, put(positions_BT), lengths, spec, precision)
             for window in kinds_of_layers(config)
         )
-        found = jax.tree.map(np.asarray, _forward(model.params, put(tokens_BT), sights, spec))
+        found = jax.tree.map(np.asarray, _forward(model.params, put(tokens_BT), contexts, spec))
     attention_LpgMN, logit_LpMN, all_logits_LpMN, columns_LpS = (x.astype(np.float64) for x in found)
     compared = len(row.positions_PT) - 1
     return Deviation(
@@ -152,30 +153,29 @@ def column_groups(segment_ids_T: np.ndarray) -> np.ndarray:
     return np.stack([first_T, starts_T, real_T & ~first_T & ~starts_T])
 
 
-def _sight(segment_ids_T, window, positions_BT, lengths, spec: Spec, precision: Precision) -> _Sight:
+def _context(segment_ids_T, window, positions_BT, lengths, spec: Spec, precision: Precision) -> _Compared:
     local = window is not None
     pair = tables(positions_BT, spec.max_position, spec.model.head_dim, spec.rope, precision, local)
     soft_cap = spec.model.attention_soft_cap or None
     mask = Mask.from_segments(jnp.asarray(segment_ids_T)[None], spec.num_anchors, window, soft_cap)
     short_MT = np.arange(len(segment_ids_T)) < np.asarray(lengths)[:, None]
     sums = column_norms(segment_ids_T, spec.num_anchors, window, lengths), column_groups(segment_ids_T), short_MT
-    return _Sight(View(mask, *pair), *(jnp.asarray(x, jnp.float32) for x in sums))
+    return _Compared(plain.LayerContext(mask, *pair), *(jnp.asarray(x, jnp.float32) for x in sums))
 
 
 @functools.partial(jax.jit, static_argnames="spec", compiler_options=EXACTLY)
-def _forward(params: Decoder, tokens_BT: jax.Array, sights: tuple[_Sight, ...], spec: Spec):
+def _forward(params: Decoder, tokens_BT: jax.Array, contexts: tuple[_Compared, ...], spec: Spec):
     """(attention [L, p, g, M, N], logit, all_logits [L, p, M, N], columns [L, p, S]) of B - 1 = p rows."""
-    attend = functools.partial(_attend, spec=spec)
-    return params.through_blocks(tokens_BT, sights, attend, spec)[1]
+    return params.through_blocks(tokens_BT, contexts, attend, spec)[1]
 
 
-def _attend(q_BTNH, k_BTKH, v_BTKH, view: _Sight, spec: Spec):
-    """Attention, which goes on, and its differences, which are kept."""
-    q_BTNH, k_BTKH = rotated(q_BTNH, k_BTKH, view.view, spec)
+def attend(q_BTNH, k_BTKH, v_BTKH, context: _Compared, spec: Spec):
+    """Attends as a variant does, and keeps the differences between rows in place of a cache."""
+    q_BTNH, k_BTKH = plain.rotated(q_BTNH, k_BTKH, context.plain, spec)
     arrays = [reshard(x, ALL_ROWS) for x in (q_BTNH, k_BTKH, v_BTKH)]
     sums = heads_last(4), heads_last(3), heads_last(3), REPLICATED
     compare = jax.shard_map(_compare, in_specs=(*[ALL_ROWS] * 3, *[REPLICATED] * 4), out_specs=(ALL_ROWS, sums))
-    out_BTNH, found = compare(*arrays, view.view.mask, view.norm_MS, view.group_gS, view.short_MT)
+    out_BTNH, found = compare(*arrays, context.plain.mask, context.norm_MS, context.group_gS, context.short_MT)
     return reshard(out_BTNH.astype(q_BTNH.dtype), HEADS), found
 
 
