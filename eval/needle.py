@@ -9,8 +9,6 @@ import functools
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without installing
-
 import numpy as np
 
 from anchorjax.evaluation import earlier, heat_maps, options

@@ -22,8 +22,6 @@ import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without installing
-
 from anchorjax.errors import UsageError
 from anchorjax.evaluation import earlier, options, texts
 from anchorjax.evaluation.results import Results

@@ -10,9 +10,6 @@ import argparse
 import dataclasses
 import functools
 import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without installing
 
 from anchorjax.errors import UsageError
 from anchorjax.evaluation import options

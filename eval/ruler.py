@@ -13,8 +13,6 @@ import math
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from anywhere, without installing
-
 from anchorjax.errors import UsageError
 from anchorjax.evaluation import earlier, heat_maps, options
 from anchorjax.evaluation.answering import answer

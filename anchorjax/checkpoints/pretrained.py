@@ -6,6 +6,7 @@ Ours hold `config.json`, `checkpoints/` and, if they began with a Hugging Face c
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from anchorjax.models.linear import named_leaves, named_params
 from anchorjax.models.spec import Spec
 
 SOURCE = "source"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # ORG/NAME
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +53,8 @@ class Pretrained:
         """Raises WeightsError: no such directory, no or bad configuration, or one that is not supported."""
         directory = Path(directory).expanduser()
         if not directory.is_dir():
-            raise WeightsError(f"{directory} is not a directory: it must hold a Hugging Face checkpoint, or be a run's")
+            fault = f"{directory} is not a directory: it must hold a Hugging Face checkpoint, or be a run's"
+            raise WeightsError(fault + download(directory))
         fields = hf_config.load(directory)
         if "model_type" in fields:
             return cls(directory, *hf_config.read(fields), directory, _tokenizer(directory))
@@ -122,11 +125,19 @@ def find(config: Config, workdir: Path | None = None) -> Pretrained | None:
     if workdir is not None and (workdir / SOURCE).is_dir() and (workdir / hf_config.FILE).exists():
         return dataclasses.replace(Pretrained.open(workdir), directory=Path(config.init_from).expanduser())
     if not Path(config.init_from).expanduser().is_dir():
-        raise ConfigError("init_from", config.init_from, "there is no such directory")
+        raise ConfigError("init_from", config.init_from, f"there is no such directory{download(config.init_from)}")
     pretrained = Pretrained.open(config.init_from)
     if pretrained.has_adapters:
         raise ConfigError("init_from", config.init_from, "it holds adapters; merge them with anchorjax convert to-hf")
     return pretrained
+
+
+def download(name: str | Path) -> str:
+    """ "; to download it: hf download ORG/NAME ..." if `name` looks like a model of the Hugging Face Hub, else nothing."""
+    is_hub_id = _HUB_ID.fullmatch(str(name)) and not str(name).startswith(("checkpoints/", "runs/"))
+    if not is_hub_id or Path(name).parent.exists():
+        return ""
+    return f"; to download it: hf download {name} --local-dir checkpoints/{Path(name).name}"
 
 
 def keep_source(

@@ -106,7 +106,9 @@ def test_rope_may_be_changed_and_the_rest_stays(llama):
         ({"model__qk_norm": True}, r"model.qk_norm=True is not allowed: the checkpoint in init_from has False"),
         ({"model__family": "qwen2"}, r"model.family='qwen2' is not allowed: the checkpoint in init_from has 'llama'"),
         ({"data__tokenizer": "auto"}, r"data.tokenizer='auto' is not allowed: .* has no tokenizer.json"),
-        ({"init_from": "/nowhere"}, r"init_from='/nowhere' is not allowed: there is no such directory"),
+        ({"init_from": "/nowhere"}, r"init_from='/nowhere' is not allowed: there is no such directory$"),
+        ({"init_from": "checkpoints/nothing"}, r"there is no such directory$"),
+        ({"init_from": "org/name"}, r"there is no such directory; to download it: hf download org/name --local-dir "),
     ],
 )
 def test_faults_are_named(llama, overrides, words):
@@ -161,6 +163,10 @@ def test_runs_start_from_what_was_converted(llama, converted):
     [
         (["from-hf", "{llama}", "{llama}"], "exists and is not empty"),
         (["from-hf", "{tmp}/none", "{tmp}/out"], "is not a directory"),
+        (
+            ["from-hf", "meta-llama/Llama-3.1-8B", "{tmp}/out"],
+            "hf download meta-llama/Llama-3.1-8B --local-dir checkpoints/Llama-3.1-8B",
+        ),
         (["to-hf", "{llama}", "{tmp}/out"], "is no run, and was not made by from-hf"),
         (["to-hf", "{tmp}", "{tmp}/out"], "there is no run in"),
     ],

@@ -232,7 +232,7 @@ def test_a_damaged_file_is_named_in_one_line(tmp_path, capsys, file, content, wo
     (run / file).write_text(content)
     assert report.main([str(run)]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("report.py: ") and error.count("\n") == 1 and words in error, error
+    assert error.startswith("anchorjax report: ") and error.count("\n") == 1 and words in error, error
     assert str(run / file) in error
     assert not (run / "report.html").exists() and not (run / "report_figures").exists()
 
