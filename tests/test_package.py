@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import anchorjax
 
@@ -51,16 +52,15 @@ def metadata(wheel: Path) -> email.message.Message:
         return email.message_from_bytes(archive.read(name))
 
 
-def requirements(*files: str) -> set[str]:
+def requirements(*files: str) -> set[tuple]:
     lines = (line.partition(" #")[0].strip() for file in files for line in (ROOT / file).read_text().splitlines())
-    return {normal(line) for line in lines if line and not line.startswith("#")}
+    return {fields(line) for line in lines if line and not line.startswith("#")}
 
 
-def normal(requirement: str) -> str:
-    """Without spaces, and with its conditions in one order."""
-    what, _, marker = requirement.replace(" ", "").replace("'", '"').partition(";")
-    head = what.rstrip("0123456789.,<>=*!~") if "[" not in what else what.partition("]")[0] + "]"
-    return head + ",".join(sorted(what[len(head) :].split(","))) + (f";{marker}" if marker else "")
+def fields(requirement: str) -> tuple:
+    """What it says, whatever the order and the spaces."""
+    one = Requirement(requirement)
+    return one.name, frozenset(one.extras), one.specifier, str(one.marker)
 
 
 def test_all_code_recipes_templates_and_the_corpus_are_inside_and_nothing_else(wheel):
@@ -80,13 +80,13 @@ def test_it_asks_for_what_the_requirements_files_say(wheel):
     assert asked["License-Expression"] == "Apache-2.0"
     assert set(asked.get_all("Provides-Extra")) == EXTRAS
     found = asked.get_all("Requires-Dist")
-    assert {normal(one) for one in found if "extra ==" not in one} == requirements("requirements.txt")
+    assert {fields(one) for one in found if "extra ==" not in one} == requirements("requirements.txt")
     files = {name: [f"requirements-{name}.txt"] for name in EXTRAS}
     files["test"] += ["requirements-core.txt", "requirements-eval.txt"]
     for name, some in files.items():
         of_extra = (one for one in found if f'extra == "{name}"' in one)
         plain = (one.replace(f' and extra == "{name}"', "").replace(f'; extra == "{name}"', "") for one in of_extra)
-        assert {normal(one) for one in plain} == requirements(*some), name
+        assert {fields(one) for one in plain} == requirements(*some), name
 
 
 def test_its_program_trains_from_any_directory(site, tmp_path):
