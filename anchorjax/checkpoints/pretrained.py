@@ -133,7 +133,7 @@ def find(config: Config, workdir: Path | None = None) -> Pretrained | None:
 
 
 def download(name: str | Path) -> str:
-    """ "; to download it: hf download ORG/NAME ..." if `name` looks like a model of the Hugging Face Hub, else nothing."""
+    """Returns how to download `name` if it looks like a model of the Hugging Face Hub (ORG/NAME), else nothing."""
     is_hub_id = _HUB_ID.fullmatch(str(name)) and not str(name).startswith(("checkpoints/", "runs/"))
     if not is_hub_id or Path(name).parent.exists():
         return ""
