@@ -5,8 +5,9 @@ import sys
 from collections.abc import Sequence
 
 from anchorjax.cli import suggestion
+from anchorjax.evaluation import COMMANDS
 
-# Each task is a module of its own, with `main(argv, program) -> int`.
+# Each task is a module of its own, `evaluation.COMMANDS`.
 TASKS = {
     "ruler": "RULER: 13 tasks of retrieval, tracking and counting by length",
     "needle": "a needle in a haystack, by depth and length",
@@ -27,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
         fault = f"unknown task {name!r}{suggestion(name, TASKS)}" if name else "no task is given"
         print(f"anchorjax evaluate: {fault}; there are {', '.join(TASKS)}", file=sys.stderr)
         return 2
-    return importlib.import_module(f"anchorjax.evaluation.tasks.{name}").main(rest, f"anchorjax evaluate {name}")
+    return importlib.import_module(COMMANDS[name]).main(rest)
 
 
 def help_text() -> str:

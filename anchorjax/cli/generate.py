@@ -1,8 +1,8 @@
 """Generates text: `anchorjax generate --hf DIR --prompt "Once upon a time"`.
 
-The text of a single prompt is printed as it is made; those of several prompts are printed at the end with "---"
-between, --batch-size of them made at once. Decoding is greedy unless --temperature is given. Exit codes: 0 done, 2 bad
-input.
+The prompt is not repeated. The text of a single prompt is printed as it is made; those of several prompts are printed
+at the end with "---" between, --batch-size of them made at once. Decoding is greedy unless --temperature is given. Exit
+codes: 0 done, 2 bad input.
 """
 
 import argparse
@@ -23,16 +23,16 @@ from anchorjax.inference.sampling import Sampling
 
 def main(argv: Sequence[str], program: str = "anchorjax generate") -> int:
     """Returns the exit code; `program` is what was typed before the arguments, for messages."""
-    parser = options.Parser(prog=program.rpartition("/")[2], description=__doc__.splitlines()[0])
+    parser = options.Parser(program.rpartition("/")[2], __doc__)
     options.add_model(parser)
     parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
     parser.add_argument("--prompt-file", type=Path, action="append", default=[], help="a file that holds a prompt")
     parser.add_argument("--template", default="base", choices=("base", "chat"), help="chat: the model's own template")
-    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="tokens of the answer at most")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token")
     parser.add_argument("--top-k", type=int, default=0, help="draw among the k likeliest tokens; 0: all")
     parser.add_argument("--top-p", type=float, default=1.0, help="draw among the likeliest with this share")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="what is drawn depends on it and on the prompt")
     parser.add_argument("--stop", action="append", default=[], help="a text before which to stop; several times")
     logging.set_verbosity(logging.ERROR)  # Orbax warns that a reader only reads
     return run_program(program, lambda: generate(parser.parse_args(argv)))
@@ -51,11 +51,12 @@ def generate(arguments: argparse.Namespace) -> None:
     if not all(arguments.stop):
         raise UsageError("--stop= is empty")
     model = options.description(arguments)
+    (step,) = options.steps(arguments, model)
     chat = options.chat_template(arguments, model)
     prompts = [frame(text, "", model.tokenizer, chat)[1].tolist() for text in texts]
     for ids in prompts:
         check_context(len(ids), arguments.max_new_tokens, model.context)  # before the weights are read
-    generator = Generator(language_model.load(model), arguments.batch_size)
+    generator = Generator(language_model.load(model, step=step), arguments.batch_size)
     streamed = len(prompts) == 1
     show = (lambda _, text: print(text, end="", flush=True)) if streamed else None
     made = generator.generate(prompts, arguments.max_new_tokens, sampling, stop=arguments.stop, show=show)

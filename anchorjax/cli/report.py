@@ -36,7 +36,7 @@ def of_runs(argv: Sequence[str], program: str, command: str) -> None:
     from anchorjax.evaluation import options
     from anchorjax.pages import runs
 
-    parser = options.Parser(prog=program.rpartition("/")[2], description=__doc__.splitlines()[0])
+    parser = options.Parser(program.rpartition("/")[2], __doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's --workdir, or eval-results/MODEL")
     parser.add_argument("--out", type=Path, help="the page; default: report.html in the run's directory")
     parser.add_argument("--store", action="store_true", help="about a store instead: takes --config, as training does")

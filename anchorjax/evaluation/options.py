@@ -1,10 +1,11 @@
-"""What every script in eval/ asks on its command line, and how it ends."""
+"""The options that the evaluations share, and how their commands end."""
 
 import argparse
 import hashlib
 import re
+import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -12,72 +13,94 @@ from absl import logging
 
 from anchorjax.data.text.chat import ChatTemplate
 from anchorjax.errors import UsageError, UserError
+from anchorjax.evaluation import COMMANDS
 from anchorjax.inference.language_model import DTYPES, Description, describe
 
 _SMALL = 2**26  # bytes: configuration, templates and tokenizers, not weights
+_RENAMED = {"--batch-rows": "--batch-size"}
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Shows the default of every option that has one and does not say it itself."""
+
+    def _get_help_string(self, action):
+        default = action.default
+        if default in (None, False, "", []) or default == argparse.SUPPRESS or "default" in action.help:
+            return action.help
+        shown = ",".join(map(str, default)) if isinstance(default, list | tuple) else default
+        return f"{action.help} (default: {shown})".replace("%", "%%")
 
 
 class Parser(argparse.ArgumentParser):
-    """With faults in one line, as all others are."""
+    """Names a fault in one line."""
+
+    def __init__(self, program: str, about: str):
+        super().__init__(prog=program, description=about, formatter_class=_Formatter, allow_abbrev=False)
+
+    def parse_args(self, argv=None, namespace=None):
+        for option in sys.argv[1:] if argv is None else argv:
+            if (old := option.partition("=")[0]) in _RENAMED:
+                self.error(f"{old} was renamed: write {_RENAMED[old]}")
+        return super().parse_args(argv, namespace)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
 
 
+def as_typed(name: str, argv: Sequence[str] | None) -> str:
+    """The command, for the record."""
+    words = sys.argv[1:] if argv is None else argv
+    program = Path(sys.argv[0])
+    by_package = program.name == "anchorjax" or program.parts[-2:] == ("anchorjax", "__main__.py")
+    called = ["anchorjax", *(["evaluate"] if name in COMMANDS else []), name]
+    return shlex.join([*(called if by_package else ["python", f"eval/{name}.py"]), *words])
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Options of which model to evaluate; `description` reads them."""
+    """Adds the options that name a model; `description` reads them."""
     parser.add_argument("--workdir", type=Path, help="a training run")
     parser.add_argument("--hf", type=Path, help="a Hugging Face directory")
+    parser.add_argument("--step", type=positive_or_0, help="checkpoint of the run; default: the newest")
     parser.add_argument("--dtype", default="auto", choices=DTYPES, help="of weights and activations; auto: the run's")
     parser.add_argument(
         "--context", type=tokens_or_0, default=0, help="tokens to allow; 0: what the model was trained on"
     )
     parser.add_argument("--rope-theta", type=float, default=0.0, help="another RoPE base; 0: the model's own")
-    parser.add_argument("--batch-size", type=int, default=1, help="prompts at once")
+    parser.add_argument("--batch-size", type=int, default=1, help="prompts or rows at once")
 
 
 def add_samples(parser: argparse.ArgumentParser, samples: int) -> None:
-    """Options of which samples to make, how prompts are put, and where the answers go."""
+    """Adds the options of made samples: their lengths and number, their text, and the template."""
     parser.add_argument("--lengths", type=lengths, default=[4096], help="of prompt and answer: 4K,8192,1M")
     parser.add_argument("--samples", type=positive, default=samples, help="of each task and length")
     add_texts(parser)
-    _add_template(parser)
+    add_template(parser)
 
 
 def add_texts(parser: argparse.ArgumentParser) -> None:
-    """Options of which text samples are made of, and where what is found goes."""
+    """Adds the options of the text that samples are made of, the seed, and the directory of results."""
     parser.add_argument("--essays", type=Path, help="text that samples are made of; default: Jane Austen")
-    _add_seed_and_out(parser)
+    parser.add_argument("--seed", type=seed, default=42, help="what is drawn depends on it")
+    add_out(parser)
 
 
 def add_documents(parser: argparse.ArgumentParser, length: int, samples: int) -> None:
-    """Options of which documents to score, and where the answers go; `length` and `samples` are what help names."""
+    """Adds the options of documents to score; `length` is the default that help names."""
     shipped = "public_domain (default): what ships, chapters of some 4K tokens at most"
     parser.add_argument("--text", help=f"JSONL, Parquet or text file, folder of them, or {shipped}")
     parser.add_argument("--text-key", default="text", help="of JSONL and Parquet: where the text is")
     most = f"{length // 1024}K if the model can"
     parser.add_argument("--lengths", type=lengths, help=f"tokens of a row: 4K,8192,1M; default: {most}")
-    of_each = f"documents of each length at most; default: {samples}"
-    parser.add_argument("--samples", type=positive, default=samples, help=of_each)
-    _add_seed_and_out(parser)
+    parser.add_argument("--samples", type=positive, default=samples, help="documents of each length at most")
+    parser.add_argument("--seed", type=seed, default=42, help="documents are chosen by it")
+    add_out(parser)
 
 
-def add_output(parser: argparse.ArgumentParser) -> None:
-    """Options of how prompts are put, and where the answers go."""
-    _add_template(parser)
-    _add_out(parser)
-
-
-def _add_template(parser: argparse.ArgumentParser) -> None:
+def add_template(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--template", default="base", choices=("base", "chat"), help="chat: the model's own template")
 
 
-def _add_seed_and_out(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seed", type=seed, default=42)
-    _add_out(parser)
-
-
-def _add_out(parser: argparse.ArgumentParser) -> None:
+def add_out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="directory; default: eval/ in the run's, else eval-results/MODEL/")
 
 
@@ -127,7 +150,7 @@ def refuse(parser: argparse.ArgumentParser, arguments: argparse.Namespace, names
 
 
 def description(arguments: argparse.Namespace) -> Description:
-    """Of the model that the arguments name. Raises UserError; see `describe`."""
+    """The model that the arguments name. Raises UserError; see `describe`."""
     for name in ("rope_theta", "batch_size"):
         if getattr(arguments, name) < (name == "batch_size"):
             raise UsageError(f"--{name.replace('_', '-')}={getattr(arguments, name)} is not allowed")
@@ -165,6 +188,26 @@ def absolute(path: Path | None) -> str:
     return str(path.expanduser().resolve()) if path else ""
 
 
+def steps(arguments: argparse.Namespace, model: Description) -> list[int | None]:
+    """The checkpoints to evaluate: --step, the last of --last where a task has that option, or the newest."""
+    last = getattr(arguments, "last_checkpoints", None)
+    found = model.steps()
+    if model.is_hugging_face and (last or arguments.step is not None):
+        raise UsageError(
+            f"--{'last' if last else 'step'} is for --workdir: a Hugging Face directory has one checkpoint"
+        )
+    if last and last > len(found):
+        raise UsageError(f"--last={last} is more than the {len(found)} checkpoints in {model.directory}")
+    if arguments.step is None:
+        return found[-(last or 1) :]
+    if last or arguments.step not in found:
+        there = ", ".join(map(str, found))
+        raise UsageError(
+            f"--step={arguments.step} " + ("does not go with --last" if last else f"is not one of {there}")
+        )
+    return [arguments.step]
+
+
 def out_directory(arguments: argparse.Namespace, model: Description, name: str) -> Path:
     if arguments.out:
         return arguments.out.expanduser()
@@ -174,7 +217,7 @@ def out_directory(arguments: argparse.Namespace, model: Description, name: str) 
 
 
 def request(model: Description, **more) -> dict:
-    """What all answers depend on, for `Results`; which weights of ours gave an answer, its key says (`model.mark`)."""
+    """All that the answers depend on, for `Record`; the weights are named by each answer (`model.weights_id`)."""
     return {
         "files": _fingerprint(model),
         "model": str(model.directory.resolve()),
@@ -202,7 +245,7 @@ def _fingerprint(model: Description) -> str:
 
 
 def material(**paths: Path | None) -> dict:
-    """What samples are made of, for `request`: the path of each file or folder, and a digest of what is in it.
+    """The text that samples are made of, for `request`: the path of each file or folder, and a digest of its content.
 
     Raises:
       UsageError: it cannot be read.
@@ -222,7 +265,7 @@ def _contents(path: Path) -> str:
 
 
 def run(name: str, main: Callable[[], None], goes_on: bool = True) -> int:
-    """Calls `main` and turns a user's faults into one line and an exit code; `goes_on`: where it was stopped."""
+    """Calls `main` and turns a user's errors into one line and an exit code; `goes_on`: it resumes where it stopped."""
     logging.set_verbosity(logging.ERROR)  # Orbax warns that a reader only reads
     try:
         main()

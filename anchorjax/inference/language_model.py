@@ -69,7 +69,7 @@ class Description:
             return [None]
         return list(Checkpoints(self.directory, keep=1, read_only=True).steps())
 
-    def mark(self, step: int | None) -> str:
+    def weights_id(self, step: int | None) -> str:
         """Tells the weights of a checkpoint from any others, in keys of answers.
 
         A Hugging Face directory has no steps: what is in it stands in the request (`options.request`).

@@ -8,7 +8,7 @@ import shutil
 import lm_eval.tasks
 import pytest
 
-from eval import harness
+from anchorjax.evaluation.tasks import harness
 from tests.checkpoints.huggingface import tiny
 from tests.eval import plotted
 from tests.evaluation import harness as making
@@ -54,7 +54,7 @@ def evaluate(directory, tasks, tmp_path):
     def run(name: str, *arguments: str) -> dict:
         common = [f"--hf={directory}", f"--include-path={tasks}", f"--out={tmp_path / name}"]
         assert harness.main([*common, *arguments]) == 0
-        return json.loads((tmp_path / name / "harness.json").read_text())
+        return typed.load(tmp_path / name / "harness.json")
 
     return run
 
@@ -78,27 +78,22 @@ def test_scores_are_written_and_printed(evaluate, tmp_path, capsys, monkeypatch,
     assert (tmp_path / "killed/answers.jsonl").read_bytes().splitlines(keepends=True)[:5] == lines[:5]
 
     monkeypatch.setattr("anchorjax.inference.language_model.load", None)
-    (tmp_path / "model").mkdir()
-    (tmp_path / "killed").rename(tmp_path / "model/harness")
-    typed.assert_makes_the_same(harness.main, tmp_path / "model", "harness")
-    (tmp_path / "model/harness").rename(tmp_path / "killed")
-    capsys.readouterr()
+    typed.assert_makes_the_same(harness.main, tmp_path / "killed/harness.json")
     fewer = evaluate("out", "--tasks=choo*,read", "--limit=2")  # of the same answers
-    assert "harness.json: the results that it held are replaced (limit: None -> 2)" in capsys.readouterr().err
     assert fewer["n-samples"]["choose"] == {"original": 4, "effective": 2}
     assert set(fewer["results"]) == {"choose", "read"}
-
     assert evaluate("out", "--tasks=all_of_them") == found
-    (tmp_path / "out/harness.json").unlink()
-    capsys.readouterr()
-    evaluate("out", "--tasks=finish")
-    both = evaluate("out", "--tasks=choose")
+    assert "sample_len" not in str(found)
+
+    answers = [line for line in lines if b'"command"' not in line and b'"tables"' not in line]
+    (tmp_path / "apart").mkdir()
+    (tmp_path / "apart/answers.jsonl").write_bytes(b"".join(answers))
+    evaluate("apart", "--tasks=finish")
+    both = evaluate("apart", "--tasks=choose")
     assert set(both["results"]) == {"choose", "finish"} == set(both["versions"])
-    (tmp_path / "out").rename(tmp_path / "model/harness")
-    typed.assert_makes_the_same(harness.main, tmp_path / "model", "harness")
-    assert evaluate("model/harness", "--tasks=finish") == both  # which it holds
-    assert "replaced" not in capsys.readouterr().err
-    assert evaluate("model/harness", "--tasks=all_of_them")["results"] == found["results"]
+    assert both["tasks"] == "finish,choose"
+    typed.assert_makes_the_same(harness.main, tmp_path / "apart/harness.json")
+    assert evaluate("apart", "--tasks=all_of_them")["results"] == found["results"]
 
 
 def test_examples_are_drawn_by_the_seed(evaluate, tmp_path):
@@ -109,9 +104,9 @@ def test_examples_are_drawn_by_the_seed(evaluate, tmp_path):
         found = evaluate(name, "--tasks=choose", "--samples=2", "--num-fewshot=2", f"--seed={seed}")
         assert (found["seed"], found["limit"]) == (seed, 2)
         prompts[seed] = [
-            json.loads(line)["key"] for line in (tmp_path / name / "answers.jsonl").open() if "key" in line
+            json.loads(line)["index"] for line in (tmp_path / name / "answers.jsonl").open() if '"index"' in line
         ]
-        typed.assert_makes_the_same(harness.main, tmp_path / str(seed), "harness")
+        typed.assert_makes_the_same(harness.main, tmp_path / name / "harness.json")
     assert prompts[0] != prompts[1]
 
 

@@ -55,13 +55,13 @@ def test_equals_the_run_s_own_held_out_loss(finished, evaluated):
     assert math.isclose(result["by_position"]["0-64"], result["loss"], rel_tol=1e-6)
     assert json.loads((finished / "eval/perplexity/perplexity.json").read_text()) == result
     answers = map(json.loads, (finished / "eval/perplexity/answers.jsonl").open())
-    mark = Checkpoints(finished, keep=1, read_only=True).mark(result["step"])
-    assert {answer["key"].split()[0] for answer in answers if "key" in answer} == {mark}
+    weights_id = Checkpoints(finished, keep=1, read_only=True).mark(result["step"])
+    assert {answer["weights_id"] for answer in answers if "score" in answer} == {weights_id}
     assert image.imread(finished / "eval/perplexity/perplexity.png").std() > 0
 
 
 @pytest.mark.usefixtures("evaluated")
-def test_the_command_in_a_report_gives_the_same_and_leaves_the_run_as_it_was(jobs, finished):
+def test_the_recorded_command_gives_the_same_and_leaves_the_run_as_it_was(jobs, finished):
     """Beside eval/."""
 
     def files():
@@ -69,8 +69,9 @@ def test_the_command_in_a_report_gives_the_same_and_leaves_the_run_as_it_was(job
         return {path: path.stat().st_mtime_ns for path in found if path.relative_to(finished).parts[0] != "eval"}
 
     before = files()
-    command = typed.assert_makes_the_same(lambda options: perplexity(jobs, *options).returncode, finished, "perplexity")
-    assert command.endswith(" --rows=2")
+    file = finished / "eval/perplexity/perplexity.json"
+    command = typed.assert_makes_the_same(lambda options: perplexity(jobs, *options).returncode, file)
+    assert command == f"python eval/perplexity.py --workdir={finished} --rows=2"
     assert files() == before
 
 

@@ -11,15 +11,22 @@ import shutil
 import numpy as np
 import pytest
 
+from anchorjax.data.text import tokenizer as tokenizer_lib
 from anchorjax.evaluation import options
 from anchorjax.evaluation.tasks import ruler as ruler_lib
 from anchorjax.inference import language_model
+from anchorjax.inference.generation import Generation, Generator
 from eval import generate, needle, ruler
 from tests.eval import plotted
 from tests.evaluation import typed
 
 TASKS = "niah_single_1,vt"
 LENGTHS = ["--lengths=1536,2K", "--context=2048", "--samples=2"]
+
+
+def answers(out) -> list[dict]:
+    lines = map(json.loads, (out / "answers.jsonl").read_text().splitlines())
+    return [line for line in lines if "score" in line]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +45,7 @@ def test_ruler_writes_scores_and_a_picture(scored, drawn):
     percent_RC, rows, columns = plotted.heat_map(drawn(scored / "ruler.png"))
     assert (rows, columns) == (list(result["scores"]), ["1,536", "2K"])
     assert percent_RC.tolist() == [list(row.values()) for row in result["scores"].values()]
-    assert len((scored / "answers.jsonl").read_text().splitlines()) == 1 + 2 * 2 * 2
+    assert len(answers(scored)) == 2 * 2 * 2
 
 
 def test_a_killed_evaluation_goes_on_to_the_same_result(directory, scored, tmp_path):
@@ -48,7 +55,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_result(directory, scored, tmp_p
     (out / "ruler.json").unlink()
     assert ruler.main([f"--hf={directory}", f"--tasks={TASKS}", f"--out={out}", *LENGTHS, "--batch-size=3"]) == 0
     assert (out / "answers.jsonl").read_bytes().splitlines(keepends=True)[:4] == lines[:4]
-    assert json.loads((out / "ruler.json").read_text()) == json.loads((scored / "ruler.json").read_text())
+    assert typed.load(out / "ruler.json") == typed.load(scored / "ruler.json")
 
 
 def test_a_finished_evaluation_needs_no_weights(directory, scored, monkeypatch):
@@ -56,56 +63,60 @@ def test_a_finished_evaluation_needs_no_weights(directory, scored, monkeypatch):
     assert ruler.main([f"--hf={directory}", f"--tasks={TASKS}", f"--out={scored}", *LENGTHS]) == 0
 
 
-def test_the_command_in_a_report_gives_the_same_scores(scored, tmp_path, monkeypatch):
-    shutil.copytree(scored, tmp_path / "model/ruler")
+def test_the_recorded_command_gives_the_same_scores(scored, tmp_path, monkeypatch):
+    out = shutil.copytree(scored, tmp_path / "ruler")
     monkeypatch.setattr("anchorjax.inference.language_model.load", None)
-    typed.assert_makes_the_same(ruler.main, tmp_path / "model", "ruler")
+    typed.assert_makes_the_same(ruler.main, out / "ruler.json")
 
 
-def test_other_tasks_and_lengths_stand_beside_those_of_an_earlier_command(
-    directory, scored, tmp_path, monkeypatch, capsys
-):
-    """Of kept answers: by task, then by length, to what one command finds. What cannot stand so is named."""
-    out = shutil.copytree(scored, tmp_path / "model/ruler")
+def test_other_tasks_and_lengths_stand_beside_those_of_an_earlier_command(directory, scored, tmp_path, monkeypatch):
+    """Kept answers, asked for by task and then by length, give what one command finds, in any order."""
+    out = shutil.copytree(scored, tmp_path / "ruler")
+    request, _, *lines = (out / "answers.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "answers.jsonl").write_bytes(b"".join([request, *lines[::-1]]))  # no command has asked for them
     (out / "ruler.json").unlink()
     monkeypatch.setattr("anchorjax.inference.language_model.load", None)
     common = [f"--hf={directory}", f"--out={out}", "--context=2048"]
     for arguments in (["--lengths=2K", "--tasks=niah_single_1"], ["--lengths=2K", "--tasks=vt"], ["--lengths=1536"]):
         assert ruler.main([*common, "--samples=2", f"--tasks={TASKS}", *arguments]) == 0
-        assert capsys.readouterr().err == ""
-    assert json.loads((out / "ruler.json").read_text()) == json.loads((scored / "ruler.json").read_text())
-    typed.assert_makes_the_same(ruler.main, out.parent, "ruler")
-    for arguments, why in ((["--samples=1", "--tasks=vt"], "samples: 2 -> 1"), (["--samples=2"], "samples: 1 -> 2")):
-        assert ruler.main([*common, "--lengths=2K", f"--tasks={TASKS}", *arguments]) == 0
-        assert f"ruler.json: the results that it held are replaced ({why})" in capsys.readouterr().err
-    (out / "ruler.json").unlink()
-    for arguments in (["--lengths=2K", "--tasks=vt"], ["--lengths=1536", "--tasks=niah_single_1"]):
-        assert ruler.main([*common, "--samples=2", *arguments]) == 0
-    assert "replaced (other tasks at other lengths)" in capsys.readouterr().err
+    assert typed.load(out / "ruler.json") == typed.load(scored / "ruler.json")
+    assert len(json.loads((out / "ruler.json").read_text())["commands"]) == 3
+    typed.assert_makes_the_same(ruler.main, out / "ruler.json")
+    assert ruler.main([*common, "--lengths=2K", "--samples=1", "--tasks=vt"]) == 0
+    fewer = typed.load(out / "ruler.json")
+    assert (fewer["samples"], list(fewer["scores"])) == (1, ["vt"]), "other settings are other cells"
+    assert ruler.main([*common, "--lengths=2K", "--samples=2", "--tasks=vt"]) == 0
+    assert typed.load(out / "ruler.json") == typed.load(scored / "ruler.json")
 
 
-def test_scores_are_those_of_the_answers(directory, scored, tmp_path, monkeypatch):
+def test_scores_are_those_of_the_answers(directory, tmp_path, monkeypatch):
     """With every second reference in the answers, half of each score is there."""
-    out = shutil.copytree(scored, tmp_path / "out")
-    request, *answers = map(json.loads, (out / "answers.jsonl").read_text().splitlines())
-    from anchorjax.data.text import tokenizer
+    rules = tokenizer_lib.load(str(directory))
+    made = {
+        (task, n, i): ruler_lib.make(task, rules, n, 2)[i]
+        for task in TASKS.split(",")
+        for n in (1536, 2048)
+        for i in (0, 1)
+    }
+    by_prompt = {
+        tuple(one.ids_T.tolist()): " and ".join(one.references) if i == 0 else "no" for (_, _, i), one in made.items()
+    }
 
-    rules = tokenizer.load(str(directory))
-    for line in answers:
-        _, task, length, index = line["key"].split()
-        references = ruler_lib.make(task, rules, int(length), 2)[int(index)].references
-        line["text"] = " and ".join(references) if index == "0" else "nothing"
-    (out / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (request, *answers)))
-    assert ruler.main([f"--hf={directory}", f"--tasks={TASKS}", f"--out={out}", *LENGTHS]) == 0
-    scores = json.loads((out / "ruler.json").read_text())["scores"]
+    def generate(self, prompts, max_new_tokens):
+        return [Generation((), by_prompt.get(tuple(prompt), "nothing"), "stop") for prompt in prompts]
+
+    monkeypatch.setattr(Generator, "generate", generate)
+    assert ruler.main([f"--hf={directory}", f"--tasks={TASKS}", f"--out={tmp_path}", *LENGTHS]) == 0
+    scores = json.loads((tmp_path / "ruler.json").read_text())["scores"]
     assert {value for row in scores.values() for value in row.values()} == {50.0}
+    assert {(line["index"], line["score"]) for line in answers(tmp_path)} == {(0, 100.0), (1, 0.0)}
 
 
 def test_needle_draws_its_grid(directory, tmp_path, capsys, monkeypatch, drawn):
     out = tmp_path / "model/needle"
     arguments = [f"--hf={directory}", "--lengths=1K,1536", "--context=2048", "--depths=3", "--haystack=noise"]
     assert needle.main([*arguments, f"--out={out}"]) == 0
-    result = json.loads((out / "needle.json").read_text())
+    result = typed.load(out / "needle.json")
     assert np.shape(result["percent"]) == (2, 3)
     assert result["depths"] == [0.0, 50.0, 100.0]
     percent_RC, rows, columns = plotted.heat_map(drawn(out / "needle.png"))
@@ -113,11 +124,11 @@ def test_needle_draws_its_grid(directory, tmp_path, capsys, monkeypatch, drawn):
     np.testing.assert_array_equal(percent_RC, np.transpose(result["percent"]))
     assert "100%" in capsys.readouterr().out
     monkeypatch.setattr("anchorjax.inference.language_model.load", None)
-    typed.assert_makes_the_same(needle.main, out.parent, "needle")
+    typed.assert_makes_the_same(needle.main, out / "needle.json")
     (out / "needle.json").unlink()
     for length in ("1536", "1K"):  # one after the other, of kept answers
         assert needle.main([*arguments, f"--lengths={length}", f"--out={out}"]) == 0
-    assert json.loads((out / "needle.json").read_text()) == result
+    assert typed.load(out / "needle.json") == result
 
 
 def test_generate_prints_one_text_or_several(directory, capsys):
@@ -264,9 +275,12 @@ def test_another_checkpoint_of_a_run_is_asked_anew(run, tmp_path, monkeypatch):
     monkeypatch.undo()
     assert needle.main(arguments) == 0
     assert json.loads((tmp_path / "needle.json").read_text())["step"] == last
-    answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()[1:]]
-    mark = language_model.describe(workdir=run).mark
-    assert [answer["key"] for answer in answers] == [f"{mark(before)} 1024 0", f"{mark(last)} 1024 0"]
+    weights_id = language_model.describe(workdir=run).weights_id
+    asked = [(line["weights_id"], line["step"], line["length"], line["index"]) for line in answers(tmp_path)]
+    assert asked == [(weights_id(step), step, 1024, 0) for step in (before, last)]
+    assert needle.main([*arguments, f"--step={before}"]) == 0
+    assert json.loads((tmp_path / "needle.json").read_text())["step"] == before
+    assert needle.main([*arguments, "--step=3"]) == 2
 
 
 def test_a_run_goes_on_as_its_training_step_would(run):

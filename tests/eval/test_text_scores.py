@@ -13,6 +13,7 @@ import torch
 from tokenizers import Tokenizer
 
 from anchorjax.data.text import tokenizer as tokenizer_lib
+from anchorjax.evaluation import texts as texts_lib
 from anchorjax.inference import language_model
 from anchorjax.training.evaluate import bucket_edges
 from eval import longppl, perplexity
@@ -90,13 +91,13 @@ def their_nats(theirs, directory, one: str, length: int) -> np.ndarray:
 def test_perplexity_is_that_of_transformers(model, scored, drawn):
     """By length, of three of the four long documents; the two short ones are counted as far as they were met."""
     result = json.loads((scored / "perplexity.json").read_text())
-    answers = [json.loads(line) for line in (scored / "answers.jsonl").read_text().splitlines()[1:]]
+    answers = [json.loads(line) for line in (scored / "answers.jsonl").read_text().splitlines()[2:]]
     assert len(answers) == 6
     for length in (100, 110):
         found = result["lengths"][str(length)]
         nats = {sum(x): x for x in (their_nats(*model, one, length) for one in TEXTS if len(one) >= 149)}
         assert len(nats) == 4
-        mine = [sum(answer["nats"]) for answer in answers if answer["key"].startswith(f"- {length} ")]
+        mine = [sum(answer["nats"]) for answer in answers if answer["length"] == length]
         chosen = [next(x for total, x in nats.items() if math.isclose(total, one, rel_tol=1e-4)) for one in mine]
         nats_RT = np.array(chosen)
         assert nats_RT.shape == (3, length - 1)
@@ -131,7 +132,7 @@ def test_a_killed_perplexity_goes_on_to_the_same_result(model, text, scored, tmp
     out, kept = killed(scored, tmp_path / "out", 3)
     assert perplexity.main([f"--hf={model[1]}", f"--text={text}", f"--out={out}", ROWS, *PERPLEXITY]) == 0
     assert (out / "answers.jsonl").read_bytes().splitlines(keepends=True)[:3] == kept
-    assert (out / "perplexity.json").read_bytes() == (scored / "perplexity.json").read_bytes()
+    assert typed.load(out / "perplexity.json") == typed.load(scored / "perplexity.json")
 
 
 def test_a_finished_perplexity_needs_no_weights(model, text, scored, monkeypatch):
@@ -139,10 +140,10 @@ def test_a_finished_perplexity_needs_no_weights(model, text, scored, monkeypatch
     assert perplexity.main([f"--hf={model[1]}", f"--text={text}", f"--out={scored}", ROWS, *PERPLEXITY]) == 0
 
 
-def test_the_command_in_a_report_gives_the_same_perplexity(scored, tmp_path, monkeypatch):
-    shutil.copytree(scored, tmp_path / "model/perplexity")
+def test_the_recorded_command_gives_the_same_perplexity(scored, tmp_path, monkeypatch):
+    out = shutil.copytree(scored, tmp_path / "perplexity")
     monkeypatch.setattr("anchorjax.inference.language_model.load", None)
-    typed.assert_makes_the_same(perplexity.main, tmp_path / "model", "perplexity_text")
+    typed.assert_makes_the_same(perplexity.main, out / "perplexity.json")
 
 
 def test_other_lengths_stand_beside_those_of_an_earlier_command(model, text, scored, tmp_path, monkeypatch, capsys):
@@ -152,10 +153,11 @@ def test_other_lengths_stand_beside_those_of_an_earlier_command(model, text, sco
     common = [f"--hf={model[1]}", f"--text={text}", f"--out={out}", *PERPLEXITY]
     for length in (100, 110):
         assert perplexity.main([*common, f"--lengths={length}"]) == 0
-    assert json.loads((out / "perplexity.json").read_text()) == json.loads((scored / "perplexity.json").read_text())
+    assert typed.load(out / "perplexity.json") == typed.load(scored / "perplexity.json")
     assert capsys.readouterr().err == ""
     assert perplexity.main([*common, "--samples=2"]) == 0
-    assert "the results that it held are replaced (samples: 3 -> 2)" in capsys.readouterr().err
+    found = typed.load(out / "perplexity.json")["lengths"]
+    assert {length: one["documents"] for length, one in found.items()} == {"100": 2, "110": 2}
 
 
 def test_windows_reach_beyond_the_context(model, tmp_path, capsys):
@@ -201,7 +203,7 @@ def test_one_model_is_in_memory_at_a_time(judged):
 
 def test_longppl_is_that_of_the_characters_that_the_evaluator_chose(model, judged, drawn):
     result = json.loads((judged[0] / "longppl.json").read_text())["lengths"]["100"]
-    by_name = {longppl.longppl.digest(one): one for one in TEXTS}
+    by_name = {texts_lib.digest(one): one for one in TEXTS}
     nats, keys = [], []
     for document in json.loads((judged[0] / "key_tokens.json").read_text())["documents"]:
         one, end = by_name[document["document"]], document["end"]
@@ -225,16 +227,14 @@ def test_key_tokens_of_a_file_are_those_of_its_evaluator(model, judged, text, tm
     whole = json.loads((judged[0] / "longppl.json").read_text())
     assert result["evaluator"] == whole["evaluator"] and result["rule"] == whole["rule"]
     assert result["lengths"]["100"] == whole["lengths"]["100"] | {"too_short": None}
-    monkeypatch.chdir(tmp_path)  # files are recorded by their whole paths
     monkeypatch.setattr("anchorjax.inference.language_model.load", None)
-    typed.assert_makes_the_same(longppl.main, tmp_path / "model", "longppl")
+    typed.assert_makes_the_same(longppl.main, tmp_path / "model/longppl/longppl.json")
 
 
-def test_the_command_in_a_report_gives_the_same_longppl(judged, tmp_path, monkeypatch):
-    shutil.copytree(judged[0], tmp_path / "model/longppl")
+def test_the_recorded_command_gives_the_same_longppl(judged, tmp_path, monkeypatch):
+    out = shutil.copytree(judged[0], tmp_path / "longppl")
     monkeypatch.setattr("anchorjax.inference.language_model.load", None)
-    command = typed.assert_makes_the_same(longppl.main, tmp_path / "model", "longppl")
-    assert " --samples=3 --seed=42 --evaluator-hf=" in command and " --evaluator-context=256 " in command
+    typed.assert_makes_the_same(longppl.main, out / "longppl.json")
 
 
 def test_a_killed_longppl_goes_on_to_the_same_result(model, evaluator, judged, text, tmp_path):
@@ -243,17 +243,18 @@ def test_a_killed_longppl_goes_on_to_the_same_result(model, evaluator, judged, t
         out, kept = killed(judged[0], tmp_path / str(lines), lines)
         run_longppl(model[1], text, out, f"--evaluator-hf={evaluator}", *LONGPPL)
         assert (out / "answers.jsonl").read_bytes().splitlines(keepends=True)[:lines] == kept
-        for name in ("longppl.json", "key_tokens.json"):
-            assert (out / name).read_bytes() == (judged[0] / name).read_bytes()
+        assert typed.load(out / "longppl.json") == typed.load(judged[0] / "longppl.json")
+        assert (out / "key_tokens.json").read_bytes() == (judged[0] / "key_tokens.json").read_bytes()
 
 
-def test_what_longppl_replaces_is_said(model, evaluator, judged, text, tmp_path, capsys):
-    """Both would not be those of one file of key tokens."""
+def test_another_length_stands_beside_the_first(model, evaluator, judged, text, tmp_path):
+    """In the result and in the file of key tokens, which are of the same documents."""
     out = shutil.copytree(judged[0], tmp_path / "out")
-    for arguments, why in ((["--lengths=90"], "--lengths is without 100"), (["--samples=2"], "samples: 3 -> 2")):
-        shutil.copy(judged[0] / "longppl.json", out)
-        run_longppl(model[1], text, out, f"--evaluator-hf={evaluator}", *LONGPPL, *arguments)
-        assert f"longppl.json: the results that it held are replaced ({why})" in capsys.readouterr().err
+    before = json.loads((out / "longppl.json").read_text())["lengths"]
+    result = run_longppl(model[1], text, out, f"--evaluator-hf={evaluator}", *LONGPPL, "--lengths=90")
+    assert result["lengths"]["100"] == before["100"] and list(result["lengths"]) == ["90", "100"]
+    documents = json.loads((out / "key_tokens.json").read_text())["documents"]
+    assert sorted(one["length"] for one in documents) == [90] * 3 + [100] * 3
 
 
 def test_a_model_that_judges_itself_may_find_nothing(model, text, tmp_path, capsys):

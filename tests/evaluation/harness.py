@@ -7,8 +7,8 @@ from pathlib import Path
 
 import transformers
 
-from anchorjax.evaluation.results import Results
-from anchorjax.evaluation.tasks import harness
+from anchorjax.evaluation.record import Record
+from anchorjax.evaluation.tasks import lm_eval_model as harness
 from anchorjax.inference import generation, language_model, scoring
 from anchorjax.inference.language_model import Description
 from tests.checkpoints.huggingface import tiny
@@ -33,7 +33,7 @@ class Pair:
     with_bos: bool
 
     def ours(self, out: Path, **options) -> harness.Harness:
-        return harness.adapter(self.description, Results(out, {}), batch_size=4, **options)
+        return harness.adapter(self.description, Record(out, {}), batch_size=4, **options)
 
 
 def compile_little(monkeypatch) -> None:

@@ -12,6 +12,7 @@ from tests import tiny
 
 LENGTHS, DEPTHS = [1024, 2048, 4096], [0.0, 25.0, 50.0, 75.0, 100.0]
 REQUEST = {"model": "/models/Tiny", "dtype": "float32", "rope_theta": 10_000.0, "tokenizer": "bytes"}
+NEEDLE = "python eval/needle.py --hf=/models/Tiny --samples=10"
 BUCKETS = ["0-64", "64-128", "128-256", "256-512", "512-1024"]
 
 
@@ -45,7 +46,7 @@ def write_run(directory: Path, evaluations: bool = True, shift: float = 0.0, **o
 def write_results(directory: Path, shift: float = 0.0) -> Path:
     """What evaluations that take any model leave behind."""
     request = REQUEST | {"template": "base", "step": None}
-    drawn = {"seed": 0, "essays": ""}
+    drawn = {"seed": 0, "essays": "", "commands": [NEEDLE]}
     percent = [[max(0.0, 100 - 10 * i - 20 * j * (1 + shift)) for j in range(len(DEPTHS))] for i in range(len(LENGTHS))]
     needle = {"lengths": LENGTHS, "depths": DEPTHS, "samples": 10, "haystack": "essays", "percent": percent}
     put(

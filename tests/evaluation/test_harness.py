@@ -12,8 +12,8 @@ from lm_eval.tasks import TaskManager
 
 from anchorjax.data.text.tokenizer import ByteTokenizer
 from anchorjax.errors import EvaluationError
-from anchorjax.evaluation.results import Results
-from anchorjax.evaluation.tasks import harness
+from anchorjax.evaluation.record import Record
+from anchorjax.evaluation.tasks import lm_eval_model as harness
 from anchorjax.inference import language_model, scoring
 from anchorjax.inference.sampling import Sampling
 from tests.evaluation import harness as making
@@ -150,7 +150,7 @@ def test_chats_are_theirs(pair, tmp_path):
 
 def test_answers_are_kept_as_they_come(llama, tmp_path, monkeypatch):
     def everything(model):
-        with model.results:
+        with model.record:
             return ask("loglikelihood", model, PAIRS), ask("generate_until", model, [("x", GREEDY)])
 
     whole = everything(llama.ours(tmp_path / "a"))
@@ -199,7 +199,7 @@ def test_a_run_s_beginning_of_sequence_is_never_cut_off(llama, tmp_path):
     """It is the anchor; "hf" cuts it, and so does the description of a Hugging Face directory."""
     short = dataclasses.replace(llama.description, context=20)
     for bos in (False, True):
-        ours = harness.adapter(short, Results(tmp_path / str(bos), {}), bos=bos)
+        ours = harness.adapter(short, Record(tmp_path / str(bos), {}), bos=bos)
         context, new = ours._row(ours.tok_encode("a" * 50), ours.tok_encode("b" * 4, add_special_tokens=False))
         assert (len(context), len(new), context[0] == 0) == (17, 4, bos)
         windows = ours._windows("abcdefg " * 9)
@@ -214,7 +214,7 @@ def test_a_run_s_beginning_of_sequence_is_never_cut_off(llama, tmp_path):
 def test_bytes_spell_nothing(llama, tmp_path):
     """A run's tokenizer of bytes: <s> is text, and the beginning of sequence stands where `bos` puts it."""
     description = dataclasses.replace(llama.description, tokenizer=ByteTokenizer(), files=None)
-    plain, ours = (harness.adapter(description, Results(tmp_path / str(bos), {}), bos=bos) for bos in (False, True))
+    plain, ours = (harness.adapter(description, Record(tmp_path / str(bos), {}), bos=bos) for bos in (False, True))
     assert plain.tok_encode("<s>") == ours.tok_encode("<s>", add_special_tokens=False) == [*b"<s>"]
     assert ours.tok_encode("<s>") == [256, *b"<s>"]
     assert ours._windows("<s>") == plain._windows("<s>") == [([256], [*b"<s>"])]

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from anchorjax.data.text import tokenizer as tokenizer_lib
 from anchorjax.errors import EvaluationError, UsageError
-from anchorjax.evaluation import windows
-from anchorjax.evaluation.results import Results
-from anchorjax.evaluation.tasks import longppl
-from anchorjax.evaluation.tasks.longppl import Piece, Rule
+from anchorjax.evaluation import runner, texts, windows
+from anchorjax.evaluation.record import Record
+from anchorjax.evaluation.tasks import key_tokens, longppl
+from anchorjax.evaluation.tasks.key_tokens import Piece, Rule
 from anchorjax.evaluation.texts import Chosen
 from anchorjax.inference import language_model
 from anchorjax.inference.scoring import Scorer
@@ -38,17 +38,17 @@ def test_key_tokens_are_strictly_above_both_bounds():
 
 
 def test_longppl_is_exp_of_the_mean_over_key_tokens():
-    one = longppl._sums(LONG, Rule().key_tokens(LONG, SHORT))
-    found = longppl.summary([one])
+    one = key_tokens.sums_of(LONG, Rule().key_tokens(LONG, SHORT))
+    found = key_tokens.summary([one])
     assert math.isclose(found["longppl"], math.e)
     assert math.isclose(found["perplexity"], math.exp(1.375))
     assert (found["key_tokens"], found["key_share"]) == (1, 0.25)
-    other = longppl._sums(np.array([3.0, 3.0, 9.0]), np.array([True, True, False]))
-    assert math.isclose(longppl.summary([one, other])["longppl"], math.exp((1 + 3 + 3) / 3)), "by key tokens"
+    other = key_tokens.sums_of(np.array([3.0, 3.0, 9.0]), np.array([True, True, False]))
+    assert math.isclose(key_tokens.summary([one, other])["longppl"], math.exp((1 + 3 + 3) / 3)), "by key tokens"
 
 
 def test_without_key_tokens_there_is_no_longppl():
-    found = longppl.summary([longppl._sums(LONG, np.zeros(4, bool))])
+    found = key_tokens.summary([key_tokens.sums_of(LONG, np.zeros(4, bool))])
     assert found["longppl"] is None and found["key_share"] == 0
     assert "no key tokens at length 4: LongPPL is not defined there" in longppl.table({4: {"too_short": 0} | found})
 
@@ -61,20 +61,20 @@ OFFSETS = st.lists(st.integers(0, 3), max_size=12).map(
 @given(theirs=OFFSETS, ours=OFFSETS, data=st.data())
 def test_spans_are_the_characters_of_key_tokens(theirs, ours, data):
     keys = data.draw(st.lists(st.booleans(), min_size=len(theirs), max_size=len(theirs)))
-    spans = longppl.merge(np.array(theirs).reshape(-1, 2), np.array(keys, bool))
+    spans = key_tokens.merge(np.array(theirs).reshape(-1, 2), np.array(keys, bool))
     characters = {c for span, key in zip(theirs, keys, strict=True) if key for c in range(*span)}
     assert {c for span in spans for c in range(*span)} == characters
     assert all(end < begin for (_, end), (begin, _) in itertools.pairwise(spans)), "touching spans are one"
-    counted = longppl.inside(np.array(ours).reshape(-1, 2), spans)
+    counted = key_tokens.inside(np.array(ours).reshape(-1, 2), spans)
     assert counted.tolist() == [begin < end and set(range(begin, end)) <= characters for begin, end in ours]
 
 
 def test_tokens_that_share_a_character_do_not_make_two_spans():
     ids, offsets_T2 = BYTES.encode_with_offsets("né!")
     assert len(ids) == 4
-    assert longppl.merge(offsets_T2, np.array([False, True, True, False])) == [(1, 2)]
-    assert longppl.merge(offsets_T2, np.array([True, False, True, False])) == [(0, 2)]
-    assert longppl.inside(offsets_T2, [(1, 2)]).tolist() == [False, True, True, False]
+    assert key_tokens.merge(offsets_T2, np.array([False, True, True, False])) == [(1, 2)]
+    assert key_tokens.merge(offsets_T2, np.array([True, False, True, False])) == [(0, 2)]
+    assert key_tokens.inside(offsets_T2, [(1, 2)]).tolist() == [False, True, True, False]
 
 
 @pytest.mark.parametrize("taken", [1, 2, 3, 6])
@@ -87,6 +87,15 @@ def test_a_piece_ends_with_a_whole_character(taken):
     assert len(ids) == len(offsets_T2) <= taken
 
 
+class Engine:
+    """A model that is loaded already, as `runner.answer` takes one."""
+
+    step, weights_id = None, "-"
+
+    def __init__(self, model, scorer):
+        self.model, self.scorer = model, lambda: scorer
+
+
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     """(transformers' model, a reader of its directory, the directory)."""
@@ -95,7 +104,7 @@ def pair(tmp_path_factory):
     write_tokenizer(directory)
     description = language_model.describe(hf=directory)
     model = language_model.load(description, language_model.make_mesh(description.model, 1))
-    return theirs, longppl.Reader(lambda: Scorer(model, 2), description.tokenizer, None, "-"), directory
+    return theirs, Engine(description, Scorer(model, 2)), directory
 
 
 def their_nats(theirs, rows: list[list[int]]) -> np.ndarray:
@@ -109,7 +118,7 @@ def their_nats(theirs, rows: list[list[int]]) -> np.ndarray:
 
 def test_judging_and_measuring_follow_the_definition(pair, tmp_path):
     theirs, reader, _ = pair
-    bos, ids = reader.tokenizer.bos_id, reader.tokenizer.encode(TEXT).tolist()
+    bos, ids = reader.model.tokenizer.bos_id, reader.model.tokenizer.encode(TEXT).tolist()
     long_T = their_nats(theirs, [[bos, *ids]])[0]
     begins = {t: (t - RULE.context) // RULE.stride * RULE.stride for t in range(RULE.context, len(ids))}
     short = their_nats(theirs, [[bos, *ids[begin : t + 1]] for t, begin in begins.items()])
@@ -119,16 +128,19 @@ def test_judging_and_measuring_follow_the_definition(pair, tmp_path):
             keys.append(t)
     assert 3 < len(keys) < len(ids) / 2
     piece = Piece(TEXT, len(TEXT), len(ids) + 1)
-    alone, apart = (Results(tmp_path / name, {}) for name in ("alone", "apart"))
-    judged = longppl.judge(reader, [piece], RULE, alone, itself=True)[piece]
-    assert judged["keys"] == len(keys)
-    assert [t for begin, end in judged["spans"] for t in range(begin, end)] == keys, "a token is a character here"
-    longppl.judge(reader, [piece], RULE, apart, itself=False)
-    for kept in (alone, apart):
-        found = longppl.summary([longppl.measure(reader, {piece: judged["spans"]}, kept)[piece]])
+    judge = longppl.KeyTokens([piece], RULE, reader.model.tokenizer)
+    with Record(tmp_path, {}) as record:
+        runner.answer(record, judge, reader)
+        (judged,) = record.answers.values()
+        assert judged["keys"] == len(keys)
+        assert [t for begin, end in judged["spans"] for t in range(begin, end)] == keys, "a token is a character here"
+        runner.answer(record, longppl.LongPPL({piece: judged["spans"]}, reader.model.tokenizer), reader)
+        measured = record.answers["-", "longppl", piece.length, 0]
+    for line in (judged, measured):
+        found = key_tokens.summary([line["sums"]])
         assert math.isclose(found["longppl"], math.exp(long_T[keys].mean()), rel_tol=1e-4)
         assert math.isclose(found["perplexity"], math.exp(long_T.mean()), rel_tol=1e-4)
-    assert alone.answers == apart.answers
+    assert math.isclose(measured["score"], long_T[keys].mean(), rel_tol=1e-4)
 
 
 def test_agrees_with_the_authors_package(pair):
@@ -141,33 +153,33 @@ def test_agrees_with_the_authors_package(pair):
     bounds = {"trunc_len": RULE.context, "sliding_window": RULE.stride, "alpha": RULE.alpha, "beta": RULE.beta}
     wanted = compute_longppl(TEXT, theirs, theirs, rules, rules, **bounds)
 
-    ids_T, offsets_T2 = reader.tokenizer.encode_with_offsets(TEXT)
+    ids_T, offsets_T2 = reader.model.tokenizer.encode_with_offsets(TEXT)
     scorer, size = reader.scorer(), len(ids_T)
     (long_T,) = windows.score(scorer, [ids_T], [windows.whole(size)], [])
     (short_T,) = windows.score(scorer, [ids_T], [RULE.windows(size)], [])
-    spans = longppl.merge(offsets_T2, RULE.key_tokens(long_T, short_T))
-    keys_T = longppl.inside(offsets_T2, spans)
+    spans = key_tokens.merge(offsets_T2, RULE.key_tokens(long_T, short_T))
+    keys_T = key_tokens.inside(offsets_T2, spans)
     assert (keys_T.sum(), size) == (wanted["n_key_token"], wanted["n_token"])
     assert math.isclose(np.exp(long_T[keys_T].mean()), wanted["longppl"], rel_tol=1e-4)
     assert math.isclose(np.exp(long_T[1:].mean()), wanted["ppl"], rel_tol=1e-4)
 
 
 def write(path, **changes):
-    entry = {"document": longppl.digest("abcdef"), "end": 5, "length": 9, "spans": [[0, 2], [3, 5]]} | changes
+    entry = {"document": texts.digest("abcdef"), "end": 5, "length": 9, "spans": [[0, 2], [3, 5]]} | changes
     path.write_text(json.dumps({"evaluator": {}, "rule": {}, "documents": [entry]}))
     return path
 
 
 def test_a_file_of_key_tokens_is_checked(tmp_path):
     file = tmp_path / "key_tokens.json"
-    spans, _ = longppl.from_json(write(file), ["xyz", "abcdef"])
+    spans, _ = key_tokens.from_json(write(file), ["xyz", "abcdef"])
     assert spans == {Piece("abcdef", 5, 9): [(0, 2), (3, 5)]}
     unknown = {"document": "0"}, "the document 0 is not in the text"
     beyond = {"spans": [[3, 6]]}, "do not ascend within it"
     broken = {"end": []}, "cannot be used: TypeError"
     for change, message in (unknown, beyond, broken):
         with pytest.raises(EvaluationError, match=message):
-            longppl.from_json(write(file, **change), ["abcdef"])
+            key_tokens.from_json(write(file, **change), ["abcdef"])
 
 
 def test_a_rule_without_bounds_is_refused():

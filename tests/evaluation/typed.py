@@ -1,25 +1,28 @@
-"""The commands that a page about results shows: typed again, they must give the results again."""
+"""The commands that results record: typed again, they must give the results again."""
 
 import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from anchorjax.pages.runs import commands, reading
+
+def load(file: Path) -> dict[str, Any]:
+    """A result without the commands, which differ where only --out does."""
+    result = json.loads(file.read_bytes())
+    assert result.pop("commands")
+    return result
 
 
-def assert_makes_the_same(main: Callable[[list[str]], int], path: Path, evaluation: str) -> str:
-    """Types the command that a page about `path` shows for a finished evaluation, and returns it.
+def assert_makes_the_same(main: Callable[[list[str]], int], file: Path) -> str:
+    """Types the last command of a finished evaluation again, into the directory of `file`, and returns it.
 
     Where a script keeps answers, what is finished needs no weights: callers take them away before.
     """
-    (run,) = reading.read([path])
-    file = run.file(evaluation)
-    before = json.loads(file.read_bytes())
-    command = commands.made(run, evaluation)
-    _, script, *arguments = shlex.split(command)
-    assert Path(script).stem in (evaluation, evaluation.removesuffix("_text"))
+    before, command = load(file), json.loads(file.read_bytes())["commands"][-1]
+    program, script, *arguments = shlex.split(command)
+    assert program == "python" and script.startswith("eval/")
     file.unlink()
-    assert main(arguments) == 0
-    assert json.loads(file.read_bytes()) == before
+    assert main([*arguments, f"--out={file.parent}"]) == 0
+    assert load(file) == before
     return command

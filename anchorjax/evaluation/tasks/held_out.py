@@ -1,18 +1,21 @@
 """A run's own held-out loss: the validation split packed exactly as in training, from the newest checkpoint."""
 
+import argparse
 import dataclasses
+import json
 import sys
 from pathlib import Path
 
 import jax
-import tqdm
 
 from anchorjax import data
 from anchorjax.checkpoints.orbax import Checkpoints, weights_mark
 from anchorjax.config import AttentionConfig, Config, MeshConfig, resolve
 from anchorjax.errors import ConfigError, WorkdirError
-from anchorjax.evaluation.results import Results
-from anchorjax.evaluation.tasks.perplexity import perplexity
+from anchorjax.evaluation.record import Record
+from anchorjax.evaluation.runner import Way, fill
+from anchorjax.evaluation.task import Example
+from anchorjax.evaluation.tasks import perplexity as tables
 from anchorjax.training.evaluate import Evaluator
 from anchorjax.training.setup import Setup, check_attention
 from anchorjax.training.workdir import load_config
@@ -26,33 +29,68 @@ def load(workdir: Path) -> Setup:
     return Setup.make(_fit_devices(resolve(fields), jax.device_count()), workdir)
 
 
-def evaluate(setup: Setup, workdir: Path, max_rows: int, results: Results) -> dict:
-    """Loads the newest checkpoint and scores `max_rows` rows (0: all) that `results` does not have.
+@dataclasses.dataclass(frozen=True)
+class _Newest:
+    """The newest checkpoint of a run, as the record names it."""
+
+    weights_id: str
+    step: int
+
+
+def evaluate(arguments: argparse.Namespace, command: str) -> None:
+    """Scores `arguments.rows` rows (0: all) of the validation split, and writes and prints the result.
 
     Raises UserError if there is no checkpoint that can be read, or the text is no longer the run's.
     """
+    workdir, most = arguments.workdir.expanduser(), arguments.rows
+    setup = load(workdir)
     restored = Checkpoints(workdir, keep=1, read_only=True).restore_latest(setup.abstract_state())
     if restored is None:
         raise WorkdirError(f"there is no checkpoint in {workdir} yet")
     state, meta = restored
-    store, tokenizer = data.load_store(setup.config.data, "validation")[0], setup.tokenizer
+    config, tokenizer = setup.config.data, setup.tokenizer
+    store = data.load_store(config, "validation")[0]
     if store.fingerprint != meta["data"]["held_out_fingerprint"]:
         raise WorkdirError(f"the validation text or tokenizer is no longer that of {workdir}")
-    rows = list(data.eval_rows(store, tokenizer, setup.config.data, max_rows))
+    rows = list(data.eval_rows(store, tokenizer, config, most))
     evaluator = Evaluator(setup.steps, tokenizer.token_bytes_V, setup.mesh)
-    # Of one checkpoint, rows are always the same ones; which of them are a batch depends on the devices.
-    begin = f"{weights_mark(meta)} {max_rows} {setup.config.data.batch_size}"
-    keys = [f"{begin} {index}" for index in range(len(rows))]
-    with jax.set_mesh(setup.mesh):
-        for key, batch in zip(keys, tqdm.tqdm(rows, unit="batch", disable=not sys.stderr.isatty()), strict=True):
-            if key not in results.answers:
-                results.add(key, sums=evaluator.sums(state.params, batch))
-    scored = evaluator.summary(results.answers[key]["sums"] for key in keys)
-    return {"step": meta["step"], "perplexity": perplexity(scored["loss"]), **scored}
+    newest = _Newest(weights_mark(meta), meta["step"])
+    # The rows of a checkpoint are always the same; which of them make a batch depends on the devices.
+    id = f"{most} {config.batch_size}"
+    examples = [
+        Example("held_out", config.seq_len, index, lambda row=row: row, None, index, id)
+        for index, row in enumerate(rows)
+    ]
+    way = Way(lambda _, some: [evaluator.sums(state.params, *some)], lambda: 1, lambda _: 0, lambda _: None)
+
+    def line(_, made, sums):
+        return {"score": evaluator.summary([sums])["loss"], "sums": sums}
+
+    out = arguments.out.expanduser() if arguments.out else workdir / "eval/perplexity"
+    asked = {"rows": most, "weights": newest.weights_id}
+    with Record(out, {"split": "validation"}) as record:
+        record.begin(command, asked, [{"task": "held_out", "length": config.seq_len, "examples": len(rows)}])
+        with jax.set_mesh(setup.mesh):
+            fill(record, newest, examples, way, line, "held-out batches")
+        (cell,) = record.cells(asked, [newest.weights_id])
+        scored = evaluator.summary(line["sums"] for line in cell.lines[0])
+        result = {"rows": most, "step": meta["step"], "perplexity": tables.perplexity(scored["loss"]), **scored}
+        result["commands"] = record.commands
+        path = record.write("perplexity.json", result)
+        places = {"loss by place in row": "by_position", "loss by place in document": "by_context"}
+        columns = {name: result[key] for name, key in places.items() if result.get(key) is not None}
+        record.write("perplexity.png", tables.picture(columns))
+    print(
+        f"step {result['step']}: loss {result['loss']:.4f} nats per target, perplexity {result['perplexity']:.3f}, "
+        f"{result['bits_per_byte']:.4f} bits per byte, {result['targets']:,} targets\n"
+    )
+    print("\n".join(tables.bucket_lines(columns)))
+    print(f"written to {path}")
+    print(json.dumps(result))
 
 
 def _fit_devices(config: Config, devices: int) -> Config:
-    """The run's own mesh and attention where they fit, else one row a device and what suits the devices.
+    """Takes the run's own mesh and attention where they fit, else one row a device and what suits the devices.
 
     The loss depends on neither, but for rounding.
     """
@@ -66,7 +104,7 @@ def _fit_devices(config: Config, devices: int) -> Config:
 
 
 def _fit_mesh(config: Config, devices: int) -> Config:
-    """The run's own mesh where it fits, else one row a device."""
+    """Takes the run's own mesh where it fits, else one row a device."""
     try:
         config.check_devices(devices)
         return config

@@ -1,268 +1,290 @@
-"""LongPPL (arXiv 2410.23771): perplexity of those tokens only for which the long context matters.
+"""LongPPL, perplexity of what needs a long context: `python eval/longppl.py --hf DIR --text books.jsonl --lengths=32K`.
 
-A model, the evaluator, reads each document twice: whole, and in windows in which a token has no more than a short
-context before it. With l the whole text before token x and s the short one,
-
-  LSD = log p(x | l) - log p(x | s)      what the long context gains
-  LCL = log p(x | l)                     whether the token can be known at all
-
-and x is a key token if LSD > alpha and LCL > beta. LongPPL of a model is exp of its mean -log p(x | l) over key tokens,
-all documents together. Between tokenizers key tokens travel as spans of characters.
-
-Unlike the authors' code (the PyPI package longppl): every text and window stands behind a beginning of sequence, of the
-evaluator and of the model alike; the mean is over tokens and not over documents; spaces belong to the word behind them,
-whatever a tokenizer's offsets leave out; and where there are no key tokens, nothing is computed from none.
+Key tokens are found by an evaluator (--evaluator-hf or --evaluator-workdir), come from a file that an earlier run wrote
+(--key-tokens), or are the model's own. The first --lengths tokens of the evaluator are taken of each document, by all
+models the same characters; the text that ships has none as long as the default of 32K, and is for trying with less.
+Only one model is in memory at a time. Writes longppl.json (LongPPL, perplexity, share of key tokens), key_tokens.json,
+a picture, and every document's answer (answers.jsonl), with which a killed evaluation goes on. Exit codes: 0 done, 1
+failed, 2 bad input.
 """
 
+import argparse
 import dataclasses
 import json
-import math
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import tqdm
 
-from anchorjax.data.text import text_file
 from anchorjax.data.text.tokenizer import Tokenizer
-from anchorjax.errors import EvaluationError, UsageError
-from anchorjax.evaluation import windows
-from anchorjax.evaluation.results import Results
-from anchorjax.evaluation.tasks.perplexity import perplexity
-from anchorjax.evaluation.texts import Chosen, digest
-from anchorjax.inference.batching import batches, bucket
-from anchorjax.inference.scoring import Scorer
+from anchorjax.errors import UsageError
+from anchorjax.evaluation import options, runner, texts, windows
+from anchorjax.evaluation.record import Cell, Record
+from anchorjax.evaluation.task import Example, Reading
+from anchorjax.evaluation.tasks.key_tokens import Piece, Rule, Span, from_json, inside, merge, summary, sums_of
+from anchorjax.evaluation.texts import digest
+from anchorjax.inference import language_model
+from anchorjax.inference.language_model import Description
+from anchorjax.pages import figures
 
-Span = tuple[int, int]  # characters [begin, end)
-
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """What makes a key token; the defaults are the paper's.
-
-    Attributes:
-      context: tokens of short context, at least: those before it in a document are never key tokens.
-      stride: tokens that share a window; a token's short context is up to `stride - 1` longer.
-      alpha: nats; LSD must be above.
-      beta: nats; LCL must be above.
-    """
-
-    context: int = 4096
-    stride: int = 1024
-    alpha: float = 2.0
-    beta: float = -2.0
-
-    def __post_init__(self):
-        if not (math.isfinite(self.alpha) and math.isfinite(self.beta)):
-            raise UsageError(f"--alpha={self.alpha} --beta={self.beta} is not allowed: both must be finite")
-
-    def windows(self, size: int) -> list[windows.Window]:
-        """In which the tokens of a document have the short context."""
-        return windows.short_contexts(size, self.context, self.stride)
-
-    def key_tokens(self, long_T: np.ndarray, short_T: np.ndarray) -> np.ndarray:
-        """bool [T] from -log p in the long and in the short context; NaN (no score) makes no key token."""
-        return (short_T - long_T > self.alpha) & (-long_T > self.beta)
+LENGTH, SAMPLES = 32768, 50  # as the paper has them
+RULE = ("short_context", "stride", "alpha", "beta")
+CHOICE = ("lengths", "samples", "seed", "shortest", "evaluator_hf", "evaluator_workdir", "evaluator_context")
 
 
-def merge(offsets_T2: np.ndarray, keys_T: np.ndarray) -> list[Span]:
-    """The characters of the key tokens; spans that touch are one."""
-    found: list[Span] = []
-    for begin, end in offsets_T2[keys_T].tolist():
-        if found and begin <= found[-1][1]:
-            found[-1] = (found[-1][0], max(end, found[-1][1]))
-        elif begin < end:
-            found.append((begin, end))
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Read(Reading):
+    """A piece to score, with the characters [T, 2] of its tokens."""
+
+    offsets_T2: np.ndarray
+
+
+def _reading(piece: Piece, tokenizer: Tokenizer, rule: Rule | None) -> _Read:
+    """Whole, and with a rule also in short contexts."""
+    ids_T, offsets_T2 = piece.tokens(tokenizer)
+    short = [rule.windows(len(ids_T))] if rule else []
+    return _Read(ids_T, [windows.whole(len(ids_T)), *short], offsets_T2)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class KeyTokens:
+    """The evaluator finds the key tokens of pieces; its own sums over them come with it."""
+
+    pieces: Sequence[Piece]
+    rule: Rule
+    tokenizer: Tokenizer
+    too_short: Mapping[int, int] = dataclasses.field(default_factory=dict)
+    name, kind = "key_tokens", "score"
+
+    def examples(self) -> list[Example]:
+        numbers = _numbers(self.pieces)
+        return [
+            Example(
+                self.name,
+                piece.length,
+                numbers[piece],
+                lambda piece=piece: _reading(piece, self.tokenizer, self.rule),
+                None,
+                piece.length,
+                piece.name,
+            )
+            for piece in self.pieces
+        ]
+
+    def facts(self, task: str, length: int) -> dict[str, Any]:
+        return {"too_short": self.too_short.get(length)}
+
+    def score(self, example: Example, made: _Read, output: Sequence[np.ndarray]) -> dict[str, Any]:
+        """The share of key tokens, and where they are."""
+        long_T, short_T = output
+        keys_T = self.rule.key_tokens(long_T, short_T)
+        spans = merge(made.offsets_T2, keys_T)
+        sums = sums_of(long_T, inside(made.offsets_T2, spans))
+        found = {"document": example.id.split()[0], "end": int(example.id.split()[1]), "tokens": len(made.ids_T)}
+        return {
+            "score": int(keys_T.sum()) / len(keys_T),
+            **found,
+            "keys": int(keys_T.sum()),
+            "spans": spans,
+            "sums": sums,
+        }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LongPPL:
+    """A model's perplexity over the key tokens of pieces."""
+
+    spans: Mapping[Piece, Sequence[Span]]
+    tokenizer: Tokenizer
+    name, kind = "longppl", "score"
+
+    def examples(self) -> list[Example]:
+        numbers = _numbers(self.spans)
+        return [
+            Example(
+                self.name,
+                piece.length,
+                numbers[piece],
+                lambda piece=piece: _reading(piece, self.tokenizer, None),
+                tuple(map(tuple, spans)),
+                piece.length,
+                f"{piece.name} {digest(json.dumps(spans))}",
+            )
+            for piece, spans in self.spans.items()
+        ]
+
+    def score(self, example: Example, made: _Read, output: Sequence[np.ndarray]) -> dict[str, Any]:
+        sums = sums_of(output[0], inside(made.offsets_T2, example.how))
+        return {"score": sums["key_nats"] / sums["keys"] if sums["keys"] else None, "sums": sums}
+
+    def tables(self, cells: Sequence[Cell]) -> dict[str, Any]:
+        cells = sorted(cells, key=lambda cell: cell.length)
+        return {
+            "lengths": {str(one.length): one.facts | summary([line["sums"] for line in one.lines[0]]) for one in cells}
+        }
+
+    def figures(self, result: Mapping[str, Any]) -> dict[str, bytes]:
+        """LongPPL and perplexity by length; a length without a key token has no LongPPL."""
+        lengths = result["lengths"]
+        series = []
+        for label, name in (("LongPPL", "longppl"), ("perplexity", "perplexity")):
+            points = {int(length): row[name] for length, row in lengths.items() if row[name] is not None}
+            if points:
+                series.append(figures.Series(label, list(points), list(points.values())))
+        ticks = {"x_ticks": list(map(int, lengths)), "name_tick": figures.name_length}
+        drawn = figures.lines(series, x_label="tokens", y_label="LongPPL and perplexity", log_y=True, **ticks)
+        return {"longppl.png": figures.png(drawn)}
+
+    def text(self, result: Mapping[str, Any]) -> str:
+        return table(result["lengths"])
+
+
+def _numbers(pieces: Sequence[Piece]) -> dict[Piece, int]:
+    """The index of each piece among those of its length."""
+    counts: dict[int, int] = {}
+    found = {}
+    for piece in pieces:
+        found[piece] = counts.get(piece.length, 0)
+        counts[piece.length] = found[piece] + 1
     return found
 
 
-def inside(offsets_T2: np.ndarray, spans: Sequence[Span]) -> np.ndarray:
-    """bool [T]: tokens that lie in one of the spans (ascending, apart) with all of their characters."""
-    if not spans:
-        return np.zeros(len(offsets_T2), bool)
-    begins_S, ends_S = np.asarray(spans).T
-    begin_T, end_T = offsets_T2.T
-    span_T = np.searchsorted(begins_S, begin_T, side="right") - 1
-    return (span_T >= 0) & (end_T <= ends_S[span_T]) & (begin_T < end_T)
+def main(argv: Sequence[str] | None = None) -> int:
+    rule = Rule()
+    parser = options.Parser("longppl.py", __doc__)
+    options.add_model(parser)
+    options.add_documents(parser, LENGTH, SAMPLES)
+    parser.add_argument("--shortest", type=options.tokens, help="tokens of the documents to take; default: --lengths")
+    parser.add_argument("--evaluator-workdir", type=Path, help="a training run that finds the key tokens")
+    parser.add_argument("--evaluator-hf", type=Path, help="a Hugging Face directory that does; default: the model")
+    parser.add_argument("--evaluator-context", type=options.tokens_or_0, default=0, help="--context of the evaluator")
+    parser.add_argument("--key-tokens", type=Path, help="key_tokens.json of an earlier run, in place of an evaluator")
+    parser.add_argument("--short-context", type=options.tokens, default=rule.context, help="tokens, at least")
+    parser.add_argument("--stride", type=options.tokens, default=rule.stride, help="tokens that share a short context")
+    parser.add_argument("--alpha", type=float, default=rule.alpha, help="least gain by the long context, in nats")
+    parser.add_argument("--beta", type=float, default=rule.beta, help="least log-probability in the long context")
+    return options.run("longppl.py", lambda: _run(parser, argv))
 
 
-@dataclasses.dataclass(frozen=True)
-class Piece:
-    """The beginning of a document: `text[:end]`, which has `length` tokens of the evaluator at most."""
-
-    text: str = dataclasses.field(repr=False)
-    end: int
-    length: int
-
-    @classmethod
-    def cut(cls, document: Chosen, tokenizer: Tokenizer, length: int) -> "Piece":
-        """Up to the character with which the first token that was not chosen begins."""
-        _, offsets_T2 = tokenizer.encode_with_offsets(document.text)
-        taken = len(document.ids_T)
-        return cls(document.text, int(offsets_T2[taken, 0]) if taken < len(offsets_T2) else len(document.text), length)
-
-    @property
-    def name(self) -> str:
-        """Of no other piece, in the keys of answers."""
-        return f"{digest(self.text)} {self.end}"
-
-    def tokens(self, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-        """(ids [T], offsets [T, 2]) of the tokens that end within the piece; none is of a text that was cut."""
-        ids_T, offsets_T2 = tokenizer.encode_with_offsets(self.text)
-        size = int(np.searchsorted(offsets_T2[:, 1], self.end, side="right"))
-        return ids_T[:size], offsets_T2[:size]
-
-
-@dataclasses.dataclass(frozen=True)
-class Reader:
-    """A model that scores pieces.
-
-    Attributes:
-      scorer: gives it, which is loaded only if something is missing.
-      step: of its checkpoint.
-      mark: of its weights, in the keys of answers.
-    """
-
-    scorer: Callable[[], Scorer]
-    tokenizer: Tokenizer
-    step: int | None
-    mark: str
-
-    def nats(self, documents: Sequence[np.ndarray], some: Sequence[Sequence[windows.Window]]) -> list[np.ndarray]:
-        """See `windows.score`; every window stands behind the beginning of sequence."""
-        return windows.score(self.scorer(), documents, some, [self.tokenizer.bos_id])
-
-
-def judge(evaluator: Reader, pieces: Sequence[Piece], rule: Rule, results: Results, itself: bool) -> dict[Piece, dict]:
-    """{"tokens", "keys", "spans"} of each piece, by the evaluator; those that `results` has are not made again.
-
-    Args:
-      itself: the evaluator is the model that is measured; what `measure` needs is found in the same pass.
-    """
-    keys = {piece: f"keys {evaluator.mark} {piece.name}" for piece in pieces}
-    for batch in _read(evaluator, keys, results, "key tokens"):
-        found = {}
-        for piece, ids_T, offsets_T2, long_T in batch:
-            short_T = evaluator.nats([ids_T], [rule.windows(len(ids_T))])[0]
-            keys_T = rule.key_tokens(long_T, short_T)
-            spans = merge(offsets_T2, keys_T)
-            if itself:
-                found[_measured(evaluator, piece, spans)] = _sums(long_T, inside(offsets_T2, spans))
-            found[keys[piece]] = {"tokens": len(ids_T), "keys": int(keys_T.sum()), "spans": spans}
-        results.add_all(found)
-    return {piece: results.answers[key] for piece, key in keys.items()}
+def _run(parser: options.Parser, argv: Sequence[str] | None) -> None:
+    arguments, command = parser.parse_args(argv), options.as_typed("longppl", argv)
+    model = options.description(arguments)
+    (step,) = options.steps(arguments, model)
+    text = arguments.text or texts.SHIPPED
+    if arguments.key_tokens:
+        options.refuse(parser, arguments, RULE + CHOICE, "does not go with --key-tokens, which was made with its own")
+        asked = {"key_tokens_file": options.absolute(arguments.key_tokens)}
+        spans, made = from_json(arguments.key_tokens, texts.read(text, arguments.text_key))
+        judge, evaluator, pieces = None, None, list(spans)
+    else:
+        evaluator = _describe_evaluator(arguments) or model
+        rule = Rule(*(getattr(arguments, name) for name in RULE))
+        asked = {name: getattr(arguments, name) for name in ("samples", "seed", "shortest")}
+        asked["evaluator_context"] = None if evaluator is model else evaluator.context
+        pieces, too_short = _choose(arguments, text, evaluator, evaluator is model)
+        judge = KeyTokens(pieces, rule, evaluator.tokenizer, too_short)
+        made = {"evaluator": options.request(evaluator), "rule": dataclasses.asdict(rule)}
+    _check_context(pieces, model)
+    weights_id = model.weights_id(step)
+    asked |= {"text_key": arguments.text_key, "context": model.context, "step": step, "weights": weights_id}
+    request = options.request(model, text=texts.absolute(text), **made)
+    with Record(options.out_directory(arguments, model, "longppl"), request) as record:
+        if judge is not None:
+            of_judge = step if evaluator is model else evaluator.steps()[-1]
+            asked["evaluator_weights"] = evaluator.weights_id(of_judge)
+            counts = runner.cells_of(judge)
+            own = [] if evaluator is model else [cell | {"task": "longppl"} for cell in counts]
+            record.begin(command, asked, [*counts, *own])
+            runner.answer(record, judge, runner.Engine(evaluator, of_judge, arguments.batch_size))
+            judged = _cells(record, asked, asked["evaluator_weights"], judge.name)
+            told = made | {"step": of_judge, "text": texts.absolute(text), "documents": documents(judged)}
+            record.write("key_tokens.json", told)
+            numbers = _numbers(pieces)
+            spans = {
+                piece: record.answers[asked["evaluator_weights"], judge.name, piece.length, numbers[piece]]["spans"]
+                for piece in pieces
+            }
+        task = LongPPL(spans, model.tokenizer)
+        if evaluator is not model:  # else the key tokens came with the model's own sums
+            if judge is None:
+                counts = {piece.length: sum(one.length == piece.length for one in pieces) for piece in pieces}
+                cells = [{"task": "longppl", "length": n, "examples": count} for n, count in counts.items()]
+                record.begin(command, asked, [cell | {"too_short": None} for cell in cells])
+            runner.answer(record, task, runner.Engine(model, step, arguments.batch_size))
+        cells = _cells(record, asked, weights_id, "key_tokens" if evaluator is model else "longppl")
+        runner.summarise(record, task, asked, cells)
 
 
-def _measured(model: Reader, piece: Piece, spans: Sequence[Span]) -> str:
-    """The key of a model's sums over a piece: another checkpoint of the evaluator finds other spans."""
-    return f"{model.mark} {piece.name} {digest(json.dumps(spans))}"
+def _cells(record: Record, asked: Mapping[str, Any], weights_id: str, task: str) -> list[Cell]:
+    return [cell for cell in record.cells(asked, [weights_id]) if cell.task == task]
 
 
-def measure(model: Reader, spans: Mapping[Piece, Sequence[Span]], results: Results) -> dict[Piece, dict]:
-    """{"nats", "tokens", "key_nats", "keys"} of each piece, by the model; key tokens are those inside the spans."""
-    keys = {piece: _measured(model, piece, some) for piece, some in spans.items()}
-    for batch in _read(model, keys, results, "documents"):
-        results.add_all(
-            {keys[piece]: _sums(nats_T, inside(offsets_T2, spans[piece])) for piece, _, offsets_T2, nats_T in batch}
+def documents(judged: Sequence[Cell]) -> list[dict]:
+    """The key tokens of cells, for a file; `from_json` reads it."""
+    names = ("document", "end", "length", "tokens", "keys", "spans")
+    return [{name: line[name] for name in names} for cell in judged for line in cell.lines[0]]
+
+
+def _describe_evaluator(arguments: argparse.Namespace) -> Description | None:
+    """None: the model judges itself."""
+    if not arguments.evaluator_workdir and not arguments.evaluator_hf:
+        if arguments.evaluator_context:
+            raise UsageError("--evaluator-context needs --evaluator-hf or --evaluator-workdir")
+        return None
+    if arguments.evaluator_workdir and arguments.evaluator_hf:
+        raise UsageError("give one of --evaluator-workdir and --evaluator-hf")
+    return language_model.describe(
+        workdir=arguments.evaluator_workdir,
+        hf=arguments.evaluator_hf,
+        dtype=arguments.dtype,
+        context=arguments.evaluator_context,
+    )
+
+
+def _choose(
+    arguments: argparse.Namespace, text: str, evaluator: Description, itself: bool
+) -> tuple[list[Piece], dict[int, int]]:
+    """(the pieces of all lengths, by length how many documents were too short). Raises UserError; see `Documents`."""
+    lengths = arguments.lengths or [min(LENGTH, evaluator.context)]
+    if lengths[-1] > evaluator.context:
+        of, option = ("model", "--context") if itself else ("evaluator", "--evaluator-context")
+        raise UsageError(
+            f"--lengths: {lengths[-1]} is more than the {of}'s context of {evaluator.context}; {option}=N allows more"
         )
-    return {piece: results.answers[key] for piece, key in keys.items()}
+    if lengths[0] <= arguments.short_context + 1:
+        raise UsageError(
+            f"--lengths: {lengths[0]} has no token with a longer context than --short-context={arguments.short_context}"
+        )
+    all_texts = texts.read(text, arguments.text_key)
+    documents = texts.Documents(text, all_texts, evaluator.tokenizer, arguments.seed)
+    pieces, too_short = [], {}
+    for length in lengths:
+        chosen, too_short[length] = documents.choose(length, arguments.samples, arguments.shortest)
+        pieces += [Piece.cut(one, evaluator.tokenizer, length) for one in chosen]
+    return pieces, too_short
 
 
-def _read(
-    reader: Reader, keys: Mapping[Piece, str], results: Results, label: str
-) -> Iterator[list[tuple[Piece, np.ndarray, np.ndarray, np.ndarray]]]:
-    """(piece, ids [T], offsets [T, 2], -log p with all text before it [T]) of those without an answer, by batches."""
-    missing = [(piece, *piece.tokens(reader.tokenizer)) for piece, key in keys.items() if key not in results.answers]
-    hidden = not missing or not sys.stderr.isatty()
-    with tqdm.tqdm(desc=label, total=len(keys), initial=len(keys) - len(missing), disable=hidden) as bar:
-        rows = reader.scorer().batch_size if missing else 1
-        for some in batches(missing, rows, lambda one: len(one[1]), kind=bucket):
-            nats = reader.nats([ids_T for _, ids_T, _ in some], [windows.whole(len(ids_T)) for _, ids_T, _ in some])
-            yield [(*one, nats_T) for one, nats_T in zip(some, nats, strict=True)]
-            bar.update(len(some))
+def _check_context(pieces: list[Piece], model: Description) -> None:
+    """Raises UsageError: a piece has more tokens of the model than it takes."""
+    for piece in pieces:
+        size = len(piece.tokens(model.tokenizer)[0]) + 1
+        if size > model.context:
+            raise UsageError(
+                f"a document with {piece.length:,} tokens of the evaluator has {size:,} of the model, more than its "
+                f"context of {model.context:,}; --context=N allows more"
+            )
 
 
-def _sums(nats_T: np.ndarray, keys_T: np.ndarray) -> dict:
-    return {
-        "nats": float(nats_T.sum()),
-        "tokens": len(nats_T),
-        "key_nats": float(nats_T[keys_T].sum()),
-        "keys": int(keys_T.sum()),
-    }
-
-
-def summary(sums: Sequence[Mapping]) -> dict:
-    """Of some documents: each key token weighs the same, and `longppl` is None if there is none."""
-    nats, tokens, key_nats, keys = (sum(one[name] for one in sums) for name in ("nats", "tokens", "key_nats", "keys"))
-    return {
-        "documents": len(sums),
-        "tokens": tokens,
-        "key_tokens": keys,
-        "key_share": keys / tokens,
-        "longppl": perplexity(key_nats / keys) if keys else None,
-        "perplexity": perplexity(nats / tokens),
-    }
-
-
-def by_length(sums: Mapping[Piece, Mapping], too_short: Mapping[int, int]) -> dict[int, dict]:
-    """`summary` of the pieces of each length, and how many documents were `too_short` for it, where that is known."""
-    return {
-        length: {"too_short": too_short.get(length)}
-        | summary([one for piece, one in sums.items() if piece.length == length])
-        for length in sorted({piece.length for piece in sums})
-    }
-
-
-def to_json(judged: Mapping[Piece, Mapping]) -> list[dict]:
-    """For a file of key tokens; `from_json` reads it."""
-    return [
-        {"document": digest(piece.text), "end": piece.end, "length": piece.length}
-        | {name: found[name] for name in ("tokens", "keys", "spans")}
-        for piece, found in judged.items()
-    ]
-
-
-def from_json(file: Path, texts: Sequence[str]) -> tuple[dict[Piece, list[Span]], dict]:
-    """(spans of a file of key tokens, by the pieces of the texts in which they are; how the file was made).
-
-    Raises:
-      EvaluationError: the file cannot be read, or is about other texts.
-    """
-    by_digest = {digest(text): text for text in texts}
-    try:
-        text, is_marked = text_file.read(file.expanduser())
-        content = json.loads(text)
-        made = {"evaluator": content["evaluator"], "rule": content["rule"], "key_tokens": digest(json.dumps(content))}
-        found = dict(_entry(entry, by_digest) for entry in content["documents"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EvaluationError(f"--key-tokens={file} cannot be used: {error!r}") from error
-    if not found:
-        raise EvaluationError(f"--key-tokens={file} cannot be used: it names no documents")
-    text_file.say_marks(f"--key-tokens={file}", is_marked)
-    return found, made
-
-
-def _entry(entry: Mapping, by_digest: Mapping[str, str]) -> tuple[Piece, list[Span]]:
-    name, end, length = entry["document"], int(entry["end"]), int(entry["length"])
-    if name not in by_digest:
-        raise ValueError(f"the document {name} is not in the text")
-    spans = [(int(begin), int(stop)) for begin, stop in entry["spans"]]
-    edges = [0, *(edge for span in spans for edge in span), end, len(by_digest[name])]
-    if edges != sorted(edges):
-        raise ValueError(f"the spans of document {name} do not ascend within it")
-    return Piece(by_digest[name], end, length), spans
-
-
-def table(by_length: Mapping[int, Mapping]) -> str:
-    """A line for each length of what the function `by_length` finds."""
+def table(by_length: Mapping[str, Mapping]) -> str:
+    """A line for each length."""
     heads = ("length", "documents", "too short", "tokens", "key tokens", "percent", "LongPPL", "perplexity")
     lines = ["".join(f"{head:>12}" for head in heads)]
     for length, found in by_length.items():
-        cells = [length, *(found[name] for name in ("documents", "too_short", "tokens", "key_tokens"))]
+        cells = [int(length), *(found[name] for name in ("documents", "too_short", "tokens", "key_tokens"))]
         cells += [100 * found["key_share"], found["longppl"], found["perplexity"]]
         lines.append("".join(f"{_cell(cell):>12}" for cell in cells))
-    empty = [f"{length:,}" for length, found in by_length.items() if not found["key_tokens"]]
+    empty = [f"{int(length):,}" for length, found in by_length.items() if not found["key_tokens"]]
     if empty:
         lines.append(f"no key tokens at length {', '.join(empty)}: LongPPL is not defined there")
     return "\n".join(lines)

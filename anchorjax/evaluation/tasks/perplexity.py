@@ -1,29 +1,42 @@
-"""Perplexity of documents by length: whole, of the last tokens, by place, and in sliding windows.
+"""Held-out loss of a run, or perplexity of texts by length, for a run or a Hugging Face directory.
 
-A row is a document behind the beginning of sequence, which plays the anchor in models that have one.
+    python eval/perplexity.py --workdir=runs/quickstart
+    python eval/perplexity.py --hf DIR --lengths=1K,4K --last=512
+    python eval/perplexity.py --workdir DIR --text books.jsonl --lengths=16K --window=4K --stride=1K
+
+Without --text a run's validation split is scored packed exactly as in training (anchor, mask, positions), and the last
+line is one JSON object: `rows` (as asked), `loss` (nats per target), `bits_per_byte`, `perplexity`, `targets`, `step`,
+`by_position` (loss by place in the row) and `by_context` (loss by tokens of the document before it in the row; not
+under the `full` mask).
+
+With --text, and always for --hf, whole documents are scored, each with BOS in front, which plays the anchor in models
+that have one, and cut to each of --lengths; those that are shorter are left out and counted. Both write perplexity.json
+and a picture of the loss by place. What each document or batch gave is kept (answers.jsonl), with which a killed
+evaluation goes on. Exit codes: 0 done, 1 failed, 2 bad input.
 """
 
+import argparse
 import dataclasses
 import math
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-import tqdm
 
-from anchorjax.data.text.tokenizer import Tokenizer
 from anchorjax.errors import UsageError
-from anchorjax.evaluation import windows
-from anchorjax.evaluation.results import Results
-from anchorjax.evaluation.texts import Chosen, digest
-from anchorjax.inference.batching import batches
-from anchorjax.inference.scoring import Scorer
+from anchorjax.evaluation import options, runner, texts, windows
+from anchorjax.evaluation.record import Cell
+from anchorjax.evaluation.task import Example, Reading
+from anchorjax.inference.language_model import Description
 from anchorjax.pages import figures
 from anchorjax.training.evaluate import bucket_edges, loss_by_bucket
 
+LENGTH, SAMPLES = 4096, 20
+_PACKED = ("workdir", "rows", "out")  # the only options without --text
+
 
 def perplexity(loss: float) -> float:
-    """Of a loss in nats; infinite where floats end."""
+    """exp of a loss in nats; infinite where floats end."""
     return math.inf if loss >= 700 else math.exp(loss)
 
 
@@ -33,11 +46,11 @@ def bits_per_byte(nats: float, num_bytes: int) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """What is asked about a row.
+    """What is measured of a row.
 
     Attributes:
       last: so many tokens at its end are also reported alone; 0: none.
-      window: tokens that the model reads at once, the beginning of sequence included; 0: the whole row.
+      window: tokens that the model reads at once, the BOS included; 0: the whole row.
       stride: tokens from one window to the next; each but the first `window` tokens of a document is scored with at
         least `window - stride` tokens before it.
 
@@ -60,50 +73,12 @@ class Measure:
             raise UsageError(f"--stride={self.stride} is not allowed: it must be from 1 to {self.window - 1}")
 
     def windows(self, size: int) -> list[windows.Window]:
-        """Over `size` tokens behind the beginning of sequence."""
+        """Over `size` tokens behind the BOS."""
         return windows.sliding(size, self.window - 1, self.stride) if self.window else windows.whole(size)
 
 
-def score(
-    scorer: Callable[[], Scorer],
-    rows: Mapping[int, Sequence[Chosen]],
-    measure: Measure,
-    tokenizer: Tokenizer,
-    mark: str,
-    results: Results,
-) -> dict[int, list[dict]]:
-    """The sums of each document by length; those that `results` has are not made again.
-
-    Args:
-      scorer: gives the model, which is loaded only if something is missing.
-      mark: of the weights, in the keys of answers.
-    """
-    keys_by_length = {length: [f"{mark} {length} {digest(one.ids_T)}" for one in some] for length, some in rows.items()}
-    todo = {
-        key: (length, one)
-        for length, keys in keys_by_length.items()
-        for key, one in zip(keys, rows[length], strict=True)
-    }
-    missing = results.missing(todo)
-    hidden = not missing or not sys.stderr.isatty()
-    with tqdm.tqdm(total=len(todo), initial=len(todo) - len(missing), unit="document", disable=hidden) as bar:
-        # Documents in windows come one by one, so that the windows that are batched are always the same.
-        together = scorer().batch_size if missing and not measure.window else 1
-        for keys in batches(missing, together, lambda key: todo[key][0], kind=int):
-            documents = [todo[key][1].ids_T for key in keys]
-            some = [measure.windows(len(ids_T)) for ids_T in documents]
-            nats = windows.score(scorer(), documents, some, [tokenizer.bos_id])
-            sums = (
-                _sums(nats_T, tokenizer.token_bytes_V[ids_T], todo[key][0], measure.last)
-                for key, ids_T, nats_T in zip(keys, documents, nats, strict=True)
-            )
-            results.add_all(dict(zip(keys, sums, strict=True)))
-            bar.update(len(keys))
-    return {length: [results.answers[key] for key in keys] for length, keys in keys_by_length.items()}
-
-
 def _sums(nats_T: np.ndarray, bytes_T: np.ndarray, length: int, last: int) -> dict:
-    """What `summary` adds up: token t has t tokens and the beginning of sequence before it."""
+    """What `summary` adds up: token t has t tokens and the BOS before it."""
     edges = bucket_edges(length)
     bucket_T = np.searchsorted(edges, np.arange(len(nats_T)), side="right")
     return {
@@ -131,37 +106,20 @@ def summary(sums: Sequence[Mapping], length: int, last: int) -> dict:
     return found | {"by_position": loss_by_bucket(bucket_edges(length), nats_E, tokens_E)}
 
 
-def table(by_length: Mapping[int, Mapping], last: int) -> str:
+def table(by_length: Mapping[str, Mapping], last: int) -> str:
     heads = ["length", "documents", "too short", "loss", "perplexity", "bits per byte"]
     names = ["documents", "too_short", "loss", "perplexity", "bits_per_byte"]
     if last:
         heads, names = [*heads, f"last {last:,}"], [*names, "last_perplexity"]
     lines = ["".join(f"{head:>14}" for head in heads)]
     for length, found in by_length.items():
-        cells = [length, *(found[name] for name in names)]
+        cells = [int(length), *(found[name] for name in names)]
         lines.append("".join(f"{cell:>14,.4f}" if isinstance(cell, float) else f"{cell:>14,}" for cell in cells))
     return "\n".join([*lines, "", *bucket_lines(length_columns(by_length))])
 
 
-def length_columns(by_length: Mapping[int, Mapping]) -> dict[str, Mapping[str, float]]:
-    return {f"loss of {length:,}": found["by_position"] for length, found in by_length.items()}
-
-
-def packed_table(result: Mapping) -> str:
-    """Of what `held_out.evaluate` finds."""
-    head = (
-        f"step {result['step']}: loss {result['loss']:.4f} nats per target, perplexity {result['perplexity']:.3f}, "
-        f"{result['bits_per_byte']:.4f} bits per byte, {result['targets']:,} targets"
-    )
-    return "\n".join([head, "", *bucket_lines(packed_columns(result))])
-
-
-def packed_columns(result: Mapping) -> dict[str, Mapping[str, float]]:
-    found = {
-        "loss by place in row": result["by_position"],
-        "loss by place in document": result.get("by_context"),
-    }
-    return {name: losses for name, losses in found.items() if losses is not None}
+def length_columns(by_length: Mapping[str, Mapping]) -> dict[str, Mapping[str, float]]:
+    return {f"loss of {int(length):,}": found["by_position"] for length, found in by_length.items()}
 
 
 def bucket_lines(columns: Mapping[str, Mapping[str, float]]) -> list[str]:
@@ -187,3 +145,95 @@ def picture(columns: Mapping[str, Mapping[str, float]]) -> bytes:
         name_tick=lambda x: f"{x:g}" if x < 1024 else f"{x / 1024:g}K",
     )
     return figures.png(figure)
+
+
+class Perplexity:
+    """Documents of each length; a length is a cell of the record."""
+
+    name, kind = "perplexity", "score"
+
+    @staticmethod
+    def add_options(parser: argparse.ArgumentParser) -> None:
+        options.add_model(parser)
+        options.add_documents(parser, LENGTH, SAMPLES)
+        parser.add_argument("--last", type=options.tokens, default=0, help="also perplexity of so many last tokens")
+        parser.add_argument("--window", type=options.tokens, default=0, help="tokens read at once; default: whole rows")
+        parser.add_argument("--stride", type=options.tokens, default=0, help="of windows; default: half of --window")
+        parser.add_argument("--rows", type=int, default=0, help="without --text: rows to score; 0 is the whole split")
+
+    def __init__(self, arguments: argparse.Namespace, model: Description):
+        options.steps(arguments, model)
+        self._measure = Measure(arguments.last, arguments.window, arguments.stride or arguments.window // 2)
+        lengths = arguments.lengths or [min(LENGTH, model.context)]
+        self._check(lengths, model)
+        text = arguments.text or texts.SHIPPED
+        documents = texts.Documents(text, texts.read(text, arguments.text_key), model.tokenizer, arguments.seed)
+        self._chosen = {length: documents.choose(length, arguments.samples) for length in lengths}
+        self._tokenizer = model.tokenizer
+        self.request = {"text": texts.absolute(text), **dataclasses.asdict(self._measure)}
+        self.asked = {name: getattr(arguments, name) for name in ("text_key", "samples", "seed")}
+
+    def _check(self, lengths: list[int], model: Description) -> None:
+        """Raises UsageError for what the model or the documents cannot give."""
+        window, last = self._measure.window, self._measure.last
+        if window > model.context:
+            raise UsageError(
+                f"--window={window} is more than the model's context of {model.context}; --context=N allows more"
+            )
+        if not window:
+            options.check_lengths(lengths, model)
+        if lengths[0] <= max(1, last):
+            raise UsageError(f"--lengths: {lengths[0]} leaves no room for --last={last} behind the first token")
+
+    def examples(self) -> list[Example]:
+        def reading(one: texts.Chosen) -> Reading:
+            return Reading(one.ids_T, [self._measure.windows(len(one.ids_T))])
+
+        return [
+            Example("text", length, index, lambda one=one: reading(one), length, length, texts.digest(one.ids_T))
+            for length, (some, _) in self._chosen.items()
+            for index, one in enumerate(some)
+        ]
+
+    def facts(self, task: str, length: int) -> dict[str, Any]:
+        return {"too_short": self._chosen[length][1]}
+
+    def score(self, example: Example, made: Reading, output: Sequence[np.ndarray]) -> dict[str, Any]:
+        """The mean loss, and what `summary` adds up."""
+        bytes_T = self._tokenizer.token_bytes_V[made.ids_T]
+        sums = _sums(output[0], bytes_T, example.length, self._measure.last)
+        return {"score": sum(sums["nats"]) / sum(sums["tokens"])} | sums
+
+    def tables(self, cells: Sequence[Cell]) -> dict[str, Any]:
+        last = self._measure.last
+        cells = sorted(cells, key=lambda cell: cell.length)
+        return {"lengths": {str(one.length): one.facts | summary(one.lines[0], one.length, last) for one in cells}}
+
+    def figures(self, result: Mapping[str, Any]) -> dict[str, bytes]:
+        return {"perplexity.png": picture(length_columns(result["lengths"]))}
+
+    def text(self, result: Mapping[str, Any]) -> str:
+        return table(result["lengths"], self._measure.last)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = options.Parser("perplexity.py", __doc__)
+    Perplexity.add_options(parser)
+    return options.run("perplexity.py", lambda: _run(parser, argv))
+
+
+def _run(parser: options.Parser, argv: Sequence[str] | None) -> None:
+    from anchorjax.evaluation.tasks import held_out  # which reports through this module
+
+    arguments, command = parser.parse_args(argv), options.as_typed("perplexity", argv)
+    if arguments.rows < 0:
+        raise UsageError(f"--rows={arguments.rows} is not allowed: it must be 0 or more")
+    if arguments.hf or arguments.text or not arguments.workdir:
+        options.refuse(parser, arguments, ["rows"], "is for --workdir without --text; --samples is for documents")
+        model = options.description(arguments)
+        with runner.alive(lambda: "perplexity: preparing"):
+            task = Perplexity(arguments, model)
+        return runner.evaluate(task, model, arguments, command, "perplexity-text" if model.is_run else "perplexity")
+    others = [name for name in vars(arguments) if name not in _PACKED]
+    options.refuse(parser, arguments, others, "is for --text: without it the run's own split is scored")
+    held_out.evaluate(arguments, command)

@@ -24,7 +24,7 @@ import tqdm
 
 from anchorjax.data import num_anchors
 from anchorjax.errors import EvaluationError
-from anchorjax.evaluation.results import Results
+from anchorjax.evaluation.record import Key, Line, Record
 from anchorjax.evaluation.tasks.ruler.haystack import Essays
 from anchorjax.experiments.rope_precision import deviation, random_init
 from anchorjax.experiments.rope_precision.deviation import GROUPS, Deviation, Row
@@ -95,8 +95,9 @@ class Pass:
     lengths: tuple[int, ...]
     row: Callable[[], Row]
 
-    def key(self, mark: str, label: str) -> str:
-        return f"{mark} {self.variant} {self.experiment} {self.sample} {label}"
+    def key(self, weights_id: str, label: str) -> Key:
+        """Names a set of positions in the record."""
+        return weights_id, f"{self.experiment} {self.variant} {label}", self.lengths[-1], self.sample
 
 
 def passes(plan: Plan, description: Description, text: Essays, batch_size: int) -> Iterator[Pass]:
@@ -159,35 +160,41 @@ def excerpt(text: Essays, tokenizer, tokens: int, seed: str) -> np.ndarray:
 def run(
     plan: Plan,
     some: Sequence[Pass],
-    mark: str,
+    weights_id: str,
     load: Callable[[str], LanguageModel],
-    results: Results,
-) -> dict[str, dict[str, Any]]:
-    """What is found, by key; passes whose numbers `results` has are not run again.
+    record: Record,
+) -> dict[Key, dict[str, Any]]:
+    """What is found, by key; passes whose numbers the record has are not run again.
 
     Args:
-      mark: of the weights, in the keys of answers.
+      weights_id: of the checkpoint, in the record.
       load: gives a model with those of WEIGHTS; only the last is kept.
     """
     model = functools.lru_cache(maxsize=1)(load)
     with tqdm.tqdm(some, desc="passes", disable=not sys.stderr.isatty()) as bar:
         for one in bar:
-            keys = [one.key(mark, label) for label in one.labels]
-            if not results.missing(keys):
+            keys = [one.key(weights_id, label) for label in one.labels]
+            if not any(map(record.lacks, keys)):
                 continue
             bar.set_postfix_str(f"{one.variant} {one.experiment} {one.sample}")
             weights = weights_of(one.variant)
             precision = PRECISIONS[one.variant.removeprefix(weights)]
             found = deviation.measure(model(weights), one.row(), precision, one.lengths, plan.max_position)
-            results.add_all({key: record(found, place) for place, key in enumerate(keys)})
-    return {key: results.answers[key] for one in some for key in (one.key(mark, label) for label in one.labels)}
+            record.add(line(found, place, key) for place, key in enumerate(keys) if record.lacks(key))
+    return {key: record.answers[key] for one in some for key in (one.key(weights_id, label) for label in one.labels)}
 
 
-def record(found: Deviation, place: int) -> dict[str, Any]:
-    """One set of positions as JSON; of columns the means of `column_edges`."""
+def line(found: Deviation, place: int, key: Key) -> Line:
+    """One set of positions, for the record; the score is Eq. 4 of the longest rows, and columns are means of bins."""
     attention_gML, columns_T = found.attention_pgML[place], found.columns_pT[place]
     edges = column_edges(len(columns_T))
+    weights_id, task, length, index = key
     return {
+        "task": task,
+        "length": length,
+        "index": index,
+        "score": rounded([attention_gML[:, -1].sum()])[0],
+        "weights_id": weights_id,
         "attention": {group: rounded(attention_gML[g].sum(-1)) for g, group in enumerate(GROUPS)},
         "logit": rounded(found.logit_pML[place].sum(-1)),
         "all_logits": rounded(found.all_logits_pML[place].sum(-1)),
@@ -205,12 +212,12 @@ def rounded(values: np.ndarray) -> list[float]:
     return [float(f"{value:.{DIGITS}g}") for value in values]
 
 
-def summary(some: Sequence[Pass], mark: str, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def summary(some: Sequence[Pass], weights_id: str, found: dict[Key, dict[str, Any]]) -> dict[str, Any]:
     """Experiment (or layout) -> variant -> label -> means over the samples, and "low" and "high" of all keys' sums."""
     gathered: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for one in some:
         for label in one.labels:
-            gathered.setdefault((one.experiment, one.variant, label), []).append(found[one.key(mark, label)])
+            gathered.setdefault((one.experiment, one.variant, label), []).append(found[one.key(weights_id, label)])
     result: dict[str, Any] = {}
     for (experiment, variant, label), records in gathered.items():
         entry = _means(records)

@@ -2,7 +2,6 @@
 
 reading.py   what lies in a run's directory
 values.py    its numbers, as tables and figures want them
-commands.py  what was typed to make it, and what would make what is missing
 drawing.py   numbers into figures
 cells.py     and into cells of tables
 sections.py  the section of each evaluation

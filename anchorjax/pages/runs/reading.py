@@ -8,7 +8,7 @@ from typing import Any
 
 from anchorjax.config import upgraded
 from anchorjax.errors import EvaluationError, UsageError
-from anchorjax.evaluation.results import ANSWERS
+from anchorjax.evaluation.record import ANSWERS
 from anchorjax.pages.figures import MOST
 from anchorjax.pages.page import PNG_SIGNATURE
 from anchorjax.files import read_json

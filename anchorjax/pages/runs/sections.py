@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from anchorjax.pages import figures
-from anchorjax.pages.runs import cells, commands, drawing, values
+from anchorjax.pages.runs import cells, drawing, values
 from anchorjax.pages.runs.reading import TITLES, Run
 from anchorjax.pages.figures import name_length
 from anchorjax.pages.page import Block, Figure, Folded, Paragraph, Section, Side
@@ -194,6 +194,6 @@ def _settings(runs: Sequence[Run], evaluation: str) -> list[Block]:
     for number, run in enumerate(runs):
         result = run.results.get(evaluation, {})
         steps = {key: result[key] for key in ("step", "steps") if result.get(key) is not None}
-        for key, value in (steps | (commands.asked(run, evaluation) if result else {})).items():
+        for key, value in (steps | values.settings(run, evaluation)).items():
             cells.put(rows, key, runs, number, cells.plain(value))
     return [Folded("How it was asked", [cells.by_run("Settings", "setting", runs, rows)])] if rows else []

@@ -148,3 +148,15 @@ def different(runs: Sequence[Run]) -> dict[str, list[Any]]:
     keys = dict.fromkeys(key for one in flats for key in one)
     rows = {key: [one.get(key) for one in flats] for key in keys}
     return {key: row for key, row in rows.items() if any(value != row[0] for value in row)}
+
+
+def settings(run: Run, evaluation: str) -> dict[str, Any]:
+    """What was asked: plain values of the request, and of the result beside its tables."""
+    found = run.results.get(evaluation, {}) | run.requests[evaluation] if evaluation in run.results else {}
+    return {
+        key: value
+        for key, value in found.items()
+        if key not in ("files", "model", "tokenizer", "notes", "commands", "material", "weights", "percent")
+        and value not in (None, "", [])
+        and (not isinstance(value, dict | float) or key == "rope_theta")
+    }

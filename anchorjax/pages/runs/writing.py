@@ -1,9 +1,10 @@
 """Numbers of runs into their page."""
 
+import shlex
 from collections.abc import Sequence
 
 from anchorjax.pages import figures
-from anchorjax.pages.runs import cells, commands, drawing, values
+from anchorjax.pages.runs import cells, drawing, values
 from anchorjax.pages.runs.reading import TITLES, Run
 from anchorjax.pages.runs.sections import sections
 from anchorjax.pages.figures import name_length
@@ -99,20 +100,33 @@ def _training(runs: Sequence[Run]) -> Section:
 def _missing(runs: Sequence[Run]) -> Section:
     blocks: list[Block] = []
     for run in runs:
-        missing = commands.missing(run)
+        missing = [key for key in TITLES if key not in run.results and (run.config or key != "perplexity")]
         if missing:
             names = ", ".join(TITLES[evaluation] for evaluation in missing)
             blocks.append(
                 Paragraph(cells.about(runs, run, f"there is no result of {names}. These commands make them:"))
             )
-            blocks.append(Code("\n".join(commands.would_make(run, evaluation) for evaluation in missing)))
-    placeholders = {
-        commands.DATA: "the directory that holds LongBench's files",
-        commands.TEXTS: "longer documents than those that ship, in JSONL, Parquet or text files",
-    }
-    named = [name for name in placeholders if any(f"={name}" in block.text for block in blocks)]
-    blocks += [Paragraph(f"{name} stands for {placeholders[name]}.") for name in named]
+            blocks.append(Code("\n".join(suggestion(run, evaluation) for evaluation in missing)))
+    stands = "LONGBENCH stands for the directory of LongBench's files, TEXTS for JSONL, Parquet or text files."
+    blocks += [Paragraph(stands)] if blocks else []
     return Section("Not evaluated", blocks)
+
+
+def suggestion(run: Run, evaluation: str) -> str:
+    """A command for an evaluation that was not made, at the run's own length."""
+    named = (result.get("model") for result in run.results.values())
+    model = run.path if run.config is not None else next((name for name in named if name), run.path.name)
+    length = values.flat(run.config or {}).get("data.seq_len")
+    options = {
+        "perplexity_text": ["--text=TEXTS"],
+        "longppl": ["--text=TEXTS"],
+        "longbench": ["--data=LONGBENCH"],
+        "harness": ["--tasks=hellaswag"],
+    }.get(evaluation, [])
+    if length and evaluation in ("perplexity_text", "longppl", "ruler", "needle"):
+        options = [*options, f"--lengths={length}"]
+    script = f"eval/{evaluation.removesuffix('_text')}.py"
+    return shlex.join(["python", script, f"--{'hf' if run.config is None else 'workdir'}={model}", *options])
 
 
 def _commands(runs: Sequence[Run], command: str) -> Section:
@@ -122,7 +136,7 @@ def _commands(runs: Sequence[Run], command: str) -> Section:
             blocks.append(Paragraph(f"{run.name}:"))
         if run.config is not None and not run.commands:
             blocks.append(Paragraph("What was typed to train it was not recorded; its whole configuration is below."))
-        lines = [*run.commands, *(commands.made(run, evaluation) for evaluation in run.results)]
+        lines = [*run.commands, *(line for result in run.results.values() for line in result.get("commands", ()))]
         if lines:
             blocks.append(Code("\n".join(lines)))
     return Section("Commands", [*blocks, Paragraph("This page:"), Code(command)])

@@ -17,8 +17,8 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 from anchorjax.cli import convert
 from anchorjax.data.text.chat import ChatTemplate, frame
 from anchorjax.data.text.tokenizer import HuggingFaceTokenizer
-from anchorjax.evaluation.results import Results
-from anchorjax.evaluation.tasks import harness
+from anchorjax.evaluation.record import Record
+from anchorjax.evaluation.tasks import lm_eval_model as harness
 from anchorjax.inference import generation, language_model
 from tests.checkpoints.huggingface import tiny
 from tests.data.test_tokenizer import LINES, byte_level, sentencepiece
@@ -187,7 +187,7 @@ def test_lm_eval_asks_the_export_as_it_is_asked_here(name, tmp_path, monkeypatch
     exported = export(styles()[name], tmp_path, "anchor")
     described = language_model.describe(workdir=exported.run)
     monkeypatch.setattr(language_model, "make_mesh", functools.partial(language_model.make_mesh, devices=1))
-    ours = harness.adapter(described, Results(tmp_path / "results", {}), step=0, bos=True)
+    ours = harness.adapter(described, Record(tmp_path / "results", {}), step=0, bos=True)
     model = AutoModelForCausalLM.from_pretrained(exported.out, attn_implementation="eager")
     theirs = HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(exported.out), batch_size=1)
     assert theirs.prefix_token_id == ours.prefix_token_id == described.tokenizer.bos_id

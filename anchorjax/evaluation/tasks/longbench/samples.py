@@ -82,10 +82,9 @@ class Samples(Sequence):
             limit -= excess  # half a character at the cut can be more tokens than it was
         raise EvaluationError(f"{self.task.name}: sample {index} cannot be cut to {self.limit:,} tokens")
 
-    def key(self, index: int) -> str:
-        """Names a sample among the answers; another prompt in its place has another name."""
-        digest = hashlib.sha256(self.rows[index].prompt.encode()).hexdigest()
-        return f"{self.task.name} {index} {digest[:16]}"
+    def digest(self, index: int) -> str:
+        """Tells a sample from another one in its place."""
+        return hashlib.sha256(self.rows[index].prompt.encode()).hexdigest()[:16]
 
     def _count_template(self) -> int:
         if self._chat is None:

@@ -1,6 +1,7 @@
 """Scores of answers, and their averages, as THUDM/LongBench's eval.py and tables have them."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from anchorjax.evaluation.tasks.longbench.metrics import METRICS
 from anchorjax.evaluation.tasks.longbench.rows import Row
@@ -18,11 +19,14 @@ def score(task: Task, prediction: str, row: Row) -> float:
     return 100 * max(METRICS[task.metric](prediction, answer, *classes) for answer in row.answers)
 
 
-def by_length(rows: Sequence[Row], scores: Sequence[float]) -> dict[str, float]:
-    """Means over samples of 0 to 4,000 words, 4,000 to 8,000 and more, those that there are: LongBench-E."""
+def by_length(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Means of the samples of 0 to 4,000 words, 4,000 to 8,000 and more, where there are any: LongBench-E.
+
+    Args:
+      lines: {"score", "words"} of each sample.
+    """
     parts = {
-        name: [value for row, value in zip(rows, scores, strict=True) if low <= row.length < high]
-        for name, (low, high) in _LENGTHS.items()
+        name: [line["score"] for line in lines if low <= line["words"] < high] for name, (low, high) in _LENGTHS.items()
     }
     return {name: _mean(values) for name, values in parts.items() if values}
 

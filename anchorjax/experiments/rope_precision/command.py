@@ -1,0 +1,112 @@
+"""How far rounding moves attention when positions are shifted: `python eval/rope_precision.py --hf DIR --samples=5`.
+
+Section 2 of the AnchorAttention paper (arXiv 2411.13476) on a checkpoint and on random-init baselines: the deviation of
+attention weights (Eq. 4) and of the first key's logits (Eq. 5) by shift, by key, by length of the row and by layout of
+its documents, for several precisions. Writes rope_precision.json, pictures, and what was found of every sample
+(answers.jsonl), with which a killed evaluation goes on. Exit codes: 0 done, 1 failed, 2 bad input.
+"""
+
+import argparse
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+from anchorjax.errors import UsageError
+from anchorjax.evaluation import options
+from anchorjax.evaluation.record import Record
+from anchorjax.evaluation.tasks.ruler.haystack import open_essays
+from anchorjax.experiments.rope_precision import random_init, rope_figures, rope_precision, rotation
+from anchorjax.experiments.rope_precision.rope_precision import EXPERIMENTS, PAPER_SHIFTS, VARIANTS, WEIGHTS, Plan
+from anchorjax.inference import language_model
+from anchorjax.inference.language_model import Description, LanguageModel
+from anchorjax.pages import figures
+
+POSITIONS = [2**i for i in range(12, 21)]  # of the picture of tables: 4K to 1M
+DEFAULT_VARIANTS = (*rotation.PRECISIONS, "random-fp32", "random-bf16")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = options.Parser("rope_precision.py", __doc__)
+    options.add_model(parser)
+    parser.set_defaults(batch_size=8)
+    parser.add_argument("--experiments", type=_names, default=EXPERIMENTS, help=f"of {', '.join(EXPERIMENTS)}")
+    parser.add_argument("--variants", type=_names, default=DEFAULT_VARIANTS, help=f"of {', '.join(VARIANTS)}")
+    shifts = functools.partial(options.lengths, least=0)
+    far = [2**16, 2**17, 2**20]
+    parser.add_argument("--shifts", type=shifts, default=[*PAPER_SHIFTS, *far], help="of positions: 0,2,16,64K,1M")
+    parser.add_argument("--reference", type=shifts, default=[16], help="the shift that others are compared with")
+    parser.add_argument("--tokens", type=options.tokens, default=512, help="of the rows that are shifted")
+    lengths = [2**i for i in range(6, 12)]
+    parser.add_argument("--lengths", type=options.lengths, default=lengths, help="of rows: 64,1K,2K")
+    parser.add_argument("--document-tokens", type=options.tokens, default=256, help="of documents in layouts")
+    parser.add_argument("--samples", type=options.positive, default=5, help="texts")
+    options.add_texts(parser)
+    return options.run(
+        "rope_precision.py", lambda: evaluate(parser.parse_args(argv), options.as_typed("rope_precision", argv))
+    )
+
+
+def evaluate(arguments: argparse.Namespace, command: str) -> None:
+    if arguments.dtype != "auto":
+        raise UsageError(f"--dtype={arguments.dtype} is not allowed: --variants says what is computed in which dtype")
+    if len(arguments.reference) != 1:
+        raise UsageError(f"--reference={arguments.reference} is not allowed: it is one shift")
+    arguments.dtype = "float32"  # of weights at rest
+    model = options.description(arguments)
+    options.check_lengths(sorted([*arguments.lengths, arguments.tokens]), model)
+    plan = Plan(
+        tuple(arguments.experiments),
+        tuple(arguments.variants),
+        tuple(arguments.shifts),
+        arguments.reference[0],
+        arguments.tokens,
+        tuple(arguments.lengths),
+        arguments.document_tokens,
+        arguments.samples,
+        arguments.seed,
+    )
+    text = open_essays(arguments.essays)
+    passes = list(rope_precision.passes(plan, model, text, arguments.batch_size))
+    # A pass of other rows may differ in the last bits.
+    asked = dataclasses.asdict(plan) | {"text": text.material, "batch_size": arguments.batch_size}
+    asked |= options.material(essays=arguments.essays)
+    (step,) = options.steps(arguments, model)
+    request, load = options.request(model, **asked), functools.partial(_load, model, step, plan.seed)
+    weights_id = model.weights_id(step)
+    with Record(options.out_directory(arguments, model, "rope_precision"), request) as record:
+        record.begin(command, {"weights": weights_id}, [])
+        found = rope_precision.run(plan, passes, weights_id, load, record)
+        result = rope_precision.summary(passes, weights_id, found)
+        errors = rotation.table_errors(model.rope, model.model.head_dim, POSITIONS)
+        result["tables"] = {"positions": POSITIONS, "errors": errors}
+        told = {"context": model.context, "step": step, "weights": weights_id, "commands": record.commands}
+        path = record.write("rope_precision.json", request | told | result)
+        for name, png in rope_figures.pictures(plan, result):
+            record.write(name, png)
+    print(table(result))
+    if left_out := list(result.get("shifts") or result.get("lengths") or ())[figures.MOST :]:
+        print(f"no picture but those of layouts has more than {figures.MOST} variants; left out: {', '.join(left_out)}")
+    print(f"written to {path}")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+
+
+def _load(model: Description, step: int | None, seed: int, weights: str) -> LanguageModel:
+    spread = WEIGHTS[weights]
+    return random_init.draw(model, seed=seed, spread=spread) if spread else language_model.load(model, step=step)
+
+
+def table(result: dict) -> str:
+    """Eq. 4 of the longest rows, of all keys and of the first, and Eq. 5, by experiment and variant."""
+    lines = [f"{'':<10}{'variant':<20}{'shift':>9}{'attention':>13}{'first key':>11}{'logit':>11}"]
+    for experiment, variants in result.items():
+        for variant, labels in variants.items() if experiment != "tables" else ():
+            label = max(labels, key=int)
+            one = labels[label]
+            whole, first = (one["attention"][group][-1] for group in ("all", "first"))
+            share = f"{first / whole:.1%}" if whole else "-"
+            cells = f"{whole:>13.4g}{share:>11}{one['logit'][-1]:>11.4g}"
+            lines.append(f"{experiment:<10}{variant:<20}{int(label):>9,}{cells}")
+    return "\n".join(lines)
