@@ -18,7 +18,7 @@ from anchorjax.data.rows import contexts
 from anchorjax.data.store.tokens import TokenStore
 from anchorjax.errors import TrainingError, UsageError, WorkdirError
 from anchorjax.sharding import shard_batch
-from anchorjax.training import objectives, trainable
+from anchorjax.training import objectives, processes, trainable
 from anchorjax.training.evaluate import Evaluator
 from anchorjax.training.metrics import Progress, Rates, Writer
 from anchorjax.training.probe import probe_attention
@@ -50,8 +50,8 @@ def run(config: Config, workdir: str | Path, command: str = "") -> int:
       TrainingError: the loss is not finite.
     """
     stop = StopSignal()  # first: a SIGTERM during compilation is answered at the first step
-    if jax.process_count() > 1:
-        raise UsageError(f"training runs in one process so far, not in {jax.process_count()}")
+    if processes.count() > 1:
+        raise UsageError(f"training runs in one process so far, not in {processes.count()}")
     setup = Setup.make(config, Path(workdir).expanduser())
     stores = {split: data.load_store(setup.config.data, split)[0] for split in ("train", "validation")}
     with Workdir(workdir).open(setup.saved, command) as directory, jax.set_mesh(setup.mesh):
@@ -72,6 +72,11 @@ class StopSignal:
             os.write(2, b"\nsaving after this step; Ctrl-C again to stop at once\n")
         self.received = signal.Signals(signum).name
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def agreed(self) -> str | None:
+        """The signal that any process of the job received; all processes must ask at the same place."""
+        self.received = processes.agree(self.received)
+        return self.received
 
 
 class Job:
@@ -176,7 +181,7 @@ class Job:
                     self._read(running)
                     running = None
                     self._evaluate(step)
-                stopped = self.stop.received  # asked once: a SIGTERM may come at any line, the evaluation's too
+                stopped = self.stop.agreed()  # asked once: a SIGTERM may come at any line, the evaluation's too
                 if save or stopped:
                     self._read(running)
                     running = None
@@ -240,13 +245,13 @@ class Job:
 
     def _held_out_loss(self, max_rows: int) -> dict | None:
         """None if a signal came in between: the grace time is for the save."""
-        if self.stop.received:
+        if self.stop.agreed():
             return None
         rows = data.eval_rows(self.held_out, self.tokenizer, self.config.data, max_rows)
-        unless_stopped = itertools.takewhile(lambda _: not self.stop.received, rows)
+        unless_stopped = itertools.takewhile(lambda _: not self.stop.agreed(), rows)
         # The first batch is taken in any case: an evaluation of nothing is an error.
         result = self.evaluate(self.state.params, itertools.chain(itertools.islice(rows, 1), unless_stopped))
-        return None if self.stop.received else result
+        return None if self.stop.agreed() else result
 
     def _sum_up(self) -> bool:
         """Evaluates on the held-out text, writes summary.json and prints it; False if a signal came."""

@@ -1,13 +1,13 @@
 """The leakage probe on a run's own attention: its mesh, implementation, tiles, dtype and first batch."""
 
 import jax
-import numpy as np
 
 from anchorjax.attention import leakage, sharded
 from anchorjax.masks import Mask
 from anchorjax.models.decoder import kinds_of_layers
 from anchorjax.models.spec import Spec
 from anchorjax.sharding import HEADS
+from anchorjax.training import processes
 from anchorjax.types import Batch
 
 GRADIENTS = 3  # each takes three to four times as long as the change of a token
@@ -27,7 +27,7 @@ def probe_attention(batch: Batch, spec: Spec) -> int:
     Raises:
       LeakageError: a token, or its gradient, reaches others than the mask says.
     """
-    tokens = leakage.probe_tokens(np.asarray(batch.segment_ids_BT))
+    tokens = leakage.probe_tokens(processes.to_host(batch.segment_ids_BT))
     for window in kinds_of_layers(spec.model):
         soft_cap = spec.model.attention_soft_cap or None
         _probe(Mask.from_segments(batch.segment_ids_BT, spec.num_anchors, window, soft_cap), tokens, spec)
