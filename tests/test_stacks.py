@@ -56,6 +56,8 @@ def required(python_version: str) -> dict[str, Requirement]:
         if not text or text.startswith(("#", "-r")):
             continue
         requirement = Requirement(text)
+        if requirement.extras and not requirement.specifier:
+            continue  # jax[cuda13]: more of a package whose range stands in requirements.txt
         if requirement.marker is None or requirement.marker.evaluate({"python_version": python_version}):
             one_range = found.setdefault(requirement.name, requirement)
             assert one_range.specifier == requirement.specifier, f"{requirement.name} has two ranges"
