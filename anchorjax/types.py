@@ -16,6 +16,7 @@ import jax
 # Names that both the configuration and the code behind it know.
 VARIANTS = ("plain",)  # of attention: modules of anchorjax/models/variants
 IMPLEMENTATIONS = ("reference", "xla", "pallas_tpu", "pallas_gpu")  # of attention: modules in anchorjax/attention
+CONTEXT_PARALLEL = ("gather", "ulysses")  # how devices share a row: modules of anchorjax/attention/parallel
 MASKS = ("anchor", "intra_doc", "full")  # who may attend to whom
 POSITIONS = ("continue", "reset", "pose")  # RoPE positions: functions in anchorjax/data/rows/positions.py
 SKIPPING = ("pose",)  # of these the ones that skip positions, up to data.max_position, and draw the skips at random

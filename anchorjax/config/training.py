@@ -5,7 +5,7 @@ import math
 
 from anchorjax.config.keys import Section, key
 from anchorjax.errors import ConfigError
-from anchorjax.types import IMPLEMENTATIONS, OBJECTIVES, VARIANTS
+from anchorjax.types import CONTEXT_PARALLEL, IMPLEMENTATIONS, OBJECTIVES, VARIANTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +28,12 @@ class AttentionConfig(Section):
     )
     kv_tile: int = key(0, "keys of a tile; 0: the implementation's table", low=0, high=8192, resume="free")
     variant: str = key("plain", "how layers attend: a module of anchorjax/models/variants", choices=VARIANTS)
+    context_parallel: str = key(
+        "gather",
+        "what the devices along mesh.context exchange. gather: keys and values; ulysses: tokens for heads",
+        choices=CONTEXT_PARALLEL,
+        resume="free",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import jax
 
-from anchorjax.attention import leakage, sharded
+from anchorjax.attention import leakage, parallel
 from anchorjax.masks import Mask
 from anchorjax.models.decoder import kinds_of_layers
 from anchorjax.models.spec import Spec
@@ -35,10 +35,10 @@ def probe_attention(batch: Batch, spec: Spec) -> int:
 
 
 def _probe(mask: Mask, tokens, spec: Spec) -> None:
-    plan = jax.jit(sharded.plan, static_argnums=1)(mask, spec.attention)
+    plan = jax.jit(parallel.plan, static_argnums=1)(mask, spec.attention)
 
     def attend(q_BTNH, k_BTKH, v_BTKH, plan):
-        return sharded.apply(q_BTNH, k_BTKH, v_BTKH, plan, spec.attention)[0]
+        return parallel.apply(q_BTNH, k_BTKH, v_BTKH, plan, spec.attention)[0]
 
     arrays = {
         "num_heads": spec.model.num_heads,

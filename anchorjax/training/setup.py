@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from anchorjax import attention, sharding
+from anchorjax.attention.parallel import STRATEGIES
 from anchorjax.attention.plan import MAX_TILES
 from anchorjax.attention.tiles import WIDEST
 from anchorjax.checkpoints.huggingface.tokenizer import check_ends
@@ -125,8 +126,11 @@ def check_attention(config: Config, mesh_shape: Mapping[str, int]) -> None:
         raise ConfigError("model.head_dim", width, f"attention.implementation={name!r} takes heads of up to {widest}")
     # Evaluation takes all rows of a batch at once, of which a training step with accumulation takes a part.
     rows = config.data.batch_size // (mesh_shape["data"] * mesh_shape["fsdp"])
-    for key, parts in (("q_tile", mesh_shape["context"]), ("kv_tile", 1)):
-        tokens, tile = config.data.seq_len // parts, getattr(chosen, key)
+    strategy = STRATEGIES[chosen.context_parallel]
+    strategy.check(config.model, mesh_shape)
+    on_device = strategy.tokens(config.data.seq_len, mesh_shape["context"])
+    for key, tokens in zip(("q_tile", "kv_tile"), on_device, strict=True):
+        tile = getattr(chosen, key)
         tiles = rows * -(-tokens // tile)
         if tiles > MAX_TILES:
             allowed = f"{rows} rows of {tokens} tokens on a device may be {MAX_TILES} tiles at most, and are {tiles}"

@@ -82,7 +82,8 @@ from anchorjax import targets
 targets.prepare()
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding
-from anchorjax.attention import sharded
+from anchorjax import sharding
+from anchorjax.attention import parallel
 from anchorjax.config import AttentionConfig
 from anchorjax.masks import Mask
 from anchorjax.sharding import make_mesh
@@ -92,14 +93,14 @@ config = AttentionConfig("pallas_gpu", 128, 128)
 
 def gradients(q, k, v, segment_ids):
     mask = Mask.from_segments(segment_ids, 1)
-    plan = sharded.plan(mask, config)
-    loss = lambda *qkv: sharded.apply(*qkv, plan, config)[0].astype(jnp.float32).sum()
+    plan = parallel.plan(mask, config)
+    loss = lambda *qkv: parallel.apply(*qkv, plan, config)[0].astype(jnp.float32).sum()
     return jax.grad(loss, (0, 1, 2))(q, k, v)
 
 with jax.set_mesh(mesh):
     put = lambda spec, dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
-    q, k, v = (put(sharded.HEADS, jnp.bfloat16, 1, 4096, heads, 128) for heads in (4, 2, 2))
-    jax.jit(gradients).lower(q, k, v, put(sharded.BATCH, jnp.int32, 1, 4096)).compile()
+    q, k, v = (put(sharding.HEADS, jnp.bfloat16, 1, 4096, heads, 128) for heads in (4, 2, 2))
+    jax.jit(gradients).lower(q, k, v, put(sharding.BATCH, jnp.int32, 1, 4096)).compile()
 print(json.dumps("compiled"))
 """
 

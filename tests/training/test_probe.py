@@ -8,20 +8,22 @@ import numpy as np
 import pytest
 
 from anchorjax import data
-from anchorjax.attention import anchors, sharded
+from anchorjax.attention import anchors, parallel
 from anchorjax.attention.plan import make_plan
 from anchorjax.data.text.tokenizer import ByteTokenizer
 from anchorjax.errors import LeakageError
 from anchorjax.sharding import BATCH, shard_batch
 from anchorjax.training import loop
 from anchorjax.training.probe import probe_attention
+from anchorjax.types import CONTEXT_PARALLEL
 from tests.training.making import make_batch, make_mesh, make_steps
 
 
-@pytest.fixture
-def started(tiny_config):
-    """(sharded batch, spec) inside a mesh of two devices along three axes."""
-    steps, mesh = make_steps(tiny_config()), make_mesh(2, 1, 2, 2)
+@pytest.fixture(params=CONTEXT_PARALLEL)
+def started(tiny_config, request):
+    """(sharded batch, spec) inside a mesh of two devices along three axes, of a model whose heads they split."""
+    config = tiny_config(model__num_heads=4, attention__context_parallel=request.param)
+    steps, mesh = make_steps(config), make_mesh(2, 1, 2, 2)
     with jax.set_mesh(mesh):
         yield shard_batch(make_batch(2, 64), mesh), steps.spec
 
@@ -64,13 +66,14 @@ def test_the_probe_of_a_run_sees_one_micro_batch(tiny_config, data_dir, tmp_path
 
 
 def test_an_attention_that_forgets_the_anchor_is_named(started, monkeypatch):
-    right = sharded.attention_with_lse
+    strategy = parallel.STRATEGIES[started[1].attention.context_parallel]
+    right = strategy.attention_with_lse
 
     def wrong(q, k, v, plan, **kwargs):
         forgetful = make_plan(dataclasses.replace(plan.mask, num_anchors=0), plan.q_tile, plan.kv_tile)
         return right(q, k, v, forgetful, **kwargs)
 
-    monkeypatch.setattr(sharded, "attention_with_lse", wrong)
+    monkeypatch.setattr(strategy, "attention_with_lse", wrong)
     with pytest.raises(LeakageError, match="token 0 of row 0 does not reach token"):
         probe_attention(*started)
 

@@ -7,6 +7,7 @@ from anchorjax.errors import ConfigError
 from anchorjax.training.setup import check_attention
 
 ALONE = {"data": 1, "fsdp": 1, "context": 1, "tensor": 1}
+ULYSSES = {"attention__context_parallel": "ulysses"}
 
 
 @pytest.mark.parametrize("name", ["pallas_gpu", "auto"])
@@ -28,6 +29,14 @@ def test_kernels_of_other_devices(tiny_config):
         check_attention(config, ALONE)
 
 
+def test_heads_that_ulysses_cannot_split(tiny_config):
+    config = tiny_config(**ULYSSES)
+    check_attention(config, ALONE | {"context": 2})
+    words = r"mesh.context=4 is not allowed: attention.context_parallel='ulysses' takes a divisor of .* = 2, or use"
+    with pytest.raises(ConfigError, match=words):
+        check_attention(config, ALONE | {"context": 4})
+
+
 @pytest.mark.parametrize(
     ("overrides", "axes", "words"),
     [
@@ -35,6 +44,8 @@ def test_kernels_of_other_devices(tiny_config):
         ({"attention__kv_tile": 8}, {}, "attention.kv_tile=8 is not allowed: 2 rows of 65536 tokens .* are 16384"),
         ({"attention__q_tile": 8, "attention__kv_tile": 16}, {"context": 2}, None),  # queries are cut, keys are not
         ({"attention__q_tile": 8, "attention__kv_tile": 8}, {"context": 2}, "attention.kv_tile=8"),
+        ({"attention__q_tile": 8, "attention__kv_tile": 16} | ULYSSES, {"context": 2}, "attention.q_tile=8"),
+        ({"attention__q_tile": 16, "attention__kv_tile": 16} | ULYSSES, {"context": 2}, None),
         ({"attention__q_tile": 8, "attention__kv_tile": 8}, {"fsdp": 2}, None),
         ({"attention__q_tile": 8, "train__grad_accum_steps": 2}, {}, "attention.q_tile=8"),  # evaluation sees all rows
         ({"attention__q_tile": 1}, {}, "attention.q_tile=1 is not allowed: xla takes 8 or more"),
