@@ -44,7 +44,7 @@ class DataPosition:
 
 
 def bytes_of_largest(tree: Any) -> int:
-    """Of the largest leaf, as float32 if it is narrower: a checkpoint may hold it so."""
+    """The size of the largest leaf, as float32 if it is narrower: a checkpoint may hold it so."""
     return max(x.size * max(4, x.dtype.itemsize) for x in jax.tree.leaves(tree))
 
 
@@ -117,16 +117,16 @@ class Checkpoints:
         return None
 
     def steps(self) -> list[int]:
-        """Of the checkpoints there are, in order. Raises WorkdirError if there is none."""
+        """The steps that have a checkpoint, ascending. Raises WorkdirError if there is none."""
         steps = sorted(self._manager.all_steps())
         if not steps:
             raise WorkdirError(f"there is no checkpoint in {self.directory.parent}")
         return steps
 
-    def mark(self, step: int) -> str:
-        """See `weights_mark`. Raises CheckpointError: the checkpoint cannot be read."""
+    def weights_id(self, step: int) -> str:
+        """The step and a digest of its weights. Raises CheckpointError if the checkpoint cannot be read."""
         try:
-            return weights_mark(self._meta(step))
+            return weights_id(self._meta(step))
         except Exception as error:  # damage surfaces as whatever Orbax's parser trips over
             raise self._unreadable(step, error) from error
 
@@ -203,8 +203,8 @@ class Checkpoints:
         self._manager.close()
 
 
-def weights_mark(meta: Mapping[str, Any]) -> str:
-    """Of a checkpoint, by its `meta`: the step, and letters that tell its weights from any others."""
+def weights_id(meta: Mapping[str, Any]) -> str:
+    """A checkpoint's step and eight hexadecimal digits of a digest of its weights, from its `meta`."""
     weights = sorted(item for item in meta["digests"].items() if item[0].startswith(_WEIGHTS))
     return f"{meta['step']}-{hashlib.sha256(json.dumps(weights).encode()).hexdigest()[:8]}"
 

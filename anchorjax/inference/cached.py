@@ -1,7 +1,7 @@
 """The decoder with a cache of keys and values: a prompt in chunks, then token by token.
 
-- Rows of a batch end in the same column: shorter prompts have pads in front. Every row writes at the same place, so a
-  step is one slice update, and one length serves all.
+- Rows of a batch end in the same column: padding stands before shorter prompts. Every row writes at the same place, so
+  a step is one slice update, and one length serves all.
 - A row is one document behind its anchor, which is plain causal attention, whatever mask the model was trained with.
   In layers with a window the anchor stays in sight if it did in training (`Spec.num_anchors`).
 - Layers are unrolled, their weights apart and in compute_dtype: a scan would copy every layer's weights out of the
@@ -87,7 +87,7 @@ class Cache:
 def advance(params: DecodeParams, cache: Cache, tokens_BT: jax.Array, spec: Spec):
     """Takes in the next T columns: (fp32 logits [B, V] behind the last of them, the longer cache).
 
-    One column is attended densely, more by tiles. Pads may be any token.
+    One column is attended densely, more by tiles. Padding may be any token.
 
     Args:
       spec: static; `attention` must suit the cache's length.

@@ -64,19 +64,19 @@ class Description:
         return "model_type" in self.fields
 
     def steps(self) -> list[int | None]:
-        """Of its checkpoints, oldest first; [None] for a Hugging Face directory, which has no steps."""
+        """The steps of its checkpoints, oldest first; [None] for a Hugging Face directory, which has no steps."""
         if self.is_hugging_face:
             return [None]
         return list(Checkpoints(self.directory, keep=1, read_only=True).steps())
 
     def weights_id(self, step: int | None) -> str:
-        """Tells the weights of a checkpoint from any others, in keys of answers.
+        """Identifies the weights of a checkpoint in the keys of answers.
 
         A Hugging Face directory has no steps: what is in it stands in the request (`options.request`).
         """
         if step is None:
             return "-"
-        return Checkpoints(self.directory, keep=1, read_only=True).mark(step)
+        return Checkpoints(self.directory, keep=1, read_only=True).weights_id(step)
 
     def spec(self, seq_len: int) -> Spec:
         """For rows of that many tokens, with this machine's attention."""

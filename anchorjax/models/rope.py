@@ -129,11 +129,13 @@ def tables(
     """Cosines and sines of every token's phases, times the attention factor.
 
     Args:
-      positions_BT: int32, in [0, length).
-      length, head_dim, config, local: as of `frequencies`.
+      positions_BT: int32, in [0, length). This is not checked, since values are unknown when a program is compiled:
+        a position past the last whole FINE gets the phase of a smaller one, a negative one that of a larger one. The
+        host checks rows before they are batched.
+      length, head_dim, config, local: as in `frequencies`.
 
     Returns:
-      Two fp32 arrays [B, T, h].
+      Two fp32 arrays [B, T, h], cut as `positions_BT` is; without a mesh, on one device.
     """
     frequency_h, factor = frequencies(config, head_dim, length, local)
     fine, coarse = np.arange(FINE), FINE * np.arange(-(-length // FINE))
@@ -149,7 +151,8 @@ def _exact(positions: np.ndarray, frequency_h: np.ndarray) -> tuple[np.ndarray, 
 
 
 def _rows(table: np.ndarray, index_BT: jax.Array) -> jax.Array:
-    pspec = sharding.with_whole_axis(jax.typeof(index_BT).sharding.spec)
+    has_mesh = not jax.sharding.get_abstract_mesh().empty
+    pspec = sharding.with_whole_axis(jax.typeof(index_BT).sharding.spec) if has_mesh else None
     return jnp.asarray(table, jnp.float32).at[index_BT].get(out_sharding=pspec)
 
 

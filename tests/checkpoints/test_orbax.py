@@ -171,24 +171,24 @@ def test_orbax_own_description_is_not_needed(tmp_path):
     assert_same(raw(restore(tmp_path)[0]), raw(state_on(MESHES[0], 4)))
 
 
-def test_a_mark_is_of_the_weights(tmp_path):
-    """The same of a copy; another of other weights at the same step, and of the same at another step."""
+def test_an_id_identifies_the_weights(tmp_path):
+    """A copy has the same id; other weights at the same step and the same weights at another step have another."""
     for name, seed in (("one", 4), ("other", 6)):
         checkpoints = Checkpoints(tmp_path / name, keep=3)
         for step in (4, 8):
             checkpoints.save(step, state_on(MESHES[0], seed), {}, None)
         checkpoints.close()
     shutil.copytree(tmp_path / "one", tmp_path / "copy")
-    marks = {
-        (name, step): Checkpoints(tmp_path / name, keep=3, read_only=True).mark(step)
+    ids = {
+        (name, step): Checkpoints(tmp_path / name, keep=3, read_only=True).weights_id(step)
         for name in ("one", "other", "copy")
         for step in (4, 8)
     }
-    assert len(set(marks.values())) == 4
-    assert all(marks["one", step] == marks["copy", step] for step in (4, 8))
+    assert len(set(ids.values())) == 4
+    assert all(ids["one", step] == ids["copy", step] for step in (4, 8))
     DAMAGES["no meta"](tmp_path / "copy/checkpoints/00000008")
     with pytest.raises(CheckpointError, match=r"checkpoint 8 in .* cannot be read"):
-        Checkpoints(tmp_path / "copy", keep=3, read_only=True).mark(8)
+        Checkpoints(tmp_path / "copy", keep=3, read_only=True).weights_id(8)
 
 
 def test_reading_only_moves_nothing(tmp_path):

@@ -55,7 +55,7 @@ def test_equals_the_run_s_own_held_out_loss(finished, evaluated):
     assert math.isclose(result["by_position"]["0-64"], result["loss"], rel_tol=1e-6)
     assert json.loads((finished / "eval/perplexity/perplexity.json").read_text()) == result
     answers = map(json.loads, (finished / "eval/perplexity/answers.jsonl").open())
-    weights_id = Checkpoints(finished, keep=1, read_only=True).mark(result["step"])
+    weights_id = Checkpoints(finished, keep=1, read_only=True).weights_id(result["step"])
     assert {answer["weights_id"] for answer in answers if "score" in answer} == {weights_id}
     assert image.imread(finished / "eval/perplexity/perplexity.png").std() > 0
 

@@ -97,6 +97,15 @@ def test_frequencies_are_those_of_transformers(scaled, length):
     assert factor == pytest.approx(their_factor, rel=1e-12)
 
 
+def test_tables_need_no_mesh():
+    config = RopeConfig(scaling="none", theta=10000.0)
+    positions_T = np.array([0, 1023, 1024, 1499])
+    cos_BTh, sin_BTh = rope.tables(jnp.asarray(positions_T[None]), 1500, H, config)
+    phases_Th = positions_T[:, None] * rope.frequencies(config, H, 1500)[0]
+    np.testing.assert_allclose(cos_BTh[0], np.cos(phases_Th), atol=2e-7)
+    np.testing.assert_allclose(sin_BTh[0], np.sin(phases_Th), atol=2e-7)
+
+
 def by_formula(scaled: RopeConfig, length: int) -> tuple[list[float], float]:
     """The papers' formulas, pair by pair in Python's floats."""
     theta, s, L = scaled.theta, scaled.factor, scaled.original_length

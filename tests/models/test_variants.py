@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from anchorjax import types
 from anchorjax.masks import Mask
 from anchorjax.models.variants import VARIANTS
 from anchorjax.sharding import BATCH, HEADS
@@ -67,7 +66,3 @@ def test_no_gradient_comes_from_later_tokens(variant):
     for gradient in jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*qkv):
         reached = np.abs(np.asarray(gradient)).max((0, 2, 3)) > 0
         assert not reached[probed + 1 :].any() and reached[probed]
-
-
-def test_every_variant_may_be_chosen():
-    assert tuple(VARIANTS) == types.VARIANTS

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 
 from anchorjax import data
-from anchorjax.checkpoints.orbax import Checkpoints, weights_mark
+from anchorjax.checkpoints.orbax import Checkpoints, weights_id
 from anchorjax.config import AttentionConfig, Config, MeshConfig, resolve
 from anchorjax.errors import ConfigError, WorkdirError
 from anchorjax.evaluation.record import Record
@@ -54,7 +54,7 @@ def evaluate(arguments: argparse.Namespace, command: str) -> None:
         raise WorkdirError(f"the validation text or tokenizer is no longer that of {workdir}")
     rows = list(data.eval_rows(store, tokenizer, config, most))
     evaluator = Evaluator(setup.steps, tokenizer.token_bytes_V, setup.mesh)
-    newest = _Newest(weights_mark(meta), meta["step"])
+    newest = _Newest(weights_id(meta), meta["step"])
     # The rows of a checkpoint are always the same; which of them make a batch depends on the devices.
     id = f"{most} {config.batch_size}"
     examples = [

@@ -50,7 +50,7 @@ class Row:
     """A text, who sees whom in it, and its sets of positions.
 
     Attributes:
-      tokens_T, segment_ids_T: int32, without pads.
+      tokens_T, segment_ids_T: int32, without padding.
       num_anchors: leading tokens that every later one sees.
       positions_PT: int32; the first set is what the others are compared with.
     """
@@ -144,7 +144,7 @@ def column_norms(segment_ids_T: np.ndarray, num_anchors: int, window: int | None
 
 
 def column_groups(segment_ids_T: np.ndarray) -> np.ndarray:
-    """bool [g, T], GROUPS; each key is in one of them, pads in none."""
+    """bool [g, T], GROUPS; each key is in one of them, padding in none."""
     index_T = np.arange(len(segment_ids_T))
     real_T = segment_ids_T != PAD_SEGMENT
     first_of_segment = np.unique(segment_ids_T, return_index=True)[1]
@@ -202,7 +202,7 @@ def _compare(q_BTNH, k_BTKH, v_BTKH, mask: Mask, norm_MS, group_gS, short_MT):
 
 
 def _compare_block(q_BTNH, k_BSKH, v_BSKH, norm_MS, group_gS, mask: Mask, short_MT, start):
-    """Of BLOCK queries: (outputs [B, q, N, H], sums of differences over them)."""
+    """Compares rows over BLOCK queries: (outputs [B, q, N, H], sums of differences over them)."""
     cut = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=BLOCK, axis=1)
     mask = dataclasses.replace(mask, q_segment_ids_BT=cut(mask.q_segment_ids_BT), q_index_BT=cut(mask.q_index_BT))
     short_Mq = cut(short_MT)

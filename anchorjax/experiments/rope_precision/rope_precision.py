@@ -121,12 +121,12 @@ def passes(plan: Plan, description: Description, text: Essays, batch_size: int) 
 
 
 def weights_of(variant: str) -> str:
-    """Of WEIGHTS."""
+    """The entry of WEIGHTS that a variant's name begins with."""
     return max((prefix for prefix in WEIGHTS if variant.startswith(prefix)), key=len)
 
 
 def make_row(plan: Plan, description: Description, text: Essays, name: str, sample: int, shifts: Sequence[int]) -> Row:
-    """Of an experiment or layout: the beginning of sequence, then text, or documents of it."""
+    """The row of an experiment or layout: BOS, then text, or documents of it."""
     tokenizer = description.tokenizer
     T = plan.tokens if name == "shifts" else plan.lengths[-1]
     index_T = np.arange(T, dtype=np.int32)

@@ -1,16 +1,18 @@
 """Attention variants: how a layer attends, in training, scoring and decoding alike. `attention.variant` names one.
 
-A variant is a module with three functions. To add one, write its file, put it into `VARIANTS` and its name into
-`types.VARIANTS`; tests/models/test_variants.py asks of it what every variant must do.
+A variant is a module with three functions. To add one, write its file and add its name to `types.VARIANTS`;
+tests/models/test_variants.py then tests it.
 
     contexts(masks, positions_BT, spec, start=None)     -> a context for each mask: what the layers of one kind share
     attend(q_BTNH, k_BTKH, v_BTKH, context, spec, cache=None)   -> (out_BTNH, cache): queries and keys before RoPE
     cache(rows, columns, spec)                                  -> an empty cache of one layer, a pytree of arrays
 
 With `start` the T columns come after `start` cached ones: masks then are of T queries and all S columns of the cache.
-Variants stand here and not under attention/, which knows nothing of RoPE: each places its own positions.
+Variants are here and not under attention/, which has no RoPE: each variant rotates queries and keys itself.
 """
 
-from anchorjax.models.variants import plain
+import importlib
 
-VARIANTS = {"plain": plain}
+from anchorjax import types
+
+VARIANTS = {name: importlib.import_module(f"{__name__}.{name}") for name in types.VARIANTS}
