@@ -1,6 +1,6 @@
 """Who may attend to whom: the one rule of attention, in each of the forms in which it is read.
 
-    allowed(q, k) = k.index <= q.index and (same segment or k is an anchor), and neither is a pad
+    allowed(q, k) = k.index <= q.index and (same segment or k is an anchor), and neither is padding
 
 With a sliding window, "same segment" also asks for q.index - k.index < window; anchors stay in sight.
 
@@ -65,7 +65,7 @@ class Mask:
     """What a query may see, and the softcap of its logits: O(T) memory, never a [T, S] array.
 
     Attributes:
-      q_segment_ids_BT, kv_segment_ids_BS: int32 documents, -1 for pads.
+      q_segment_ids_BT, kv_segment_ids_BS: int32 documents, -1 for padding.
       q_index_BT, kv_index_BS: int32 place of each token in its row. They are arrays and not offsets, so
         that shards of a row, and reordered rows, need no special case.
       num_anchors: keys with index below this are seen by every later query (static).

@@ -29,7 +29,7 @@ import importlib
 import jax
 from jax.sharding import NamedSharding
 from anchorjax import sharding
-from anchorjax.attention.tiles import default_tiles
+from anchorjax.attention import MODULES
 from anchorjax.config import resolve
 from anchorjax.training.state import init_state
 from anchorjax.types import Batch
@@ -45,7 +45,7 @@ def check(target, recipe, compute_dtype):
     config.update(data={"seq_len": T, "batch_size": 1, "tokenizer": "bytes"}, train={"loss_chunk": 512})
     (device,) = targets.devices(target)[:1]
     name = "pallas_tpu" if target in targets.TPUS else "pallas_gpu"
-    q_tile, kv_tile = default_tiles(name, device.device_kind, T)
+    q_tile, kv_tile = MODULES[name].default_tiles(device.device_kind, T)
     config.update(attention={"implementation": name, "q_tile": q_tile, "kv_tile": kv_tile})
     steps = make_steps(resolve(config.to_dict()).completed())
     mesh = sharding.make_mesh(dict(zip(sharding.AXES, (1, 1, 1, 1))), [device])

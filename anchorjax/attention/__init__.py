@@ -7,9 +7,16 @@
 | pallas_tpu| pallas_tpu/  | Mosaic kernels over live tiles; compiled, never run yet |
 | pallas_gpu| pallas_gpu/  | Triton kernels over live tiles; compiled, never run yet |
 
-An implementation is a module here with `apply(q_BTNH, k_BSKH, v_BSKH, plan) -> (out_BTNH, lse_BTN)`; add
-its name to `types.IMPLEMENTATIONS` and a line to tests/attention/contract.py: the contract suite runs on it. One
-that cannot do something raises `NotImplementedError` naming it; none is ever replaced silently by another.
+An implementation is a module here that describes itself, with its name in `types.IMPLEMENTATIONS`:
+
+    BACKEND                                      "tpu", "gpu", or None: it runs on any
+    default_tiles(device_kind, seq_len)          (q_tile, kv_tile) in tokens
+    supports(q_tile, kv_tile, head_dim, dtype)   None, or (the argument that is not supported, what is allowed)
+    apply(q_BTNH, k_BSKH, v_BSKH, plan)          (out_BTNH in q's dtype, fp32 lse_BTN), one device's arrays;
+                                                 NotImplementedError for arrays that it does not support
+
+The contract suite (tests/attention/contract.py) runs on every name. What an implementation does not support is an
+error; none is ever replaced silently by another.
 """
 
 import dataclasses
@@ -19,19 +26,20 @@ import jax
 import jax.numpy as jnp
 
 from anchorjax.attention.plan import Plan, make_plan
-from anchorjax.attention.tiles import check_tiles, default_tiles
 from anchorjax.config import AttentionConfig
 from anchorjax.errors import ConfigError
 from anchorjax.masks import Mask
 from anchorjax.types import IMPLEMENTATIONS
 
 DTYPES = ("float32", "bfloat16")
-BACKENDS = {"pallas_tpu": "tpu", "pallas_gpu": "gpu"}  # the others run on all
+# All of them, as describing themselves imports no kernel.
+MODULES = {name: importlib.import_module(f"anchorjax.attention.{name}") for name in IMPLEMENTATIONS}
 
 
 def default_implementation() -> str:
     """The fastest implementation for this process's backend."""
-    return {backend: name for name, backend in BACKENDS.items()}.get(jax.default_backend(), "xla")
+    found = jax.default_backend()
+    return next((name for name, module in MODULES.items() if module.BACKEND == found), "xla")
 
 
 def choose(config: AttentionConfig, seq_len: int) -> AttentionConfig:
@@ -41,11 +49,12 @@ def choose(config: AttentionConfig, seq_len: int) -> AttentionConfig:
       ConfigError: tiles that the implementation does not take.
     """
     name = default_implementation() if config.implementation == "auto" else config.implementation
-    tiles = default_tiles(name, jax.devices()[0].device_kind, seq_len)
+    module = MODULES[name]
+    tiles = module.default_tiles(jax.devices()[0].device_kind, seq_len)
     q_tile, kv_tile = (given or best for given, best in zip((config.q_tile, config.kv_tile), tiles, strict=True))
-    allowed = check_tiles(name, q_tile, kv_tile)
-    if allowed:
-        wrong = "kv_tile" if check_tiles(name, q_tile, q_tile) is None else "q_tile"
+    refused = module.supports(q_tile, kv_tile)
+    if refused:
+        wrong, allowed = refused
         raise ConfigError(f"attention.{wrong}", getattr(config, wrong), f"{name} takes {allowed}, or 0 for its own")
     return dataclasses.replace(config, implementation=name, q_tile=q_tile, kv_tile=kv_tile)
 
@@ -60,7 +69,7 @@ def attention(
 ) -> jax.Array:
     """softmax(q k' / sqrt(H)) v over the keys that `masks.allowed` admits.
 
-    Differentiable in q, k and v. Queries that see no key (pads) give exact zeros and zero gradients.
+    Differentiable in q, k and v. Queries that see no key (padding) give exact zeros and zero gradients.
 
     Padding in q, k, v and the cotangents may hold anything, also NaN and infinity: it is read as zeros. NaN or infinity
     at a real token can reach the other documents in its tile.
@@ -68,8 +77,8 @@ def attention(
     Args:
       q_BTNH: queries. N must be a multiple of K (grouped-query attention, arXiv 2305.13245).
       k_BSKH, v_BSKH: keys and values, of q's dtype (float32 or bfloat16).
-      mask_or_plan: who may see whom. A `Mask` gets a plan with the implementation's own tiles here; a `Plan`, which
-        holds its mask, is used as it is: pass one to all layers of a step.
+      mask_or_plan: which keys each query may attend to. A `Mask` gets a plan with the implementation's own tiles; a
+        `Plan`, which holds its mask, is used as it is: pass one to all layers of a step.
       implementation: a name from `types.IMPLEMENTATIONS`; None takes `default_implementation()`.
 
     Returns:
@@ -78,7 +87,7 @@ def attention(
     Raises:
       TypeError: mask_or_plan is something else, such as a bool array.
       ValueError: shapes, dtypes or a plan that do not fit each other, or an unknown implementation.
-      NotImplementedError: tiles or a head width that the implementation does not take.
+      NotImplementedError: tiles, a head width or a dtype that the implementation does not support.
     """
     return attention_with_lse(q_BTNH, k_BSKH, v_BSKH, mask_or_plan, implementation=implementation)[0]
 
@@ -105,16 +114,17 @@ def attention_with_lse(
     name = implementation or default_implementation()
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"attention implementation {name!r} is unknown; there are {', '.join(IMPLEMENTATIONS)}")
+    module = MODULES[name]
     if isinstance(mask_or_plan, Mask):
         check_mask(mask_or_plan, q_shape, kv_shape)
-        plan = make_plan(mask_or_plan, *default_tiles(name, jax.devices()[0].device_kind, kv_shape[1]))
+        plan = make_plan(mask_or_plan, *module.default_tiles(jax.devices()[0].device_kind, kv_shape[1]))
     else:
         plan = mask_or_plan
         check_plan(plan, q_shape, kv_shape)
-    allowed = check_tiles(name, plan.q_tile, plan.kv_tile)
-    if allowed:
+    refused = module.supports(plan.q_tile, plan.kv_tile)
+    if refused:
+        _, allowed = refused
         raise NotImplementedError(f"attention {name}: tiles of {plan.q_tile} x {plan.kv_tile}; allowed: {allowed}")
-    module = importlib.import_module(f"anchorjax.attention.{name}")
     return module.apply(q_BTNH, k_BSKH, v_BSKH, plan)
 
 

@@ -35,7 +35,7 @@ class Anchors:
 
 
 def locate(mask: Mask) -> tuple[jax.Array, jax.Array]:
-    """int32 place of each anchor among the keys [B, A], and whether it is there, and no pad, [B, A]."""
+    """int32 place of each anchor among the keys [B, A], and whether it exists and is not padding, [B, A]."""
     is_anchor_BAS = mask.kv_index_BS[:, None] == jnp.arange(mask.num_anchors)[:, None]
     is_anchor_BAS &= mask.kv_segment_ids_BS[:, None] != PAD_SEGMENT
     return jnp.argmax(is_anchor_BAS, -1).astype(jnp.int32), jnp.any(is_anchor_BAS, -1)

@@ -33,7 +33,7 @@ class Static:
 
     @classmethod
     def of(cls, q_BTNH: jax.Array, k_BSKH: jax.Array, plan: Plan, **own) -> "Static":
-        """For these arrays; `own` are the fields of a subclass."""
+        """Makes the fields from these arrays; `own` are the fields of a subclass."""
         return cls(
             q_tile=plan.q_tile,
             kv_tile=plan.kv_tile,
@@ -51,7 +51,7 @@ class Static:
         return jax.lax.dot_general(x, y, dimensions, precision=self.precision, preferred_element_type=jnp.float32)
 
     def softcap(self, s):
-        """Capped logits in base 2 from dot products, and their slope by the scaled dot products (None is 1)."""
+        """Capped logits in base 2 from dot products, and their derivative by the scaled dot products (None is 1)."""
         if self.soft_cap is None:
             return s * (self.scale * LOG2E), None
         ratio = jnp.tanh(s * (self.scale / self.soft_cap))

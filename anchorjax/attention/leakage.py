@@ -38,7 +38,7 @@ class Finding:
         gradient, and the query may not see them.
       blind: int [n, 2]; (row, place) of outputs that may see it and did not change. Backward: of keys that the query
         may see, and dk or dv is zero.
-      backward: is it of the backward pass?
+      backward: True for the backward pass.
     """
 
     row: int
@@ -59,7 +59,7 @@ def probe(
     dtype: str = "float32",
     sharding: jax.sharding.PartitionSpec | None = None,
 ) -> list[Finding]:
-    """Changes each of `tokens` in turn in random arrays and compares what `attend` makes of them.
+    """Changes each of `tokens` in turn in random arrays and compares the outputs of `attend`.
 
     Costs one call of `attend` and one more for each token, and keeps no [T, T] array.
 
@@ -94,7 +94,7 @@ def probe_gradients(
     dtype: str = "float32",
     sharding: jax.sharding.PartitionSpec | None = None,
 ) -> list[Finding]:
-    """Gives the output of each of `tokens` in turn a cotangent, and looks which keys get a gradient.
+    """Gives the output of each of `tokens` in turn a cotangent, and compares which keys get a gradient.
 
     Costs a forward and a backward pass of `attend` for each token. The arguments are those of `probe`.
     """
@@ -172,11 +172,11 @@ def _by_rule(mask: Mask, row: int, queries, keys) -> np.ndarray:
 
 
 def probe_tokens(segment_ids_BT: np.ndarray) -> list[tuple[int, int]]:
-    """Few tokens where a wrong mask would show; none if there are only pads.
+    """Few tokens where a wrong mask would show; none if there is only padding.
 
-    Of the first row that has tokens: its first and its last one, and both sides of the first three places where the
-    segment changes (anchor to document, document to document, or to a pad). Of the last such row, if it is another:
-    the one amid its tokens.
+    They are the first and the last token of the first row that has any, both sides of the first three places there
+    where the segment changes (anchor to document, document to document, or to padding), and the middle token of the
+    last row that has any, if that is another row.
     """
     real_BT = np.asarray(segment_ids_BT) != PAD_SEGMENT
     rows = np.flatnonzero(real_BT.any(axis=1))

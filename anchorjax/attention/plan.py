@@ -31,7 +31,7 @@ _CHUNK = 2**16
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Visits:
-    """The visited tiles in one order, the tiles of all rows numbered through (row b's i-th is b * I + i).
+    """The visited tiles in one order, numbered across all rows (row b's i-th is b * I + i).
 
     Attributes:
       entries_CP: int32, see `unpack`. Chunk c holds the entries of `tiles_per_chunk` tiles of the outer side,
@@ -59,7 +59,7 @@ class Plan:
     those of the list.
 
     Attributes:
-      mask: who may see whom: what the tiles were listed for, and what decides inside of a tile.
+      mask: which keys each query may attend to. The tiles were listed for it, and it decides inside of a tile.
       q_tile, kv_tile: tokens along each side of a tile (static).
     """
 

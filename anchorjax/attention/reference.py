@@ -8,6 +8,24 @@ from anchorjax.attention.anchors import NOTHING, softcap
 from anchorjax.attention.plan import Plan
 from anchorjax.masks import Mask, padding_as_zeros
 
+BACKEND = None  # any
+SMALLEST = (
+    8  # tokens along a tile's side, as in xla: the plan is built here too, and its lists cost more than they save
+)
+
+
+def default_tiles(device_kind: str, seq_len: int = 0) -> tuple[int, int]:
+    """(q_tile, kv_tile) in tokens, of the plan; nothing is computed by tiles here."""
+    return 256, 256
+
+
+def supports(q_tile: int, kv_tile: int, head_dim: int = 1, dtype: str = "float32") -> tuple[str, str] | None:
+    """None, or (the argument that is not supported, what is allowed)."""
+    for name, tile in (("q_tile", q_tile), ("kv_tile", kv_tile)):
+        if tile < SMALLEST:
+            return name, f"{SMALLEST} or more"
+    return None
+
 
 def apply(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, plan: Plan) -> tuple[jax.Array, jax.Array]:
     """softmax(q k' / sqrt(H)) v over the allowed keys, and its log-sum-exp; the contract is `attention_with_lse`'s.

@@ -9,7 +9,7 @@ documents is ever compiled for.
 
 Sources: online softmax, Milakov & Gimelshein (arXiv 1805.02867); tiled forward and backward,
 FlashAttention-2 (arXiv 2307.08691, Algorithms 1 and 2). Letters: R query tiles and M key tiles of all rows,
-numbered through as in the plan; t, s tokens of one query and one key tile.
+numbered across rows as in the plan; t, s tokens of one query and one key tile.
 """
 
 import dataclasses
@@ -25,6 +25,22 @@ from anchorjax.attention.anchors import NOTHING, softcap
 from anchorjax.attention.plan import NEEDS_MASK, Plan, pad_to_tiles, unpack
 from anchorjax.masks import NO_SEGMENT, allowed_in_tile, tile_segment_ids
 from anchorjax.types import PAD_SEGMENT
+
+BACKEND = None  # any
+SMALLEST = 8  # tokens along a tile's side: below, lists and loops cost more than what they skip
+
+
+def default_tiles(device_kind: str, seq_len: int = 0) -> tuple[int, int]:
+    """(q_tile, kv_tile) in tokens: the fastest on CPUs (benchmarks/attention/attention_tiles.py)."""
+    return 256, 256
+
+
+def supports(q_tile: int, kv_tile: int, head_dim: int = 1, dtype: str = "float32") -> tuple[str, str] | None:
+    """None, or (the argument that is not supported, what is allowed)."""
+    for name, tile in (("q_tile", q_tile), ("kv_tile", kv_tile)):
+        if tile < SMALLEST:
+            return name, f"{SMALLEST} or more"
+    return None
 
 
 def apply(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, plan: Plan) -> tuple[jax.Array, jax.Array]:

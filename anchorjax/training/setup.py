@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 from anchorjax import attention, sharding
 from anchorjax.attention.parallel import STRATEGIES
 from anchorjax.attention.plan import MAX_TILES
-from anchorjax.attention.tiles import WIDEST
 from anchorjax.checkpoints.huggingface.tokenizer import check_ends
 from anchorjax.checkpoints.pretrained import Pretrained, keep_source
 from anchorjax.checkpoints.pretrained import find as find_pretrained
@@ -116,14 +115,17 @@ def check_attention(config: Config, mesh_shape: Mapping[str, int]) -> None:
     """Raises ConfigError for an implementation, tiles or heads that this process's devices do not run."""
     chosen, found = attention.choose(config.attention, config.data.seq_len), jax.default_backend()
     name = chosen.implementation
-    needed = attention.BACKENDS.get(name, found)
+    module = attention.MODULES[name]
+    needed = module.BACKEND or found
     if needed != found:
         raise ConfigError(
             "attention.implementation", name, f"it needs {needed.upper()}s, and JAX found {found} devices"
         )
-    width, widest = config.model.head_dim, WIDEST.get(name, config.model.head_dim)
-    if width > widest:
-        raise ConfigError("model.head_dim", width, f"attention.implementation={name!r} takes heads of up to {widest}")
+    model = config.model
+    refused = module.supports(chosen.q_tile, chosen.kv_tile, model.head_dim, model.compute_dtype)
+    if refused:  # `choose` has refused tiles already
+        key, allowed = {"head_dim": "head_dim", "dtype": "compute_dtype"}[refused[0]], refused[1]
+        raise ConfigError(f"model.{key}", getattr(model, key), f"attention.implementation={name!r} takes {allowed}")
     # Evaluation takes all rows of a batch at once, of which a training step with accumulation takes a part.
     rows = config.data.batch_size // (mesh_shape["data"] * mesh_shape["fsdp"])
     strategy = STRATEGIES[chosen.context_parallel]

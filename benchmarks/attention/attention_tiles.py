@@ -1,4 +1,4 @@
-"""Time of the `xla` attention by tile size: the reason for its defaults in anchorjax/attention/tiles.py.
+"""Time of the `xla` attention by tile size: the reason for its defaults in anchorjax/attention/xla.py.
 
     python -m benchmarks.attention.attention_tiles [--json]
 

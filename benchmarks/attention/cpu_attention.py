@@ -27,9 +27,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from anchorjax.attention import attention
+from anchorjax.attention import MODULES, attention
 from anchorjax.attention.plan import classify_tiles, make_plan
-from anchorjax.attention.tiles import default_tiles
 from anchorjax.masks import Mask
 
 N, K, H = 9, 3, 64
@@ -80,7 +79,10 @@ def measure(length: int, repeats: int) -> dict[str, float]:
     seconds = alternate(calls, repeats)
     result = {f"{name}_{title}_s": statistics.median(times) for (name, title), times in seconds.items()}
     result["plan_s"] = statistics.median(alternate({"plan": plan_call(masks["anchor"])}, repeats)["plan"])
-    live = {name: int(jnp.sum(classify_tiles(mask, *default_tiles("xla", "cpu"))[0])) for name, mask in masks.items()}
+    live = {
+        name: int(jnp.sum(classify_tiles(mask, *MODULES["xla"].default_tiles("cpu"))[0]))
+        for name, mask in masks.items()
+    }
     result["live_tile_ratio"] = live["anchor"] / live["full"]
     for title, suffix in (("forward_backward", ""), ("forward", "_forward")):
         for one, other in PAIRS:
@@ -115,7 +117,7 @@ def ratio(numerators: list[float], denominators: list[float]) -> float:
 
 
 def xla_call(arrays: list[np.ndarray], mask: Mask, backward: bool) -> Callable[[], None]:
-    plan = jax.jit(make_plan, static_argnums=(1, 2))(mask, *default_tiles("xla", "cpu"))
+    plan = jax.jit(make_plan, static_argnums=(1, 2))(mask, *MODULES["xla"].default_tiles("cpu"))
 
     def attend(q, k, v, plan):
         return attention(q, k, v, plan, implementation="xla")
@@ -125,7 +127,7 @@ def xla_call(arrays: list[np.ndarray], mask: Mask, backward: bool) -> Callable[[
 
 def plan_call(mask: Mask) -> Callable[[], None]:
     make = jax.jit(make_plan, static_argnums=(1, 2))
-    return lambda: jax.block_until_ready(make(mask, *default_tiles("xla", "cpu")))
+    return lambda: jax.block_until_ready(make(mask, *MODULES["xla"].default_tiles("cpu")))
 
 
 def dense_call(arrays: list[np.ndarray], backward: bool) -> Callable[[], None]:

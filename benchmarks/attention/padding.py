@@ -20,9 +20,8 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from anchorjax import targets
-from anchorjax.attention import attention, gradient
+from anchorjax.attention import MODULES, attention, gradient
 from anchorjax.attention.plan import make_plan
-from anchorjax.attention.tiles import default_tiles
 from anchorjax.masks import Mask, padding_as_zeros
 from anchorjax.models import rope
 
@@ -79,7 +78,7 @@ def measure(shape, repeats: int) -> dict[str, float]:
     segment_ids_T = 1 + np.arange(T) // DOCUMENT
     segment_ids_T[0], segment_ids_T[-PADDING:] = 0, -1
     mask = Mask.from_segments(jnp.asarray(segment_ids_T[None], jnp.int32), 1)
-    plan = make_plan(mask, *default_tiles("xla", "cpu", T))
+    plan = make_plan(mask, *MODULES["xla"].default_tiles("cpu", T))
     compiled = [
         jax.jit(lambda *arrays, zeros=zeros: layer("xla", zeros, plan, *arrays)).lower(*arrays).compile()
         for zeros in (False, True)
@@ -101,7 +100,7 @@ def measure(shape, repeats: int) -> dict[str, float]:
 
 def compile_for(target: str, zeros: bool) -> dict[str, float]:
     here, name = SingleDeviceSharding(targets.device(target)), "pallas_tpu" if target in targets.TPUS else "pallas_gpu"
-    tiles = default_tiles(name, target, COMPILED[0])
+    tiles = MODULES[name].default_tiles(target, COMPILED[0])
     mask = jax.eval_shape(lambda s: Mask.from_segments(s, 1), jax.ShapeDtypeStruct((1, COMPILED[0]), jnp.int32))
     plan = jax.eval_shape(lambda mask: make_plan(mask, *tiles), mask)
     put = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)  # noqa: E731

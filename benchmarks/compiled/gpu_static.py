@@ -22,10 +22,9 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from anchorjax import targets
-from anchorjax.attention import attention
+from anchorjax.attention import attention, pallas_gpu
 from anchorjax.attention.pallas_gpu import blocks
 from anchorjax.attention.plan import make_plan
-from anchorjax.attention.tiles import default_tiles
 from anchorjax.errors import MissingCompiler
 from anchorjax.masks import Mask
 
@@ -72,7 +71,7 @@ def figures(target: str, dtype: str, width: int, directory: Path) -> list[dict]:
         name = f"anchor_attention_{kernel}"
         (ptx,) = (file for file in directory.glob("*.ptx") if f".entry {name}(" in file.read_text())
         padded = 1 << (width - 1).bit_length()
-        block = blocks.fit(table, dtype, padded, *default_tiles("pallas_gpu", target, TOKENS))
+        block = blocks.fit(table, dtype, padded, *pallas_gpu.default_tiles(target, TOKENS))
         rows.append(
             {
                 "target": target,
@@ -92,7 +91,7 @@ def compile_gradients(target: str, dtype: str, width: int) -> None:
     """A forward and backward pass with a given plan; what the compiler writes is in the dump directory."""
     here = SingleDeviceSharding(targets.device(target))
     mask = jax.eval_shape(lambda s: Mask.from_segments(s, 1), jax.ShapeDtypeStruct((1, TOKENS), jnp.int32))
-    plan = jax.eval_shape(lambda mask: make_plan(mask, *default_tiles("pallas_gpu", target, TOKENS)), mask)
+    plan = jax.eval_shape(lambda mask: make_plan(mask, *pallas_gpu.default_tiles(target, TOKENS)), mask)
 
     def gradients(q, k, v, plan):
         def total(*qkv):

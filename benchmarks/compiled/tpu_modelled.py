@@ -39,9 +39,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from anchorjax import targets
-from anchorjax.attention import attention
+from anchorjax.attention import attention, pallas_tpu
 from anchorjax.attention.plan import NEEDS_MASK, make_plan, unpack
-from anchorjax.attention.tiles import default_tiles
 from anchorjax.data.rows.row_plan import Pieces, interleave
 from anchorjax.masks import Mask
 from benchmarks.compiled import peers
@@ -145,7 +144,7 @@ def compare_all(length: int, schedules: dict, tiles: list) -> dict:
     for target, kernels in schedules.items():
         result[target] = {pool: compare(target, kernels, tallies[pool], full) for pool in POOLS}
         if "tokamax" in kernels:
-            outside = compile_outside(target, length, *default_tiles("pallas_tpu", target))
+            outside = compile_outside(target, length, *pallas_tpu.default_tiles(target))
             for pool, figures in result[target].items():
                 figures |= compare_tokamax(target, kernels["tokamax"], figures, pool, length, outside)
         for pool, figures in result[target].items():
@@ -176,7 +175,7 @@ def compare(target: str, kernels: dict, tallies: dict, full: dict) -> dict:
     whole = min(
         sum(cycles(target, kernels["ours"], which, tile, full[tile]) for which in schedules_lib.PASSES) for tile in full
     )
-    tile = default_tiles("pallas_tpu", target)
+    tile = pallas_tpu.default_tiles(target)
     tile = tile if tile in full else min(ours, key=ours.get)
     return {
         "vs_splash_segments": splash / ours[tile],

@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 from anchorjax import targets
-from anchorjax.attention.tiles import default_tiles
+from anchorjax.attention import pallas_tpu
 from benchmarks.compiled import peers, schedules
 
 TILES = "512x512,1024x512,512x1024,1024x1024"
@@ -104,7 +104,7 @@ def summarise(target: str, kernel: str, found: dict) -> dict:
         if kernel != "ours":
             result |= figures(target, which, best, found[best][which], f"{kernel}_{which}")
             continue
-        default = default_tiles("pallas_tpu", target)
+        default = pallas_tpu.default_tiles(target)
         result |= figures(target, which, best, found[best][which], f"best_{which}")
         if default in found:
             result |= figures(target, which, default, found[default][which], which)

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from anchorjax.attention import attention, leakage
+from anchorjax.attention import attention, leakage, pallas_gpu
 from anchorjax.attention.plan import make_plan
-from anchorjax.attention.tiles import default_tiles
 from anchorjax.masks import Mask
 from benchmarks.gpu_parts import rows
 from tests.attention import contract as oracle
@@ -21,7 +20,7 @@ ARRAYS = ("out", "dq", "dk", "dv")
 
 
 def tiles_of(tiles: tuple[int, int] | None, T: int) -> tuple[int, int]:
-    return tiles or default_tiles("pallas_gpu", jax.devices()[0].device_kind, T)
+    return tiles or pallas_gpu.default_tiles(jax.devices()[0].device_kind, T)
 
 
 @dataclasses.dataclass(frozen=True)

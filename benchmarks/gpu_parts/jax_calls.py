@@ -12,7 +12,6 @@ import numpy as np
 
 from anchorjax.attention import attention, pallas_gpu
 from anchorjax.attention.plan import make_plan
-from anchorjax.attention.tiles import default_tiles
 from anchorjax.masks import Mask
 from benchmarks.gpu_parts import rows
 from benchmarks.gpu_parts.attention import base_arrays
@@ -29,7 +28,7 @@ def ours_with_plan(q, k, v, plan):
 
 
 def planned(mask: Mask):
-    return make_plan(mask, *default_tiles("pallas_gpu", jax.devices()[0].device_kind, mask.q_index_BT.shape[1]))
+    return make_plan(mask, *pallas_gpu.default_tiles(jax.devices()[0].device_kind, mask.q_index_BT.shape[1]))
 
 
 def cudnn(q, k, v, *_):

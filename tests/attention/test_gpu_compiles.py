@@ -12,16 +12,15 @@ from anchorjax import targets
 targets.prepare()
 import jax, jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
-from anchorjax.attention import attention
+from anchorjax.attention import attention, pallas_gpu
 from anchorjax.attention.plan import make_plan
-from anchorjax.attention.tiles import default_tiles
 from anchorjax.masks import Mask
 
 target, *cases = sys.argv[1:]
 here = SingleDeviceSharding(targets.device(target))
 
 def temporaries(T, H, dtype, N, K):
-    tiles = default_tiles("pallas_gpu", target, T)
+    tiles = pallas_gpu.default_tiles(target, T)
     segment_ids = jax.ShapeDtypeStruct((1, T), jnp.int32)
     mask = jax.eval_shape(lambda segment_ids: Mask.from_segments(segment_ids, 1), segment_ids)
     plan = jax.eval_shape(lambda mask: make_plan(mask, *tiles), mask)  # a step makes it once for all layers

@@ -1,11 +1,13 @@
 """Which implementation and tiles a run gets, by its configuration and its devices."""
 
+import subprocess
+import sys
+
 import jax
 import pytest
 
 from anchorjax import targets
-from anchorjax.attention import choose
-from anchorjax.attention.tiles import LANES, TPU_KINDS, default_tiles
+from anchorjax.attention import MODULES, choose, pallas_gpu, pallas_tpu
 from anchorjax.config import AttentionConfig
 from anchorjax.errors import ConfigError
 from anchorjax.types import IMPLEMENTATIONS
@@ -17,8 +19,8 @@ from anchorjax.types import IMPLEMENTATIONS
 )
 def test_a_device_and_its_target_agree(kind, target):
     """By the table itself: an unknown kind takes v5e's tiles, which are those of three generations."""
-    assert TPU_KINDS[kind] == target
-    assert default_tiles("pallas_tpu", kind) == default_tiles("pallas_tpu", target)
+    assert pallas_tpu.KINDS[kind] == target
+    assert pallas_tpu.default_tiles(kind) == pallas_tpu.default_tiles(target)
 
 
 @pytest.mark.parametrize(
@@ -26,18 +28,30 @@ def test_a_device_and_its_target_agree(kind, target):
     [(2**12, 128), (2**17, 128), (2**17 + 1, 256), (2**18, 256), (2**18 + 1, 512), (2**20, 512), (2**24, 512)],
 )
 def test_a_gpu_takes_larger_tiles_for_longer_rows(seq_len, tile):
-    assert default_tiles("pallas_gpu", "NVIDIA H100 80GB HBM3", seq_len) == (tile, tile)
+    assert pallas_gpu.default_tiles("NVIDIA H100 80GB HBM3", seq_len) == (tile, tile)
     assert choose(AttentionConfig("pallas_gpu", 0, 0), seq_len) == AttentionConfig("pallas_gpu", tile, tile)
 
 
 @pytest.mark.parametrize("target", [*targets.TPUS, "TPU of tomorrow"])
 def test_a_tpu_takes_its_tiles(target):
-    assert all(side % LANES == 0 for side in default_tiles("pallas_tpu", target))
+    assert all(side % pallas_tpu.LANES == 0 for side in pallas_tpu.default_tiles(target))
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_every_implementation_has_tiles(implementation):
-    assert all(side > 0 for side in default_tiles(implementation, "cpu"))
+def test_every_implementation_describes_itself(implementation):
+    """Its own tiles are supported, and what it refuses is named as check_attention expects."""
+    module = MODULES[implementation]
+    assert module.BACKEND in (None, "tpu", "gpu")
+    for seq_len in (128, 2**12, 2**20):
+        assert module.supports(*module.default_tiles("cpu", seq_len), 64, "bfloat16") is None
+    assert module.supports(1, 128)[0] == "q_tile" and module.supports(128, 1)[0] == "kv_tile"
+    refused = module.supports(128, 128, 2**20, "bfloat16")
+    assert refused is None or refused[0] == "head_dim"
+
+
+def test_descriptions_import_no_kernel():
+    code = "import sys, anchorjax.attention; sys.exit(any('pallas' in name.split('.') for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
 
 
 @pytest.mark.parametrize(("backend", "name"), [("cpu", "xla"), ("tpu", "pallas_tpu"), ("gpu", "pallas_gpu")])

@@ -3,7 +3,7 @@
 import pytest
 
 from anchorjax import targets
-from anchorjax.attention.tiles import TPU_KINDS
+from anchorjax.attention import pallas_tpu
 from tests.compilers import require_compiler, run_program
 
 # Forward and backward of two query heads over one key head: bytes of temporaries by row length.
@@ -14,9 +14,8 @@ from anchorjax import targets
 targets.prepare()
 import jax, jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
-from anchorjax.attention import attention
+from anchorjax.attention import attention, pallas_tpu
 from anchorjax.attention.plan import make_plan
-from anchorjax.attention.tiles import default_tiles
 from anchorjax.masks import Mask
 
 target, width, lengths = sys.argv[1], int(sys.argv[2]), [int(n) for n in sys.argv[3].split(",")]
@@ -24,7 +23,7 @@ sharding = SingleDeviceSharding(targets.device(target))
 
 def step(q, k, v, segment_ids):
     mask = Mask.from_segments(segment_ids, 1)
-    plan = make_plan(mask, *default_tiles("pallas_tpu", target))
+    plan = make_plan(mask, *pallas_tpu.default_tiles(target))
     loss = lambda *qkv: attention(*qkv, plan, implementation="pallas_tpu").astype(jnp.float32).sum()
     return jax.grad(loss, (0, 1, 2))(q, k, v)
 
@@ -61,7 +60,9 @@ print(json.dumps({target: targets.device(target).device_kind for target in targe
 
 def test_every_generation_s_own_name_is_known():
     require_compiler(next(iter(targets.TPUS)))
-    assert {target: TPU_KINDS[kind] for target, kind in run_program(KINDS).items()} == {t: t for t in targets.TPUS}
+    assert {target: pallas_tpu.KINDS[kind] for target, kind in run_program(KINDS).items()} == {
+        t: t for t in targets.TPUS
+    }
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
 from anchorjax import sharding
-from anchorjax.attention.tiles import default_tiles
+from anchorjax.attention import MODULES
 from anchorjax.config import Config, resolve
 from anchorjax.errors import ConfigError
 from anchorjax.training.state import init_state
@@ -43,7 +43,7 @@ def read(recipe: str, implementation: str, **model) -> Config:
     """The recipe's configuration, with a vocabulary where the tokenizer would give it."""
     config = importlib.import_module(f"configs.{recipe}").get_config()
     kind = TPU if implementation == "pallas_tpu" else "cpu"
-    tiles = default_tiles(implementation, kind, config.data.seq_len)
+    tiles = MODULES[implementation].default_tiles(kind, config.data.seq_len)
     config.attention.update({"implementation": implementation, "q_tile": tiles[0], "kv_tile": tiles[1]})
     config = resolve(config.to_dict()).completed()
     model = {"vocab_size": config.model.vocab_size or 320} | model

@@ -15,7 +15,7 @@ targets.prepare()
 import jax
 from jax.sharding import NamedSharding
 from anchorjax import sharding
-from anchorjax.attention.tiles import default_tiles
+from anchorjax.attention import MODULES
 from anchorjax.types import Batch
 from tests import tiny
 from tests.training.making import make_steps
@@ -24,7 +24,7 @@ from anchorjax.training.state import init_state
 target, implementation, sizes = sys.argv[1], sys.argv[2], [int(n) for n in sys.argv[3].split(",")]
 devices = targets.devices(target)
 B, T = 4, 16384
-q_tile, kv_tile = default_tiles(implementation, devices[0].device_kind, T)
+q_tile, kv_tile = MODULES[implementation].default_tiles(devices[0].device_kind, T)
 config = tiny.config(
     model__num_heads=8, model__num_kv_heads=2, model__head_dim=128, model__d_model=512, model__d_ff=1024,
     model__vocab_size=32000, model__compute_dtype="bfloat16", train__loss_chunk=1024, data__seq_len=T,

@@ -3,7 +3,7 @@
 One program per block of queries and head (forward; dq) or block of keys and key head (dk and dv together, over
 the query heads that share it: keys are never repeated, and nothing is added by two programs, so gradients are
 the same in every run). Each walks its tile's stretch of the list, so a dead tile costs nothing; tiles that are
-wholly visible skip the mask. The anchor keys are 16 or more keys in front of the forward pass's softmax.
+wholly visible skip the mask. The forward pass's softmax begins with the anchor keys, padded to 16 or more.
 
 q, k, v are read where they lie: [B, T, N, H], head widths padded to a power of two by masked loads, rows that no
 tile divides by masked rows. Pallas computes addresses in 64 bits for arrays above 4 GB and in 32 bits below,
@@ -14,6 +14,8 @@ GPU, warp-specialised wgmma) would be a package beside this one with the same `a
 
 Letters: X query tokens and Y key tokens of all rows, each row padded to tiles; t, s tokens of one block of
 queries and of keys. Sources: FlashAttention-2 (arXiv 2307.08691, Algorithms 1 and 2), exponentials to base 2.
+
+This file describes the implementation and imports no Pallas: the kernels are imported where they are called.
 """
 
 import contextlib
@@ -21,11 +23,35 @@ import contextlib
 import jax
 
 from anchorjax.attention import gradient
-from anchorjax.attention.pallas_gpu import backward, forward
-from anchorjax.attention.pallas_gpu.arrays import Arrays
-from anchorjax.attention.pallas_gpu.tile import interpret_context
 from anchorjax.attention.plan import Plan
-from anchorjax.attention.tiles import WIDEST
+
+BACKEND = "gpu"
+SMALLEST = 16  # side of a Triton matmul: of tiles and blocks
+WIDEST = 256  # head, in numbers: wider ones have no blocks in pallas_gpu/blocks.py
+# The finest tile that all blocks divide (pallas_gpu/blocks.py), as a document's edge then costs least. The plan's
+# lists grow with the square of the number of tiles, so longer rows take larger ones: both lists of a row are at most
+# 8 MB up to 512K tokens, and 32 MB at 1M.
+_TILES = (128, 256, 512)
+_TILES_PER_ROW = 1024  # at most, while there is a larger tile
+
+# Part of jit's cache key, so that a function traced outside is traced anew inside.
+interpret_context = jax.make_user_context(False)
+
+
+def default_tiles(device_kind: str, seq_len: int = 0) -> tuple[int, int]:
+    """(q_tile, kv_tile) in tokens, the same for all GPUs: 128 for up to 128K keys a row, 256 up to 256K, then 512."""
+    tile = next((size for size in _TILES if seq_len <= size * _TILES_PER_ROW), _TILES[-1])
+    return tile, tile
+
+
+def supports(q_tile: int, kv_tile: int, head_dim: int = 1, dtype: str = "float32") -> tuple[str, str] | None:
+    """None, or (the argument that is not supported, what is allowed)."""
+    for name, tile in (("q_tile", q_tile), ("kv_tile", kv_tile)):
+        if tile < SMALLEST or tile & (tile - 1):
+            return name, f"powers of two from {SMALLEST} on"
+    if head_dim > WIDEST:
+        return "head_dim", f"heads of up to {WIDEST}"
+    return None
 
 
 def apply(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, plan: Plan) -> tuple[jax.Array, jax.Array]:
@@ -36,9 +62,8 @@ def apply(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, plan: Plan) -
     Raises:
       NotImplementedError: heads wider than 256.
     """
-    widest = WIDEST["pallas_gpu"]
-    if q_BTNH.shape[-1] > widest:
-        raise NotImplementedError(f"attention pallas_gpu: q has shape {q_BTNH.shape}; allowed: heads of 1 to {widest}")
+    if q_BTNH.shape[-1] > WIDEST:
+        raise NotImplementedError(f"attention pallas_gpu: q has shape {q_BTNH.shape}; allowed: heads of 1 to {WIDEST}")
     return gradient.attend(_forward, _backward, q_BTNH, k_BSKH, v_BSKH, plan)
 
 
@@ -52,8 +77,14 @@ def interpreted() -> contextlib.AbstractContextManager:
 
 
 def _forward(q_BTNH, k_BSKH, v_BSKH, plan):
+    from anchorjax.attention.pallas_gpu import forward
+    from anchorjax.attention.pallas_gpu.arrays import Arrays
+
     return forward.call(Arrays(q_BTNH, k_BSKH, v_BSKH, plan))
 
 
 def _backward(q_BTNH, k_BSKH, v_BSKH, plan, dout_BTNH, lse_BTN, delta_BTN):
+    from anchorjax.attention.pallas_gpu import backward
+    from anchorjax.attention.pallas_gpu.arrays import Arrays
+
     return backward.call(Arrays(q_BTNH, k_BSKH, v_BSKH, plan), dout_BTNH, lse_BTN, delta_BTN)

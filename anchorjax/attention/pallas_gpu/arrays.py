@@ -4,9 +4,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from anchorjax.attention import anchors as anchors_lib
+from anchorjax.attention.pallas_gpu import SMALLEST
 from anchorjax.attention.pallas_gpu.tile import Static
 from anchorjax.attention.plan import Plan, Visits, pad_to_tiles
-from anchorjax.attention.tiles import SMALLEST
 from anchorjax.masks import NO_SEGMENT, tile_segment_ids
 from anchorjax.types import PAD_SEGMENT
 
@@ -46,7 +46,7 @@ class Arrays:
         return visits.entries_CP.reshape(-1), visits.starts_1R[0], visits.lengths_1R[0], *self.lines
 
     def by_head(self, x_BTN):
-        """[B, T, N] -> [B, N, X], zeros for pads."""
+        """[B, T, N] -> [B, N, X], zeros for padding."""
         x_BNX = jnp.swapaxes(x_BTN, 1, 2)
         return jnp.pad(x_BNX, ((0, 0), (0, 0), (0, self.static.q_tiles * self.static.q_tile - self.static.T)))
 

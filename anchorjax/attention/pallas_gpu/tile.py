@@ -9,13 +9,10 @@ from jax.experimental.pallas import triton as plgpu
 
 from anchorjax.attention import kernels
 from anchorjax.attention.kernels import MASKED
+from anchorjax.attention.pallas_gpu import SMALLEST, interpret_context
 from anchorjax.attention.pallas_gpu.blocks import Blocks
 from anchorjax.attention.plan import NEEDS_MASK, unpack
-from anchorjax.attention.tiles import SMALLEST
 from anchorjax.masks import allowed_in_tile
-
-# Part of jit's cache key, so that a function traced outside is traced anew inside.
-interpret_context = jax.make_user_context(False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +49,7 @@ class Static(kernels.Static):
         return plgpu.load(ref, mask=mask, other=None if mask is None else 0.0)
 
     def exists(self, start, size: int, length: int, walked_tile: int | None = None):
-        """Which numbers of a block from token `start`, a multiple of `size`, an array has; None is all.
+        """The mask of a block's numbers that lie inside of an array; None is all. `start` is a multiple of `size`.
 
         Args:
           walked_tile: of the side whose blocks a loop goes through. It goes through all blocks of the row's last

@@ -8,10 +8,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from anchorjax.attention.kernels import LOG2E, MASKED, NN, NT, TN, div, output, rem
+from anchorjax.attention.pallas_tpu import LANES
 from anchorjax.attention.pallas_tpu.arrays import Arrays
 from anchorjax.attention.pallas_tpu.tile import Static, column, lanes, run
 from anchorjax.attention.plan import FIRST_OF_KV, FIRST_OF_Q, LAST_OF_KV, NEEDS_MASK, unpack
-from anchorjax.attention.tiles import LANES
 from anchorjax.masks import allowed_in_tile
 
 
@@ -56,7 +56,7 @@ def _kernel(
         return pltpu.make_async_copy(dq_write.at[rem(of_step, 2)], dq_tile(of_step), write_done.at[rem(of_step, 2)])
 
     def awaited_early(of_step):
-        """Did the step after `of_step` need its tile at once? Only one query head comes back so soon."""
+        """Whether the step after `of_step` needed its tile at once. Only one query head comes back so soon."""
         if static.group > 1:
             return jnp.bool_(False)
         this, next_one = (unpack(entries[jnp.clip(s, 0, steps - 1)])[0] for s in (of_step, of_step + 1))

@@ -7,10 +7,10 @@ from jax.experimental.pallas import tpu as pltpu
 
 from anchorjax.attention.anchors import NOTHING
 from anchorjax.attention.kernels import LOG2E, MASKED, NN, NT, div, output
+from anchorjax.attention.pallas_tpu import LANES
 from anchorjax.attention.pallas_tpu.arrays import Arrays
 from anchorjax.attention.pallas_tpu.tile import Static, column, lanes, run
 from anchorjax.attention.plan import FIRST_OF_Q, LAST_OF_Q, NEEDS_MASK, unpack
-from anchorjax.attention.tiles import LANES
 from anchorjax.masks import allowed_in_tile, sees_anchor
 
 

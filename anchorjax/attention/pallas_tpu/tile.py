@@ -7,7 +7,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from anchorjax.attention import kernels
-from anchorjax.attention.tiles import LANES
+from anchorjax.attention.pallas_tpu import LANES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
