@@ -11,12 +11,13 @@ import shutil
 import numpy as np
 import pytest
 
+from anchorjax.cli import generate
 from anchorjax.data.text import tokenizer as tokenizer_lib
 from anchorjax.evaluation import options
 from anchorjax.evaluation.tasks import ruler as ruler_lib
 from anchorjax.inference import language_model
 from anchorjax.inference.generation import Generation, Generator
-from eval import generate, needle, ruler
+from eval import needle, ruler
 from tests.eval import plotted
 from tests.evaluation import typed
 
@@ -220,7 +221,7 @@ def test_commands_of_the_documentation_are_understood(tmp_path, monkeypatch, cap
     found = re.findall(r"^anchorjax (?:evaluate )?(\w+) (.+)$", page, re.MULTILINE)
     assert {script for script, _ in found} >= {"generate", "perplexity", "longppl", "ruler", "needle", "longbench"}
     for script, arguments in found:
-        main = importlib.import_module(f"eval.{script}").main
+        main = importlib.import_module("anchorjax.cli.generate" if script == "generate" else f"eval.{script}").main
         assert main(shlex.split(arguments)) == 2
         assert re.search(r"is not a directory|there is no run in|holds neither a run", capsys.readouterr().err), (
             script,

@@ -17,6 +17,7 @@ from anchorjax import sharding
 from anchorjax.attention import MODULES
 from anchorjax.config import Config, resolve
 from anchorjax.errors import ConfigError
+from anchorjax.models import families
 from anchorjax.training.state import init_state
 from anchorjax.types import Batch
 from tests.training.jobs import ROOT
@@ -35,7 +36,7 @@ def docstring(recipe: str) -> str:
 
 
 def num_devices(recipe: str) -> int:
-    found = re.search(r"Hardware: written for (\d+) ", docstring(recipe))
+    found = re.search(r"^(\d+) TPU v5p", docstring(recipe), re.MULTILINE)
     return int(found[1]) if found else 1  # a laptop's
 
 
@@ -45,6 +46,9 @@ def read(recipe: str, implementation: str, **model) -> Config:
     kind = TPU if implementation == "pallas_tpu" else "cpu"
     tiles = MODULES[implementation].default_tiles(kind, config.data.seq_len)
     config.attention.update({"implementation": implementation, "q_tile": tiles[0], "kv_tile": tiles[1]})
+    if config.init_from and not config.model.num_layers:  # sizes that the checkpoint gives
+        published, _ = families.published("smollm2_135m")
+        config.model.update(published)
     config = resolve(config.to_dict()).completed()
     model = {"vocab_size": config.model.vocab_size or 320} | model
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **model))
@@ -82,7 +86,11 @@ def test_sizes_are_those_of_the_docstrings():
     assert {name: found[name] for recipe in sizes for name in found if name.startswith(recipe)} == {
         f"{recipe}_{mask}": size for recipe, size in sizes.items() for mask in ("anchor", "full", "intra_doc")
     }
-    assert {name for name, size in found.items() if size == 1} == {"quickstart", "smollm2_135m_anchor"}
+    assert {name for name, size in found.items() if size == 1} == {
+        "quickstart",
+        "smollm2_135m_anchor",
+        "smollm2_135m_pose",
+    }
 
 
 @pytest.mark.parametrize(

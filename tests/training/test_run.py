@@ -179,7 +179,11 @@ def test_sigterm_between_the_question_and_the_first_row_is_no_error(tmp_path, da
 
     class Stop:
         answers = itertools.chain([None, None], itertools.repeat("SIGTERM"))  # after the step, before the evaluation
-        received = property(lambda self: next(self.answers))
+        received = None
+
+        def agreed(self):
+            self.received = next(self.answers)
+            return self.received
 
     config = tiny.config(data__data_dir=data_dir, data__batch_size=8, train__steps=1, eval__final_rows=32)
     setup, batches = Setup.make(config), []

@@ -32,7 +32,7 @@ def test_other_configuration_is_refused_with_all_differences(tmp_path):
 
 
 CHANGES = {"str": "elsewhere", "bool": True, "int": 3, "float": 0.25}
-CHOICES = {"implementation": "reference", "bad_rows": "skip"}
+CHOICES = {"implementation": "reference", "bad_rows": "skip", "context_parallel": "ulysses"}
 
 
 def free_keys() -> list[str]:
@@ -54,6 +54,7 @@ def test_free_keys_are_those_of_where_and_how():
         *("data.prefetch", "data.workers", "data.data_dir", "data.tokenizer", "data.store", "data.text_key"),
         *("data.source_key", "data.held_out_share", "data.bad_rows", "data.max_bad_share", "data.max_row_bytes"),
         *("attention.implementation", "attention.q_tile", "attention.kv_tile"),
+        "attention.context_parallel",
     }
 
 

@@ -299,10 +299,10 @@ def test_one_tensor_at_a_time_comes_back_to_the_host(saved, one_device, tmp_path
     params = tiny.load(saved("qwen2"), spec)
     take = hf_checkpoint._take
 
-    def watched(leaves, name, layer, scale):
+    def watched(leaf, adapter, layer, lora):
         assert not [ref for _, ref in taken if ref() is not None]
-        x = take(leaves, name, layer, scale)
-        taken.append(((name, layer), weakref.ref(x)))
+        x = take(leaf, adapter, layer, lora)
+        taken.append(((id(leaf), layer), weakref.ref(x)))
         return x
 
     monkeypatch.setattr(hf_checkpoint, "_take", watched)

@@ -69,8 +69,8 @@ class Model:
     def __post_init__(self):
         @jax.jit
         def run(params, tokens_BT, positions_BT, segment_ids_BT):
-            hidden_BTD = params.hidden(tokens_BT, positions_BT, segment_ids_BT, self.shape)
-            return logits(hidden_BTD, params.unembedding_DV(self.shape))
+            hidden_BTD = params.hidden(tokens_BT, positions_BT, segment_ids_BT, self.spec)
+            return logits(hidden_BTD, params.unembedding_DV(self.spec))
 
         self._run = run
 
