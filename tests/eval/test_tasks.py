@@ -220,8 +220,9 @@ def test_commands_of_the_documentation_are_understood(tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     found = re.findall(r"^anchorjax (?:evaluate )?(\w+) (.+)$", page, re.MULTILINE)
     assert {script for script, _ in found} >= {"generate", "perplexity", "longppl", "ruler", "needle", "longbench"}
+    places = dict.fromkeys(("generate", "report"), "anchorjax.cli")
     for script, arguments in found:
-        main = importlib.import_module("anchorjax.cli.generate" if script == "generate" else f"eval.{script}").main
+        main = importlib.import_module(f"{places.get(script, 'eval')}.{script}").main
         assert main(shlex.split(arguments)) == 2
         assert re.search(r"is not a directory|there is no run in|holds neither a run", capsys.readouterr().err), (
             script,
