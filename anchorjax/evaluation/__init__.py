@@ -6,13 +6,16 @@ record.py   one line an answer; tables are computed from lines
 tasks/      one file or folder for each task
 """
 
-# The module of each command, with `main(argv) -> int`: `anchorjax evaluate NAME` and `python eval/NAME.py`.
+# By name, what `anchorjax evaluate --help` says of a task and its module, whose `main(argv) -> int` does it.
 COMMANDS = {
-    "harness": "anchorjax.evaluation.tasks.harness",
-    "longbench": "anchorjax.evaluation.tasks.longbench.task",
-    "longppl": "anchorjax.evaluation.tasks.longppl",
-    "needle": "anchorjax.evaluation.tasks.needle",
-    "perplexity": "anchorjax.evaluation.tasks.perplexity",
-    "rope_precision": "anchorjax.experiments.rope_precision.command",
-    "ruler": "anchorjax.evaluation.tasks.ruler.task",
+    "ruler": ("RULER: 13 tasks of retrieval, tracking and counting by length", f"{__name__}.tasks.ruler.task"),
+    "needle": ("a needle in a haystack, by depth and length", f"{__name__}.tasks.needle"),
+    "longbench": ("LongBench from local files", f"{__name__}.tasks.longbench.task"),
+    "longppl": ("LongPPL: perplexity of the tokens that need a long context", f"{__name__}.tasks.longppl"),
+    "perplexity": ("perplexity by position, of a run's held-out rows or of a text", f"{__name__}.tasks.perplexity"),
+    "harness": ("lm-eval's tasks: MMLU, HellaSwag, its RULER, your own", f"{__name__}.tasks.harness"),
+    "rope_precision": (
+        "how far rounding moves attention when positions are shifted",
+        "anchorjax.experiments.rope_precision.command",
+    ),
 }

@@ -7,7 +7,7 @@ import pytest
 
 import anchorjax
 from anchorjax import accelerators, cli
-from anchorjax.cli import evaluate
+from anchorjax.evaluation import COMMANDS
 
 
 def test_help_lists_every_command(capsys):
@@ -19,7 +19,7 @@ def test_help_lists_every_command(capsys):
 def test_help_lists_every_task(capsys):
     assert cli.main(["evaluate", "--help"]) == 0
     out, err = capsys.readouterr()
-    assert err == "" and all(f"\n  {name} " in out for name in evaluate.TASKS)
+    assert err == "" and all(f"\n  {name} " in out for name in COMMANDS)
 
 
 def test_version(capsys):
