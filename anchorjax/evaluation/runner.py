@@ -10,12 +10,12 @@ import contextlib
 import dataclasses
 import itertools
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tqdm
 
+from anchorjax import background
 from anchorjax.evaluation import options, windows
 from anchorjax.evaluation.record import Cell, Line, Record
 from anchorjax.evaluation.task import Example, Task
@@ -146,22 +146,9 @@ def _progress(label: str, total: int, done: int) -> Iterator[Callable[[int], Non
         yield advance
 
 
-@contextlib.contextmanager
-def alive(tell: Callable[[], str]) -> Iterator[None]:
+def alive(tell: Callable[[], str]) -> contextlib.AbstractContextManager[None]:
     """Prints what `tell` gives on stderr every QUIET seconds, however long a single step takes."""
-    ended = threading.Event()
-
-    def report() -> None:
-        while not ended.wait(QUIET):
-            print(tell(), file=sys.stderr, flush=True)
-
-    thread = threading.Thread(target=report, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    return background.every(QUIET, lambda: print(tell(), file=sys.stderr, flush=True))
 
 
 def answer(record: Record, task: Task, engine: Engine) -> None:

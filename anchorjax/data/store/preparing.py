@@ -14,12 +14,12 @@ import json
 import math
 import os
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
+from anchorjax import background
 from anchorjax.config import DataConfig
 from anchorjax.data import sources
 from anchorjax.data.sources import Weighted
@@ -225,25 +225,17 @@ def describe(bad: dict[str, int], places: dict[str, list[str]]) -> str:
 @contextlib.contextmanager
 def _shown(directory: Path, total: int, dtype: str, show: Callable[[State], None]) -> Iterator[None]:
     """Calls `show` every second with the progress of all processes, by the files' sizes."""
-    ended = threading.Event()
     width = np.dtype(DTYPES[dtype]).itemsize
 
-    def state() -> State:
+    def show_state() -> None:
         finished, size = pieces.progress(directory)
-        return State(finished, total, size // width)
+        show(State(finished, total, size // width))
 
-    def loop() -> None:
-        while not ended.wait(1):
-            show(state())
-
-    thread = threading.Thread(target=loop, daemon=True)
-    thread.start()
     try:
-        yield
+        with background.every(1, show_state):
+            yield
     finally:
-        ended.set()
-        thread.join()
-        show(state())
+        show_state()
 
 
 def _sync(directory: Path) -> None:
