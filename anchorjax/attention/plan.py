@@ -9,6 +9,7 @@ documents a row, contributes nothing; a live tile is never called dead.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,8 @@ FIRST_OF_Q, LAST_OF_Q, FIRST_OF_KV, LAST_OF_KV, NEEDS_MASK = (1 << n for n in ra
 # Entries in one chunk of a list. A TPU kernel reads its list from scalar memory, 1 MB in all; a full causal
 # row of 1M tokens has 2M tiles of 512.
 _CHUNK = 2**16
+
+SMALLEST_TILE = 8  # tokens along a side where no hardware asks for more: below, lists cost more than they save
 
 
 @jax.tree_util.register_dataclass
@@ -68,6 +71,12 @@ class Plan:
     by_key: Visits
     q_tile: int = dataclasses.field(metadata={"static": True})
     kv_tile: int = dataclasses.field(metadata={"static": True})
+
+
+def refused_tile(q_tile: int, kv_tile: int, takes: Callable[[int], bool], allowed: str) -> tuple[str, str] | None:
+    """(the first side that an implementation does not take, what is allowed), or None: see `supports` in attention."""
+    sides = {"q_tile": q_tile, "kv_tile": kv_tile}
+    return next(((name, allowed) for name, tile in sides.items() if not takes(tile)), None)
 
 
 def unpack(entry: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

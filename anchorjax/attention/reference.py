@@ -5,13 +5,10 @@ import jax.numpy as jnp
 
 from anchorjax import precision
 from anchorjax.attention.anchors import NOTHING, softcap
-from anchorjax.attention.plan import Plan
+from anchorjax.attention.plan import SMALLEST_TILE, Plan, refused_tile
 from anchorjax.masks import Mask, padding_as_zeros
 
 BACKEND = None  # any
-SMALLEST = (
-    8  # tokens along a tile's side, as in xla: the plan is built here too, and its lists cost more than they save
-)
 
 
 def default_tiles(device_kind: str, seq_len: int = 0) -> tuple[int, int]:
@@ -21,10 +18,7 @@ def default_tiles(device_kind: str, seq_len: int = 0) -> tuple[int, int]:
 
 def supports(q_tile: int, kv_tile: int, head_dim: int = 1, dtype: str = "float32") -> tuple[str, str] | None:
     """None, or (the argument that is not supported, what is allowed)."""
-    for name, tile in (("q_tile", q_tile), ("kv_tile", kv_tile)):
-        if tile < SMALLEST:
-            return name, f"{SMALLEST} or more"
-    return None
+    return refused_tile(q_tile, kv_tile, lambda tile: tile >= SMALLEST_TILE, f"{SMALLEST_TILE} or more")
 
 
 def apply(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, plan: Plan) -> tuple[jax.Array, jax.Array]:

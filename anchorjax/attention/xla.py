@@ -22,12 +22,11 @@ from anchorjax import precision
 from anchorjax.attention import anchors as anchors_lib
 from anchorjax.attention import gradient
 from anchorjax.attention.anchors import NOTHING, softcap
-from anchorjax.attention.plan import NEEDS_MASK, Plan, pad_to_tiles, unpack
+from anchorjax.attention.plan import NEEDS_MASK, SMALLEST_TILE, Plan, pad_to_tiles, refused_tile, unpack
 from anchorjax.masks import NO_SEGMENT, allowed_in_tile, tile_segment_ids
 from anchorjax.types import PAD_SEGMENT
 
 BACKEND = None  # any
-SMALLEST = 8  # tokens along a tile's side: below, lists and loops cost more than what they skip
 
 
 def default_tiles(device_kind: str, seq_len: int = 0) -> tuple[int, int]:
@@ -37,10 +36,7 @@ def default_tiles(device_kind: str, seq_len: int = 0) -> tuple[int, int]:
 
 def supports(q_tile: int, kv_tile: int, head_dim: int = 1, dtype: str = "float32") -> tuple[str, str] | None:
     """None, or (the argument that is not supported, what is allowed)."""
-    for name, tile in (("q_tile", q_tile), ("kv_tile", kv_tile)):
-        if tile < SMALLEST:
-            return name, f"{SMALLEST} or more"
-    return None
+    return refused_tile(q_tile, kv_tile, lambda tile: tile >= SMALLEST_TILE, f"{SMALLEST_TILE} or more")
 
 
 def apply(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, plan: Plan) -> tuple[jax.Array, jax.Array]:

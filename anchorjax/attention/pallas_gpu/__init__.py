@@ -23,7 +23,7 @@ import contextlib
 import jax
 
 from anchorjax.attention import gradient
-from anchorjax.attention.plan import Plan
+from anchorjax.attention.plan import Plan, refused_tile
 
 BACKEND = "gpu"
 SMALLEST = 16  # side of a Triton matmul: of tiles and blocks
@@ -46,12 +46,9 @@ def default_tiles(device_kind: str, seq_len: int = 0) -> tuple[int, int]:
 
 def supports(q_tile: int, kv_tile: int, head_dim: int = 1, dtype: str = "float32") -> tuple[str, str] | None:
     """None, or (the argument that is not supported, what is allowed)."""
-    for name, tile in (("q_tile", q_tile), ("kv_tile", kv_tile)):
-        if tile < SMALLEST or tile & (tile - 1):
-            return name, f"powers of two from {SMALLEST} on"
-    if head_dim > WIDEST:
-        return "head_dim", f"heads of up to {WIDEST}"
-    return None
+    takes = lambda tile: tile >= SMALLEST and tile & (tile - 1) == 0  # noqa: E731
+    refused = refused_tile(q_tile, kv_tile, takes, f"powers of two from {SMALLEST} on")
+    return refused or (("head_dim", f"heads of up to {WIDEST}") if head_dim > WIDEST else None)
 
 
 def apply(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, plan: Plan) -> tuple[jax.Array, jax.Array]:

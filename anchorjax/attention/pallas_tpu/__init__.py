@@ -19,7 +19,7 @@ This file describes the implementation and imports no Pallas: the kernels are im
 import jax
 
 from anchorjax.attention import gradient
-from anchorjax.attention.plan import Plan
+from anchorjax.attention.plan import Plan, refused_tile
 
 BACKEND = "tpu"
 LANES = 128  # of a vector register; its 8 sublanes are the other side
@@ -63,10 +63,7 @@ def default_tiles(device_kind: str, seq_len: int = 0) -> tuple[int, int]:
 
 def supports(q_tile: int, kv_tile: int, head_dim: int = 1, dtype: str = "float32") -> tuple[str, str] | None:
     """None, or (the argument that is not supported, what is allowed)."""
-    for name, tile in (("q_tile", q_tile), ("kv_tile", kv_tile)):
-        if tile < LANES or tile % LANES:
-            return name, f"multiples of {LANES}"
-    return None
+    return refused_tile(q_tile, kv_tile, lambda tile: tile >= LANES and tile % LANES == 0, f"multiples of {LANES}")
 
 
 def apply(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, plan: Plan) -> tuple[jax.Array, jax.Array]:
