@@ -15,7 +15,6 @@ from pathlib import Path
 from anchorjax.config import DataConfig
 from anchorjax.data import sources
 from anchorjax.data.rows.packing import PackedRows, RowPacker, num_anchors, sources_of, stack
-from anchorjax.data.rows.row_plan import PackingReport
 from anchorjax.data.store import tokens as store_lib
 from anchorjax.data.store.index import Index
 from anchorjax.data.store.tokens import TokenStore
@@ -31,7 +30,6 @@ __all__ = [
     "load_store",
     "load_tokenizer",
     "num_anchors",
-    "packing_report",
     "row_packer",
     "train_batches",
 ]
@@ -131,11 +129,6 @@ def eval_rows(store: TokenStore, tokenizer: Tokenizer, config: DataConfig, max_r
     for first in range(0, count, config.batch_size):
         indices = range(first, first + config.batch_size)
         yield stack([packer.row(i) if i < count else packer.empty_row() for i in indices])
-
-
-def packing_report(store: TokenStore, tokenizer: Tokenizer, config: DataConfig, seed: int) -> PackingReport:
-    """What `config.packing` makes of the first epoch. Takes seconds for a million documents."""
-    return row_packer(store, tokenizer, config, seed).report()
 
 
 def row_packer(store: TokenStore, tokenizer: Tokenizer, config: DataConfig, seed: int | None) -> RowPacker:

@@ -82,7 +82,7 @@ def measure(store: data.TokenStore, seq_len: int, seconds: float) -> Iterator[tu
     for name, changes in {**{packing: {"packing": packing} for packing in PACKINGS}, **VARIANTS}.items():
         config = config_of(seq_len, **changes)
         started = time.perf_counter()
-        report = data.packing_report(store, ByteTokenizer(), config, seed=0)
+        report = data.row_packer(store, ByteTokenizer(), config, seed=0).report()
         plan_s = time.perf_counter() - started
         fills[name] = report.fill
         per_batch = config.batch_size * (seq_len - 1) * report.fill
@@ -165,7 +165,7 @@ def show(seq_len: int, name: str, figures: dict) -> dict:
 def memory_growth(store: data.TokenStore, seq_len: int) -> dict:
     """Memory of the process's own (not of the file's pages) between a tenth and all of an epoch."""
     config = config_of(seq_len, packing="best_fit")
-    steps = data.packing_report(store, ByteTokenizer(), config, seed=0).rows // config.batch_size
+    steps = data.row_packer(store, ByteTokenizer(), config, seed=0).report().rows // config.batch_size
     with contextlib.closing(data.train_batches(store, ByteTokenizer(), config, seed=0, start_step=0)) as batches:
         for step in range(steps):
             next(batches)

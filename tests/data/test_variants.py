@@ -317,9 +317,9 @@ def test_evaluation_is_the_same_for_all_packings_and_has_tags():
 
 
 def test_the_report_of_a_run():
-    report = data.packing_report(NAMED, TOKENIZER, config_of(seq_len=32, packing="best_fit"), seed=1)
+    report = data.row_packer(NAMED, TOKENIZER, config_of(seq_len=32, packing="best_fit"), seed=1).report()
     assert report.cut == pytest.approx((LENGTHS > 31).mean()) and 0.95 < report.fill <= 1
-    upsampled = data.packing_report(NAMED, TOKENIZER, config_of(seq_len=32, upsample_long=True), seed=1)
+    upsampled = data.row_packer(NAMED, TOKENIZER, config_of(seq_len=32, upsample_long=True), seed=1).report()
     assert upsampled.kept == pytest.approx(0.1, abs=0.03)
 
 
