@@ -12,7 +12,7 @@ from typing import NoReturn
 from absl import logging
 
 from anchorjax.data.text.chat import ChatTemplate
-from anchorjax.errors import UsageError, UserError
+from anchorjax.errors import UsageError, run_program
 from anchorjax.evaluation import COMMANDS
 from anchorjax.inference.language_model import DTYPES, Description, describe
 
@@ -264,15 +264,7 @@ def _contents(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def run(name: str, main: Callable[[], None], goes_on: bool = True) -> int:
-    """Calls `main` and turns a user's errors into one line and an exit code; `goes_on`: it resumes where it stopped."""
+def run(name: str, main: Callable[[], None]) -> int:
+    """Calls `main` as `errors.run_program` does; after Ctrl-C the same command goes on."""
     logging.set_verbosity(logging.ERROR)  # Orbax warns that a reader only reads
-    try:
-        main()
-        return 0
-    except UserError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print(f"{name}: stopped{'; run again to go on' if goes_on else ''}", file=sys.stderr)
-        return 1
+    return run_program(name, main, "stopped; run again to go on")
