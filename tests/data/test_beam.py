@@ -236,7 +236,6 @@ def test_bad_argument_is_refused_in_one_line(tmp_path, folder, monkeypatch, capf
     monkeypatch.chdir(tmp_path)
     argv = [*command(tmp_path, folder, *arguments)[2:]]
     monkeypatch.setattr(sys, "argv", argv)
-    sys.modules.pop("config_config", None)
     assert prepare_cli.main(argv[2:]) == 2
     out, err = capfd.readouterr()
     assert out == "" and err.startswith("anchorjax prepare: ") and err.count("\n") == 1, err

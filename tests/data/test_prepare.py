@@ -335,7 +335,6 @@ def test_bad_argument_is_refused_in_one_line(tmp_path, monkeypatch, capfd, argum
     monkeypatch.chdir(tmp_path)
     argv = command(tmp_path, *arguments)[2:]
     monkeypatch.setattr(sys, "argv", argv)
-    sys.modules.pop("config_config", None)
     assert prepare_cli.main(argv[2:]) == 2
     out, err = capfd.readouterr()
     assert out == "" and err.startswith("anchorjax prepare: ") and err.count("\n") == 1

@@ -37,7 +37,6 @@ def report(tmp_path, monkeypatch, capfd):
         tiny.write_file(tmp_path / "tiny.py")
         arguments = ["--store", f"--config={tmp_path / 'tiny.py'}", *map(str, arguments)]
         monkeypatch.setattr(sys, "argv", ["anchorjax", "report", *arguments])
-        sys.modules.pop("config_config", None)
         code = report_cli.main(arguments)
         return code, *capfd.readouterr()
 
