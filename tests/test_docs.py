@@ -20,18 +20,6 @@ REPLACED = {
     r"\bbeginning of sequence\b": "BOS",
 }
 
-# Parts whose English is not done. Remove a line when its part is.
-LATER = (
-    "anchorjax/checkpoints/orbax.py",
-    "anchorjax/cli/convert.py",
-    "anchorjax/evaluation/",
-    "anchorjax/experiments/",
-    "anchorjax/inference/",
-    "anchorjax/models/decoder.py",
-    "anchorjax/pages/",
-    "anchorjax/training/",
-)
-
 
 def name_of(path: pathlib.Path) -> str:
     return str(path.relative_to(ROOT))
@@ -92,12 +80,7 @@ def test_the_library_s_snippets_run():
     assert "segment" not in done.stderr and "[" in done.stdout
 
 
-def unless_later(files):
-    later = pytest.mark.xfail(reason="its English is not done")
-    return [pytest.param(file, marks=later) if name_of(file).startswith(LATER) else file for file in files]
-
-
-@pytest.mark.parametrize("file", unless_later(PACKAGE), ids=name_of)
+@pytest.mark.parametrize("file", PACKAGE, ids=name_of)
 def test_no_docstring_begins_with_of(file):
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -105,7 +88,7 @@ def test_no_docstring_begins_with_of(file):
             assert not text.startswith("Of "), f"{name_of(file)}: {text.splitlines()[0]}"
 
 
-@pytest.mark.parametrize("file", unless_later([*PACKAGE, *PAGES]), ids=name_of)
+@pytest.mark.parametrize("file", [*PACKAGE, *PAGES], ids=name_of)
 def test_terms_are_those_of_the_field(file):
     for number, line in enumerate(file.read_text().splitlines(), 1):
         for word, term in REPLACED.items():

@@ -36,7 +36,7 @@ from anchorjax.models.linear import named_leaves
 from anchorjax.models.spec import Spec
 from anchorjax.training.workdir import load_config
 
-INTRA_DOC = "intra_doc"  # the mask under which no document sees the beginning of sequence
+INTRA_DOC = "intra_doc"  # the mask under which no document sees BOS
 
 
 def main(argv: Sequence[str]) -> int:
@@ -147,7 +147,7 @@ def notes(
         what = " ".join(map(tokenizer.rules.id_to_token, front)) if front else "nothing"
         yield (
             f"documents of a run with mask={INTRA_DOC} have nothing in front; the tokenizer puts {what} in front of a "
-            "text, as it did, and eval/ puts the beginning of sequence there"
+            "text, as it did, and eval/ puts BOS there"
         )
     if run and not tokenizer:
         yield "the run is of bytes, or its tokenizer is lost: there is none that other tools could load"

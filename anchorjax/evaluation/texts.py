@@ -95,7 +95,7 @@ class Documents:
     def choose(self, length: int, samples: int, shortest: int | None = None) -> tuple[list[Chosen], int]:
         """(the first `samples` documents of at least `shortest` tokens, cut to `length`; how many were too short).
 
-        Both count the beginning of sequence, which `ids_T` does not have: it holds `length - 1` tokens. `shortest` is
+        Both count BOS, which `ids_T` does not have: it holds `length - 1` tokens. `shortest` is
         `length` unless given.
 
         Raises:
@@ -116,6 +116,6 @@ class Documents:
             longer = ", which is all that ships: name longer documents with --text" if self.name == SHIPPED else ""
             raise EvaluationError(
                 f"none of the {len(self._texts):,} documents of {self.name} has {wanted:,} tokens; the longest has "
-                f"{max(short):,}, the beginning of sequence included{longer}"
+                f"{max(short):,}, BOS included{longer}"
             )
         return found, len(short) - 1

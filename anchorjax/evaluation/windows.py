@@ -1,6 +1,6 @@
 """Windows over a document: which tokens a model reads at once, and which of them it is asked about.
 
-Every window stands behind its own beginning of sequence, as a document does in training: without it, what the first
+Every window stands behind its own BOS, as a document does in training: without it, what the first
 token is to attention would be lost with the context.
 """
 
@@ -54,7 +54,7 @@ def score(
     Args:
       documents: int [T] each.
       windows: of each document.
-      front: tokens before every window: the beginning of sequence. Without any, a window's first token has no score.
+      front: tokens before every window: BOS. Without any, a window's first token has no score.
     """
     places = [(number, window) for number, some in enumerate(windows) for window in some]
     rows = [[*front, *documents[number][window.begin : window.end].tolist()] for number, window in places]

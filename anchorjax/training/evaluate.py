@@ -78,7 +78,7 @@ class Evaluator:
         return self.summary(self.sums(params, batch) for batch in batches)
 
     def sums(self, params: Decoder, batch: Batch) -> dict:
-        """Of one batch, as JSON keeps it to the last bit."""
+        """The sums of one batch, as JSON keeps them to the last bit."""
         part = self._sums(params, shard_batch(batch, self._mesh))
         return jax.tree.map(lambda x: np.asarray(x, np.float64).tolist(), part)
 

@@ -112,7 +112,7 @@ class Steps:
         return jax.tree.map(lambda x_pBT: x_pBT[0], _micro_batches(batch, self.config.train.grad_accum_steps))
 
     def _live_pairs(self, segment_ids_BT: jax.Array) -> jax.Array:
-        """Of a layer; the mean over the layers, where some have a window."""
+        """Visible pairs in a layer; the mean over the layers, where some have a window."""
         whole_rows_BT = jax.sharding.reshard(segment_ids_BT, WHOLE_ROWS)
         every, layers = self.config.model.global_every, self.config.model.num_layers
         kinds = kinds_of_layers(self.config.model)

@@ -112,7 +112,7 @@ def alternate(calls: dict, repeats: int) -> dict[object, list[float]]:
 
 
 def ratio(numerators: list[float], denominators: list[float]) -> float:
-    """Of two calls, round by round."""
+    """Median ratio of the seconds of two calls, round by round."""
     return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
 
 

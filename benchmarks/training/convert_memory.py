@@ -88,7 +88,7 @@ def tensors(config: dict[str, object], layers: int) -> dict[str, TensorInfo]:
 
 
 def num_bytes(config: dict[str, object], layers: int) -> list[int]:
-    """Of each tensor."""
+    """Bytes of each tensor, in bfloat16."""
     return [2 * math.prod(info.shape) for info in tensors(config, layers).values()]
 
 

@@ -147,7 +147,7 @@ def begin(model: Model, bos_id: int) -> list[int]:
 
 
 def perplexity(model: Model, held_out: list[str]) -> dict[str, float]:
-    """Of all documents together, by position; the first token has nothing before it and is not scored."""
+    """Perplexity of all documents together, by position; the first token has nothing before it and is not scored."""
     scorer = Scorer(language_model.load(model.describe()))
     tokenizer, rows = scorer.description.tokenizer, []
     for text in held_out:

@@ -157,7 +157,7 @@ class Theirs:
         return torch.optim.AdamW(self.model.parameters(), **settings, **{kind: True})
 
     def _optimizer_seconds(self, kind: str) -> float:
-        """Of the second step with gradients of zero, which change nothing but the decay of the weights."""
+        """Seconds of the second step with gradients of zero, which change nothing but the decay of the weights."""
         optimizer = self._make_optimizer(kind)
         for group in optimizer.param_groups:
             group["weight_decay"] = 0.0

@@ -90,7 +90,7 @@ def _sums(nats_T: np.ndarray, bytes_T: np.ndarray, length: int, last: int) -> di
 
 
 def summary(sums: Sequence[Mapping], length: int, last: int) -> dict:
-    """Of the documents of one length: every token weighs the same."""
+    """Sums up the documents of one length: every token weighs the same."""
     nats_E, tokens_E = (np.sum([one[name] for one in sums], 0) for name in ("nats", "tokens"))
     loss = float(nats_E.sum() / tokens_E.sum())
     found = {

@@ -45,7 +45,7 @@ def curve(lines: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list
 
 
 def by_place(run: Run, key: str) -> dict[str, float]:
-    """Of perplexity.json, "by_position" or "by_context": perplexity by bucket, such as "64-128"."""
+    """Perplexity by bucket, such as "64-128", from perplexity.json: "by_position" or "by_context"."""
     found = run.results.get("perplexity", {}).get(key)
     if found is None:
         return {}

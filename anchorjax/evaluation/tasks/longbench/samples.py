@@ -21,7 +21,7 @@ class Sample:
 
     Attributes:
       prompt: with a chat template, all turns up to the beginning of the answer.
-      ids_T: int32 [T], the beginning of sequence, then the prompt.
+      ids_T: int32 [T], BOS, then the prompt.
     """
 
     prompt: str = dataclasses.field(repr=False)
@@ -33,7 +33,7 @@ class Samples(Sequence):
     """Samples of one task; each is tokenized when it is asked for.
 
     Attributes:
-      limit: tokens of a prompt, the beginning of sequence included, but not those of a chat template.
+      limit: tokens of a prompt, BOS included, but not those of a chat template.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Samples(Sequence):
 
 
 def middle_cut(text: str, limit: int, tokenizer: Tokenizer) -> str:
-    """`text`, or its first and last tokens decoded if it has more than `limit`, the beginning of sequence included."""
+    """`text`, or its first and last tokens decoded if it has more than `limit`, BOS included."""
     ids_T = np.concatenate([np.asarray([tokenizer.bos_id], np.int32), tokenizer.encode(text)])
     if len(ids_T) <= limit:
         return text

@@ -32,7 +32,7 @@ def by_length(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def averages(scores: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Of percents by task: means of the categories of English, Chinese and all tasks, and "overall", the mean of those.
+    """Averages percents by task: by category of English, Chinese and all tasks, and "overall", the mean of those.
 
     Each is there only if all of its tasks are; LongBench-E has no part in them.
     """

@@ -31,7 +31,7 @@ class Task:
 
     @property
     def is_even(self) -> bool:
-        """Of LongBench-E, whose samples are spread evenly over lengths."""
+        """Whether it is one of LongBench-E, whose samples are spread evenly over lengths."""
         return self.name.endswith(_EVEN_SUFFIX)
 
     @property

@@ -44,7 +44,7 @@ class QuestionSet:
 
 
 def recipes(option: str, setting: Setting) -> Callable[[random.Random, int], Recipe]:
-    """Of the set that `option` names: "squad" or "hotpot". Raises EvaluationError if it is not there."""
+    """Recipes from the set that `option` names: "squad" or "hotpot". Raises EvaluationError if it is not there."""
     path, (title, file, _) = getattr(setting, option), _SETS[option]
     if path is None:
         raise EvaluationError(f"{title} does not come with anchorjax: get {file} and name it with --{option}=PATH")

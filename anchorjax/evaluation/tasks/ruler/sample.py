@@ -70,7 +70,7 @@ class Sample:
         of a needle task and for each assignment of vt, one for each document with the answer of qa; none for words.
       material: what the filler is where that matters: scores on other than RULER's essays are not RULER's.
       max_new_tokens: budget of the answer in tokens.
-      ids_T: int32 [T], the beginning of sequence, then prompt and answer prefix.
+      ids_T: int32 [T], BOS, then prompt and answer prefix.
     """
 
     task: str

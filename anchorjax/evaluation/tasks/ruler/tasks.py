@@ -69,7 +69,7 @@ def make(
 
     Args:
       task: a name of `TASKS`.
-      length: tokens of prompt, answer prefix and generated answer together, the beginning of sequence included.
+      length: tokens of prompt, answer prefix and generated answer together, BOS included.
         `sizing.slack` says how many of them a sample may leave free.
       chat: puts the prompt into the user's turn and the answer prefix behind the assistant's header; without it, the
         prompt is plain text. The tokenizer must then be that of a Hugging Face directory.
