@@ -11,8 +11,7 @@ from collections.abc import Mapping
 
 import jax
 
-from anchorjax.attention import attention_with_lse
-from anchorjax.attention.parallel import per_device
+from anchorjax.attention import attention_with_lse, per_device
 from anchorjax.attention.plan import Plan
 from anchorjax.config import AttentionConfig, ModelConfig
 from anchorjax.masks import Mask

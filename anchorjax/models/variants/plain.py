@@ -7,12 +7,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import reshard
 
-from anchorjax.attention import parallel
+from anchorjax.attention import dense, parallel
 from anchorjax.attention.plan import Plan
 from anchorjax.masks import Mask
 from anchorjax.models import rope
 from anchorjax.models.spec import Spec
-from anchorjax.models.variants import dense
 from anchorjax.sharding import BATCH, CACHE, HEADS
 
 Cache = tuple[jax.Array, jax.Array]  # rotated keys and values of one layer [B, S, K, H], in compute_dtype

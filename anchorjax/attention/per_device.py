@@ -1,6 +1,7 @@
-"""What all strategies share: each device makes the lists of its own tiles, and attends by them.
+"""What strategies of context parallelism share: each device plans its own tiles and attends by that plan.
 
-Functions here that take `local_mask` or `attend` call them inside shard_map, with the arrays of one device.
+It is not in parallel/, where every file is a strategy. Functions that take `local_mask` or `attend` call them inside
+shard_map, with the arrays of one device.
 """
 
 import dataclasses
