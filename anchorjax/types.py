@@ -10,19 +10,28 @@
 """
 
 import dataclasses
+import pkgutil
+from pathlib import Path
 
 import jax
 
-# Names that both the configuration and the code behind it know.
-VARIANTS = ("plain",)  # of attention: modules of anchorjax/models/variants
+
+def _files(folder: str) -> tuple[str, ...]:
+    """Names of the modules in a folder of this package, sorted. Nothing is imported, and folders in it do not count."""
+    found = pkgutil.iter_modules([str(Path(__file__).parent / folder)])
+    return tuple(sorted(module.name for module in found if not module.ispkg))
+
+
+# Names that both the configuration and the code behind it know. Where a folder is listed, a new file is a new name.
+VARIANTS = _files("models/variants")  # of attention
 IMPLEMENTATIONS = ("reference", "xla", "pallas_tpu", "pallas_gpu")  # of attention: modules in anchorjax/attention
-CONTEXT_PARALLEL = ("gather", "ulysses")  # how devices share a row: modules of anchorjax/attention/parallel
+CONTEXT_PARALLEL = _files("attention/parallel")  # how devices share a row
 MASKS = ("anchor", "intra_doc", "full")  # who may attend to whom
-POSITIONS = ("continue", "reset", "pose")  # RoPE positions: functions in anchorjax/data/rows/positions.py
-SKIPPING = ("pose",)  # of these the ones that skip positions, up to data.max_position, and draw the skips at random
+SKIPPING = _files("data/rows/positions/skipping")  # RoPE positions that skip some, up to data.max_position
+POSITIONS = ("continue", "reset", *_files("data/rows/positions"), *SKIPPING)
 PACKINGS = ("concat_split", "first_fit", "best_fit")  # which documents share a row
 
-OBJECTIVES = ("mean", "exact")  # what a run minimizes: classes in anchorjax/training/objectives.py
+OBJECTIVES = _files("training/objectives")  # what a run minimizes
 
 PAD_SEGMENT = -1
 

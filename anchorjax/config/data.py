@@ -55,7 +55,7 @@ class DataConfig(Section):
     positions: str = key(
         "continue",
         "RoPE positions run through the row, restart at each document, or skip inside documents up to max_position "
-        "(pose; anchorjax/data/rows/positions.py)",
+        "(pose; anchorjax/data/rows/positions)",
         choices=POSITIONS,
     )
     max_position: int = key(0, "positions that the model is trained for; 0: seq_len. pose needs more", low=0)

@@ -15,7 +15,6 @@ from anchorjax.attention.anchors import NOTHING
 from anchorjax.config import AttentionConfig
 from anchorjax.errors import ConfigError
 from anchorjax.masks import Mask
-from anchorjax.types import CONTEXT_PARALLEL
 from tests.attention.contract import TOLERANCE, documents, make_case, max_error
 from tests.training.making import make_batch, make_mesh, make_state, make_steps
 
@@ -153,10 +152,6 @@ def test_compiled_collectives(strategy):
         text = jax.jit(lambda *qkv: parallel.apply(*qkv, plan, config)).lower(q, k, v).compile().as_text()
     found = {name for kind, name in re.findall(r"= (.*?) (all-gather|all-to-all)\(", text) if "f32" in kind}
     assert found == COLLECTIVES[strategy]
-
-
-def test_the_names_are_those_of_the_key():
-    assert tuple(parallel.STRATEGIES) == CONTEXT_PARALLEL
 
 
 def test_ulysses_refuses_heads_that_do_not_split(tiny_config):

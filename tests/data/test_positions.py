@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from anchorjax import data, types
 from anchorjax.data.rows import positions as positions_lib
 from anchorjax.data.rows.packing import RowPacker
-from anchorjax.data.rows.positions import POSITIONS, RowPieces, RowSpec, pose
+from anchorjax.data.rows.positions import POSITIONS, RowPieces, RowSpec
+from anchorjax.data.rows.positions.skipping.pose import positions as pose
 from anchorjax.errors import ConfigError
 from tests import tiny
 from tests.data.test_loader import STORE, TOKENIZER, assert_equal, config_of, train
@@ -118,7 +119,7 @@ def test_oracle_of_one_document():
 
 
 def test_documents_share_the_budget_in_the_order_drawn():
-    """(a b c) and (d e) in 8 tokens for 20 positions, as drawn at the top of positions.py; and the other way round."""
+    """(a b c) and (d e) in 8 tokens for 20 positions, as in the docstring of positions/; and the other way round."""
     spec, two = RowSpec(8, 20, 2), pieces_of([3, 2])
     assert pose(two, spec, Scripted([1, 2], [1, 0], [6, 3])).tolist() == [0, 1, 2, 9, 10, 14, 15, 16]
     # The second document draws first, 12 of 12; nothing is left for the first.

@@ -10,12 +10,12 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from anchorjax import types
 from anchorjax.errors import ConfigError
 from anchorjax.models.loss import weighted_nats
 from anchorjax.sharding import ACTIVATIONS, BATCH, abstract, shard_batch
 from anchorjax.training import objectives
-from anchorjax.training.objectives import OBJECTIVES, Exact, exact_weights
+from anchorjax.training.objectives import OBJECTIVES
+from anchorjax.training.objectives.exact import Exact, exact_weights
 from anchorjax.training.state import init_state
 from tests import tiny
 from tests.training.making import assert_trees_close, make_batch, make_mesh, make_state, make_steps
@@ -38,10 +38,6 @@ class LikeLongCE:
 
 TARGETS_K = np.array([8, 40, 100, 300, 200, 50, 0])  # of rows of 64 tokens; the tail begins at 16 keys
 ALL = {**OBJECTIVES, "like_longce": lambda config, targets_K: LikeLongCE()}
-
-
-def test_the_names_of_the_configuration_are_those_of_the_classes():
-    assert tuple(OBJECTIVES) == types.OBJECTIVES
 
 
 @functools.cache

@@ -6,14 +6,14 @@
 | ulysses  | ulysses.py | a part of queries, keys, values and outputs     | all queries, all keys, its heads  |
 
 Every strategy takes and returns arrays whose rows are split over `data` and `fsdp`, tokens over `context` and heads
-over `tensor`. `attention.context_parallel` selects one. A strategy is a module in this folder with four functions:
+over `tensor`. `attention.context_parallel` selects one. A strategy is a file here with four functions:
 
     check(model, mesh_shape)          raises ConfigError for a model or a mesh that it cannot split
     tokens(seq_len, context)          -> (queries, keys) of one row on one device
     plan(mask, config)                -> Plan of sharded rows, for `apply` of the same strategy
     apply(q, k, v, plan, config)      -> (out, lse), differentiable through both
 
-To add one, write its file and add its name to `types.CONTEXT_PARALLEL`; tests/attention/test_parallel.py then tests it.
+A new file is a new strategy, which tests/attention/test_parallel.py tests.
 """
 
 import importlib

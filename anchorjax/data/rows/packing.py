@@ -6,7 +6,7 @@ For documents (a, b, c), (d, e) and T = 8 the three masks give:
 
     tokens       A  a  b  c  d  e  .  .       . = pad
     targets      a  b  c  .  e  .  .  .       no target where there is a dot
-    positions    0  1  2  3  4  5  6  7       continue; positions.py has the others
+    positions    0  1  2  3  4  5  6  7       continue; positions/ has the others
                  0  0  1  2  0  1  6  7       reset
     segment ids  0  1  1  1  2  2 -1 -1       anchor, intra_doc (they differ in `num_anchors`)
                  0  0  0  0  0  0 -1 -1       full
@@ -101,7 +101,7 @@ class RowPacker:
     Attributes:
       seed: orders the documents of each epoch; None keeps the store's order (for evaluation).
       mask: one of MASKS; decides the segment ids only.
-      positions: one of POSITIONS (positions.py). Those in SKIPPING draw skips from (seed, row index).
+      positions: one of POSITIONS (positions/). Those in SKIPPING draw skips from (seed, row index).
       boundary_targets: if True, a document's last token has the first token of the next document in its row
         as target, if that begins right behind it.
       packing: one of PACKINGS.

@@ -1,7 +1,6 @@
 """Attention variants: how a layer attends, in training, scoring and decoding alike. `attention.variant` names one.
 
-A variant is a module with three functions. To add one, write its file and add its name to `types.VARIANTS`;
-tests/models/test_variants.py then tests it.
+A variant is a file here with three functions. A new file is a new variant, which tests/models/test_variants.py tests.
 
     contexts(masks, positions_BT, spec, start=None)     -> a context for each mask: what the layers of one kind share
     attend(q_BTNH, k_BTKH, v_BTKH, context, spec, cache=None)   -> (out_BTNH, cache): queries and keys before RoPE

@@ -7,14 +7,21 @@
 
 A transform returns int32 [T] in [0, max_position), which `RowPacker` checks. It must be a pure function of its
 arguments. Positions never decide visibility: that is the segment ids' part.
+
+`continue` and `reset` are here. Every other transform is a file with a function `positions`. Its folder says whether it
+skips positions, so that the configuration knows without importing it:
+
+    NAME.py             positions are below seq_len
+    skipping/NAME.py    some positions below data.max_position are skipped, and may be drawn at random
 """
 
 import dataclasses
+import importlib
 from collections.abc import Callable
 
 import numpy as np
 
-from anchorjax.data.rows.row_plan import ranges
+from anchorjax import types
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,52 +71,13 @@ def reset(pieces: RowPieces, spec: RowSpec, rng: np.random.Philox) -> np.ndarray
     return positions_T
 
 
-def pose(pieces: RowPieces, spec: RowSpec, rng: np.random.Philox) -> np.ndarray:
-    """Skips inside documents, so that short rows hold the positions of long ones: PoSE (arXiv 2309.10400, Section 3).
-
-    Each document is cut into `pose_chunks` chunks at points drawn uniformly (equal ones are one), and positions jump
-    where a chunk begins. The anchor stays at 0 and is in no chunk. All jumps of a row add up to at most
-    max_position - T, so positions rise strictly along the row, by 1 but at the beginning of a chunk, and stay below
-    max_position. Padding counts on from the last token.
-
-    The paper has one document a row. There the k-th skip is u_k - u_(k-1), u_k uniform in {u_(k-1), ..., budget}, and
-    so it is here. The documents of a packed row draw one after another in random order, each skip uniform in
-    {0, ..., what is left of the budget}: the first to draw has the paper's distribution, a second (of two chunks) half
-    of that on average, and so on. Some document of each row thus spans long distances, which equal shares would rule
-    out for rows of many documents. The order is random so that no place in the row is favoured.
-
-    The authors' code ends the first chunk in the first half of a row; here the cut may lie anywhere, as in the paper.
-    A document that `interleave` cut into pieces has its chunks cut in its own tokens, regardless of pieces. Between two
-    of its pieces lie other documents' tokens, as in `continue`, and those documents' skips. The part of a document that
-    lies in another row is cut there, and skips there, on its own.
-    """
-    length_D = np.bincount(pieces.document, weights=pieces.length).astype(np.int64)
-    documents_O = np.flatnonzero(length_D > 1)  # a document of one token has no place for a cut
-    documents_O = documents_O[np.argsort(rng.random_raw(len(documents_O)), kind="stable")]
-    shape = len(documents_O), spec.pose_chunks - 1
-    inner_O1 = (length_D[documents_O] - 1).astype(np.uint64)[:, None]
-    cuts_OC = np.sort(1 + (rng.random_raw(shape[0] * shape[1]).reshape(shape) % inner_O1).astype(np.int64), axis=1)
-    draws = rng.random_raw(cuts_OC.size).tolist()
-
-    by_document = np.lexsort((pieces.before, pieces.document))
-    index_of_token = ranges(pieces.start[by_document], pieces.length[by_document])  # by document and place in it
-    first_O1 = (np.cumsum(length_D) - length_D)[documents_O][:, None]
-    chunk_starts = index_of_token[first_O1 + cuts_OC].ravel().tolist()
-
-    skips_T = np.zeros(spec.seq_len, np.int32)
-    left = spec.max_position - spec.seq_len
-    for index, draw in zip(chunk_starts, draws, strict=True):
-        if not left:  # after about log2(budget) draws
-            break
-        skip = draw % (left + 1)
-        skips_T[index] += skip
-        left -= skip
-    return np.arange(spec.seq_len, dtype=np.int32) + np.cumsum(skips_T, dtype=np.int32)
+Transform = Callable[[RowPieces, RowSpec, np.random.Philox], np.ndarray]
 
 
-# The names are in types.POSITIONS, those of transforms that leave positions out in types.SKIPPING.
-POSITIONS: dict[str, Callable[[RowPieces, RowSpec, np.random.Philox], np.ndarray]] = {
-    "continue": continued,
-    "reset": reset,
-    "pose": pose,
-}
+def _in_file(name: str) -> Transform:
+    folder = f"{__name__}.skipping" if name in types.SKIPPING else __name__
+    return importlib.import_module(f"{folder}.{name}").positions
+
+
+_HERE: dict[str, Transform] = {"continue": continued, "reset": reset}
+POSITIONS = _HERE | {name: _in_file(name) for name in types.POSITIONS if name not in _HERE}
