@@ -55,7 +55,8 @@ class Record:
           request: JSON; all that every answer depends on.
 
         Raises:
-          EvaluationError: the directory holds answers to another request, is in use, damaged, or cannot be written.
+          EvaluationError: the directory holds answers to another request or of an earlier version, is in use,
+            damaged, or cannot be written.
         """
         self.directory, self.request = directory, json.loads(json.dumps(request))
         try:
@@ -81,6 +82,11 @@ class Record:
         try:
             before, *lines = (json.loads(line) for line in whole.splitlines() or [b"{}"])
             before = dict(before)
+            if any("key" in line and "weights_id" not in line for line in map(dict, lines)):
+                raise EvaluationError(
+                    f"{self.directory / ANSWERS} was written by an earlier version of anchorjax, whose answers this "
+                    f"version cannot read: give another --out, or move {self.directory} away; nothing in it was changed"
+                )
             for line in lines:
                 self._take(line)
         except (ValueError, TypeError, KeyError) as error:

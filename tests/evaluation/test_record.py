@@ -113,8 +113,30 @@ def test_only_answers_hold_a_directory(tmp_path):
         Record(tmp_path, {"model": "half"})
 
 
-@pytest.mark.parametrize("line", ["{", "[]", json.dumps({"key": "of an older version"})])
+@pytest.mark.parametrize(
+    "line", ["{", "[]", "7", json.dumps({"no": "answer"}), json.dumps({"key": 1, "weights_id": ""})]
+)
 def test_a_damaged_line_is_named(tmp_path, line):
     (tmp_path / "answers.jsonl").write_text("{}\n" + line + "\n")
     with pytest.raises(EvaluationError, match=r"answers\.jsonl is damaged: "):
         Record(tmp_path, {})
+
+
+EARLIER = [  # lines as versions without `Record` wrote them
+    {"key": "300-1f5f35d8 niah_single_1 4096 0", "text": " 7402318", "tokens": 8, "reason": "eos"},
+    {"key": "300-1f5f35d8 held_out 0", "sums": {"nats": 7828.0244140625, "targets": 4096.0}},
+]
+
+
+@pytest.mark.parametrize("line", EARLIER)
+@pytest.mark.parametrize("request_", [{"seed": 42}, {"seed": 43}])
+def test_answers_of_an_earlier_version_are_told_apart_and_stay(tmp_path, line, request_):
+    content = json.dumps({"seed": 42}) + "\n" + json.dumps(line) + "\n"
+    (tmp_path / "answers.jsonl").write_text(content)
+    with pytest.raises(EvaluationError) as error:
+        Record(tmp_path, request_)
+    assert str(error.value) == (
+        f"{tmp_path}/answers.jsonl was written by an earlier version of anchorjax, whose answers this version cannot "
+        f"read: give another --out, or move {tmp_path} away; nothing in it was changed"
+    )
+    assert (tmp_path / "answers.jsonl").read_text() == content
