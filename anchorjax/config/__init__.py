@@ -12,7 +12,7 @@ from anchorjax.config.keys import MAX_INT, RESUME, Key, Section
 from anchorjax.config.model import NEUTRAL_ROPE, OPEN, PLAIN, SIZES, LoraConfig, ModelConfig, RopeConfig
 from anchorjax.config.names import RENAMED, unknown_key
 from anchorjax.config.recipes import base, paper, recipe
-from anchorjax.config.run import KEYS, SECTIONS, Config, defaults, resolve
+from anchorjax.config.run import KEYS, SECTIONS, Config, defaults, max_position, resolve
 from anchorjax.config.saved import upgraded
 from anchorjax.config.training import (
     AttentionConfig,
@@ -48,6 +48,7 @@ __all__ = [
     "TrainConfig",
     "base",
     "defaults",
+    "max_position",
     "paper",
     "recipe",
     "resolve",

@@ -65,7 +65,7 @@ class Config(Section):
     @property
     def max_position(self) -> int:
         """Positions of the model, which RoPE's tables and length-dependent scalings are made for."""
-        return self.data.max_position or self.data.seq_len
+        return max_position(vars(self.data))
 
     def completed(self, model: Mapping[str, Any] | None = None, rope: Mapping[str, Any] | None = None) -> "Config":
         """A copy in which values that are left open (0, "", "auto") come from a checkpoint's fields, or are Llama's.
@@ -123,6 +123,11 @@ def defaults() -> dict[str, Any]:
     return leaves | {
         name: {each.name.removeprefix(f"{name}."): each.default for each in keys} for name, keys in parts.items()
     }
+
+
+def max_position(data: Mapping[str, Any]) -> int:
+    """`Config.max_position` of a run's section "data", as its config.json has it; 0 if that names no length."""
+    return data.get("max_position") or data.get("seq_len") or 0
 
 
 def resolve(config: Mapping[str, Any]) -> Config:

@@ -13,7 +13,7 @@ from anchorjax.checkpoints.huggingface import config as hf_config
 from anchorjax.checkpoints.huggingface.tokenizer import GENERATION, end_ids
 from anchorjax.checkpoints.orbax import Checkpoints, bytes_of_largest
 from anchorjax.checkpoints.pretrained import Pretrained
-from anchorjax.config import AttentionConfig, LoraConfig, ModelConfig, RopeConfig
+from anchorjax.config import AttentionConfig, LoraConfig, ModelConfig, RopeConfig, max_position
 from anchorjax.data import Tokenizer, num_anchors
 from anchorjax.data.text import tokenizer as tokenizer_lib
 from anchorjax.data.text.special_tokens import read_json
@@ -130,7 +130,7 @@ def describe(
         RopeConfig(**{"dtype": sections.get("rope", {}).get("dtype", "float32"), **pretrained.rope, **theta}),
         LoraConfig(**sections.get("lora", {"rank": 0, "alpha": 0.0, "targets": ()})),
         tokenizer,
-        context or data.get("max_position") or data.get("seq_len") or _positions(pretrained),
+        context or max_position(data) or _positions(pretrained),
         num_anchors(data["mask"]) if data else 0,
         _eos_ids(tokenizer, files),
         files,

@@ -88,12 +88,12 @@ def test_a_run_alone(inside):
     for line in (
         f"python train.py --config=configs/tiny.py --workdir={inside / 'runs/anchor'}",
         f"{made_runs.NEEDLE}\n",
-        "python eval/perplexity.py --workdir=runs/anchor --text=TEXTS --lengths=64",  # not made yet
+        "anchorjax evaluate perplexity --workdir=runs/anchor --text=TEXTS --lengths=64",  # not made yet
         "anchorjax report runs/anchor",
     ):
         assert line in page.text, line
     missing = page.text[page.text.index("Not evaluated") : page.text.index("python train.py")]
-    assert missing.count("python eval/") == 1
+    assert missing.count("anchorjax evaluate ") == 1
     assert "Deviation of attention by how far positions are shifted" in page.text
     assert "2 requests lost their beginning." in page.text
     assert "Keys of the configuration that differ" not in page.text
@@ -103,8 +103,8 @@ def test_what_was_not_evaluated_is_left_out_and_said(inside):
     assert report.main(["runs/fresh"]) == 0
     page = pages.read((inside / "runs/fresh/report.html").read_text())
     assert "There is no result of Perplexity, Perplexity of texts, LongPPL, RULER, Needle" in page.text
-    assert "python eval/needle.py --workdir=runs/fresh --lengths=64\n" in page.text
-    assert "python eval/longbench.py --workdir=runs/fresh --data=LONGBENCH\n" in page.text
+    assert "anchorjax evaluate needle --workdir=runs/fresh --lengths=64\n" in page.text
+    assert "anchorjax evaluate longbench --workdir=runs/fresh --data=LONGBENCH\n" in page.text
     assert "LONGBENCH stands for the directory" in page.text
     assert "What was typed to train it was not recorded" in page.text
     assert len(page.images) == 4 and "Heat map" not in str(page.images)

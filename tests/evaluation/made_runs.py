@@ -35,7 +35,7 @@ def write_run(directory: Path, evaluations: bool = True, shift: float = 0.0, **o
         | {"tokens_per_s": 5823.4},
     )
     if evaluations:
-        write_results(directory / "eval", shift)
+        write_results(directory / "eval", shift, step=300)
         losses = {bucket: 2.5 + shift - 0.2 * place for place, bucket in enumerate(BUCKETS)}
         packed = {"step": 300, "loss": 1.7863 + shift, "perplexity": math.exp(1.7863 + shift)}
         places = {"by_position": losses, "by_context": {bucket: loss + 0.1 for bucket, loss in losses.items()}}
@@ -43,9 +43,10 @@ def write_run(directory: Path, evaluations: bool = True, shift: float = 0.0, **o
     return directory
 
 
-def write_results(directory: Path, shift: float = 0.0) -> Path:
-    """What evaluations that take any model leave behind."""
-    request = REQUEST | {"template": "base", "step": None}
+def write_results(directory: Path, shift: float = 0.0, step: int | None = None) -> Path:
+    """What evaluations that take any model leave behind; `step`: None for a Hugging Face directory, which has none."""
+    model = REQUEST | {"context": 8192}
+    request = model | {"template": "base", "step": step}
     drawn = {"seed": 0, "essays": "", "commands": [NEEDLE]}
     percent = [[max(0.0, 100 - 10 * i - 20 * j * (1 + shift)) for j in range(len(DEPTHS))] for i in range(len(LENGTHS))]
     needle = {"lengths": LENGTHS, "depths": DEPTHS, "samples": 10, "haystack": "essays", "percent": percent}
@@ -58,9 +59,10 @@ def write_results(directory: Path, shift: float = 0.0) -> Path:
         task: {str(length): 90.5 - 7 * place - 10 * shift - length / 256 for length in LENGTHS}
         for place, task in enumerate(tasks)
     }
-    ruler = {"squad": "", "hotpot": "", "samples": 100, "steps": [250, 300], "scores": scores, "averages": {}}
+    ruler = {"squad": "", "hotpot": "", "samples": 100, "scores": scores, "averages": {}}
     material = {"material": {"niah_multikey_2": "Jane Austen in place of RULER's essays"}}
-    put(directory / "ruler/ruler.json", request | drawn | ruler | material)
+    steps = {"steps": [step] if step is None else [step - 50, step]}
+    put(directory / "ruler/ruler.json", model | drawn | ruler | material | steps)
     means = {"averages": {"English": {"overall": 21.875}}}
     scores = {"scores": {"qasper": 31.25, "hotpotqa": 12.5 - shift}, "samples": 0, "max_length": 900}
     scores["data"] = "/data/LongBench"

@@ -1,11 +1,12 @@
 """A page about what was trained and evaluated: one run, or several side by side.
 
-reading.py   what lies in a run's directory
-values.py    its numbers, as tables and figures want them
-drawing.py   numbers into figures
-cells.py     and into cells of tables
-sections.py  the section of each evaluation
-writing.py   the page
+reading.py       what lies in a run's directory
+values.py        its numbers, as tables and figures want them
+drawing.py       numbers into figures
+cells.py         and into cells of tables
+sections.py      the section of each evaluation
+suggestions.py   commands for the evaluations that were not made
+writing.py       the page
 """
 
 from collections.abc import Sequence

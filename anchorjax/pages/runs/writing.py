@@ -1,12 +1,12 @@
 """Numbers of runs into their page."""
 
-import shlex
 from collections.abc import Sequence
 
 from anchorjax.pages import figures
 from anchorjax.pages.runs import cells, drawing, values
 from anchorjax.pages.runs.reading import TITLES, Run
 from anchorjax.pages.runs.sections import sections
+from anchorjax.pages.runs.suggestions import STANDS, suggestion
 from anchorjax.pages.figures import name_length
 from anchorjax.pages.page import Block, Code, Figure, Folded, Page, Paragraph, Section, Table
 
@@ -107,26 +107,8 @@ def _missing(runs: Sequence[Run]) -> Section:
                 Paragraph(cells.about(runs, run, f"there is no result of {names}. These commands make them:"))
             )
             blocks.append(Code("\n".join(suggestion(run, evaluation) for evaluation in missing)))
-    stands = "LONGBENCH stands for the directory of LongBench's files, TEXTS for JSONL, Parquet or text files."
-    blocks += [Paragraph(stands)] if blocks else []
+    blocks += [Paragraph(STANDS)] if blocks else []
     return Section("Not evaluated", blocks)
-
-
-def suggestion(run: Run, evaluation: str) -> str:
-    """A command for an evaluation that was not made, at the run's own length."""
-    named = (result.get("model") for result in run.results.values())
-    model = run.path if run.config is not None else next((name for name in named if name), run.path.name)
-    length = values.flat(run.config or {}).get("data.seq_len")
-    options = {
-        "perplexity_text": ["--text=TEXTS"],
-        "longppl": ["--text=TEXTS"],
-        "longbench": ["--data=LONGBENCH"],
-        "harness": ["--tasks=hellaswag"],
-    }.get(evaluation, [])
-    if length and evaluation in ("perplexity_text", "longppl", "ruler", "needle"):
-        options = [*options, f"--lengths={length}"]
-    script = f"eval/{evaluation.removesuffix('_text')}.py"
-    return shlex.join(["python", script, f"--{'hf' if run.config is None else 'workdir'}={model}", *options])
 
 
 def _commands(runs: Sequence[Run], command: str) -> Section:
