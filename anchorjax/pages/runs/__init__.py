@@ -12,8 +12,8 @@ writing.py       the page
 from collections.abc import Sequence
 from pathlib import Path
 
-from anchorjax.pages import page
 from anchorjax.errors import UsageError
+from anchorjax.pages import page
 from anchorjax.pages.runs import reading, writing
 
 

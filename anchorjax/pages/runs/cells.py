@@ -5,9 +5,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from anchorjax.pages.page import Table
 from anchorjax.pages.runs.reading import Run
 from anchorjax.pages.runs.values import is_number
-from anchorjax.pages.page import Table
 
 NONE = "–"  # in place of a number that a run does not have
 

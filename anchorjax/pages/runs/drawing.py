@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-from anchorjax.pages import figures
 from anchorjax.evaluation import heat_maps
+from anchorjax.pages import figures
+from anchorjax.pages.figures import Series, name_length
 from anchorjax.pages.runs.reading import Run
 from anchorjax.pages.runs.values import NeedleGrid, curve, ruler_lengths, upper_end
-from anchorjax.pages.figures import Series, name_length
 
 
 def losses(runs: Sequence[Run]) -> "figures.Figure | None":

@@ -9,9 +9,9 @@ from typing import Any
 from anchorjax.config import upgraded
 from anchorjax.errors import EvaluationError, UsageError
 from anchorjax.evaluation.record import ANSWERS
+from anchorjax.files import read_json
 from anchorjax.pages.figures import MOST
 from anchorjax.pages.page import PNG_SIGNATURE
-from anchorjax.files import read_json
 from anchorjax.training.workdir import load_commands
 
 TITLES = {

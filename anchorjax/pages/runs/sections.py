@@ -3,10 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from anchorjax.pages import figures
-from anchorjax.pages.runs import cells, drawing, values
-from anchorjax.pages.runs.reading import TITLES, Run
 from anchorjax.pages.figures import name_length
 from anchorjax.pages.page import Block, Figure, Folded, Paragraph, Section, Side
+from anchorjax.pages.runs import cells, drawing, values
+from anchorjax.pages.runs.reading import TITLES, Run
 
 PLACES = {
     "by_position": ("by place in the row", "tokens of the row before, at most"),

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 from anchorjax.pages import figures
+from anchorjax.pages.figures import name_length
+from anchorjax.pages.page import Block, Code, Figure, Folded, Page, Paragraph, Section, Table
 from anchorjax.pages.runs import cells, drawing, values
 from anchorjax.pages.runs.reading import TITLES, Run
 from anchorjax.pages.runs.sections import sections
 from anchorjax.pages.runs.suggestions import STANDS, suggestion
-from anchorjax.pages.figures import name_length
-from anchorjax.pages.page import Block, Code, Figure, Folded, Page, Paragraph, Section, Table
 
 SUMMARY = (
     ("step", "steps", "{:,}"),
