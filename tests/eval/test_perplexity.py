@@ -8,7 +8,6 @@ import sys
 
 import jax
 import pytest
-from matplotlib import image
 
 from anchorjax.checkpoints.orbax import Checkpoints
 from anchorjax.data import eval_rows
@@ -18,6 +17,7 @@ from anchorjax.evaluation.tasks import held_out
 from anchorjax.inference import language_model
 from anchorjax.training.evaluate import Evaluator
 from eval import perplexity as script
+from tests.eval import plotted
 from tests.evaluation import typed
 from tests.training.jobs import ROOT
 
@@ -57,7 +57,19 @@ def test_equals_the_run_s_own_held_out_loss(finished, evaluated):
     answers = map(json.loads, (finished / "eval/perplexity/answers.jsonl").open())
     weights_id = Checkpoints(finished, keep=1, read_only=True).weights_id(result["step"])
     assert {answer["weights_id"] for answer in answers if "score" in answer} == {weights_id}
-    assert image.imread(finished / "eval/perplexity/perplexity.png").std() > 0
+
+
+def test_losses_by_place_are_drawn(finished, evaluated, tmp_path, drawn):
+    """The same answers give the same picture, whose data only this process knows."""
+    out = shutil.copytree(finished / "eval/perplexity", tmp_path / "out")
+    (out / "perplexity.png").unlink()
+    assert script.main([f"--workdir={finished}", "--rows=2", f"--out={out}"]) == 0
+    assert (out / "perplexity.png").read_bytes() == (finished / "eval/perplexity/perplexity.png").read_bytes()
+    result = json.loads(evaluated.stdout.splitlines()[-1])
+    assert plotted.lines(drawn(out / "perplexity.png")) == {
+        "loss by place in row": ([64], [result["by_position"]["0-64"]]),
+        "loss by place in document": ([64], [result["by_context"]["0-64"]]),
+    }
 
 
 @pytest.mark.usefixtures("evaluated")

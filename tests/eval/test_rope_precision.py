@@ -6,7 +6,6 @@ import shutil
 
 import numpy as np
 import pytest
-from matplotlib import image
 
 from anchorjax.data.text import tokenizer as tokenizer_lib
 from anchorjax.evaluation.tasks.ruler.haystack import open_essays
@@ -14,6 +13,7 @@ from anchorjax.experiments.rope_precision import random_init
 from anchorjax.experiments.rope_precision import rope_precision as experiments
 from anchorjax.inference import language_model
 from eval import rope_precision
+from tests.eval import plotted
 from tests.evaluation import typed
 
 VARIANTS = ("bf16-phases32", "random-bf16", "narrow-bf16")  # which share compiled programs
@@ -52,7 +52,37 @@ def test_every_experiment_is_written_and_drawn(measured, result):
     pictures = {path.name for path in measured.glob("*.png")}
     layouts = {f"layouts-{variant}.png" for variant in VARIANTS}
     assert pictures == {"shifts.png", "lengths.png", "logits.png", "keys.png", "tables.png"} | layouts
-    assert all(image.imread(measured / name).std() > 0 for name in pictures)
+
+
+def test_pictures_show_the_result(measured, result, drawn):
+    """Both axes are logarithmic, so a deviation of 0 has no place."""
+
+    def lines(name):
+        return plotted.lines(drawn(measured / f"{name}.png"))
+
+    def of_lengths(of):
+        """By variant, what the experiment on lengths found."""
+        return {variant: of(result["lengths"][variant]["0"]) for variant in VARIANTS}
+
+    shifts = {17: 1, 0: 16, 2**20: 2**20 - 16}  # by their distances from 16, the nearest first
+    assert lines("shifts") == {
+        variant: (list(shifts.values()), [found[str(shift)]["attention"]["all"][0] for shift in shifts])
+        for variant, found in result["shifts"].items()
+    }
+    lengths = [32, 100]
+    assert lines("lengths") == of_lengths(lambda found: (lengths, found["attention"]["all"]))
+    assert lines("logits") == of_lengths(lambda found: (lengths, found["logit"]))
+    keys = [1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 33, 65]
+    assert lines("keys") == of_lengths(lambda found: (keys, found["columns"]))
+    for variant in VARIANTS:
+        of_layouts = {layout: result[layout][variant]["0"]["attention"]["all"] for layout in experiments.LAYOUTS}
+        assert lines(f"layouts-{variant}") == {layout: (lengths, y) for layout, y in of_layouts.items()}
+    errors, positions = result["tables"]["errors"], result["tables"]["positions"]
+    drawn_errors = lines("tables")
+    assert set(drawn_errors) == {name for name, ys in errors.items() if any(ys)}
+    for name, (x, y) in drawn_errors.items():
+        places = [place for place, error in enumerate(errors[name]) if error]
+        assert x == [positions[place] for place in places] and y == [errors[name][place] for place in places]
 
 
 def test_numbers_hang_together(result):
