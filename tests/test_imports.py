@@ -22,7 +22,7 @@ ALLOWED = {
     "accelerators": set(),
     "precision": set(),
     "masks": {"types"},
-    "config": {"errors", "types"},
+    "config": {"errors", "files", "types"},
     "sharding": {"types"},
     "targets": {"errors"},
     "attention": FOUNDATION,

@@ -9,38 +9,21 @@ config.json, safetensors and the tokenizer. The tokenizer is changed so that a t
 each change is printed. LoRA adapters are merged. Exit codes: 0 done, 1 failed, 2 bad input.
 """
 
-import argparse
-import json
-import math
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
 from absl import logging
 
-from anchorjax import sharding
-from anchorjax.checkpoints.huggingface import checkpoint as hf_checkpoint
-from anchorjax.checkpoints.huggingface import config as hf_config
-from anchorjax.checkpoints.huggingface import tokenizer as hf_tokenizer
-from anchorjax.checkpoints.huggingface.directory import TOKENIZER, copy_files, new_directory
-from anchorjax.checkpoints.huggingface.weights import Weights
-from anchorjax.checkpoints.orbax import Checkpoints, bytes_of_largest
-from anchorjax.checkpoints.pretrained import SOURCE, Pretrained, keep_source
-from anchorjax.config import AttentionConfig, LoraConfig, ModelConfig, RopeConfig
-from anchorjax.data.text.tokenizer import ByteTokenizer, HuggingFaceTokenizer
-from anchorjax.errors import UserError, WeightsError, WorkdirError
-from anchorjax.models.decoder import Decoder
-from anchorjax.models.linear import named_leaves
-from anchorjax.models.spec import Spec
-from anchorjax.training.workdir import load_config
+from anchorjax.checkpoints import conversion
+from anchorjax.checkpoints.huggingface.checkpoint import DTYPES
+from anchorjax.errors import run_program
+from anchorjax.evaluation import options
 
-INTRA_DOC = "intra_doc"  # the mask under which no document sees BOS
+PROGRAM = "anchorjax convert"
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="anchorjax convert", description=__doc__.splitlines()[0])
+    parser = options.Parser(PROGRAM, __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     reading = commands.add_parser("from-hf", help="a Hugging Face directory into one of ours")
     reading.add_argument("directory", type=Path)
@@ -48,118 +31,25 @@ def main(argv: Sequence[str]) -> int:
     writing = commands.add_parser("to-hf", help="a run, or what from-hf made, into a Hugging Face directory")
     writing.add_argument("checkpoint", type=Path)
     writing.add_argument("directory", type=Path)
-    writing.add_argument("--dtype", choices=hf_checkpoint.DTYPES, help="of the weights; default: that of the source")
+    writing.add_argument("--dtype", choices=DTYPES, help="of the weights; default: that of the source")
     arguments = parser.parse_args(argv)
     logging.set_verbosity(logging.ERROR)  # Orbax warns that a reader only reads
-    try:
-        if arguments.command == "from-hf":
-            from_hf(arguments.directory, arguments.out)
-        else:
-            to_hf(arguments.checkpoint.expanduser(), arguments.directory, arguments.dtype)
-    except UserError as error:
-        print(f"anchorjax convert: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    if arguments.command == "from-hf":
+        return run_program(PROGRAM, lambda: from_hf(arguments.directory, arguments.out))
+    return run_program(PROGRAM, lambda: to_hf(arguments.checkpoint, arguments.directory, arguments.dtype))
 
 
 def from_hf(directory: Path, out: Path) -> None:
-    """Writes a Hugging Face checkpoint as one of ours, without loss: bfloat16 stays, float16 becomes float32.
-
-    Raises:
-      WeightsError: the checkpoint cannot be read or is not supported, or `out` exists and is not empty.
-    """
-    pretrained = Pretrained.open(directory)
-    dtype = "bfloat16" if Weights.open(directory).dtype == "bfloat16" else "float32"
-    sections = {
-        "model": dict(pretrained.model)
-        | {"compute_dtype": dtype, "param_dtype": dtype, "remat": "none", "dropout": 0.0},
-        "rope": dict(pretrained.rope) | {"dtype": "float32"},
-        "lora": {"rank": 0, "alpha": 0.0, "targets": ()},
-    }
-    spec = _spec(sections)
-    with new_directory(out) as part, jax.set_mesh(_mesh(spec.model)):
-        params = pretrained.load(sharding.zeros(lambda: Decoder(jax.random.key(0), spec)), spec)
-        (part / hf_config.FILE).write_text(json.dumps(sections, indent=2) + "\n")
-        keep_source(part, pretrained)
-        checkpoints = Checkpoints(part, keep=1, host_bytes=bytes_of_largest(params))
-        checkpoints.save(0, {"params": params}, sections, data=None)
-        checkpoints.close()
-    print(f"{sum(x.size for x in jax.tree.leaves(params)):,} parameters written to {out}, {dtype}")
+    """Raises WeightsError; see `conversion.from_hf`."""
+    made = conversion.from_hf(directory, out)
+    print(f"{made.parameters:,} parameters written to {out}, {made.dtype}")
 
 
 def to_hf(checkpoint: Path, directory: Path, dtype: str | None) -> None:
-    """Writes the newest weights of a directory of ours as a Hugging Face checkpoint.
-
-    Raises:
-      WorkdirError, CheckpointError: `checkpoint` is not one of ours, or cannot be read.
-      WeightsError: the family cannot express the model, or `directory` exists and is not empty.
-    """
-    sections = load_config(checkpoint)
-    if not {"model", "rope", "lora"} <= sections.keys():
-        raise WorkdirError(f"{checkpoint} is no run, and was not made by from-hf")
-    spec, source = _spec(sections), checkpoint / SOURCE
-    fields = hf_config.load(source) if (source / hf_config.FILE).exists() else {}
-    dtype = dtype or fields.get("torch_dtype") or fields.get("dtype") or "float32"
-    if dtype not in hf_checkpoint.DTYPES:
-        raise WeightsError(f"{source}/{hf_config.FILE}: weights are {dtype}; choose --dtype")
-    run = sections.get("data")  # None: weights that from-hf read, with a tokenizer that stays as it is
-    name = Pretrained.open(checkpoint).tokenizer
-    tokenizer = hf_tokenizer.open_exported(source) if run and name == str(source) else None
-    trained = (run.get("max_position") or run["seq_len"]) if run else 0  # runs older than the key have none
-    max_position = max(trained, fields.get("max_position_embeddings") or 0)
-    if tokenizer:
-        fields["bos_token_id"] = tokenizer.bos_id
-        fields["eos_token_id"] = hf_tokenizer.ends(source / hf_config.FILE, tokenizer.eos_id)
-    elif run and name == "bytes":
-        fields |= {f"{key}_token_id": getattr(ByteTokenizer(), f"{key}_id") for key in ("bos", "eos", "pad")}
-    written = hf_config.write(spec.model, spec.rope, max_position=max_position, dtype=dtype, source=fields)
-    changes = []
-    with new_directory(directory) as part, jax.set_mesh(_mesh(spec.model)):
-        like = sharding.abstract(lambda: Decoder(jax.random.key(0), spec))
-        checkpoints = Checkpoints(checkpoint, keep=1, read_only=True, host_bytes=bytes_of_largest(like))
-        weights = checkpoints.restore_weights(named_leaves(like))
-        params = jax.tree.unflatten(jax.tree.structure(like), weights.values())
-        hf_checkpoint.save(params, spec.model, spec.lora, part, dtype)
-        (part / hf_config.FILE).write_text(json.dumps(written, indent=2) + "\n")
-        if source.is_dir() and name != "bytes":  # a run of bytes has that of its checkpoint there
-            copy_files(source, part, TOKENIZER)
-        if tokenizer:
-            changes = hf_tokenizer.export(part, tokenizer, max_position, anchored=run["mask"] != INTRA_DOC)
-    print(f"{spec.model.family}, {max_position:,} positions, written to {directory}, {dtype}")
-    for change in changes:
+    """Raises WorkdirError, CheckpointError or WeightsError; see `conversion.to_hf`."""
+    made = conversion.to_hf(checkpoint.expanduser(), directory, dtype)
+    print(f"{made.family}, {made.max_position:,} positions, written to {directory}, {made.dtype}")
+    for change in made.changes:
         print(f"tokenizer: {change}")
-    for note in notes(run, spec, dtype, tokenizer):
+    for note in made.notes:
         print(f"note: {note}")
-
-
-def notes(
-    run: Mapping[str, Any] | None, spec: Spec, dtype: str, tokenizer: HuggingFaceTokenizer | None
-) -> Iterator[str]:
-    """Where other tools compute other than what is computed here; `run` is the section "data" of a run."""
-    if spec.rope.depends_on_length:
-        yield f"{spec.rope.scaling} RoPE goes by the row's length here and by the prompt's in transformers"
-    if spec.model.sliding_window:
-        yield "here the anchor stays in sight of layers with a window; other tools lose it there"
-    if dtype != spec.rope.dtype:
-        yield f"RoPE's cosines and sines are {dtype} in transformers, and {spec.rope.dtype} here"
-    if run and run["mask"] == INTRA_DOC and tokenizer:
-        front = tokenizer.encode_with_specials("", frame=True).tolist()
-        what = " ".join(map(tokenizer.rules.id_to_token, front)) if front else "nothing"
-        yield (
-            f"documents of a run with mask={INTRA_DOC} have nothing in front; the tokenizer puts {what} in front of a "
-            "text, as it did, and eval/ puts BOS there"
-        )
-    if run and not tokenizer:
-        yield "the run is of bytes, or its tokenizer is lost: there is none that other tools could load"
-
-
-def _spec(sections: Mapping[str, Any]) -> Spec:
-    parts = (kind(**sections[kind.NAME]) for kind in (ModelConfig, RopeConfig, LoraConfig))
-    attention = AttentionConfig("reference", 1, 1)  # of no consequence for weights, as both numbers
-    return Spec(*parts, attention, num_anchors=0, max_position=2)
-
-
-def _mesh(model: ModelConfig) -> jax.sharding.Mesh:
-    """As many of this process's devices as the width can be cut for."""
-    devices = jax.devices()[: math.gcd(jax.device_count(), model.d_model)]
-    return sharding.make_mesh({"data": 1, "fsdp": len(devices), "context": 1, "tensor": 1}, devices)

@@ -13,7 +13,7 @@ from anchorjax.config.model import NEUTRAL_ROPE, OPEN, PLAIN, SIZES, LoraConfig,
 from anchorjax.config.names import RENAMED, unknown_key
 from anchorjax.config.recipes import base, paper, recipe
 from anchorjax.config.run import KEYS, SECTIONS, Config, defaults, max_position, resolve
-from anchorjax.config.saved import upgraded
+from anchorjax.config.saved import load_config, upgraded
 from anchorjax.config.training import (
     AttentionConfig,
     CheckpointConfig,
@@ -48,6 +48,7 @@ __all__ = [
     "TrainConfig",
     "base",
     "defaults",
+    "load_config",
     "max_position",
     "paper",
     "recipe",

@@ -2,10 +2,22 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from anchorjax.config.names import RENAMED
 from anchorjax.config.run import KEYS, SECTIONS, defaults
+from anchorjax.errors import WorkdirError
+from anchorjax.files import read_json
+
+
+def load_config(workdir: Path) -> dict[str, Any]:
+    """The configuration of the run in `workdir`, in today's keys. Raises WorkdirError if there is none."""
+    file = workdir / "config.json"
+    config = read_json(file)
+    if config is None:
+        raise WorkdirError(f"there is no run in {workdir}: {file} does not exist")
+    return upgraded(config)
 
 
 def upgraded(fields: Mapping[str, Any]) -> dict[str, Any]:

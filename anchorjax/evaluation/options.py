@@ -34,8 +34,8 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """Names a fault in one line."""
 
-    def __init__(self, program: str, about: str):
-        super().__init__(prog=program, description=about, formatter_class=_Formatter, allow_abbrev=False)
+    def __init__(self, prog: str, description: str = "", **more):
+        super().__init__(prog, description=description, formatter_class=_Formatter, allow_abbrev=False, **more)
 
     def parse_args(self, argv=None, namespace=None):
         for option in sys.argv[1:] if argv is None else argv:

@@ -123,15 +123,6 @@ def _has_grown(name: str, old: Any, new: Any) -> bool:
     return name in KEYS and KEYS[name].resume == "grow" and type(old) is int and new > old
 
 
-def load_config(workdir: Path) -> dict[str, Any]:
-    """The configuration of the run in `workdir`, in today's keys. Raises WorkdirError if there is none."""
-    file = workdir / "config.json"
-    config = read_json(file)
-    if config is None:
-        raise WorkdirError(f"there is no run in {workdir}: {file} does not exist")
-    return upgraded(config)
-
-
 def load_commands(workdir: Path) -> list[str]:
     """What was typed to train the run, in turn; none for a run that was not started by train.py."""
     commands = (read_json(workdir / COMMANDS) or {}).get("train", [])

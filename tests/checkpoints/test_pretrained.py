@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 import tokenizers
 
+from anchorjax.checkpoints import conversion
 from anchorjax.checkpoints.huggingface import checkpoint as hf_checkpoint
 from anchorjax.checkpoints.huggingface import config as hf_config
 from anchorjax.checkpoints.huggingface.weights import Weights, write_files
@@ -134,12 +135,16 @@ def test_a_directory_of_something_else_is_refused(tmp_path):
 @pytest.fixture(scope="module")
 def converted(llama, tmp_path_factory):
     out = tmp_path_factory.mktemp("converted") / "ours"
-    assert convert.main(["from-hf", str(llama), str(out)]) == 0
+    weights = Weights.open(llama)
+    numbers = sum(weights.read(name).size for name in weights.tensors)
+    assert conversion.from_hf(llama, out) == conversion.Imported(numbers, "float32")
     return out
 
 
-def test_converting_there_and_back_changes_no_bit(llama, converted, tmp_path):
-    assert convert.main(["to-hf", str(converted), str(tmp_path / "back")]) == 0
+def test_converting_there_and_back_changes_no_bit(llama, converted, tmp_path, capsys):
+    made = conversion.to_hf(converted, tmp_path / "back")
+    assert made == conversion.Exported("llama", 256, "float32", (), ())
+    assert capsys.readouterr() == ("", "")
     there, back = Weights.open(llama), Weights.open(tmp_path / "back")
     assert there.tensors.keys() == back.tensors.keys()
     for name in there.tensors:
@@ -156,6 +161,30 @@ def test_runs_start_from_what_was_converted(llama, converted):
     got = np.asarray(leaves["embed_VD"].astype("float32"))
     np.testing.assert_allclose(got, np.asarray(named_leaves(first_params(setup))["embed_VD"]), rtol=2**-8)
     assert {name for name in leaves if "_adapter." in name}
+
+
+def test_the_command_prints_what_the_library_returns(llama, tmp_path, capsys):
+    ours, back = tmp_path / "ours", tmp_path / "back"
+    assert convert.main(["from-hf", str(llama), str(ours)]) == 0
+    assert convert.main(["to-hf", str(ours), str(back), "--dtype=bfloat16"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"30,880 parameters written to {ours}, float32",
+        f"llama, 256 positions, written to {back}, bfloat16",
+        "note: RoPE's cosines and sines are bfloat16 in transformers, and float32 here",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["to-hf", "run"], "anchorjax convert to-hf: the following arguments are required: directory\n"),
+        ([], "anchorjax convert: the following arguments are required: command\n"),
+    ],
+)
+def test_a_bad_command_line_is_told_in_one_line(capsys, arguments, line):
+    with pytest.raises(SystemExit) as end:
+        convert.main(arguments)
+    assert end.value.code == 2 and capsys.readouterr().err == line
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 
+from anchorjax.config import load_config
 from anchorjax.errors import WorkdirError
-from anchorjax.training.workdir import Workdir, load_commands, load_config
+from anchorjax.training.workdir import Workdir, load_commands
 from tests import tiny
 from tests.training.jobs import hex_losses
 

@@ -11,9 +11,10 @@ import jax
 import pytest
 
 from anchorjax import data
+from anchorjax.config import load_config
 from anchorjax.training import loop
 from anchorjax.training.setup import Setup
-from anchorjax.training.workdir import Workdir, load_commands, load_config
+from anchorjax.training.workdir import Workdir, load_commands
 from tests import tiny
 from tests.training.jobs import OVERRIDES, hex_held_out, hex_losses, lines, saved_steps
 

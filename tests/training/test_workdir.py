@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from anchorjax.config import KEYS
+from anchorjax.config import KEYS, load_config
 from anchorjax.errors import WorkdirError
-from anchorjax.training.workdir import Workdir, differences, load_commands, load_config
+from anchorjax.training.workdir import Workdir, differences, load_commands
 from tests import tiny
 
 

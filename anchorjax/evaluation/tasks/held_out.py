@@ -10,7 +10,7 @@ import jax
 
 from anchorjax import data
 from anchorjax.checkpoints.orbax import Checkpoints, weights_id
-from anchorjax.config import AttentionConfig, Config, MeshConfig, resolve
+from anchorjax.config import AttentionConfig, Config, MeshConfig, load_config, resolve
 from anchorjax.errors import ConfigError, WorkdirError
 from anchorjax.evaluation.record import Record
 from anchorjax.evaluation.runner import Way, fill
@@ -18,7 +18,6 @@ from anchorjax.evaluation.task import Example
 from anchorjax.evaluation.tasks import perplexity as tables
 from anchorjax.training.evaluate import Evaluator
 from anchorjax.training.setup import Setup, check_attention
-from anchorjax.training.workdir import load_config
 
 
 def load(workdir: Path) -> Setup:
