@@ -113,7 +113,7 @@ def fill(
     for one in sorted(examples, key=lambda one: one.size):
         groups.setdefault(one.how, []).append(one)
     batch_size = way.batch_size()
-    with _progress(label, len(examples), len(examples) - missing) as advance:
+    with progress(label, len(examples), len(examples) - missing) as advance:
         for how, group in groups.items():
             # All examples are counted, so that after a kill the same ones come together.
             for first in range(0, len(group), AHEAD * batch_size):
@@ -131,8 +131,8 @@ def fill(
 
 
 @contextlib.contextmanager
-def _progress(label: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal; elsewhere a line every QUIET seconds."""
+def progress(label: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
+    """A bar of answers on a terminal, elsewhere a line every QUIET seconds; what it yields adds to those done."""
     if sys.stderr.isatty():
         with tqdm.tqdm(total=total, initial=done, desc=label) as bar:
             yield bar.update

@@ -15,15 +15,14 @@ A variant is a precision of `rotation.PRECISIONS`, of the checkpoint's weights o
 import dataclasses
 import functools
 import random
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import tqdm
 
 from anchorjax.data import num_anchors
 from anchorjax.errors import EvaluationError
+from anchorjax.evaluation import runner
 from anchorjax.evaluation.record import Key, Line, Record
 from anchorjax.evaluation.tasks.ruler.haystack import Essays
 from anchorjax.experiments.rope_precision import deviation, random_init
@@ -166,22 +165,27 @@ def run(
 ) -> dict[Key, dict[str, Any]]:
     """What is found, by key; passes whose numbers the record has are not run again.
 
+    It is not `runner.fill`, whose examples give one answer each, of one model: a pass gives the answers of several
+    shifts against one reference, and variants have different weights.
+
     Args:
       weights_id: of the checkpoint, in the record.
       load: gives a model with those of WEIGHTS; only the last is kept.
     """
     model = functools.lru_cache(maxsize=1)(load)
-    with tqdm.tqdm(some, desc="passes", disable=not sys.stderr.isatty()) as bar:
-        for one in bar:
-            keys = [one.key(weights_id, label) for label in one.labels]
-            if not any(map(record.lacks, keys)):
+    keys_by_pass = {one: [one.key(weights_id, label) for label in one.labels] for one in some}
+    missing = {one: [*filter(record.lacks, keys)] for one, keys in keys_by_pass.items()}
+    total = sum(map(len, keys_by_pass.values()))
+    with runner.progress("rope_precision", total, total - sum(map(len, missing.values()))) as advance:
+        for one, left in missing.items():
+            if not left:
                 continue
-            bar.set_postfix_str(f"{one.variant} {one.experiment} {one.sample}")
             weights = weights_of(one.variant)
             precision = PRECISIONS[one.variant.removeprefix(weights)]
             found = deviation.measure(model(weights), one.row(), precision, one.lengths, plan.max_position)
-            record.add(line(found, place, key) for place, key in enumerate(keys) if record.lacks(key))
-    return {key: record.answers[key] for one in some for key in (one.key(weights_id, label) for label in one.labels)}
+            record.add(line(found, keys_by_pass[one].index(key), key) for key in left)
+            advance(len(left))
+    return {key: record.answers[key] for keys in keys_by_pass.values() for key in keys}
 
 
 def line(found: Deviation, place: int, key: Key) -> Line:
