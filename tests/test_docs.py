@@ -6,8 +6,12 @@ import pathlib
 import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
+import yaml
+
+import anchorjax
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -93,3 +97,26 @@ def test_terms_are_those_of_the_field(file):
     for number, line in enumerate(file.read_text().splitlines(), 1):
         for word, term in REPLACED.items():
             assert not re.search(word, line), f"{name_of(file)}:{number}: write {term!r}: {line.strip()}"
+
+
+# Keys of the Citation File Format 1.2.0, whose schema allows no others at the top.
+CITATION_REQUIRED = {"cff-version", "message", "title", "authors"}
+CITATION_ALLOWED = CITATION_REQUIRED | {
+    *("abstract", "commit", "contact", "date-released", "doi", "identifiers", "keywords", "license", "license-url"),
+    *("preferred-citation", "references", "repository", "repository-artifact", "repository-code", "type", "url"),
+    "version",
+}
+
+
+def test_the_citation_is_of_this_version_and_has_the_keys_of_its_format():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert CITATION_REQUIRED <= citation.keys() <= CITATION_ALLOWED
+    assert (citation["cff-version"], citation["version"]) == ("1.2.0", anchorjax.__version__)
+    assert citation["license"] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["license"]
+    works = [citation, *citation.get("references", []), *filter(None, [citation.get("preferred-citation")])]
+    for work in works:
+        assert work["title"] and work["authors"] and work["type"] in ("software", "article")
+        for author in work["authors"]:
+            person = author.keys() <= {"family-names", "given-names", "affiliation", "email", "orcid", "website"}
+            assert author and (person or "name" in author), author
+    assert {"arXiv:2411.13476"} == {one["value"] for work in works for one in work.get("identifiers", ())}
