@@ -51,3 +51,12 @@ def test_an_epoch_by_hand():
     assert contexts.describe(np.array([0] * 6 + [1, 0, 3])) == (
         "targets by the keys that they see: below 64 0.0%, 64-127 25.0%, 256-511 75.0%"
     )
+
+
+def test_a_few_targets_are_not_none():
+    """The quickstart's start: 4096 keys are seen by a handful of its targets, 8192 by none."""
+    assert contexts.describe(np.array([5000, *[0] * 5, 5000, 4, 0, 0])) == (
+        "targets by the keys that they see: below 64 50.0%, 64-127 50.0%, 128-255 <0.1%"
+    )
+    named = {0.0: "0.0%", 1e-9: "<0.1%", 0.00049: "<0.1%", 0.0005: "0.1%", 1.0: "100.0%"}
+    assert {share: contexts.name_share(share) for share in named} == named

@@ -49,9 +49,19 @@ def name_bucket(k: int) -> str:
     return f"{2**k}-{2 ** (k + 1) - 1}" if k else "1"
 
 
+def name_share(share: float) -> str:
+    """In percent, as in "12.5%". A share above 0 is never called "0.0%"."""
+    return "<0.1%" if 0 < share < 0.0005 else f"{share:.1%}"
+
+
+def shares(targets_K: np.ndarray) -> np.ndarray:
+    """Returns the share of all targets in each bucket, float64 [K]; zeros if there are no targets."""
+    return targets_K / max(targets_K.sum(), 1)
+
+
 def describe(targets_K: np.ndarray) -> str:
-    """One line: the share of targets in each bucket from 64 keys on."""
-    share_K = targets_K / max(targets_K.sum(), 1)
-    named = [f"below 64 {share_K[:6].sum():.1%}"]
-    named += [f"{name_bucket(k)} {share_K[k]:.1%}" for k in range(6, len(share_K)) if targets_K[k]]
+    """Returns one line: the share of targets in each bucket from 64 keys on that has targets."""
+    share_K = shares(targets_K)
+    named = [f"below 64 {name_share(share_K[:6].sum())}"]
+    named += [f"{name_bucket(k)} {name_share(share_K[k])}" for k in range(6, len(share_K)) if targets_K[k]]
     return f"targets by the keys that they see: {', '.join(named)}"

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from anchorjax import data
+from anchorjax.data.rows import contexts
 from anchorjax.pages import figures
 from anchorjax.pages.figures import Series, name_length
 from anchorjax.pages.store import rows
@@ -75,6 +76,37 @@ def documents_per_row(packed: Sequence[Packed], packing: str) -> "figures.Figure
         x_ticks=x,
         name_tick=name_length,
         log_y=True,
+    )
+
+
+def context_series(packed: Sequence[Packed]) -> list[Series]:
+    """Returns one line for each packing whose targets are counted: their share in percent by the bucket's least keys.
+
+    Buckets beyond the last one that has targets under any packing are left out.
+    """
+    result = []
+    counted = [one for one in packed if one.targets_K is not None]
+    x = [2**k for k in range(num_buckets(counted))]
+    for one in counted:
+        percent_K = 100 * contexts.shares(one.targets_K)[: len(x)]
+        result.append(Series(one.packing, x, percent_K.tolist(), style=PACKINGS.index(one.packing)))
+    return result
+
+
+def num_buckets(counted: Sequence[Packed]) -> int:
+    """Returns how many buckets there are up to the last one that has targets under any packing; 0 without targets."""
+    return max((1 + int(k) for one in counted for k in np.flatnonzero(one.targets_K)), default=0)
+
+
+def visible_contexts(packed: Sequence[Packed]) -> "figures.Figure":
+    series = context_series(packed)
+    return figures.lines(
+        series,
+        x_label="visible context (keys: from this number to less than twice as many)",
+        y_label="targets (%)",
+        x_ticks=series[0].x,
+        name_tick=name_length,
+        y_range=(0, None),
     )
 
 

@@ -33,7 +33,10 @@ class SourceCounts:
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """An epoch under one packing and row length, with the 10th, 50th and 90th percentile of documents in a row."""
+    """An epoch under one packing and row length, with the 10th, 50th and 90th percentile of documents in a row.
+
+    `targets_K` counts its targets by their visible context, int64 [K] (contexts.py), and is None where not asked for.
+    """
 
     packing: str
     seq_len: int
@@ -41,6 +44,7 @@ class Packed:
     documents_low: float
     documents_median: float
     documents_high: float
+    targets_K: np.ndarray | None = None
 
 
 def count_sources(store: TokenStore, only: str) -> list[SourceCounts]:
@@ -94,12 +98,16 @@ def seq_lens(num_tokens: int, chosen: int) -> list[int]:
 
 
 def pack(store: TokenStore, tokenizer: Tokenizer, config: DataConfig, seed: int, lengths: list[int]) -> list[Packed]:
-    """Packs `store` with every packing at every row length; all other keys are those of `config`."""
+    """Packs `store` with every packing at every row length; all other keys are those of `config`.
+
+    Targets are counted by their visible context at the row length `config.seq_len` alone.
+    """
     result = []
     for seq_len in lengths:
         for packing in PACKINGS:
             changed = dataclasses.replace(config, packing=packing, seq_len=seq_len)
             packer = data.row_packer(store, tokenizer, changed, seed)
             spread = np.percentile(np.diff(packer.plan(0).first_piece), (10, 50, 90))
-            result.append(Packed(packing, seq_len, packer.report(), *map(float, spread)))
+            targets_K = packer.targets_by_context() if seq_len == config.seq_len else None
+            result.append(Packed(packing, seq_len, packer.report(), *map(float, spread), targets_K))
     return result

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from anchorjax.config import Config
+from anchorjax.data.rows import contexts
 from anchorjax.data.store import remarks
 from anchorjax.data.store.index import Index
 from anchorjax.pages import figures
@@ -22,6 +23,11 @@ _ANCHOR = (
     "to. Apart from the anchor, a token attends only to itself and to earlier tokens of its own document "
     "(AnchorAttention, arXiv 2411.13476)."
 )
+_INTERLEAVED = {
+    False: "Interleaving does not change these numbers, apart from the anchor's target: it is counted as in rows that "
+    "are not interleaved.",
+    True: "Rows are counted as if they were not interleaved. Under a full mask, interleaving changes these numbers.",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +62,7 @@ class Findings:
 
 def compose(findings: Findings, config: Config, command: str) -> Page:
     sections = [_contents(findings, config), _documents(findings), _packing(findings, config)]
-    sections += [_attention(findings, config), _masks(findings, config)]
+    sections += [_contexts(findings, config), _attention(findings, config), _masks(findings, config)]
     sections.append(Section("How this page was made", [Code(command)]))
     name = config.data.store or config.data.source
     train = findings.splits[0]
@@ -154,14 +160,10 @@ def _packing(findings: Findings, config: Config) -> Section:
     data = config.data
     also = [f"{key}={getattr(data, key)}" for key in ("tags", "upsample_long") if getattr(data, key)]
     keys = f" with {', '.join(also)}" if also else ""
-    if findings.packed_documents < findings.num_documents:
-        drawn = f"{findings.packed_documents:,} of {findings.num_documents:,} documents, drawn at random"
-        which = f"Rows of one epoch under each packing{keys}, from {drawn} (seed {config.seed})."
-    else:
-        which = f"Rows of one epoch under each packing{keys}, exactly as training with the same seed makes them."
     text = (
-        f"{which} The fill rate is the share of a row's positions after its first token that hold a token and not "
-        "padding. A document is cut if its parts lie in more than one row."
+        f"Rows of one epoch under each packing{keys}{_which(findings, config)}. The fill rate is the share of a row's "
+        "positions after its first token that hold a token and not padding. A document is cut if its parts lie in more "
+        "than one row."
     )
     lines = [
         (
@@ -201,6 +203,60 @@ def _packing(findings: Findings, config: Config) -> Section:
     )
     caption = "Packings; documents in a row: 10th, 50th and 90th percentile"
     return Section("Packing", [Paragraph(text), *maps, per_row, Table(caption, heads, lines)])
+
+
+def _which(findings: Findings, config: Config) -> str:
+    """Returns which documents rows are made from, to follow a noun."""
+    if findings.packed_documents < findings.num_documents:
+        drawn = f"{findings.packed_documents:,} of {findings.num_documents:,} documents, drawn at random"
+        return f", from {drawn} (seed {config.seed})"
+    return ", exactly as training with the same seed makes them"
+
+
+def _contexts(findings: Findings, config: Config) -> Section:
+    mask, T = config.data.mask, config.data.seq_len
+    seen = {
+        "anchor": "itself, the earlier tokens of its document in the same row, and the anchor",
+        "intra_doc": "itself and the earlier tokens of its document in the same row",
+        "full": "itself and all earlier tokens of the row",
+    }[mask]
+    text = (
+        "A target is a token that the model is trained to predict. Its visible context is the number of keys that are "
+        f"attended to where it is predicted, at the token before it. Under the mask {mask}, that token attends to "
+        f"{seen}. Targets are counted in rows of one epoch{_which(findings, config)}. Padding and tags are no targets. "
+        "The first token of a document is a target only at the beginning of a row, behind a tag, and with "
+        "data.boundary_targets=True behind another document. The counts are those of layers without a "
+        "sliding window: in a layer with one, a token attends to no more keys than the window holds. "
+        "train.objective=exact weights targets by how rare their visible context is."
+    )
+    if config.data.interleave:
+        text += f" {_INTERLEAVED[mask == 'full']}"
+    counted = [one for one in findings.packed if one.targets_K is not None]
+    buckets = range(drawing.num_buckets(counted))
+    if not buckets:
+        return Section("Visible contexts", [Paragraph(text), Paragraph("There are no targets.")])
+    shares = [contexts.shares(one.targets_K) for one in counted]
+    lines = [
+        (
+            contexts.name_bucket(k),
+            *(
+                cell
+                for one, share_K in zip(counted, shares, strict=True)
+                for cell in (int(one.targets_K[k]), contexts.name_share(share_K[k]))
+            ),
+        )
+        for k in buckets
+    ]
+    heads = ("keys", *(head for one in counted for head in (f"{one.packing}: targets", "share")))
+    largest = [f"{contexts.name_bucket(int(one.targets_K.argmax()))} keys under {one.packing}" for one in counted]
+    figure = Figure(
+        "visible_contexts",
+        figures.png(drawing.visible_contexts(counted)),
+        f"Lines of the share of targets by visible context; the largest: {', '.join(largest)}.",
+        f"Targets by visible context for each packing, mask {mask}. No target sees more keys than a row has, {T:,}.",
+    )
+    caption = f"Targets of one epoch by visible context, mask {mask}, rows of {T:,} tokens"
+    return Section("Visible contexts", [Paragraph(text), figure, Table(caption, heads, lines)])
 
 
 def _attention(findings: Findings, config: Config) -> Section:

@@ -1,5 +1,6 @@
 """Numbers of documents and packings against brute force."""
 
+import dataclasses
 import statistics
 
 import hypothesis
@@ -8,10 +9,13 @@ import pytest
 from hypothesis import strategies as st
 
 from anchorjax import data
+from anchorjax.data.rows.packing import num_anchors
 from anchorjax.data.store.tokens import TokenStore
 from anchorjax.data.text.tokenizer import ByteTokenizer
+from anchorjax.masks import allowed
+from anchorjax.pages.store import drawing
 from anchorjax.pages.store import lengths as lib
-from anchorjax.types import PACKINGS
+from anchorjax.types import MASKS, PACKINGS
 from tests import tiny
 
 
@@ -72,6 +76,31 @@ def test_packings_are_those_of_the_rows(store):
         assert sum(documents) == in_rows.sum()
         spread = one.documents_low, one.documents_median, one.documents_high
         np.testing.assert_allclose(spread, np.percentile(documents, (10, 50, 90)))
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@hypothesis.given(store=STORES)
+@hypothesis.settings(max_examples=15, deadline=None)
+def test_visible_contexts_are_those_of_the_dense_mask(mask, store):
+    config = tiny.config(data__seq_len=32, data__mask=mask).data
+    found = lib.pack(lib.without_text(store, 3), ByteTokenizer(), config, 3, [16, 32])
+    assert [one.packing for one in found if one.targets_K is not None] == list(PACKINGS)
+    series = {one.label: one for one in drawing.context_series(found)}
+    index, last = np.arange(32), 0
+    for one in found[len(PACKINGS) :]:
+        packer = data.row_packer(store, ByteTokenizer(), dataclasses.replace(config, packing=one.packing), 3)
+        keys = []
+        for row in map(packer.row, range(packer.rows_per_epoch)):
+            ids = row.segment_ids_T
+            seen_TT = allowed(index[:, None], index, ids[:, None], ids, num_anchors(mask))
+            keys += seen_TT.sum(1)[row.is_target_T].tolist()
+        counted_K = [sum(2**k <= number < 2 ** (k + 1) for number in keys) for k in range(6)]
+        assert one.targets_K.tolist() == counted_K
+        drawn = series[one.packing]
+        assert drawn.x == [2**k for k in range(len(drawn.x))]
+        np.testing.assert_allclose(drawn.y, [100 * count / max(len(keys), 1) for count in counted_K[: len(drawn.x)]])
+        last = max([last, *(k + 1 for k in range(6) if counted_K[k])])
+    assert {len(one.x) for one in series.values()} == {last}, "empty buckets beyond the last one are left out"
 
 
 def test_a_store_without_text_has_the_segments_of_the_real_one():

@@ -4,16 +4,21 @@ import re
 import shutil
 import sys
 
+import numpy as np
 import pytest
 
+from anchorjax import data
 from anchorjax.cli import report as report_cli
+from anchorjax.data.rows import contexts
 from anchorjax.data.store import preparing as preparing_lib
+from anchorjax.types import PACKINGS
 from tests import chromium, tiny
 from tests import html as pages
 from tests.data import preparing
 
 NAMES = ["<script>alert(1)</script>", "$x_$ & y", "_hidden", "日本語", "a b"]
 FIGURES = ["cut", "document_lengths", "documents_per_row", "fill", "live_tiles", "masks", "source_shares", "speed_up"]
+FIGURES += ["visible_contexts"]
 TILES = ["--config.attention.q_tile=1024", "--config.attention.kv_tile=1024"]  # fewer than the tiny configuration's
 
 
@@ -101,6 +106,26 @@ def test_the_same_configuration_gives_the_same_page(store, report, tmp_path, mas
         contents.append(out.read_bytes())
     assert contents[0] == contents[1]
     assert (out.parent / "page_figures" / "masks.png").exists()
+
+
+@pytest.mark.parametrize("mask", ["anchor", "intra_doc", "full"])
+def test_visible_contexts_are_those_of_training(store, report, tmp_path, mask):
+    out = tmp_path / "page.html"
+    changes = [f"--config.data.mask={mask}", "--config.data.seq_len=1024"]  # twice the longest document
+    assert report(f"--config.data.store={store[0]}", f"--out={out}", *changes, *TILES)[0] == 0
+    cells, counted = pages.read(out.read_text()).cells, []
+    for packing in PACKINGS:
+        config = tiny.config(data__store=str(store[0]), data__mask=mask, data__seq_len=1024, data__packing=packing)
+        packer = data.row_packer(*data.load_store(config.data, "train"), config.data, config.seed)
+        counted.append(packer.targets_by_context())
+    last = max(int(np.flatnonzero(targets_K).max()) for targets_K in counted)
+    at = cells.index("keys") + 7
+    for k in range(last + 1):
+        bucket, *numbers = cells[at + 7 * k : at + 7 * (k + 1)]
+        shares = [contexts.name_share(targets_K[k] / targets_K.sum()) for targets_K in counted]
+        assert bucket == contexts.name_bucket(k)
+        assert numbers[::2] == [f"{targets_K[k]:,}" for targets_K in counted] and numbers[1::2] == shares
+    assert cells[at + 7 * (last + 1)] == "row length", "the next table begins: empty buckets at the end are left out"
 
 
 def test_report_of_a_source_in_memory(report, tmp_path, data_dir):
