@@ -20,7 +20,7 @@ from jax.sharding import reshard
 
 from anchorjax import sharding
 from anchorjax.masks import Mask
-from anchorjax.models.decoder import Block, Decoder, embedded, is_global, kinds_of_layers, logits
+from anchorjax.models.decoder import Block, Decoder, embedded, is_global, logits, masks_of_kinds
 from anchorjax.models.layers import rms_norm
 from anchorjax.models.spec import Spec
 from anchorjax.models.variants import VARIANTS
@@ -121,6 +121,5 @@ def _masks(cache: Cache, T: int, spec: Spec) -> tuple[list[Mask], jax.Array]:
 
     q_index_BT, kv_index_BS = index_of(cache.length + jnp.arange(T)), index_of(jnp.arange(cache.columns))
     q_segments_BT, kv_segments_BS = (jnp.where(x < 0, PAD_SEGMENT, 0) for x in (q_index_BT, kv_index_BS))
-    arrays, soft_cap = (q_segments_BT, kv_segments_BS, q_index_BT, kv_index_BS), spec.model.attention_soft_cap or None
-    masks = [Mask(*arrays, spec.num_anchors, window, soft_cap) for window in kinds_of_layers(spec.model)]
-    return masks, jnp.maximum(q_index_BT, 0)
+    mask = Mask(q_segments_BT, kv_segments_BS, q_index_BT, kv_index_BS, spec.num_anchors)
+    return masks_of_kinds(mask, spec), jnp.maximum(q_index_BT, 0)

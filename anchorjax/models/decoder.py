@@ -10,6 +10,7 @@ Sources: Llama (arXiv 2302.13971), SwiGLU (2002.05202), GQA (2305.13245), Gemma 
 Letters: types.py.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -166,15 +167,11 @@ class Decoder(nnx.Module):
           spec: the configuration of model and attention (static).
           dropout_key: typed key; without one nothing is dropped.
         """
-        config = spec.model
-        soft_cap = config.attention_soft_cap or None
-        masks = [
-            Mask.from_segments(segment_ids_BT, spec.num_anchors, window, soft_cap) for window in kinds_of_layers(config)
-        ]
         variant = VARIANTS[spec.attention.variant]
+        masks = masks_of_kinds(Mask.from_segments(segment_ids_BT, spec.num_anchors), spec)
         contexts = variant.contexts(masks, positions_BT, spec)
         x_BTD, _ = self.through_blocks(tokens_BT, contexts, variant.attend, spec, dropout_key)
-        return rms_norm(x_BTD, self.final_norm_D, config)
+        return rms_norm(x_BTD, self.final_norm_D, spec.model)
 
     def through_blocks(
         self,
@@ -188,7 +185,7 @@ class Decoder(nnx.Module):
 
         Args:
           contexts: a pytree for each of `kinds_of_layers`.
-          attend: as a variant's, without a cache (anchorjax/models/variants).
+          attend: a variant's (anchorjax/models/variants), or a measurement in its place.
         """
         config = spec.model
         # Rounded after the look-up: the gradient of a frequent token is a sum over the whole row, and in
@@ -238,6 +235,12 @@ def kinds_of_layers(config: ModelConfig) -> list[int | None]:
     if not config.sliding_window:
         return [None]
     return [None, config.sliding_window] if config.global_every else [config.sliding_window]
+
+
+def masks_of_kinds(mask: Mask, spec: Spec) -> list[Mask]:
+    """The mask of each of `kinds_of_layers`: `mask`, which says who shares a document, with window and softcap."""
+    soft_cap = spec.model.attention_soft_cap or None
+    return [dataclasses.replace(mask, window=window, soft_cap=soft_cap) for window in kinds_of_layers(spec.model)]
 
 
 def logits(hidden_BTD: jax.Array, unembedding_DV: jax.Array, soft_cap: float = 0.0) -> jax.Array:

@@ -4,7 +4,7 @@ import jax
 
 from anchorjax.attention import leakage, parallel
 from anchorjax.masks import Mask
-from anchorjax.models.decoder import kinds_of_layers
+from anchorjax.models.decoder import masks_of_kinds
 from anchorjax.models.spec import Spec
 from anchorjax.sharding import HEADS
 from anchorjax.training import processes
@@ -28,9 +28,8 @@ def probe_attention(batch: Batch, spec: Spec) -> int:
       LeakageError: a token, or its gradient, reaches others than the mask says.
     """
     tokens = leakage.probe_tokens(processes.to_host(batch.segment_ids_BT))
-    for window in kinds_of_layers(spec.model):
-        soft_cap = spec.model.attention_soft_cap or None
-        _probe(Mask.from_segments(batch.segment_ids_BT, spec.num_anchors, window, soft_cap), tokens, spec)
+    for mask in masks_of_kinds(Mask.from_segments(batch.segment_ids_BT, spec.num_anchors), spec):
+        _probe(mask, tokens, spec)
     return len(tokens)
 
 
