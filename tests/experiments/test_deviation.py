@@ -12,7 +12,7 @@ from anchorjax.experiments.rope_precision import deviation
 from anchorjax.experiments.rope_precision.deviation import GROUPS, Row
 from anchorjax.experiments.rope_precision.rotation import PRECISIONS
 from anchorjax.inference import language_model
-from anchorjax.masks import allowed
+from anchorjax.masks import Mask, allowed
 from anchorjax.types import PAD_SEGMENT
 from tests.checkpoints.huggingface import tiny
 from tests.evaluation.making import write_tokenizer
@@ -65,7 +65,7 @@ def toys():
     q_TNH, k_TNH, v_TNH = (np.random.default_rng(0).standard_normal((3, T, 8, 64)).astype(np.float32)).copy()
     found = {}
     mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
-    attend = jax.jit(deviation.attend, static_argnames="spec", compiler_options=deviation.EXACTLY)
+    attend = jax.jit(deviation.compare_rows, static_argnames="spec", compiler_options=deviation.EXACTLY)
     pad = (0, deviation.BLOCK - T)
     segment_ids_T = np.pad(np.zeros(T, np.int32), pad, constant_values=PAD_SEGMENT)
     positions_BT = np.pad(np.arange(T, dtype=np.int32), pad) + np.array([[16], [16], [0]], np.int32)
@@ -77,7 +77,7 @@ def toys():
         with jax.set_mesh(mesh):
             put = lambda x, spec: jax.device_put(x, jax.NamedSharding(mesh, spec))  # noqa: E731
             options = (put(positions_BT, sharding.BATCH), (T,), spec, precision)
-            sight = deviation._context(segment_ids_T, None, *options)
+            sight = deviation._context(Mask.from_segments(jnp.asarray(segment_ids_T)[None], 0), *options)
             rows = [
                 put(jnp.asarray(np.stack([np.pad(x, (pad, (0, 0), (0, 0)))] * 3), precision.compute), sharding.HEADS)
                 for x in (q_TNH, k_TNH, v_TNH)

@@ -30,7 +30,7 @@ from anchorjax.attention import reference
 from anchorjax.experiments.rope_precision.rotation import Precision, tables
 from anchorjax.inference.language_model import LanguageModel
 from anchorjax.masks import Mask, allowed
-from anchorjax.models.decoder import Decoder, kinds_of_layers
+from anchorjax.models.decoder import Decoder, masks_of_kinds
 from anchorjax.models.spec import Spec
 from anchorjax.models.variants import plain
 from anchorjax.precision import EXACT
@@ -121,8 +121,8 @@ def measure(
     with jax.set_mesh(model.mesh):
         put = functools.partial(jax.device_put, device=jax.NamedSharding(model.mesh, BATCH))
         contexts = tuple(
-            _context(segment_ids_T, window, put(positions_BT), lengths, spec, precision)
-            for window in kinds_of_layers(config)
+            _context(mask, put(positions_BT), lengths, spec, precision)
+            for mask in masks_of_kinds(Mask.from_segments(jnp.asarray(segment_ids_T)[None], spec.num_anchors), spec)
         )
         found = jax.tree.map(np.asarray, _forward(model.params, put(tokens_BT), contexts, spec))
     attention_LpgMN, logit_LpMN, all_logits_LpMN, columns_LpS = (x.astype(np.float64) for x in found)
@@ -153,11 +153,9 @@ def column_groups(segment_ids_T: np.ndarray) -> np.ndarray:
     return np.stack([first_T, starts_T, real_T & ~first_T & ~starts_T])
 
 
-def _context(segment_ids_T, window, positions_BT, lengths, spec: Spec, precision: Precision) -> _Compared:
-    local = window is not None
-    pair = tables(positions_BT, spec.max_position, spec.model.head_dim, spec.rope, precision, local)
-    soft_cap = spec.model.attention_soft_cap or None
-    mask = Mask.from_segments(jnp.asarray(segment_ids_T)[None], spec.num_anchors, window, soft_cap)
+def _context(mask: Mask, positions_BT, lengths, spec: Spec, precision: Precision) -> _Compared:
+    segment_ids_T, window = np.asarray(mask.q_segment_ids_BT[0]), mask.window
+    pair = tables(positions_BT, spec.max_position, spec.model.head_dim, spec.rope, precision, local=window is not None)
     short_MT = np.arange(len(segment_ids_T)) < np.asarray(lengths)[:, None]
     sums = column_norms(segment_ids_T, spec.num_anchors, window, lengths), column_groups(segment_ids_T), short_MT
     return _Compared(plain.LayerContext(mask, *pair), *(jnp.asarray(x, jnp.float32) for x in sums))
@@ -166,11 +164,18 @@ def _context(segment_ids_T, window, positions_BT, lengths, spec: Spec, precision
 @functools.partial(jax.jit, static_argnames="spec", compiler_options=EXACTLY)
 def _forward(params: Decoder, tokens_BT: jax.Array, contexts: tuple[_Compared, ...], spec: Spec):
     """(attention [L, p, g, M, N], logit, all_logits [L, p, M, N], columns [L, p, S]) of B - 1 = p rows."""
-    return params.through_blocks(tokens_BT, contexts, attend, spec)[1]
+    return params.through_blocks(tokens_BT, contexts, compare_rows, spec)[1]
 
 
-def attend(q_BTNH, k_BTKH, v_BTKH, context: _Compared, spec: Spec):
-    """Attends as a variant does, and keeps the differences between rows in place of a cache."""
+def compare_rows(q_BTNH, k_BTKH, v_BTKH, context: _Compared, spec: Spec):
+    """The attention of the variant `plain` by its dense definition, and how rows differ in it.
+
+    It is no variant of its own: it has neither plan nor cache, and no key selects it. Queries and keys are rotated by
+    `plain`, with tables of the positions and precision that are measured.
+
+    Returns:
+      (out [B, T, N, H] in q's dtype, the sums of differences from row 0 that `_forward` stacks by layer).
+    """
     q_BTNH, k_BTKH = plain.rotated(q_BTNH, k_BTKH, context.plain, spec)
     arrays = [reshard(x, ALL_ROWS) for x in (q_BTNH, k_BTKH, v_BTKH)]
     sums = heads_last(4), heads_last(3), heads_last(3), REPLICATED
