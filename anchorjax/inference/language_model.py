@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,9 @@ class Description:
       num_anchors: leading tokens that layers with a window see from everywhere; 0 for models trained elsewhere.
       eos_ids: tokens that end a text.
       files: where tokenizer.json lies; None for bytes.
+      attention: the run's variant, which is part of the model. All else is this machine's own: the implementation and
+        its tiles, and `gather` along the mesh's context axis, which `make_mesh` gives one device. A run's own change
+        the order of sums alone.
     """
 
     pretrained: Pretrained
@@ -50,6 +54,7 @@ class Description:
     num_anchors: int
     eos_ids: tuple[int, ...]
     files: Path | None
+    attention: AttentionConfig = AttentionConfig("auto", 0, 0)  # noqa: RUF009 - frozen
 
     @property
     def directory(self) -> Path:
@@ -79,8 +84,8 @@ class Description:
         return Checkpoints(self.directory, keep=1, read_only=True).weights_id(step)
 
     def spec(self, seq_len: int) -> Spec:
-        """For rows of that many tokens, with this machine's attention."""
-        chosen = attention.choose(AttentionConfig("auto", 0, 0), seq_len)
+        """For rows of that many tokens, with the run's variant and this machine's implementation of attention."""
+        chosen = attention.choose(self.attention, seq_len)
         return Spec(self.model, self.rope, self.lora, chosen, self.num_anchors, seq_len)
 
 
@@ -104,6 +109,7 @@ def describe(
     Raises:
       UsageError: both directories or none; another dtype.
       WeightsError: a directory that cannot be used.
+      ConfigError: a run's attention variant does not exist.
     """
     if (workdir is None) == (hf is None):
         raise UsageError("give one of --workdir (a training run) and --hf (a Hugging Face directory)")
@@ -134,7 +140,18 @@ def describe(
         num_anchors(data["mask"]) if data else 0,
         _eos_ids(tokenizer, files),
         files,
+        own_attention(sections.get("attention", {})),
     )
+
+
+def own_attention(section: Mapping[str, Any]) -> AttentionConfig:
+    """This machine's own attention, of the variant that a run's section "attention" names.
+
+    Raises:
+      ConfigError: there is no such variant.
+    """
+    variant = {"variant": section["variant"]} if "variant" in section else {}
+    return AttentionConfig("auto", 0, 0, **variant)
 
 
 def _positions(pretrained: Pretrained) -> int:

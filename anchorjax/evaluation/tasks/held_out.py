@@ -10,12 +10,13 @@ import jax
 
 from anchorjax import data
 from anchorjax.checkpoints.orbax import Checkpoints, weights_id
-from anchorjax.config import AttentionConfig, Config, MeshConfig, load_config, resolve
+from anchorjax.config import Config, MeshConfig, load_config, resolve
 from anchorjax.errors import ConfigError, WorkdirError
 from anchorjax.evaluation.record import Record
 from anchorjax.evaluation.runner import Way, fill
 from anchorjax.evaluation.task import Example
 from anchorjax.evaluation.tasks import perplexity as tables
+from anchorjax.inference.language_model import own_attention
 from anchorjax.training.evaluate import Evaluator
 from anchorjax.training.setup import Setup, check_attention
 
@@ -91,7 +92,8 @@ def evaluate(arguments: argparse.Namespace, command: str) -> None:
 def _fit_devices(config: Config, devices: int) -> Config:
     """Takes the run's own mesh and attention where they fit, else one row a device and what suits the devices.
 
-    The loss depends on neither, but for rounding.
+    The variant stays: it is part of the model. The loss depends on nothing else, but for rounding: implementation and
+    tiles order sums, and `context_parallel` says what devices exchange.
     """
     config = _fit_mesh(config, devices)
     try:
@@ -99,7 +101,7 @@ def _fit_devices(config: Config, devices: int) -> Config:
         return config
     except ConfigError as error:
         print(f"perplexity.py: the run's attention does not fit ({error}); taking auto", file=sys.stderr)
-    return dataclasses.replace(config, attention=AttentionConfig("auto", 0, 0))
+    return dataclasses.replace(config, attention=own_attention(vars(config.attention)))
 
 
 def _fit_mesh(config: Config, devices: int) -> Config:
