@@ -13,6 +13,8 @@ from anchorjax.experiments.rope_precision.deviation import GROUPS, Row
 from anchorjax.experiments.rope_precision.rotation import PRECISIONS
 from anchorjax.inference import language_model
 from anchorjax.masks import Mask, allowed
+from anchorjax.models.decoder import masks_of_kinds
+from anchorjax.models.variants import plain
 from anchorjax.types import PAD_SEGMENT
 from tests.checkpoints.huggingface import tiny
 from tests.evaluation.making import write_tokenizer
@@ -104,6 +106,29 @@ def test_toy_deviates_as_its_roundings_written_out(toys):
 def test_each_rounding_adds_to_the_deviation(toys):
     fp32, bf16, tables, rotation = (ours_p[1] for ours_p, _ in toys.values())
     assert 100 * fp32 < bf16 < tables < rotation
+
+
+@pytest.mark.parametrize("window", [0, 40])
+def test_what_is_measured_is_the_attention_of_plain(window):
+    """Documents behind an anchor, at shifted positions, with a softcap and a scale of the queries."""
+    T = deviation.BLOCK
+    model = {"num_layers": 1, "num_heads": 4, "num_kv_heads": 2, "head_dim": 16, "compute_dtype": "float32"}
+    model |= {"attention_soft_cap": 2.0, "query_scale": 5.0, "sliding_window": window}
+    spec = spec_of(model, tiles=(16, 16), max_position=1024)
+    segment_ids_BT = np.tile(np.repeat([0, 1, 2], [1, 60, T - 61]), (2, 1)).astype(np.int32)
+    positions_BT = np.arange(T, dtype=np.int32) + np.array([[16], [700]], np.int32)
+    mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        put = lambda x, spec: jax.device_put(x, jax.NamedSharding(mesh, spec))  # noqa: E731
+        qkv = [put(RNG.standard_normal((2, T, n, 16)).astype(np.float32), sharding.HEADS) for n in (4, 2, 2)]
+        positions_BT = put(positions_BT, sharding.BATCH)
+        (mask,) = masks_of_kinds(Mask.from_segments(put(segment_ids_BT, sharding.BATCH), 1), spec)
+        (context,) = plain.contexts([mask], positions_BT, spec)
+        wanted, _ = plain.attend(*qkv, context, spec)
+        (mask,) = masks_of_kinds(Mask.from_segments(jnp.asarray(segment_ids_BT[:1]), 1), spec)
+        compared = deviation._context(mask, positions_BT, (T,), spec, PRECISIONS["fp32"])
+        found, _ = deviation.compare_rows(*qkv, compared, spec)
+    np.testing.assert_allclose(found, wanted, atol=2e-6)
 
 
 # Whole models, against transformers
