@@ -75,7 +75,7 @@ class TrainConfig(Section):
     exact_gamma: float = key(0.5, "power of the inverse frequency by which the tail shares it (exact)", low=0, high=1)
     exact_tail: int = key(0, "keys from which on a target is in the tail (exact); 0: a quarter of data.seq_len", low=0)
     loss_chunk: int = key(1024, "tokens of a device whose logits exist at once", low=1)
-    log_every: int = key(10, "steps between lines of metrics.jsonl", low=1, resume="free")
+    log_every: int = key(10, "steps between lines of metrics.jsonl, which hold their mean loss", low=1, resume="free")
     tensorboard: bool = key(True, "write TensorBoard events beside metrics.jsonl", resume="free")
     peak_tflops: float = key(
         0.0,

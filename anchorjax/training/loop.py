@@ -20,7 +20,7 @@ from anchorjax.errors import TrainingError, UsageError, WorkdirError
 from anchorjax.sharding import shard_batch
 from anchorjax.training import objectives, processes, trainable
 from anchorjax.training.evaluate import Evaluator
-from anchorjax.training.metrics import Progress, Rates, Writer
+from anchorjax.training.metrics import MeanLoss, Progress, Rates, Writer
 from anchorjax.training.probe import probe_attention
 from anchorjax.training.setup import Setup
 from anchorjax.training.state import TrainState
@@ -96,7 +96,7 @@ class Job:
         self.evaluate = Evaluator(setup.steps, self.tokenizer.token_bytes_V, setup.mesh)
         self.writer = None  # made when there is something to write
         self.progress = Progress(self.config.train.steps, self.first_step)
-        self.rates = Rates(self.config)
+        self.rates, self.mean_loss = Rates(self.config), MeanLoss(self.config.train.log_every)
 
     def _start(self) -> tuple[TrainState, int]:
         restored = self.checkpoints.restore_latest(self.setup.abstract_state())
@@ -205,7 +205,11 @@ class Job:
         )
 
     def _read(self, running: tuple[int, dict] | None) -> None:
-        """Waits for a step's metrics, checks them and logs them when due."""
+        """Waits for a step's metrics, checks them and logs them when due.
+
+        A line's loss is a mean (metrics.MeanLoss), and its rates are those since the line before. The gradient's norm
+        is that of the step itself, since clipping looks at each step's own and a mean would hide a spike.
+        """
         if running is None:
             return
         step, metrics = running
@@ -217,10 +221,12 @@ class Job:
                     "Lower optimizer.learning_rate or look at the data of that step"
                 )
         self.rates.add(metrics)
+        self.mean_loss.add(step, metrics)
         self.progress.step(step)
         if step % self.config.train.log_every == 0 or step in (self.first_step + 1, self.config.train.steps):
             rates = self.rates.read()
             del metrics["live_pairs"]
+            metrics["loss"] = self.mean_loss.read()
             self.writer.write(step, "train", {**metrics, **rates})
             self.progress.show(step, metrics["loss"], rates.get("tokens_per_s"))
 

@@ -32,6 +32,32 @@ class _Counts:
         return _Counts(*(a + b for a, b in zip(mine, theirs, strict=True)))
 
 
+class MeanLoss:
+    """The mean loss of the steps since the last multiple of `log_every`, weighted by their targets.
+
+    So it is the loss in nats per target over all targets of these steps. Which steps they are does not depend on which
+    lines were written: where a run is resumed at a multiple of `log_every`, its later means are bitwise those of a run
+    that was not interrupted. Where it is resumed elsewhere, the first mean is that of the steps since then, as the sum
+    is no part of a checkpoint.
+    """
+
+    def __init__(self, log_every: int):
+        self._log_every = log_every
+        self._nats = self._targets = 0.0
+
+    def add(self, step: int, metrics: dict[str, float]) -> None:
+        """Counts step `step`, from 1 on, by its fp32 "loss" and "targets"."""
+        if (step - 1) % self._log_every == 0:
+            self._nats = self._targets = 0.0
+        # Products of two fp32 numbers are exact in float64: the mean of one step is that step's loss, bit for bit.
+        self._nats += metrics["loss"] * metrics["targets"]
+        self._targets += metrics["targets"]
+
+    def read(self) -> float:
+        """Returns 0 where no step had a target, as the loss of such a step is."""
+        return self._nats / max(self._targets, 1.0)
+
+
 class Rates:
     """Turns the steps between two log lines into tokens/s, FLOP/s and MFU, and adds up the run.
 

@@ -1,8 +1,11 @@
 """What a run writes and prints of itself."""
 
 import json
+from fractions import Fraction
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tensorboardX.proto import event_pb2
 
 from anchorjax.models import flops
@@ -70,6 +73,35 @@ def test_pause_is_not_training_time_and_totals_add_up(clock):
     totals = rates.totals()
     assert (totals["tokens"], totals["seconds"]) == (320, pytest.approx(4.0))
     assert totals["tokens_per_s"] == pytest.approx(80)
+
+
+losses = st.floats(0, 100, width=32)
+
+
+@given(st.lists(st.tuples(losses, st.integers(0, 2**24)), min_size=1, max_size=40), st.integers(1, 12), st.data())
+def test_a_logged_loss_is_that_of_all_targets_of_its_steps(steps, log_every, draw):
+    """Against exact fractions, after every step; resumed at a multiple of log_every, each later mean is the same."""
+    unbroken, resumed = metrics.MeanLoss(log_every), metrics.MeanLoss(log_every)
+    first = log_every * draw.draw(st.integers(0, (len(steps) - 1) // log_every))
+    for step, (loss, targets) in enumerate(steps, 1):
+        unbroken.add(step, {"loss": loss, "targets": float(targets)})
+        own = steps[(step - 1) // log_every * log_every : step]
+        nats, number = sum(Fraction(loss) * targets for loss, targets in own), sum(targets for _, targets in own)
+        assert unbroken.read() == pytest.approx(float(nats / max(number, 1)), rel=1e-13)
+        if len(own) == 1 and targets:
+            assert unbroken.read() == loss
+        if step > first:
+            resumed.add(step, {"loss": loss, "targets": float(targets)})
+            assert resumed.read() == unbroken.read()
+
+
+def test_a_mean_after_resuming_between_two_lines_has_the_steps_since_then():
+    mean = metrics.MeanLoss(log_every=10)
+    for step, loss, targets in [(18, 9.0, 1.0), (19, 5.0, 3.0), (20, 2.0, 4.0)]:
+        mean.add(step, {"loss": loss, "targets": targets})
+    assert mean.read() == (9 + 15 + 8) / 8
+    mean.add(21, {"loss": 7.0, "targets": 2.0})
+    assert mean.read() == 7.0
 
 
 def test_resumed_file_drops_what_will_be_repeated_and_what_was_cut_off(tmp_path):

@@ -112,6 +112,24 @@ def test_kills_at_random_moments_lose_at_most_the_steps_since_a_save(jobs, unbro
     assert not partial, "a killed save's rest is still there"
 
 
+def test_logged_losses_are_means_and_a_resumed_run_has_the_same(jobs, unbroken, tmp_path):
+    """Saves at multiples of 4, lines at multiples of 8: a run resumed at 8 writes the means of an uninterrupted one."""
+    every = "--config.train.log_every=8"
+    jobs.run(tmp_path, every, signal_at=("SIGKILL", "eval", 12), expect=-9)  # that step is not saved yet
+    assert max(saved_steps(tmp_path)) == 8
+    err = jobs.run(tmp_path, every)
+    steps = lines(unbroken, "train")  # one line a step
+    logged = {line["step"]: line for line in lines(tmp_path, "train")}
+    assert max(saved_steps(tmp_path)) == STEPS and {8, 16, STEPS} <= logged.keys()
+    for first, last in ((9, 16), (17, STEPS)):
+        own = steps[first - 1 : last]
+        mean = sum(line["loss"] * line["targets"] for line in own) / sum(line["targets"] for line in own)
+        assert logged[last]["loss"] == mean != steps[last - 1]["loss"]
+        assert logged[last]["grad_norm"] == steps[last - 1]["grad_norm"]
+        assert f"step {last}/{STEPS}  loss {mean:.4f}" in err
+    assert hex_held_out(tmp_path) == hex_held_out(unbroken)
+
+
 def test_second_job_in_the_same_directory_is_refused_and_the_first_goes_on(jobs, unbroken, tmp_path):
     first = jobs.start(tmp_path, "--config.train.log_every=2")
     for line in first.stderr:

@@ -86,7 +86,7 @@ def _training(runs: Sequence[Run]) -> Section:
         return Section("Training", [])
     curves = {run.name: values.curve(run.train, "loss")[1] for run in trained}
     ends = ", ".join(f"{name} ends at {curve[-1]:.4f}" for name, curve in curves.items() if curve)
-    caption = "Loss by step: of the batch at each logged step (thin), and of held-out text (points)."
+    caption = "Loss by step: of training, as the mean of each logging interval (thin), and of held-out text (points)."
     blocks: list[Block] = [Figure("loss", figures.png(drawn), f"Lines of the loss by step; {ends}.", caption)]
     more: list[Block] = []
     for key, label in CURVES:
