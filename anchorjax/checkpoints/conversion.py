@@ -69,6 +69,8 @@ def from_hf(directory: Path, out: Path) -> Imported:
       WeightsError: the checkpoint cannot be read or is not supported, or `out` exists and is not empty.
     """
     pretrained = Pretrained.open(directory)
+    if "model_type" not in hf_config.load(pretrained.directory):
+        raise WeightsError(f"{directory} is a run's, or what from-hf made, and not a Hugging Face directory")
     dtype = "bfloat16" if Weights.open(directory).dtype == "bfloat16" else "float32"
     sections = {
         "model": dict(pretrained.model)

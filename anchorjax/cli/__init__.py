@@ -31,8 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"anchorjax {anchorjax.__version__}")
         return 0
     if name not in COMMANDS:
-        fault = f"unknown command {name!r}{suggestion(name, COMMANDS)}" if name else "no command is given"
-        print(f"anchorjax: {fault}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        fault = f"unknown command {name!r}" if name else "no command is given"
+        print(f"anchorjax: {fault}; there are {', '.join(COMMANDS)}{suggestion(name, COMMANDS)}", file=sys.stderr)
         return 2
     return importlib.import_module(f"anchorjax.cli.{name}").main(rest)
 

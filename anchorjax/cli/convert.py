@@ -24,7 +24,7 @@ PROGRAM = "anchorjax convert"
 
 def main(argv: Sequence[str]) -> int:
     parser = options.Parser(PROGRAM, __doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="from-hf|to-hf")
     reading = commands.add_parser("from-hf", help="a Hugging Face directory into one of ours")
     reading.add_argument("directory", type=Path)
     reading.add_argument("out", type=Path)

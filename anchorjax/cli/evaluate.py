@@ -14,8 +14,9 @@ def main(argv: Sequence[str]) -> int:
         print(help_text())
         return 0
     if name not in COMMANDS:
-        fault = f"unknown task {name!r}{suggestion(name, COMMANDS)}" if name else "no task is given"
-        print(f"anchorjax evaluate: {fault}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        fault = f"unknown task {name!r}" if name else "no task is given"
+        there = f"there are {', '.join(COMMANDS)}{suggestion(name, COMMANDS)}"
+        print(f"anchorjax evaluate: {fault}; {there}", file=sys.stderr)
         return 2
     return importlib.import_module(COMMANDS[name][1]).main(rest)
 

@@ -49,7 +49,7 @@ def generate(arguments: argparse.Namespace) -> None:
         except UnicodeEncodeError as error:  # bytes of a command line that are no text
             raise UsageError(f"--prompt={text!r} is not UTF-8") from error
     if not all(arguments.stop):
-        raise UsageError("--stop= is empty")
+        raise UsageError("--stop='' is not allowed: it must be a text")
     model = options.description(arguments)
     (step,) = options.steps(arguments, model)
     chat = options.chat_template(arguments, model)
@@ -66,8 +66,10 @@ def generate(arguments: argparse.Namespace) -> None:
 def _read(file: Path) -> str:
     try:
         text, is_marked = text_file.read(file.expanduser())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--prompt-file={file} cannot be read: {error}") from error
+    except OSError as error:
+        raise UsageError(f"--prompt-file={file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--prompt-file={file} is not UTF-8: byte {error.start:,} begins no character") from error
     if is_marked:
         print(f"--prompt-file={file}: left out its byte order mark", file=sys.stderr)
     return text

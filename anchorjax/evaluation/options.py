@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import math
 import re
 import shlex
 import sys
@@ -13,7 +14,6 @@ from absl import logging
 
 from anchorjax.data.text.chat import ChatTemplate
 from anchorjax.errors import UsageError, run_program
-from anchorjax.evaluation import COMMANDS
 from anchorjax.inference.language_model import DTYPES, Description, describe
 
 _SMALL = 2**26  # bytes: configuration, templates and tokenizers, not weights
@@ -50,10 +50,18 @@ class Parser(argparse.ArgumentParser):
 def as_typed(name: str, argv: Sequence[str] | None) -> str:
     """The command, for the record."""
     words = sys.argv[1:] if argv is None else argv
-    program = Path(sys.argv[0])
-    by_package = program.name == "anchorjax" or program.parts[-2:] == ("anchorjax", "__main__.py")
-    called = ["anchorjax", *(["evaluate"] if name in COMMANDS else []), name]
-    return shlex.join([*(called if by_package else ["python", f"eval/{name}.py"]), *words])
+    called = program(name).split() if _by_package() else ["python", f"eval/{name}.py"]
+    return shlex.join([*called, *words])
+
+
+def program(name: str) -> str:
+    """What messages begin with: "anchorjax evaluate needle", or "needle.py" where the script was typed."""
+    return f"anchorjax evaluate {name}" if _by_package() else f"{name}.py"
+
+
+def _by_package() -> bool:
+    called = Path(sys.argv[0])
+    return called.name == "anchorjax" or called.parts[-2:] == ("anchorjax", "__main__.py")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -133,7 +141,9 @@ def positive(text: str) -> int:
 
 
 def positive_or_0(text: str) -> int:
-    return 0 if text == "0" else positive(text)
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return int(text)
 
 
 def seed(text: str) -> int:
@@ -151,9 +161,12 @@ def refuse(parser: argparse.ArgumentParser, arguments: argparse.Namespace, names
 
 def description(arguments: argparse.Namespace) -> Description:
     """The model that the arguments name. Raises UserError; see `describe`."""
-    for name in ("rope_theta", "batch_size"):
-        if getattr(arguments, name) < (name == "batch_size"):
-            raise UsageError(f"--{name.replace('_', '-')}={getattr(arguments, name)} is not allowed")
+    if not 0 <= arguments.rope_theta < math.inf:
+        raise UsageError(
+            f"--rope-theta={arguments.rope_theta} is not allowed: it must be above 0, or 0 for the model's"
+        )
+    if arguments.batch_size < 1:
+        raise UsageError(f"--batch-size={arguments.batch_size} is not allowed: it must be 1 or more")
     return describe(
         workdir=arguments.workdir,
         hf=arguments.hf,

@@ -206,7 +206,7 @@ def evaluate(task: Task, model: Description, arguments: argparse.Namespace, comm
 def main(task: type[Task], name: str, about: str, argv: Sequence[str] | None):
     """The command of a task: its `add_options` and constructor, and `evaluate`. Returns the exit code."""
     command = options.as_typed(name, argv)
-    parser = options.Parser(f"{name}.py", about)
+    parser = options.Parser(options.program(name), about)
     task.add_options(parser)
 
     def run() -> None:
@@ -216,4 +216,4 @@ def main(task: type[Task], name: str, about: str, argv: Sequence[str] | None):
             made = task(arguments, model)
         evaluate(made, model, arguments, command)
 
-    return options.run(f"{name}.py", run)
+    return options.run(parser.prog, run)

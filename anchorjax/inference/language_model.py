@@ -119,7 +119,8 @@ def describe(
     fields = hf_config.load(pretrained.directory)
     if (workdir is None) != ("model_type" in fields):
         one, other = ("--hf", "--workdir") if workdir is None else ("--workdir", "--hf")
-        raise UsageError(f"{one}={pretrained.directory} is for {other}: its config.json is of the other kind")
+        kind = "a Hugging Face directory" if workdir is not None else "a run's, or what anchorjax convert made"
+        raise UsageError(f"{one}={pretrained.directory} is {kind}: write {other}={pretrained.directory}")
     data = fields.get("data", {})
     if dtype == "auto":
         on_device = "float32" if jax.default_backend() == "cpu" else "bfloat16"
@@ -162,7 +163,8 @@ def _positions(pretrained: Pretrained) -> int:
 def _tokenizer(pretrained: Pretrained) -> tuple[Tokenizer, Path | None]:
     name = pretrained.tokenizer
     if name == "auto":
-        raise WeightsError(f"{pretrained.directory} has no tokenizer.json")
+        where = pretrained.source or pretrained.directory
+        raise WeightsError(f"{where} has no tokenizer.json; copy the files of the model's tokenizer there")
     try:
         return tokenizer_lib.load(name), None if name == "bytes" else Path(name).expanduser()
     except ValueError as error:

@@ -178,7 +178,7 @@ def test_the_command_prints_what_the_library_returns(llama, tmp_path, capsys):
     ("arguments", "line"),
     [
         (["to-hf", "run"], "anchorjax convert to-hf: the following arguments are required: directory\n"),
-        ([], "anchorjax convert: the following arguments are required: command\n"),
+        ([], "anchorjax convert: the following arguments are required: from-hf|to-hf\n"),
     ],
 )
 def test_a_bad_command_line_is_told_in_one_line(capsys, arguments, line):
@@ -196,12 +196,13 @@ def test_a_bad_command_line_is_told_in_one_line(capsys, arguments, line):
             ["from-hf", "meta-llama/Llama-3.1-8B", "{tmp}/out"],
             "hf download meta-llama/Llama-3.1-8B --local-dir checkpoints/Llama-3.1-8B",
         ),
+        (["from-hf", "{ours}", "{tmp}/out"], "is a run's, or what from-hf made, and not a Hugging Face directory"),
         (["to-hf", "{llama}", "{tmp}/out"], "is no run, and was not made by from-hf"),
         (["to-hf", "{tmp}", "{tmp}/out"], "there is no run in"),
     ],
 )
-def test_convert_refuses_in_one_line_and_writes_nothing(llama, tmp_path, capsys, arguments, words):
-    assert convert.main([text.format(llama=llama, tmp=tmp_path) for text in arguments]) == 2
+def test_convert_refuses_in_one_line_and_writes_nothing(llama, converted, tmp_path, capsys, arguments, words):
+    assert convert.main([text.format(llama=llama, ours=converted, tmp=tmp_path) for text in arguments]) == 2
     err = capsys.readouterr().err
     assert words in err and err.count("\n") == 1
     assert not list(tmp_path.iterdir())

@@ -31,16 +31,25 @@ def test_version(capsys):
     ("argv", "words"),
     [
         ([], "anchorjax: no command is given; there are train, prepare, "),
-        (["trian"], "anchorjax: unknown command 'trian'; did you mean 'train'?; there are train, "),
+        (["trian"], "anchorjax: unknown command 'trian'; there are train, "),
         (["xyz"], "anchorjax: unknown command 'xyz'; there are train, "),
         (["evaluate"], "anchorjax evaluate: no task is given; there are ruler, "),
-        (["evaluate", "rulr"], "anchorjax evaluate: unknown task 'rulr'; did you mean 'ruler'?; there are ruler, "),
+        (["evaluate", "rulr"], "anchorjax evaluate: unknown task 'rulr'; there are ruler, "),
     ],
 )
 def test_an_unknown_name_is_refused_in_one_line(capsys, argv, words):
     assert cli.main(argv) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith(words) and err.count("\n") == 1
+    likely = {"trian": "train", "rulr": "ruler"}.get(argv[-1] if argv else "")
+    assert err.endswith(f"; did you mean {likely!r}?\n") if likely else "did you mean" not in err
+
+
+def test_messages_begin_with_what_was_typed(capsys, monkeypatch):
+    for program, start in (("/usr/bin/anchorjax", "anchorjax evaluate needle: "), ("eval/needle.py", "needle.py: ")):
+        monkeypatch.setattr(sys, "argv", [program])
+        assert cli.main(["evaluate", "needle", "--hf=nowhere"]) == 2
+        assert capsys.readouterr().err.startswith(f"{start}nowhere is not a directory")
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from eval import harness, longbench, longppl, needle, perplexity, rope_precision
         (generate, ["--hf=x", "--max-tokens=3"], "unrecognized arguments: --max-tokens=3"),
         (needle, ["--hf=x", "--seed=-1"], "argument --seed: '-1' is not a whole number from 0 to 4294967295"),
         (harness, ["--hf=x", "--tasks=x", "--seed=4294967296"], "argument --seed: '4294967296' is not a whole"),
+        (needle, ["--hf=x", "--step=-1"], "argument --step: '-1' is not a whole number of 0 or more"),
         (report, [], "the following arguments are required: RUN"),
     ],
 )

@@ -33,7 +33,7 @@ KEPT = ("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = options.Parser("harness.py", __doc__)
+    parser = options.Parser(options.program("harness"), __doc__)
     options.add_model(parser)
     options.add_template(parser)
     options.add_out(parser)
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--lengths", type=options.lengths, help="of prompts, for tasks that make them: 4K,8K; RULER's")
     of_bos = "auto: BOS before every text of a run, and for a Hugging Face directory where its tokenizer puts it"
     parser.add_argument("--bos", choices=("auto", "always"), default="auto", help=of_bos)
-    return options.run("harness.py", lambda: evaluate(parser.parse_args(argv), options.as_typed("harness", argv)))
+    return options.run(parser.prog, lambda: evaluate(parser.parse_args(argv), options.as_typed("harness", argv)))
 
 
 def evaluate(arguments: argparse.Namespace, command: str) -> None:

@@ -12,6 +12,7 @@ from anchorjax import data
 from anchorjax.checkpoints.orbax import Checkpoints, weights_id
 from anchorjax.config import Config, MeshConfig, load_config, resolve
 from anchorjax.errors import ConfigError, WorkdirError
+from anchorjax.evaluation import options
 from anchorjax.evaluation.record import Record
 from anchorjax.evaluation.runner import Way, fill
 from anchorjax.evaluation.task import Example
@@ -100,7 +101,7 @@ def _fit_devices(config: Config, devices: int) -> Config:
         check_attention(config, config.check_devices(devices))
         return config
     except ConfigError as error:
-        print(f"perplexity.py: the run's attention does not fit ({error}); taking auto", file=sys.stderr)
+        _tell(f"the run's attention does not fit ({error}); taking auto")
     return dataclasses.replace(config, attention=own_attention(vars(config.attention)))
 
 
@@ -110,7 +111,7 @@ def _fit_mesh(config: Config, devices: int) -> Config:
         config.check_devices(devices)
         return config
     except ConfigError:
-        print(f"perplexity.py: the run's mesh does not fit {devices} devices; taking data={devices}", file=sys.stderr)
+        _tell(f"the run's mesh does not fit {devices} devices; taking data={devices}")
     rows = -(-config.data.batch_size // devices) * devices
     return dataclasses.replace(
         config,
@@ -118,3 +119,7 @@ def _fit_mesh(config: Config, devices: int) -> Config:
         data=dataclasses.replace(config.data, batch_size=rows),
         train=dataclasses.replace(config.train, grad_accum_steps=1),
     )
+
+
+def _tell(what: str) -> None:
+    print(f"{options.program('perplexity')}: {what}", file=sys.stderr)

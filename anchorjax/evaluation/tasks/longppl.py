@@ -152,7 +152,7 @@ def _numbers(pieces: Sequence[Piece]) -> dict[Piece, int]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     rule = Rule()
-    parser = options.Parser("longppl.py", __doc__)
+    parser = options.Parser(options.program("longppl"), __doc__)
     options.add_model(parser)
     options.add_documents(parser, LENGTH, SAMPLES)
     parser.add_argument("--shortest", type=options.tokens, help="tokens of the documents to take; default: --lengths")
@@ -164,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--stride", type=options.tokens, default=rule.stride, help="tokens that share a short context")
     parser.add_argument("--alpha", type=float, default=rule.alpha, help="least gain by the long context, in nats")
     parser.add_argument("--beta", type=float, default=rule.beta, help="least log-probability in the long context")
-    return options.run("longppl.py", lambda: _run(parser, argv))
+    return options.run(parser.prog, lambda: _run(parser, argv))
 
 
 def _run(parser: options.Parser, argv: Sequence[str] | None) -> None:
@@ -255,6 +255,7 @@ def _choose(
     if lengths[0] <= arguments.short_context + 1:
         raise UsageError(
             f"--lengths: {lengths[0]} has no token with a longer context than --short-context={arguments.short_context}"
+            f"; allowed: a --short-context of at most {lengths[0] - 2}"
         )
     all_texts = texts.read(text, arguments.text_key)
     documents = texts.Documents(text, all_texts, evaluator.tokenizer, arguments.seed)

@@ -217,9 +217,9 @@ class Perplexity:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = options.Parser("perplexity.py", __doc__)
+    parser = options.Parser(options.program("perplexity"), __doc__)
     Perplexity.add_options(parser)
-    return options.run("perplexity.py", lambda: _run(parser, argv))
+    return options.run(parser.prog, lambda: _run(parser, argv))
 
 
 def _run(parser: options.Parser, argv: Sequence[str] | None) -> None:

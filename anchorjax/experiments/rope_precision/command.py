@@ -26,7 +26,7 @@ DEFAULT_VARIANTS = (*rotation.PRECISIONS, "random-fp32", "random-bf16")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = options.Parser("rope_precision.py", __doc__)
+    parser = options.Parser(options.program("rope_precision"), __doc__)
     options.add_model(parser)
     parser.set_defaults(batch_size=8)
     parser.add_argument("--experiments", type=_names, default=EXPERIMENTS, help=f"of {', '.join(EXPERIMENTS)}")
@@ -41,9 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--document-tokens", type=options.tokens, default=256, help="of documents in layouts")
     parser.add_argument("--samples", type=options.positive, default=5, help="texts")
     options.add_texts(parser)
-    return options.run(
-        "rope_precision.py", lambda: evaluate(parser.parse_args(argv), options.as_typed("rope_precision", argv))
-    )
+    return options.run(parser.prog, lambda: evaluate(parser.parse_args(argv), options.as_typed("rope_precision", argv)))
 
 
 def evaluate(arguments: argparse.Namespace, command: str) -> None:
