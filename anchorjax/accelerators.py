@@ -1,5 +1,6 @@
 """Notices a GPU or TPU that JAX does not use, because the package for it is not installed."""
 
+import functools
 import os
 import sys
 from collections.abc import Mapping
@@ -12,8 +13,11 @@ _NODES = {"cuda13": ("nvidia[0-9]*", "dxg"), "tpu": ("accel[0-9]*", "vfio/[0-9]*
 _NAMES = {"cuda13": "an NVIDIA GPU", "tpu": "a TPU"}
 
 
+@functools.cache  # a process says it once, however many checkpoints it loads
 def warn_if_unused() -> None:
     """Prints one line on stderr if a GPU or TPU is present and JAX computes on the CPU, unless JAX_PLATFORMS=cpu.
+
+    Later calls do nothing.
 
     It starts JAX's backends: processes of one job must have found each other before.
     """

@@ -30,7 +30,7 @@ ALLOWED = {
     "data": FOUNDATION | {"files", "background"},
     "checkpoints": FOUNDATION | {"models", "data", "files"},
     "training": FOUNDATION | {"attention", "models", "data", "checkpoints", "files"},
-    "inference": FOUNDATION | {"attention", "models", "data", "checkpoints", "files"},
+    "inference": FOUNDATION | {"accelerators", "attention", "models", "data", "checkpoints", "files"},
     "evaluation": FOUNDATION | {"inference", "training", "data", "checkpoints", "files", "pages", "background"},
     "experiments": FOUNDATION | {"attention", "models", "data", "inference", "evaluation", "pages"},
     "pages": FOUNDATION | {"attention", "data", "evaluation", "training", "files"},

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from anchorjax import attention, sharding
+from anchorjax import accelerators, attention, sharding
 from anchorjax.checkpoints.huggingface import config as hf_config
 from anchorjax.checkpoints.huggingface.tokenizer import GENERATION, end_ids
 from anchorjax.checkpoints.orbax import Checkpoints, bytes_of_largest
@@ -215,7 +215,7 @@ def make_mesh(model: ModelConfig, devices: int | None = None) -> Mesh:
 
 
 def load(description: Description, mesh: Mesh | None = None, step: int | None = None) -> LanguageModel:
-    """Reads the weights onto the mesh.
+    """Reads the weights onto the mesh. Warns on stderr, once a process, of a GPU or TPU that JAX does not use.
 
     Args:
       step: of a run's checkpoints; None takes the newest.
@@ -223,6 +223,7 @@ def load(description: Description, mesh: Mesh | None = None, step: int | None = 
     Raises:
       WeightsError, WorkdirError, CheckpointError: they cannot be read, or are of another model.
     """
+    accelerators.warn_if_unused()
     mesh = mesh or make_mesh(description.model)
     spec = description.spec(description.context)
     with jax.set_mesh(mesh):
