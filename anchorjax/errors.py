@@ -1,8 +1,13 @@
 """Errors that a user can fix. Each prints as one line and carries the exit code of the process."""
 
+import importlib.metadata
+import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+_COMPILERS = Path(__file__).parents[1] / "requirements-compilers.txt"
 
 
 class UserError(Exception):
@@ -69,8 +74,22 @@ class MissingCompiler(UserError):
     def __init__(self, target: str):
         super().__init__(
             f"the compiler for {target} is missing: python -m pip install --no-deps "
-            f"--target {sys.prefix}/compilers -r requirements-compilers.txt"
+            f"--target {shlex.quote(sys.prefix)}/compilers {shlex.join(compilers())}"
         )
+
+
+def compilers(file: Path = _COMPILERS) -> list[str]:
+    """Returns what pip is to install: the requirements file of a clone, or what the metadata of a wheel lists."""
+    if file.is_file():
+        return ["-r", str(file)]
+    from packaging.requirements import Requirement  # matplotlib needs it too
+
+    try:
+        lines = importlib.metadata.requires("anchorjax") or ()
+    except importlib.metadata.PackageNotFoundError:  # a copy of the package alone
+        return ["-r", file.name]
+    found = [Requirement(line) for line in lines if "compilers" in line]
+    return [f"{one.name}{one.specifier}" for one in found if one.marker.evaluate({"extra": "compilers"})]
 
 
 class LeakageError(UserError):
