@@ -105,7 +105,9 @@ class Steps:
         # fp32 whatever the weights' dtype: a bfloat16 sum of many small parts loses most of them.
         zeros = (jnp.float32(0), jax.tree.map(lambda x: jnp.zeros_like(x, jnp.float32), trained))
         sums, _ = jax.lax.scan(add_part, zeros, (_micro_batches(batch, parts), jax.random.split(key, parts)))
-        return sums
+        loss, grads = sums
+        # As without accumulation: float32 gradients would turn bfloat16 moments into float32 ones after the first step.
+        return loss, jax.tree.map(lambda grad, x: grad.astype(x.dtype), grads, trained)
 
     def first_part(self, batch: Batch) -> Batch:
         """The rows of the first micro-batch: what one forward pass of a training step sees."""

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 
 from anchorjax import data
 from anchorjax.masks import Mask
+from anchorjax.models.linear import named_leaves
 from anchorjax.sharding import abstract, shard_batch
 from anchorjax.training.state import init_state
 from tests import tiny
@@ -53,6 +54,36 @@ def test_any_mesh_and_accumulation_take_the_step_of_one_device(sizes, accumulati
     expected_metrics, expected_state = one_step((1, 1, 1, 1), 1)
     assert_trees_close(metrics, expected_metrics, rtol=1e-5)
     assert_trees_close(state, expected_state, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_step_keeps_every_shape_and_dtype_of_the_state(dtype, accumulation):
+    """Otherwise a checkpoint holds other dtypes than the first state of a resumed run, and is refused."""
+    steps = make_steps(tiny.config(data__batch_size=B, train__grad_accum_steps=accumulation, model__param_dtype=dtype))
+    with jax.set_mesh(ONE):
+        state = jax.eval_shape(lambda: init_state(0, steps.spec, steps.optimizer))
+        after, _ = jax.eval_shape(steps.train, state, shard_batch(make_batch(B, T), ONE))
+    for before, leaf in zip(named_leaves(state).items(), named_leaves(after).values(), strict=True):
+        name, was = before
+        assert (leaf.shape, leaf.dtype) == (was.shape, was.dtype), name
+    assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype(dtype)}
+
+
+def test_accumulation_in_bfloat16_takes_the_step_of_the_whole_batch():
+    """Up to roundings of 2^-9: one of each of the 8 parts, which may be larger than their sum, and one of the sum."""
+    moments = []
+    for accumulation in (1, 8):
+        config = tiny.config(
+            data__batch_size=B, train__grad_accum_steps=accumulation, model__param_dtype="bfloat16", **LINEAR
+        )
+        steps = make_steps(config)
+        with jax.set_mesh(ONE):
+            state, _ = jax.jit(steps.train)(make_state(steps), shard_batch(make_batch(B, T), ONE))
+        (adam,) = (x for x in jax.tree.leaves(state.opt_state, is_leaf=_has_moments) if _has_moments(x))
+        moments.append({name: np.asarray(x, np.float64) for name, x in named_leaves(adam.mu).items()})
+    for name, whole in moments[0].items():
+        np.testing.assert_allclose(moments[1][name], whole, rtol=0, atol=2**-6 * np.abs(whole).max(), err_msg=name)
 
 
 def test_loss_is_the_mean_over_all_valid_targets():
