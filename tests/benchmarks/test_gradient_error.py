@@ -6,7 +6,7 @@ from benchmarks.training.gradient_error import COMPARED, measure
 
 
 def test_only_bfloat16_rounds(tiny_config, data_dir, tmp_path):
-    config = tiny_config(data__data_dir=data_dir, model__compute_dtype="bfloat16")
+    config = tiny_config(data__data_dir=data_dir, model__compute_dtype="bfloat16", data__batch_size=8)
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     errors = measure(tmp_path, first=True)
     assert set(errors) == {f"{dtype}/{remat}" for dtype, remat in COMPARED}
