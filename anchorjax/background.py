@@ -7,12 +7,19 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def every(seconds: float, call: Callable[[], object]) -> Iterator[None]:
-    """Calls `call` whenever so many seconds have passed, until the block ends; the last call ends before it does."""
+    """Calls `call` every `seconds` seconds while the block runs. No call is still running when the block has ended.
+
+    An exception in `call` stops the calls, and is raised when the block ends, unless the block itself raises one.
+    """
     ended = threading.Event()
+    failures: list[BaseException] = []
 
     def repeat() -> None:
-        while not ended.wait(seconds):
-            call()
+        try:
+            while not ended.wait(seconds):
+                call()
+        except BaseException as error:
+            failures.append(error)
 
     thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
@@ -21,3 +28,5 @@ def every(seconds: float, call: Callable[[], object]) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
+    if failures:
+        raise failures[0]
