@@ -38,7 +38,17 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from anchorjax.types import PAD_SEGMENT
+from anchorjax.types import MASKS, PAD_SEGMENT
+
+
+def anchors_of(mask: str) -> int:
+    """Returns the number of anchors of `data.mask`: leading tokens of a row that every later token may see.
+
+    Raises ValueError for an unknown mask.
+    """
+    if mask not in MASKS:
+        raise ValueError(f"unknown mask {mask!r}; allowed: {', '.join(MASKS)}")
+    return 1 if mask == "anchor" else 0
 
 
 def allowed(

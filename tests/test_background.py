@@ -43,14 +43,14 @@ def test_an_exception_in_the_call_is_raised_when_the_block_ends(block_fails):
         calls.append(None)
         raise OSError("the disk is full")
 
-    with pytest.raises(KeyError if block_fails else OSError):  # the block's own exception is not replaced
-        with background.every(0.01, call):
-            deadline = time.monotonic() + 30
-            while not calls and time.monotonic() < deadline:
-                time.sleep(0.01)
-            time.sleep(0.05)
-            went_on.append(None)
-            if block_fails:
-                raise KeyError
+    # The block's own exception is not replaced.
+    with pytest.raises(KeyError if block_fails else OSError), background.every(0.01, call):
+        deadline = time.monotonic() + 30
+        while not calls and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        went_on.append(None)
+        if block_fails:
+            raise KeyError
     assert len(calls) == 1, "it is not repeated after it failed"
     assert went_on, "the block is not interrupted"

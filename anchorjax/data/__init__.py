@@ -14,7 +14,7 @@ from pathlib import Path
 
 from anchorjax.config import DataConfig
 from anchorjax.data import sources
-from anchorjax.data.rows.packing import PackedRows, RowPacker, num_anchors, sources_of, stack
+from anchorjax.data.rows.packing import PackedRows, RowPacker, sources_of, stack
 from anchorjax.data.store import tokens as store_lib
 from anchorjax.data.store.index import Index
 from anchorjax.data.store.tokens import TokenStore
@@ -29,7 +29,6 @@ __all__ = [
     "eval_rows",
     "load_store",
     "load_tokenizer",
-    "num_anchors",
     "row_packer",
     "train_batches",
 ]

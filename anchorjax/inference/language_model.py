@@ -15,10 +15,11 @@ from anchorjax.checkpoints.huggingface.tokenizer import GENERATION, end_ids
 from anchorjax.checkpoints.orbax import Checkpoints, bytes_of_largest
 from anchorjax.checkpoints.pretrained import Pretrained
 from anchorjax.config import AttentionConfig, LoraConfig, ModelConfig, RopeConfig, max_position
-from anchorjax.data import Tokenizer, num_anchors
+from anchorjax.data import Tokenizer
 from anchorjax.data.text import tokenizer as tokenizer_lib
 from anchorjax.data.text.special_tokens import read_json
 from anchorjax.errors import UsageError, WeightsError
+from anchorjax.masks import anchors_of
 from anchorjax.models.decoder import Decoder
 from anchorjax.models.linear import named_leaves
 from anchorjax.models.spec import Spec
@@ -138,7 +139,7 @@ def describe(
         LoraConfig(**sections.get("lora", {"rank": 0, "alpha": 0.0, "targets": ()})),
         tokenizer,
         context or max_position(data) or _positions(pretrained),
-        num_anchors(data["mask"]) if data else 0,
+        anchors_of(data["mask"]) if data else 0,
         _eos_ids(tokenizer, files),
         files,
         own_attention(sections.get("attention", {})),

@@ -15,8 +15,9 @@ from anchorjax.checkpoints.huggingface.tokenizer import check_ends
 from anchorjax.checkpoints.pretrained import Pretrained, keep_source
 from anchorjax.checkpoints.pretrained import find as find_pretrained
 from anchorjax.config import Config
-from anchorjax.data import Tokenizer, load_tokenizer, num_anchors
+from anchorjax.data import Tokenizer, load_tokenizer
 from anchorjax.errors import ConfigError
+from anchorjax.masks import anchors_of
 from anchorjax.models import families
 from anchorjax.training import trainable
 from anchorjax.training.optimizer import make_optimizer, make_schedule
@@ -62,7 +63,7 @@ class Setup:
         mesh = sharding.make_mesh(mesh_shape)
         optimizer = make_optimizer(config.optimizer, config.train.steps)
         schedule = make_schedule(config.optimizer, config.train.steps)
-        steps = Steps(config, num_anchors(config.data.mask), optimizer, schedule)
+        steps = Steps(config, anchors_of(config.data.mask), optimizer, schedule)
         saved = dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=given))
         return cls(config, saved, tokenizer, mesh, steps, pretrained)
 

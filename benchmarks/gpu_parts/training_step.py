@@ -8,7 +8,7 @@ import numpy as np
 
 from anchorjax import sharding
 from anchorjax.config import Config, resolve
-from anchorjax.data import num_anchors
+from anchorjax.masks import anchors_of
 from anchorjax.models import families
 from anchorjax.models.flops import train_flops
 from anchorjax.sharding import shard_batch
@@ -45,7 +45,7 @@ def config_of(model: str, length: int, mask: str) -> Config:
 
 def make_steps(config: Config) -> Steps:
     optimizer, schedule = (make(config.optimizer, config.train.steps) for make in (make_optimizer, make_schedule))
-    return Steps(config, num_anchors(config.data.mask), optimizer, schedule)
+    return Steps(config, anchors_of(config.data.mask), optimizer, schedule)
 
 
 def make_batch(config: Config) -> Batch:

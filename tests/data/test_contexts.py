@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 
 from anchorjax import types
 from anchorjax.data.rows import contexts
-from anchorjax.data.rows.packing import num_anchors
-from anchorjax.masks import allowed
+from anchorjax.masks import allowed, anchors_of
 from tests.data.test_variants import TAGS, packer_of
 
 layouts = given(
@@ -31,7 +30,7 @@ def test_contexts_are_those_of_the_dense_mask(lengths, seq_len, mask, tagged, in
     index, counted_K = np.arange(seq_len), np.zeros(seq_len.bit_length(), int)
     for row in map(packer.row, range(packer.rows_per_epoch)):
         ids = row.segment_ids_T
-        seen = allowed(index[:, None], index, ids[:, None], ids, num_anchors(mask))
+        seen = allowed(index[:, None], index, ids[:, None], ids, anchors_of(mask))
         np.testing.assert_array_equal(row.visible_T, seen.sum(1))
         buckets = [int(v).bit_length() - 1 for v in row.visible_T[row.is_target_T]]
         counted_K += np.bincount(buckets, minlength=len(counted_K))

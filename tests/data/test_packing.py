@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anchorjax.data.rows.packing import PackedRows, RowPacker, num_anchors, stack
+from anchorjax.data.rows.packing import PackedRows, RowPacker, stack
 from anchorjax.data.store.tokens import TokenStore
+from anchorjax.masks import anchors_of
 from anchorjax.types import MASKS
 
 ANCHOR, PAD = 1_000_000, 1_000_001
@@ -71,7 +72,7 @@ def test_oracle_visible_pairs(mask, pairs):
     """The segment ids and `num_anchors` mean what attention will make of them."""
     ids = packer_of([3, 2], 6, mask=mask).row(0).segment_ids_T
     index = np.arange(6)
-    same_or_anchor = (ids[:, None] == ids[None, :]) | (index[None, :] < num_anchors(mask))
+    same_or_anchor = (ids[:, None] == ids[None, :]) | (index[None, :] < anchors_of(mask))
     assert (same_or_anchor & (index[None, :] <= index[:, None])).sum() == pairs
 
 

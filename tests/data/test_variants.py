@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from anchorjax import data
 from anchorjax.data.rows import packing as packing_lib
-from anchorjax.data.rows.packing import RowPacker, num_anchors, sources_of
+from anchorjax.data.rows.packing import RowPacker, sources_of
 from anchorjax.data.rows.row_plan import Pieces
 from anchorjax.data.text import tokenizer as tokenizer_lib
-from anchorjax.masks import allowed
+from anchorjax.masks import allowed, anchors_of
 from anchorjax.types import MASKS, PACKINGS, POSITIONS
 from tests.data.test_loader import assert_equal, config_of
 from tests.data.test_packing import ANCHOR, PAD, rows_equal, store_of
@@ -33,7 +33,7 @@ def mask_rows(row, mask):
     """The attention rule over a row, as one string of 0 and 1 a query."""
     index = np.arange(len(row.tokens_T))
     ids = row.segment_ids_T
-    seen = allowed(index[:, None], index[None], ids[:, None], ids[None], num_anchors(mask))
+    seen = allowed(index[:, None], index[None], ids[:, None], ids[None], anchors_of(mask))
     return ["".join(map(str, query)) for query in seen.astype(int)]
 
 

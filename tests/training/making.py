@@ -5,8 +5,7 @@ import numpy as np
 
 from anchorjax import sharding
 from anchorjax.config import Config
-from anchorjax.data import num_anchors
-from anchorjax.masks import allowed
+from anchorjax.masks import allowed, anchors_of
 from anchorjax.training.optimizer import make_optimizer, make_schedule
 from anchorjax.training.state import TrainState, init_state
 from anchorjax.training.step import Steps
@@ -21,7 +20,7 @@ def make_mesh(*sizes: int) -> jax.sharding.Mesh:
 def make_steps(config: Config) -> Steps:
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     schedule = make_schedule(config.optimizer, config.train.steps)
-    return Steps(config, num_anchors(config.data.mask), optimizer, schedule)
+    return Steps(config, anchors_of(config.data.mask), optimizer, schedule)
 
 
 def make_state(steps: Steps) -> TrainState:

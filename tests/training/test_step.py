@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 
 from anchorjax import data
-from anchorjax.masks import Mask
+from anchorjax.masks import Mask, anchors_of
 from anchorjax.models.linear import named_leaves
 from anchorjax.sharding import abstract, shard_batch
 from anchorjax.training.state import init_state
@@ -157,7 +157,7 @@ def test_live_pairs_are_those_of_the_dense_mask(layout):
 @pytest.mark.parametrize("mask", ["anchor", "intra_doc", "full"])
 def test_live_pairs_of_packed_rows(corpus, mask):
     store, tokenizer, config = corpus("validation", data__mask=mask, data__seq_len=64, data__batch_size=2)
-    anchors = data.num_anchors(mask)
+    anchors = anchors_of(mask)
     for batch in data.eval_rows(store, tokenizer, config, max_rows=6):
         with jax.set_mesh(ONE):
             count = counter(anchors)(jnp.asarray(batch.segment_ids_BT))

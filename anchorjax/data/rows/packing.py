@@ -29,14 +29,8 @@ from anchorjax.data.rows.draws import Stream, generator, long_documents, permuta
 from anchorjax.data.rows.positions import POSITIONS, RowPieces, RowSpec
 from anchorjax.data.rows.row_plan import PackingReport, Pieces, RowPlan, interleave, make_plan, ranges, report
 from anchorjax.data.store.tokens import TokenStore
-from anchorjax.types import MASKS, PACKINGS, PAD_SEGMENT, SKIPPING, Batch
-
-
-def num_anchors(mask: str) -> int:
-    """How many leading tokens of a row every later token may see. Raises ValueError for an unknown mask."""
-    if mask not in MASKS:
-        raise ValueError(f"unknown mask {mask!r}; allowed: {', '.join(MASKS)}")
-    return 1 if mask == "anchor" else 0
+from anchorjax.masks import anchors_of
+from anchorjax.types import PACKINGS, PAD_SEGMENT, SKIPPING, Batch
 
 
 def sources_of(store: TokenStore, only: str) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -134,7 +128,7 @@ class RowPacker:
     _memory: dict = dataclasses.field(default_factory=dict, repr=False)
 
     def __post_init__(self):
-        num_anchors(self.mask)
+        anchors_of(self.mask)
         for name, value, allowed in (("positions", self.positions, POSITIONS), ("packing", self.packing, PACKINGS)):
             if value not in allowed:
                 raise ValueError(f"unknown {name} {value!r}; allowed: {', '.join(allowed)}")
@@ -276,7 +270,7 @@ class RowPacker:
         visible_T = np.zeros(self.seq_len, np.int32)
         visible_T[:size] = np.arange(1, size + 1)
         if self.mask != "full":
-            visible_T[1:size] += np.repeat((before_P - start_P + num_anchors(self.mask)).astype(np.int32), length_P)
+            visible_T[1:size] += np.repeat((before_P - start_P + anchors_of(self.mask)).astype(np.int32), length_P)
         positions_T = self._positions_of(RowPieces(number_P, start_P, before_P, length_P), index)
         return Row(tokens_T, targets_T, is_target_T, positions_T, segment_ids_T, visible_T)
 

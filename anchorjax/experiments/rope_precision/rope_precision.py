@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 
-from anchorjax.data import num_anchors
 from anchorjax.errors import EvaluationError
 from anchorjax.evaluation import runner
 from anchorjax.evaluation.record import Key, Line, Record
@@ -29,6 +28,7 @@ from anchorjax.experiments.rope_precision import deviation, random_init
 from anchorjax.experiments.rope_precision.deviation import GROUPS, Deviation, Row
 from anchorjax.experiments.rope_precision.rotation import PRECISIONS
 from anchorjax.inference.language_model import Description, LanguageModel
+from anchorjax.masks import anchors_of
 
 EXPERIMENTS = ("shifts", "lengths", "layouts")
 LAYOUTS = ("full", "intra_doc", "anchor", "reset")
@@ -146,7 +146,7 @@ def make_row(plan: Plan, description: Description, text: Essays, name: str, samp
     if name == "full":
         segment_ids_T = np.zeros_like(segment_ids_T)
     positions_PT = np.concatenate([index_T[None] + plan.reference, continued_PT])
-    return Row(tokens_T, segment_ids_T, num_anchors(name), positions_PT.astype(np.int32))
+    return Row(tokens_T, segment_ids_T, anchors_of(name), positions_PT.astype(np.int32))
 
 
 def excerpt(text: Essays, tokenizer, tokens: int, seed: str) -> np.ndarray:

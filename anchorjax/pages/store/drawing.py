@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from anchorjax import data
 from anchorjax.data.rows import contexts
+from anchorjax.masks import anchors_of
 from anchorjax.pages import figures
 from anchorjax.pages.figures import Series, name_length
 from anchorjax.pages.store import rows
@@ -137,7 +137,7 @@ def speed_up(live: Sequence[LiveTiles]) -> "figures.Figure":
 
 
 def masks(shown: Sequence[tuple[int, np.ndarray]], mask: str) -> "figures.Figure":
-    num_anchors = data.num_anchors(mask)
+    num_anchors = anchors_of(mask)
     images, titles = [], []
     for row, segment_ids_T in shown:
         images.append(_with_wide_anchor(rows.picture(segment_ids_T, num_anchors), num_anchors))

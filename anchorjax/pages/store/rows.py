@@ -11,10 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from anchorjax import data
 from anchorjax.attention.plan import MAX_TILES, classify_tiles
 from anchorjax.data.rows.packing import RowPacker
-from anchorjax.masks import Mask, allowed
+from anchorjax.masks import Mask, allowed, anchors_of
 from anchorjax.types import PAD_SEGMENT
 
 MOST_ROWS, MOST_TOKENS, FEWEST_ROWS = 64, 2**21, 4  # in which tiles are counted, at each row length
@@ -62,7 +61,7 @@ def count_live_tiles(packer: RowPacker, q_tile: int, kv_tile: int, seed: int) ->
     live = full = 0
     for row in rows:
         segment_ids_T = packer.row(row).segment_ids_T
-        live += _count(segment_ids_T, data.num_anchors(packer.mask), q_tile, kv_tile)
+        live += _count(segment_ids_T, anchors_of(packer.mask), q_tile, kv_tile)
         full += _count(np.where(segment_ids_T == PAD_SEGMENT, PAD_SEGMENT, 0), 0, q_tile, kv_tile)
     return LiveTiles(packer.seq_len, q_tile, kv_tile, len(rows), packer.rows_per_epoch, live, full)
 

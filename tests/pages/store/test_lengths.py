@@ -9,10 +9,9 @@ import pytest
 from hypothesis import strategies as st
 
 from anchorjax import data
-from anchorjax.data.rows.packing import num_anchors
 from anchorjax.data.store.tokens import TokenStore
 from anchorjax.data.text.tokenizer import ByteTokenizer
-from anchorjax.masks import allowed
+from anchorjax.masks import allowed, anchors_of
 from anchorjax.pages.store import drawing
 from anchorjax.pages.store import lengths as lib
 from anchorjax.types import MASKS, PACKINGS
@@ -92,7 +91,7 @@ def test_visible_contexts_are_those_of_the_dense_mask(mask, store):
         keys = []
         for row in map(packer.row, range(packer.rows_per_epoch)):
             ids = row.segment_ids_T
-            seen_TT = allowed(index[:, None], index, ids[:, None], ids, num_anchors(mask))
+            seen_TT = allowed(index[:, None], index, ids[:, None], ids, anchors_of(mask))
             keys += seen_TT.sum(1)[row.is_target_T].tolist()
         counted_K = [sum(2**k <= number < 2 ** (k + 1) for number in keys) for k in range(6)]
         assert one.targets_K.tolist() == counted_K

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from anchorjax import data
 from anchorjax.attention.plan import make_plan
 from anchorjax.data.text.tokenizer import ByteTokenizer
-from anchorjax.masks import Mask
+from anchorjax.masks import Mask, anchors_of
 from anchorjax.pages.store import rows as lib
 from tests import tiny
 from tests.pages.store.test_lengths import STORES
@@ -38,7 +38,7 @@ def test_live_tiles_are_those_that_hold_a_pair(store, mask, interleave):
     packer = packer_of(store, mask, seq_len=48, interleave=interleave, packing="best_fit")
     found = lib.count_live_tiles(packer, TILE, TILE, seed=2)
     segments = [packer.row(row).segment_ids_T for row in lib.draw_rows(packer.rows_per_epoch, lib.MOST_ROWS, 2)]
-    num_anchors = data.num_anchors(mask)
+    num_anchors = anchors_of(mask)
     assert found.live == sum(tiles_with_a_pair(one, num_anchors) for one in segments)
     assert found.full == sum(tiles_with_a_pair(np.where(one < 0, -1, 0), 0) for one in segments)
     assert (found.rows, found.of_rows) == (len(segments), packer.rows_per_epoch)
@@ -61,7 +61,7 @@ def test_rows_with_more_tiles_than_a_plan_holds_are_left_out(length, tile, expec
 @hypothesis.settings(max_examples=25, deadline=None)
 def test_a_picture_is_the_mask(store, mask, interleave):
     segment_ids_T = packer_of(store, mask, seq_len=48, interleave=interleave).row(0).segment_ids_T
-    num_anchors = data.num_anchors(mask)
+    num_anchors = anchors_of(mask)
     expected_TT = dense(segment_ids_T, num_anchors)
     picture_PP = lib.picture(segment_ids_T, num_anchors)
     np.testing.assert_array_equal(picture_PP != lib.HIDDEN, expected_TT)
