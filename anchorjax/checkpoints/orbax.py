@@ -116,6 +116,17 @@ class Checkpoints:
             raise CheckpointError(f"none of the checkpoints {sorted(steps)} in {self.directory} can be read")
         return None
 
+    def restore(self, step: int, like: State) -> tuple[State, dict[str, Any]]:
+        """One checkpoint as (state, meta); `like` as for `restore_latest`.
+
+        Raises:
+          CheckpointError: it cannot be read. Others are not tried: the caller asked for this one.
+        """
+        try:
+            return self._restore(step, like)
+        except Exception as error:  # damage surfaces as whatever Orbax's parser trips over
+            raise self._unreadable(step, error) from error
+
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, ascending. Raises WorkdirError if there is none."""
         steps = sorted(self._manager.all_steps())

@@ -213,12 +213,16 @@ def steps(arguments: argparse.Namespace, model: Description) -> list[int | None]
         raise UsageError(f"--last={last} is more than the {len(found)} checkpoints in {model.directory}")
     if arguments.step is None:
         return found[-(last or 1) :]
-    if last or arguments.step not in found:
-        there = ", ".join(map(str, found))
-        raise UsageError(
-            f"--step={arguments.step} " + ("does not go with --last" if last else f"is not one of {there}")
-        )
+    if last:
+        raise UsageError(f"--step={arguments.step} does not go with --last")
+    check_step(arguments.step, found)
     return [arguments.step]
+
+
+def check_step(step: int, found: Sequence[int]) -> None:
+    """Raises UsageError if no checkpoint is of `step`."""
+    if step not in found:
+        raise UsageError(f"--step={step} is not one of {', '.join(map(str, found))}")
 
 
 def out_directory(arguments: argparse.Namespace, model: Description, name: str) -> Path:

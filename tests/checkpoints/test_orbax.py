@@ -191,6 +191,16 @@ def test_an_id_identifies_the_weights(tmp_path):
         Checkpoints(tmp_path / "copy", keep=3, read_only=True).weights_id(8)
 
 
+def test_a_checkpoint_that_is_asked_for_is_read_or_refused(tmp_path):
+    """No other is read in its place."""
+    save(tmp_path, 4, 8)
+    checkpoints, like = Checkpoints(tmp_path, keep=3, read_only=True), layout(MESHES[0])
+    assert checkpoints.restore(4, like)[1]["step"] == 4
+    DAMAGES["truncated arrays"](tmp_path / "checkpoints" / "00000008")
+    with pytest.raises(CheckpointError, match=r"checkpoint 8 in .* cannot be read"):
+        checkpoints.restore(8, like)
+
+
 def test_reading_only_moves_nothing(tmp_path):
     save(tmp_path, 4, 8)
     DAMAGES["no meta"](tmp_path / "checkpoints" / "00000008")

@@ -59,6 +59,23 @@ def test_equals_the_run_s_own_held_out_loss(finished, evaluated):
     assert {answer["weights_id"] for answer in answers if "score" in answer} == {weights_id}
 
 
+def test_an_earlier_checkpoint_is_scored_as_when_it_was_the_newest(finished, tmp_path, capsys):
+    steps = Checkpoints(finished, keep=1, read_only=True).steps()
+    assert steps[-1] == 24 and len(steps) > 1
+    run = shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("eval"))
+    found = {}
+    for name, options in {"chosen": [f"--step={steps[-2]}"], "newest": []}.items():
+        if not options:
+            shutil.rmtree(run / "checkpoints" / f"{steps[-1]:08d}")
+        assert script.main([f"--workdir={run}", "--rows=2", f"--out={tmp_path / name}", *options]) == 0
+        found[name] = json.loads((tmp_path / name / "perplexity.json").read_text())
+        del found[name]["commands"]
+    assert found["chosen"] == found["newest"] and found["chosen"]["step"] == steps[-2]
+    capsys.readouterr()
+    assert script.main([f"--workdir={run}", "--step=3"]) == 2
+    assert f"--step=3 is not one of {', '.join(map(str, steps[:-1]))}" in capsys.readouterr().err
+
+
 def test_losses_by_place_are_drawn(finished, evaluated, tmp_path, drawn):
     """The same answers give the same picture, whose data only this process knows."""
     out = shutil.copytree(finished / "eval/perplexity", tmp_path / "out")

@@ -1,10 +1,11 @@
-"""A run's own held-out loss: the validation split packed exactly as in training, from the newest checkpoint."""
+"""A run's own held-out loss: the validation split packed exactly as in training."""
 
 import argparse
 import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -20,6 +21,7 @@ from anchorjax.evaluation.tasks import perplexity as tables
 from anchorjax.inference.language_model import own_attention
 from anchorjax.training.evaluate import Evaluator
 from anchorjax.training.setup import Setup, check_attention
+from anchorjax.training.state import TrainState
 
 
 def load(workdir: Path) -> Setup:
@@ -31,31 +33,41 @@ def load(workdir: Path) -> Setup:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Newest:
-    """The newest checkpoint of a run, as the record names it."""
+class _Checkpoint:
+    """A checkpoint of a run, as the record names it."""
 
     weights_id: str
     step: int
 
 
+def _restore(workdir: Path, step: int | None, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    """Reads the checkpoint of `step`, or the newest that can be read."""
+    checkpoints = Checkpoints(workdir, keep=1, read_only=True)
+    if step is not None:
+        options.check_step(step, checkpoints.steps())
+        return checkpoints.restore(step, like)
+    restored = checkpoints.restore_latest(like)
+    if restored is None:
+        raise WorkdirError(f"there is no checkpoint in {workdir} yet")
+    return restored
+
+
 def evaluate(arguments: argparse.Namespace, command: str) -> None:
     """Scores `arguments.rows` rows (0: all) of the validation split, and writes and prints the result.
 
-    Raises UserError if there is no checkpoint that can be read, or the text is no longer the run's.
+    Raises UserError if there is no checkpoint of `arguments.step` (None: any) that can be read, or the text is no
+    longer the run's.
     """
     workdir, most = arguments.workdir.expanduser(), arguments.rows
     setup = load(workdir)
-    restored = Checkpoints(workdir, keep=1, read_only=True).restore_latest(setup.abstract_state())
-    if restored is None:
-        raise WorkdirError(f"there is no checkpoint in {workdir} yet")
-    state, meta = restored
+    state, meta = _restore(workdir, arguments.step, setup.abstract_state())
     config, tokenizer = setup.config.data, setup.tokenizer
     store = data.load_store(config, "validation")[0]
     if store.fingerprint != meta["data"]["held_out_fingerprint"]:
         raise WorkdirError(f"the validation text or tokenizer is no longer that of {workdir}")
     rows = list(data.eval_rows(store, tokenizer, config, most))
     evaluator = Evaluator(setup.steps, tokenizer.token_bytes_V, setup.mesh)
-    newest = _Newest(weights_id(meta), meta["step"])
+    checkpoint = _Checkpoint(weights_id(meta), meta["step"])
     # The rows of a checkpoint are always the same; which of them make a batch depends on the devices.
     id = f"{most} {config.batch_size}"
     examples = [
@@ -68,12 +80,12 @@ def evaluate(arguments: argparse.Namespace, command: str) -> None:
         return {"score": evaluator.summary([sums])["loss"], "sums": sums}
 
     out = arguments.out.expanduser() if arguments.out else workdir / "eval/perplexity"
-    asked = {"rows": most, "weights": newest.weights_id}
+    asked = {"rows": most, "weights": checkpoint.weights_id}
     with Record(out, {"split": "validation"}) as record:
         record.begin(command, asked, [{"task": "held_out", "length": config.seq_len, "examples": len(rows)}])
         with jax.set_mesh(setup.mesh):
-            fill(record, newest, examples, way, line, "held-out batches")
-        (cell,) = record.cells(asked, [newest.weights_id])
+            fill(record, checkpoint, examples, way, line, "held-out batches")
+        (cell,) = record.cells(asked, [checkpoint.weights_id])
         scored = evaluator.summary(line["sums"] for line in cell.lines[0])
         result = {"rows": most, "step": meta["step"], "perplexity": tables.perplexity(scored["loss"]), **scored}
         result["commands"] = record.commands

@@ -4,8 +4,8 @@
     python eval/perplexity.py --hf DIR --lengths=1K,4K --last=512
     python eval/perplexity.py --workdir DIR --text books.jsonl --lengths=16K --window=4K --stride=1K
 
-Without --text a run's validation split is scored packed exactly as in training (anchor, mask, positions), and the last
-line is one JSON object: `rows` (as asked), `loss` (nats per target), `bits_per_byte`, `perplexity`, `targets`, `step`,
+Without --text a run's validation split is scored packed exactly as in training (anchor, mask, positions), with the
+newest checkpoint or that of --step, and the last line is one JSON object: `rows` (as asked), `loss` (nats per target), `bits_per_byte`, `perplexity`, `targets`, `step`,
 `by_position` (loss by place in the row) and `by_context` (loss by tokens of the document before it in the row; not
 under the `full` mask).
 
@@ -32,7 +32,7 @@ from anchorjax.pages import figures
 from anchorjax.training.evaluate import bucket_edges, loss_by_bucket
 
 LENGTH, SAMPLES = 4096, 20
-_PACKED = ("workdir", "rows", "out")  # the only options without --text
+_PACKED = ("workdir", "step", "rows", "out")  # the only options without --text
 
 
 def perplexity(loss: float) -> float:
