@@ -1,4 +1,4 @@
-"""The rest stands in pyproject.toml, which can find packages or be given a list of them, but not both."""
+"""Lists the packages; pyproject.toml has everything else, but cannot combine discovery with an explicit entry."""
 
 from setuptools import find_packages, setup
 

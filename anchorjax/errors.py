@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-_COMPILERS = Path(__file__).parents[1] / "requirements-compilers.txt"
+_TOP = Path(__file__).parents[1]
 
 
 class UserError(Exception):
@@ -78,7 +78,14 @@ class MissingCompiler(UserError):
         )
 
 
-def compilers(file: Path = _COMPILERS) -> list[str]:
+def install_extra(name: str, top: Path = _TOP) -> str:
+    """Returns the command that installs the packages of an extra: from the file of a clone, else by the extra."""
+    file = top / f"requirements-{name}.txt"
+    what = shlex.join(["-r", str(file)]) if file.is_file() else f'"anchorjax[{name}]"'
+    return f"python -m pip install {what}"
+
+
+def compilers(file: Path = _TOP / "requirements-compilers.txt") -> list[str]:
     """Returns what pip is to install: the requirements file of a clone, or what the metadata of a wheel lists."""
     if file.is_file():
         return ["-r", str(file)]

@@ -1,4 +1,4 @@
-"""The command in the error for a missing compiler installs the right versions, in a clone and from a wheel."""
+"""The commands in errors for what is missing install the right versions, in a clone and from a wheel."""
 
 import pathlib
 
@@ -7,6 +7,11 @@ from packaging.requirements import Requirement
 from anchorjax import errors
 
 FILE = pathlib.Path(__file__).parents[1] / "requirements-compilers.txt"
+
+
+def test_the_command_for_an_extra_is_true_of_a_clone_and_of_a_wheel(tmp_path):
+    assert errors.install_extra("eval") == f"python -m pip install -r {FILE.with_name('requirements-eval.txt')}"
+    assert errors.install_extra("eval", tmp_path) == 'python -m pip install "anchorjax[eval]"'
 
 
 def test_the_command_for_compilers_is_true_of_a_clone_and_of_a_wheel(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ import anchorjax
 COMMANDS = {
     "train": "train a model, or resume a run",
     "prepare": "tokenize documents into a store on disk, which runs open at once",
-    "convert": "read a Hugging Face checkpoint into one of ours, or write one",
+    "convert": "import or export a Hugging Face checkpoint",
     "evaluate": "score a model: RULER, needle, LongBench, LongPPL, perplexity, lm-eval",
     "generate": "continue a prompt",
     "report": "write a page about runs, or about a store",

@@ -1,6 +1,6 @@
-"""Checkpoints of Hugging Face, in and out.
+"""Imports and exports Hugging Face checkpoints.
 
-    anchorjax convert from-hf Llama-3.1-8B llama31_8b         # sharded, for init_from on many hosts
+    anchorjax convert from-hf Llama-3.1-8B llama31_8b         # read once, for many runs
     anchorjax convert to-hf runs/llama31_128k Llama-3.1-8B-128K
 
 `init_from` takes a Hugging Face directory as it is; converting first saves reading it again in every run. `to-hf`
@@ -25,15 +25,15 @@ PROGRAM = "anchorjax convert"
 def main(argv: Sequence[str]) -> int:
     parser = options.Parser(PROGRAM, __doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="from-hf|to-hf")
-    reading = commands.add_parser("from-hf", help="a Hugging Face directory into one of ours")
+    reading = commands.add_parser("from-hf", help="import a Hugging Face directory")
     reading.add_argument("directory", type=Path)
     reading.add_argument("out", type=Path)
-    writing = commands.add_parser("to-hf", help="a run, or what from-hf made, into a Hugging Face directory")
+    writing = commands.add_parser("to-hf", help="export a run, or what from-hf made, as a Hugging Face directory")
     writing.add_argument("checkpoint", type=Path)
     writing.add_argument("directory", type=Path)
-    writing.add_argument("--dtype", choices=DTYPES, help="of the weights; default: that of the source")
+    writing.add_argument("--dtype", choices=DTYPES, help="dtype of the weights; default: that of the source")
     arguments = parser.parse_args(argv)
-    logging.set_verbosity(logging.ERROR)  # Orbax warns that a reader only reads
+    logging.set_verbosity(logging.ERROR)  # silences Orbax's warning about read-only use
     if arguments.command == "from-hf":
         return run_program(PROGRAM, lambda: from_hf(arguments.directory, arguments.out))
     return run_program(PROGRAM, lambda: to_hf(arguments.checkpoint, arguments.directory, arguments.dtype))

@@ -27,14 +27,20 @@ def main(argv: Sequence[str], program: str = "anchorjax generate") -> int:
     options.add_model(parser)
     parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
     parser.add_argument("--prompt-file", type=Path, action="append", default=[], help="a file that holds a prompt")
-    parser.add_argument("--template", default="base", choices=("base", "chat"), help="chat: the model's own template")
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="tokens of the answer at most")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token")
-    parser.add_argument("--top-k", type=int, default=0, help="draw among the k likeliest tokens; 0: all")
-    parser.add_argument("--top-p", type=float, default=1.0, help="draw among the likeliest with this share")
-    parser.add_argument("--seed", type=int, default=0, help="what is drawn depends on it and on the prompt")
+    options.add_template(parser)
+    parser.add_argument("--max-new-tokens", type=options.positive, default=128, help="tokens of the answer at most")
+    parser.add_argument("--temperature", type=options.number, default=0.0, help="0 takes the most likely token")
+    parser.add_argument(
+        "--top-k", type=options.positive_or_0, default=0, help="draw among the k likeliest tokens; 0: all"
+    )
+    parser.add_argument(
+        "--top-p", type=options.number, default=1.0, help="draw among the likeliest tokens with this total probability"
+    )
+    parser.add_argument(
+        "--seed", type=options.positive_or_0, default=0, help="random seed; each prompt draws its own numbers"
+    )
     parser.add_argument("--stop", action="append", default=[], help="a text before which to stop; several times")
-    logging.set_verbosity(logging.ERROR)  # Orbax warns that a reader only reads
+    logging.set_verbosity(logging.ERROR)  # silences Orbax's warning about read-only use
     return run_program(program, lambda: generate(parser.parse_args(argv)))
 
 

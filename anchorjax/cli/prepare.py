@@ -35,7 +35,7 @@ OPTIONS = {
 
 
 def main(argv: Sequence[str]) -> int:
-    return run_program(PROGRAM, lambda: prepare(argv), "stopped; run again to go on")
+    return run_program(PROGRAM, lambda: prepare(argv), "stopped; run the same command to resume")
 
 
 def prepare(argv: Sequence[str]) -> None:

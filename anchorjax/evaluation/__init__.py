@@ -6,7 +6,7 @@ record.py   one line an answer; tables are computed from lines
 tasks/      one file or folder for each task
 """
 
-# By name, what `anchorjax evaluate --help` says of a task and its module, whose `main(argv) -> int` does it.
+# Maps a task's name to its help line and the module whose `main(argv) -> int` runs it.
 COMMANDS = {
     "ruler": ("RULER: 13 tasks of retrieval, tracking and counting by length", f"{__name__}.tasks.ruler.task"),
     "needle": ("a needle in a haystack, by depth and length", f"{__name__}.tasks.needle"),

@@ -69,18 +69,22 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", type=Path, help="a training run")
     parser.add_argument("--hf", type=Path, help="a Hugging Face directory")
     parser.add_argument("--step", type=positive_or_0, help="checkpoint of the run; default: the newest")
-    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="of weights and activations; auto: the run's")
+    parser.add_argument(
+        "--dtype", default="auto", choices=DTYPES, help="dtype of weights and activations; auto: the run's"
+    )
     parser.add_argument(
         "--context", type=tokens_or_0, default=0, help="tokens to allow; 0: what the model was trained on"
     )
-    parser.add_argument("--rope-theta", type=float, default=0.0, help="another RoPE base; 0: the model's own")
-    parser.add_argument("--batch-size", type=int, default=1, help="prompts or rows at once")
+    parser.add_argument("--rope-theta", type=rope_theta, default=0.0, help="another RoPE base; 0: the model's own")
+    parser.add_argument("--batch-size", type=positive, default=1, help="prompts or rows at once")
 
 
 def add_samples(parser: argparse.ArgumentParser, samples: int) -> None:
     """Adds the options of made samples: their lengths and number, their text, and the template."""
-    parser.add_argument("--lengths", type=lengths, default=[4096], help="of prompt and answer: 4K,8192,1M")
-    parser.add_argument("--samples", type=positive, default=samples, help="of each task and length")
+    parser.add_argument(
+        "--lengths", type=lengths, default=[4096], help="total tokens of prompt and answer, e.g. 4K,8192,1M"
+    )
+    parser.add_argument("--samples", type=positive, default=samples, help="samples of each task and length")
     add_texts(parser)
     add_template(parser)
 
@@ -88,7 +92,7 @@ def add_samples(parser: argparse.ArgumentParser, samples: int) -> None:
 def add_texts(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the text that samples are made of, the seed, and the directory of results."""
     parser.add_argument("--essays", type=Path, help="text that samples are made of; default: Jane Austen")
-    parser.add_argument("--seed", type=seed, default=42, help="what is drawn depends on it")
+    parser.add_argument("--seed", type=seed, default=42, help="random seed")
     add_out(parser)
 
 
@@ -96,11 +100,11 @@ def add_documents(parser: argparse.ArgumentParser, length: int, samples: int) ->
     """Adds the options of documents to score; `length` is the default that help names."""
     shipped = "public_domain (default): what ships, chapters of some 4K tokens at most"
     parser.add_argument("--text", help=f"JSONL, Parquet or text file, folder of them, or {shipped}")
-    parser.add_argument("--text-key", default="text", help="of JSONL and Parquet: where the text is")
+    parser.add_argument("--text-key", default="text", help="field that holds the text in JSONL and Parquet")
     most = f"{length // 1024}K if the model can"
     parser.add_argument("--lengths", type=lengths, help=f"tokens of a row: 4K,8192,1M; default: {most}")
     parser.add_argument("--samples", type=positive, default=samples, help="documents of each length at most")
-    parser.add_argument("--seed", type=seed, default=42, help="documents are chosen by it")
+    parser.add_argument("--seed", type=seed, default=42, help="random seed of the choice of documents")
     add_out(parser)
 
 
@@ -146,6 +150,23 @@ def positive_or_0(text: str) -> int:
     return int(text)
 
 
+def number(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not math.isfinite(found):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    return found
+
+
+def rope_theta(text: str) -> float:
+    found = number(text)
+    if found < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0, or 0 for the model's own")
+    return found
+
+
 def seed(text: str) -> int:
     if not text.isdecimal() or int(text) >= 2**32:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**32 - 1}")
@@ -161,12 +182,6 @@ def refuse(parser: argparse.ArgumentParser, arguments: argparse.Namespace, names
 
 def description(arguments: argparse.Namespace) -> Description:
     """The model that the arguments name. Raises UserError; see `describe`."""
-    if not 0 <= arguments.rope_theta < math.inf:
-        raise UsageError(
-            f"--rope-theta={arguments.rope_theta} is not allowed: it must be above 0, or 0 for the model's"
-        )
-    if arguments.batch_size < 1:
-        raise UsageError(f"--batch-size={arguments.batch_size} is not allowed: it must be 1 or more")
     return describe(
         workdir=arguments.workdir,
         hf=arguments.hf,
@@ -282,6 +297,6 @@ def _contents(path: Path) -> str:
 
 
 def run(name: str, main: Callable[[], None]) -> int:
-    """Calls `main` as `errors.run_program` does; after Ctrl-C the same command goes on."""
-    logging.set_verbosity(logging.ERROR)  # Orbax warns that a reader only reads
-    return run_program(name, main, "stopped; run again to go on")
+    """Calls `main` as `errors.run_program` does; after Ctrl-C the same command resumes."""
+    logging.set_verbosity(logging.ERROR)  # silences Orbax's warning about read-only use
+    return run_program(name, main, "stopped; run the same command to resume")

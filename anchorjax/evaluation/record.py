@@ -169,7 +169,7 @@ class Record:
             yield
         except OSError as error:
             raise EvaluationError(
-                f"{self.directory} cannot be written: {error.strerror}; run again to go on"
+                f"{self.directory} cannot be written: {error.strerror}; run the same command to resume"
             ) from error
 
     def write(self, name: str, content: Mapping[str, Any] | bytes) -> Path:

@@ -1,6 +1,6 @@
 """Windows over a document: which tokens a model reads at once, and which of them it is asked about.
 
-Every window stands behind its own BOS, as a document does in training: without it, what the first
+A BOS of its own precedes every window, as a document does in training: without it, what the first
 token is to attention would be lost with the context.
 """
 

@@ -13,7 +13,7 @@ Item = TypeVar("Item")
 
 
 def bucket(size: int) -> int:
-    """The next of 16, 20, 24, 28, 32, 40, 48, ...: four to an octave, so that a quarter is the most that is idle."""
+    """The next of 16, 20, 24, 28, 32, 40, 48, ...: four to an octave, so less than a fifth of a bucket is padding."""
     size = max(size, SMALLEST)
     step = (1 << (size - 1).bit_length() - 1) // 4
     return -(-size // step) * step
@@ -25,7 +25,7 @@ def batches(
     """Groups of at most so many items, ascending in size, so that there is little padding.
 
     Args:
-      kind: of a size; what is not of one kind is not put together. None: all are of one.
+      kind: of a size; items of different kinds are never batched together. None: one kind.
     """
     kind = kind or (lambda size: 0)
     for _, some in itertools.groupby(sorted(items, key=size), key=lambda item: kind(size(item))):

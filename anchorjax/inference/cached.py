@@ -1,6 +1,6 @@
 """The decoder with a cache of keys and values: a prompt in chunks, then token by token.
 
-- Rows of a batch end in the same column: padding stands before shorter prompts. Every row writes at the same place, so
+- Rows of a batch end in the same column: padding precedes shorter prompts. Every row writes at the same place, so
   a step is one slice update, and one length serves all.
 - A row is one document behind its anchor, which is plain causal attention, whatever mask the model was trained with.
   In layers with a window the anchor stays in sight if it did in training (`Spec.num_anchors`).

@@ -78,7 +78,7 @@ class Description:
     def weights_id(self, step: int | None) -> str:
         """Identifies the weights of a checkpoint in the keys of answers.
 
-        A Hugging Face directory has no steps: what is in it stands in the request (`options.request`).
+        A Hugging Face directory has no steps: the request identifies its contents (`options.request`).
         """
         if step is None:
             return "-"

@@ -138,7 +138,7 @@ class Job:
             finished = self._train() and self._sum_up()
             if not finished:
                 where = self.directory.path
-                self.progress.say(f"stopped by {self.stop.received}; saved in {where}, run again to go on")
+                self.progress.say(f"stopped by {self.stop.received}; saved in {where}, run the same command to resume")
         return DONE if finished else PREEMPTED
 
     def _announce(self) -> None:

@@ -304,7 +304,7 @@ def test_ctrl_c_ends_all(tmp_path, workers):
     arguments = ["--runner=DirectRunner", f"--beam.direct_num_workers={workers}"]
     with started(tmp_path, *arguments, wait_for=PIECE) as (process, _):
         os.killpg(process.pid, signal.SIGINT)
-    assert (process.returncode, process.err) == (1, "anchorjax prepare: stopped; run again to go on\n")
+    assert (process.returncode, process.err) == (1, "anchorjax prepare: stopped; run the same command to resume\n")
 
 
 @needs_beam
@@ -333,7 +333,10 @@ def test_a_killed_worker_is_an_error_and_not_a_wait(tmp_path):
         is_worker = [b"sdk_worker_main" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes() for pid in family]
         os.kill(family[is_worker.index(True)], signal.SIGKILL)
     assert process.returncode == 1
-    assert process.err == "anchorjax prepare: a process was killed (was the memory full?); run again to go on\n"
+    assert (
+        process.err
+        == "anchorjax prepare: a process was killed (was the memory full?); run the same command to resume\n"
+    )
 
 
 @needs_beam

@@ -266,7 +266,7 @@ def test_a_killed_worker_is_an_error_and_not_a_wait(tmp_path):
     os.kill(spawned[0], signal.SIGKILL)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert err == "anchorjax prepare: a process was killed (was the memory full?); run again to go on\n"
+    assert err == "anchorjax prepare: a process was killed (was the memory full?); run the same command to resume\n"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -283,7 +283,10 @@ def test_ctrl_c_ends_all_processes(tmp_path, workers):
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, err = process.communicate(timeout=60)
     # A worker that is just being imported says so, too.
-    assert (process.returncode, err.splitlines()[-1]) == (1, "anchorjax prepare: stopped; run again to go on")
+    assert (process.returncode, err.splitlines()[-1]) == (
+        1,
+        "anchorjax prepare: stopped; run the same command to resume",
+    )
     wait_for_the_end_of_the_group(process.pid)
 
 

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from anchorjax.errors import install_extra
 from anchorjax.evaluation.tasks.longbench import TASKS
 from anchorjax.inference import language_model
 from anchorjax.inference.generation import Generation, Generator
@@ -187,4 +188,4 @@ def test_a_missing_library_is_one_line(directory, monkeypatch, tmp_path, capsys)
     there = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "rouge" else there(name))
     assert longbench.main([f"--hf={directory}", f"--data={tmp_path}"]) == 2
-    assert capsys.readouterr().err == "longbench.py: rouge is missing: python -m pip install -r requirements-eval.txt\n"
+    assert capsys.readouterr().err == f"longbench.py: rouge is missing: {install_extra('eval')}\n"

@@ -119,7 +119,7 @@ def test_a_killed_evaluation_of_packed_rows_goes_on(finished, tmp_path, monkeypa
         return script.main([f"--workdir={finished}", "--rows=24", f"--out={tmp_path}"])
 
     assert at_most(2) == 1
-    assert "stopped; run again to go on" in capsys.readouterr().err
+    assert "stopped; run the same command to resume" in capsys.readouterr().err
     assert at_most(9) == 0 and len(scored) == 3
     found = json.loads((tmp_path / "perplexity.json").read_text())
     shutil.rmtree(tmp_path)
@@ -185,7 +185,7 @@ def test_a_model_that_is_no_run_needs_a_text(finished, tmp_path, capsys):
     ("arguments", "code", "message"),
     [
         (["--workdir=nowhere"], 2, "there is no run in nowhere"),
-        (["--workdir=nowhere", "--rows=-1"], 2, "--rows=-1 is not allowed"),
+        (["--workdir=nowhere", "--rows=-1"], 2, "argument --rows: '-1' is not a whole number of 0 or more"),
     ],
 )
 def test_faults_are_one_line(jobs, arguments, code, message):

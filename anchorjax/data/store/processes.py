@@ -15,7 +15,7 @@ from anchorjax.data.sources import Weighted
 from anchorjax.data.store import pieces
 from anchorjax.errors import PreparationError
 
-KILLED = "a process was killed (was the memory full?); run again to go on"
+KILLED = "a process was killed (was the memory full?); run the same command to resume"
 
 
 def write(directory: Path, missing: Mapping[int, Weighted], config: DataConfig, tokenizer_name: str) -> None:

@@ -1,9 +1,11 @@
-"""lm-eval's tasks (MMLU, HellaSwag, its RULER, LongBench, your own): `python eval/harness.py --hf DIR --tasks=mmlu`.
+"""lm-eval's tasks (MMLU, HellaSwag, its RULER, LongBench, your own).
 
-Needs requirements-eval.txt. A Hugging Face directory has the scores that lm-eval's own backend ("hf") gives it; for a
-run, BOS stands before every text, as in all evaluations. lm-eval downloads the tasks' data, and runs the code of tasks
-in --include-path. Writes harness.json, a picture, and every answer (answers.jsonl), with which a killed evaluation goes
-on. Exit codes: 0 done, 1 failed, 2 bad input.
+    anchorjax evaluate harness --hf DIR --tasks=mmlu
+
+Needs the extra `eval`. A Hugging Face directory has the scores that lm-eval's own backend ("hf") gives it; for a run,
+BOS precedes every text, as in all evaluations. lm-eval downloads the tasks' data, and runs the code of tasks in
+--include-path. Writes harness.json, a picture, and every answer (answers.jsonl); rerun the command to resume. Exit
+codes: 0 done, 1 failed, 2 bad input.
 """
 
 import argparse
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from anchorjax.data.text.special_tokens import read_json
-from anchorjax.errors import EvaluationError, UsageError, UserError
+from anchorjax.errors import EvaluationError, UsageError, UserError, install_extra
 from anchorjax.evaluation import options
 from anchorjax.evaluation.record import Cell, Record
 from anchorjax.evaluation.tasks import lm_eval_model
@@ -39,12 +41,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.add_out(parser)
     parser.add_argument("--tasks", required=True, help="comma separated names of tasks, groups or tags; * is allowed")
     parser.add_argument("--include-path", type=Path, help="a directory with tasks of your own (YAML)")
-    parser.add_argument("--num-fewshot", type=int, help="examples in a prompt; default: the task's")
+    parser.add_argument("--num-fewshot", type=options.positive_or_0, help="examples in a prompt; default: the task's")
     few = "documents of each task; such scores are for trying; default: all"
     parser.add_argument("--limit", "--samples", type=options.positive, help=few)
-    drawn = "of examples and of prompts that tasks make; default: lm-eval's own"
+    drawn = "random seed of examples and of prompts that tasks make; default: lm-eval's own"
     parser.add_argument("--seed", type=options.seed, help=drawn)
-    parser.add_argument("--lengths", type=options.lengths, help="of prompts, for tasks that make them: 4K,8K; RULER's")
+    parser.add_argument(
+        "--lengths", type=options.lengths, help="tokens of prompts, for tasks that make them, such as RULER's: 4K,8K"
+    )
     of_bos = "auto: BOS before every text of a run, and for a Hugging Face directory where its tokenizer puts it"
     parser.add_argument("--bos", choices=("auto", "always"), default="auto", help=of_bos)
     return options.run(parser.prog, lambda: evaluate(parser.parse_args(argv), options.as_typed("harness", argv)))
@@ -54,9 +58,7 @@ def evaluate(arguments: argparse.Namespace, command: str) -> None:
     model = options.description(arguments)
     (step,) = options.steps(arguments, model)
     if importlib.util.find_spec("lm_eval") is None:
-        raise UsageError("lm-eval is not installed: python -m pip install -r requirements-eval.txt")
-    if arguments.num_fewshot is not None and arguments.num_fewshot < 0:
-        raise UsageError(f"--num-fewshot={arguments.num_fewshot} is not allowed")
+        raise UsageError(f"lm-eval is not installed: {install_extra('eval')}")
     chat = options.chat_template(arguments, model)
     bos = arguments.bos == "always" or model.is_run
     manager, tasks = load_tasks(arguments, model)

@@ -9,7 +9,7 @@ context before it. With l the whole text before token x and s the short one,
 and x is a key token if LSD > alpha and LCL > beta. LongPPL of a model is exp of its mean -log p(x | l) over key tokens,
 all documents together. Between tokenizers key tokens travel as spans of characters.
 
-Unlike the authors' code (the PyPI package longppl): BOS stands before every text and window, for the evaluator and for
+Unlike the authors' code (the PyPI package longppl): BOS precedes every text and window, for the evaluator and for
 the model alike; the mean is over tokens and not over documents; spaces belong to the word behind them, whatever a
 tokenizer's offsets leave out; and where there are no key tokens, nothing is computed from none.
 """

@@ -6,7 +6,7 @@
 
 How texts become tokens, contexts that are too long and long texts in windows follow lm-eval 0.4.13's
 models/huggingface.py; so a Hugging Face directory has the scores that "hf" gives it. lm-eval is an optional
-requirement (requirements-eval.txt): nothing here is imported from it before a model is made.
+requirement (the extra `eval`): nothing here is imported from it before a model is made.
 """
 
 import collections
@@ -115,7 +115,7 @@ class Harness:
         """
         Args:
           step: of the run's checkpoint; the weights are loaded only if the record lacks an answer.
-          bos: puts BOS before every text, once. Otherwise it stands where "hf" has it: before
+          bos: puts BOS before every text, once. Otherwise it is where "hf" has it: before
             a context if tokenizer.json says so, and before every rolling text, there twice if tokenizer.json says so.
         """
         super().__init__()

@@ -1,11 +1,13 @@
-"""LongPPL, perplexity of what needs a long context: `python eval/longppl.py --hf DIR --text books.jsonl --lengths=32K`.
+"""LongPPL, perplexity of the tokens that need a long context.
+
+    anchorjax evaluate longppl --hf DIR --text books.jsonl --lengths=32K
 
 Key tokens are found by an evaluator (--evaluator-hf or --evaluator-workdir), come from a file that an earlier run wrote
 (--key-tokens), or are the model's own. The first --lengths tokens of the evaluator are taken of each document, by all
 models the same characters; the text that ships has none as long as the default of 32K, and is for trying with less.
 Only one model is in memory at a time. Writes longppl.json (LongPPL, perplexity, share of key tokens), key_tokens.json,
-a picture, and every document's answer (answers.jsonl), with which a killed evaluation goes on. Exit codes: 0 done, 1
-failed, 2 bad input.
+a picture, and every document's answer (answers.jsonl); rerun the command to resume. Exit codes: 0 done, 1 failed,
+2 bad input.
 """
 
 import argparse
@@ -156,14 +158,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.add_model(parser)
     options.add_documents(parser, LENGTH, SAMPLES)
     parser.add_argument("--shortest", type=options.tokens, help="tokens of the documents to take; default: --lengths")
-    parser.add_argument("--evaluator-workdir", type=Path, help="a training run that finds the key tokens")
-    parser.add_argument("--evaluator-hf", type=Path, help="a Hugging Face directory that does; default: the model")
+    parser.add_argument(
+        "--evaluator-workdir", type=Path, help="training run of the evaluator, which finds the key tokens"
+    )
+    parser.add_argument("--evaluator-hf", type=Path, help="Hugging Face directory of the evaluator; default: the model")
     parser.add_argument("--evaluator-context", type=options.tokens_or_0, default=0, help="--context of the evaluator")
     parser.add_argument("--key-tokens", type=Path, help="key_tokens.json of an earlier run, in place of an evaluator")
-    parser.add_argument("--short-context", type=options.tokens, default=rule.context, help="tokens, at least")
+    parser.add_argument(
+        "--short-context", type=options.tokens, default=rule.context, help="least tokens of a short context"
+    )
     parser.add_argument("--stride", type=options.tokens, default=rule.stride, help="tokens that share a short context")
-    parser.add_argument("--alpha", type=float, default=rule.alpha, help="least gain by the long context, in nats")
-    parser.add_argument("--beta", type=float, default=rule.beta, help="least log-probability in the long context")
+    parser.add_argument(
+        "--alpha", type=options.number, default=rule.alpha, help="least gain by the long context, in nats"
+    )
+    parser.add_argument(
+        "--beta", type=options.number, default=rule.beta, help="least log-probability in the long context"
+    )
     return options.run(parser.prog, lambda: _run(parser, argv))
 
 

@@ -1,9 +1,9 @@
-"""Needle in a haystack by depth and length: `python eval/needle.py --hf DIR --lengths=1K,2K,4K`.
+"""Needle in a haystack by depth and length: `anchorjax evaluate needle --hf DIR --lengths=1K,2K`.
 
 One number is hidden at each depth of essays (or noise) of each length, and asked for. A cell asks for the one value
 that RULER's niah_single_2 asks for (with --haystack=noise, niah_single_1), but its depth is given instead of drawn.
-Writes needle.json, a heat map and every answer (answers.jsonl), with which a killed evaluation goes on. Exit codes: 0
-done, 1 failed, 2 bad input.
+Writes needle.json, a heat map and every answer (answers.jsonl); rerun the command to resume. Exit codes: 0 done,
+1 failed, 2 bad input.
 """
 
 import argparse

@@ -1,18 +1,18 @@
 """Held-out loss of a run, or perplexity of texts by length, for a run or a Hugging Face directory.
 
-    python eval/perplexity.py --workdir=runs/quickstart
-    python eval/perplexity.py --hf DIR --lengths=1K,4K --last=512
-    python eval/perplexity.py --workdir DIR --text books.jsonl --lengths=16K --window=4K --stride=1K
+    anchorjax evaluate perplexity --workdir=runs/quickstart
+    anchorjax evaluate perplexity --hf DIR --lengths=1K,4K --last=512
+    anchorjax evaluate perplexity --workdir DIR --text books.jsonl --lengths=16K --window=4K --stride=1K
 
 Without --text a run's validation split is scored packed exactly as in training (anchor, mask, positions), with the
-newest checkpoint or that of --step, and the last line is one JSON object: `rows` (as asked), `loss` (nats per target), `bits_per_byte`, `perplexity`, `targets`, `step`,
-`by_position` (loss by place in the row) and `by_context` (loss by tokens of the document before it in the row; not
-under the `full` mask).
+newest checkpoint or that of --step. The last line is one JSON object: `rows` (as asked), `loss` (nats per target),
+`bits_per_byte`, `perplexity`, `targets`, `step`, `by_position` (loss by place in the row) and `by_context` (loss by
+tokens of the document before it in the row; not under the `full` mask).
 
-With --text, and always for --hf, whole documents are scored, each with BOS in front, which plays the anchor in models
-that have one, and cut to each of --lengths; those that are shorter are left out and counted. Both write perplexity.json
-and a picture of the loss by place. What each document or batch gave is kept (answers.jsonl), with which a killed
-evaluation goes on. Exit codes: 0 done, 1 failed, 2 bad input.
+With --text, and always for --hf, whole documents are scored. BOS precedes each and plays the anchor in models that have
+one. Each document is cut to each of --lengths; those that are shorter are left out and counted. Both write
+perplexity.json, a picture of the loss by place, and what each document or batch gave (answers.jsonl); rerun the command
+to resume. Exit codes: 0 done, 1 failed, 2 bad input.
 """
 
 import argparse
@@ -156,10 +156,19 @@ class Perplexity:
     def add_options(parser: argparse.ArgumentParser) -> None:
         options.add_model(parser)
         options.add_documents(parser, LENGTH, SAMPLES)
-        parser.add_argument("--last", type=options.tokens, default=0, help="also perplexity of so many last tokens")
+        parser.add_argument(
+            "--last", type=options.tokens, default=0, help="tokens at the end whose perplexity is also given"
+        )
         parser.add_argument("--window", type=options.tokens, default=0, help="tokens read at once; default: whole rows")
-        parser.add_argument("--stride", type=options.tokens, default=0, help="of windows; default: half of --window")
-        parser.add_argument("--rows", type=int, default=0, help="without --text: rows to score; 0 is the whole split")
+        parser.add_argument(
+            "--stride",
+            type=options.tokens,
+            default=0,
+            help="tokens from one window to the next; default: half of --window",
+        )
+        parser.add_argument(
+            "--rows", type=options.positive_or_0, default=0, help="without --text: rows to score; 0 is the whole split"
+        )
 
     def __init__(self, arguments: argparse.Namespace, model: Description):
         options.steps(arguments, model)
@@ -226,8 +235,6 @@ def _run(parser: options.Parser, argv: Sequence[str] | None) -> None:
     from anchorjax.evaluation.tasks import held_out  # which reports through this module
 
     arguments, command = parser.parse_args(argv), options.as_typed("perplexity", argv)
-    if arguments.rows < 0:
-        raise UsageError(f"--rows={arguments.rows} is not allowed: it must be 0 or more")
     if arguments.hf or arguments.text or not arguments.workdir:
         options.refuse(parser, arguments, ["rows"], "is for --workdir without --text; --samples is for documents")
         model = options.description(arguments)

@@ -1,9 +1,11 @@
-"""How far rounding moves attention when positions are shifted: `python eval/rope_precision.py --hf DIR --samples=5`.
+"""How far rounding moves attention when positions are shifted.
+
+    anchorjax evaluate rope_precision --hf DIR --samples=5
 
 Section 2 of the AnchorAttention paper (arXiv 2411.13476) on a checkpoint and on random-init baselines: the deviation of
 attention weights (Eq. 4) and of the first key's logits (Eq. 5) by shift, by key, by length of the row and by layout of
 its documents, for several precisions. Writes rope_precision.json, pictures, and what was found of every sample
-(answers.jsonl), with which a killed evaluation goes on. Exit codes: 0 done, 1 failed, 2 bad input.
+(answers.jsonl); rerun the command to resume. Exit codes: 0 done, 1 failed, 2 bad input.
 """
 
 import argparse

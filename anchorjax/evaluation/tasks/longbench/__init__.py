@@ -10,7 +10,7 @@
 Prompts, numbers of generated tokens, cuts, chat templates, ends of answers and metrics are those of THUDM/LongBench:
 pred.py, eval.py and metrics.py. Different are:
 
-- BOS stands before every prompt and counts as a token; there only if the tokenizer adds it.
+- BOS precedes every prompt and counts as a token; there only if the tokenizer adds it.
 - Without --max-length a prompt may have what the model's context leaves beside the answer and the chat template; there
   are numbers by model, such as 3500 of 4096. A prompt that after its cut has more tokens than that is cut a bit more.
 - A chat template is the model's own; pred.py has some by name.

@@ -17,7 +17,7 @@ import string
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from anchorjax.errors import EvaluationError
+from anchorjax.errors import EvaluationError, install_extra
 
 RETRIEVED = {"retrieval": r"Paragraph (\d+)", "retrieval_zh": r"段落(\d+)"}  # what a reference holds
 _LIBRARIES = {"rouge_l": ("rouge",), "rouge_l_zh": ("rouge", "jieba"), "qa_f1_zh": ("jieba",)}
@@ -38,7 +38,7 @@ def check_libraries(metrics: Iterable[str]) -> None:
     for metric in metrics:
         for library in _LIBRARIES.get(metric, ()):
             if importlib.util.find_spec(library) is None:
-                raise EvaluationError(f"{library} is missing: python -m pip install -r requirements-eval.txt")
+                raise EvaluationError(f"{library} is missing: {install_extra('eval')}")
 
 
 def qa_f1(prediction: str, reference: str) -> float:

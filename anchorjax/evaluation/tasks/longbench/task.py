@@ -1,8 +1,8 @@
-"""LongBench from local files: `python eval/longbench.py --hf DIR --data=LONGBENCH`.
+"""LongBench from local files: `anchorjax evaluate longbench --hf DIR --data=LONGBENCH`.
 
 --data holds narrativeqa.jsonl and the others as LongBench's data.zip has them. Writes longbench.json (percent by task,
-averages by category), a bar chart and every answer (answers.jsonl), with which a killed evaluation goes on. Exit codes:
-0 done, 1 failed, 2 bad input.
+averages by category), a bar chart and every answer (answers.jsonl); rerun the command to resume. Exit codes: 0 done,
+1 failed, 2 bad input.
 """
 
 import argparse

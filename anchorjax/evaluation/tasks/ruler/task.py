@@ -1,7 +1,7 @@
-"""RULER: 13 tasks of retrieval, tracking and counting by length: `python eval/ruler.py --hf DIR --lengths=4K,8K`.
+"""RULER: 13 tasks of retrieval, tracking and counting by length: `anchorjax evaluate ruler --hf DIR --lengths=4K`.
 
 Writes ruler.json (percent by task and length, with the averages over what was scored, over all 13 tasks and over the 11
-of the AnchorAttention paper), a heat map, and every answer (answers.jsonl), with which a killed evaluation goes on.
+of the AnchorAttention paper), a heat map, and every answer (answers.jsonl); rerun the command to resume.
 With --last=5 the scores are means over a run's last five checkpoints, as the paper has them. The tasks with questions
 (qa_1, qa_2) need --squad and --hotpot; essays are Jane Austen's unless --essays names RULER's. Exit codes: 0 done, 1
 failed, 2 bad input.
