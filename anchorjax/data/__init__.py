@@ -148,7 +148,7 @@ def row_packer(store: TokenStore, tokenizer: Tokenizer, config: DataConfig, seed
         tags=tokenizer.encode_batch(names) if config.tags else None,
         sources=sources,
         max_position=config.max_position,
-        pose_chunks=config.pose_chunks,
+        config=config,
     )
 
 

@@ -32,9 +32,13 @@ layouts = given(
 )
 
 
+def pose_config(chunks=2):
+    return config_of(positions="pose", max_position=100, pose_chunks=chunks)
+
+
 def packer_of(lengths, seq_len, more, chunks, **options):
-    fixed = {"boundary_targets": False, "anchor_id": ANCHOR, "pad_id": PAD}
-    return RowPacker(store_of(lengths), seq_len, max_position=seq_len + more, pose_chunks=chunks, **fixed, **options)
+    fixed = {"boundary_targets": False, "anchor_id": ANCHOR, "pad_id": PAD, "config": pose_config(chunks)}
+    return RowPacker(store_of(lengths), seq_len, max_position=seq_len + more, **fixed, **options)
 
 
 def rows_of(packer, epoch):
@@ -51,6 +55,19 @@ def tokens_of_documents(row, lengths):
 
 def test_the_names_of_the_configuration_are_those_of_the_functions():
     assert tuple(POSITIONS) == types.POSITIONS and set(types.SKIPPING) <= set(POSITIONS)
+
+
+def test_a_transform_gets_the_section_with_its_own_keys(monkeypatch):
+    """A new key needs no field of the packer and of the contract."""
+    given, config = [], pose_config(chunks=5)
+
+    def positions(pieces, spec, rng):
+        given.append(spec)
+        return np.arange(spec.seq_len, dtype=np.int32)
+
+    monkeypatch.setitem(POSITIONS, "pose", positions)
+    data.row_packer(STORE, TOKENIZER, config, seed=0).row(0)
+    assert given == [RowSpec(config.seq_len, config.max_position, config)]
 
 
 @pytest.mark.parametrize("name", POSITIONS)
@@ -111,7 +128,7 @@ def pieces_of(lengths):
 
 def test_oracle_of_one_document():
     """L_c = 8, L_t = 20, a first chunk of 3 and u_1 = 9; the anchor comes on top and shifts all by one."""
-    spec, one = RowSpec(1 + 8, 1 + 20, 2), pieces_of([8])
+    spec, one = RowSpec(1 + 8, 1 + 20, pose_config()), pieces_of([8])
     at = pose(one, spec, Scripted([5], [2], [9])).tolist()
     assert at[0] == 0 and [p - 1 for p in at[1:]] == [0, 1, 2, 12, 13, 14, 15, 16]
     assert pose(one, spec, Scripted([5], [2], [13])).tolist() == list(range(9)), "13 modulo 13 is no skip"
@@ -120,7 +137,7 @@ def test_oracle_of_one_document():
 
 def test_documents_share_the_budget_in_the_order_drawn():
     """(a b c) and (d e) in 8 tokens for 20 positions, as in the docstring of positions/; and the other way round."""
-    spec, two = RowSpec(8, 20, 2), pieces_of([3, 2])
+    spec, two = RowSpec(8, 20, pose_config()), pieces_of([3, 2])
     assert pose(two, spec, Scripted([1, 2], [1, 0], [6, 3])).tolist() == [0, 1, 2, 9, 10, 14, 15, 16]
     # The second document draws first, 12 of 12; nothing is left for the first.
     assert pose(two, spec, Scripted([2, 1], [0, 1], [12, 3])).tolist() == [0, 1, 2, 3, 4, 17, 18, 19]
@@ -129,13 +146,13 @@ def test_documents_share_the_budget_in_the_order_drawn():
 def test_chunks_of_an_interleaved_document_are_cut_in_its_own_tokens():
     """a | d | b c | e: the cut before b lies between two pieces, and the skip there moves all that follows."""
     pieces = RowPieces(np.array([0, 1, 0, 1]), np.array([1, 2, 3, 5]), np.array([0, 0, 1, 1]), np.array([1, 1, 2, 1]))
-    spec = RowSpec(8, 20, 2)
+    spec = RowSpec(8, 20, pose_config())
     assert pose(pieces, spec, Scripted([1, 2], [0, 0], [4, 2])).tolist() == [0, 1, 2, 7, 8, 11, 12, 13]
 
 
 def test_every_cut_and_every_skip_is_equally_likely():
     """Three tokens and a budget of three: 2 cuts x 4 skips, each within four standard deviations of 1/8."""
-    spec, count = RowSpec(4, 7, 2), 8000
+    spec, count = RowSpec(4, 7, pose_config()), 8000
     found = collections.Counter(
         tuple(pose(pieces_of([3]), spec, np.random.Philox(key=[1, i])).tolist()) for i in range(count)
     )
@@ -162,7 +179,7 @@ def test_probability_that_a_distance_occurs():
         assert probability(distance) == pytest.approx(expected, rel=1e-4)
     assert probability(1000) == 1.0
     assert probability(1500) == pytest.approx(0.58315, abs=1e-5)  # first chunk in the first half: 0.58292
-    spec, lone = RowSpec(1 + context, 1 + 16384, 2), pieces_of([context])
+    spec, lone = RowSpec(1 + context, 1 + 16384, pose_config()), pieces_of([context])
     seen = []
     for i in range(3000):
         at = pose(lone, spec, np.random.Philox(key=[2, i]))
@@ -172,7 +189,7 @@ def test_probability_that_a_distance_occurs():
 
 def test_documents_of_a_packed_row_draw_alike():
     """Three documents, a budget of 1000: the first to draw gets a half on average, then a quarter, then an eighth."""
-    spec, count = RowSpec(31, 1031, 2), 4000
+    spec, count = RowSpec(31, 1031, pose_config()), 4000
     rows = [pose(pieces_of([10, 10, 10]), spec, np.random.Philox(key=[3, i])) for i in range(count)]
     spans_D = np.array([[at[10] - at[1], at[20] - at[11], at[30] - at[21]] for at in rows]) - 9
     np.testing.assert_allclose(spans_D.mean(0), 1000 * (1 / 2 + 1 / 4 + 1 / 8) / 3, rtol=0.06)

@@ -4,7 +4,7 @@ An epoch is the documents in an order drawn from (seed, epoch), laid into rows o
 token each (row_plan.py says how). No token is dropped or repeated, unless `upsample_long` leaves documents out.
 For documents (a, b, c), (d, e) and T = 8 the three masks give:
 
-    tokens       A  a  b  c  d  e  .  .       . = pad
+    tokens       A  a  b  c  d  e  .  .       . = padding
     targets      a  b  c  .  e  .  .  .       no target where there is a dot
     positions    0  1  2  3  4  5  6  7       continue; positions/ has the others
                  0  0  1  2  0  1  6  7       reset
@@ -24,6 +24,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from anchorjax.config import DataConfig
 from anchorjax.data.rows import contexts
 from anchorjax.data.rows.draws import Stream, generator, long_documents, permutation
 from anchorjax.data.rows.positions import POSITIONS, RowPieces, RowSpec
@@ -107,7 +108,7 @@ class RowPacker:
         document that goes on in another row has no tag there.
       sources: the source of each document; None: all are of source 0.
       max_position: positions must be smaller; 0 is seq_len.
-      pose_chunks: chunks of each document under the positions `pose`.
+      config: the section `data`, from which a position transform reads keys of its own.
     """
 
     store: TokenStore
@@ -124,7 +125,7 @@ class RowPacker:
     tags: Sequence[np.ndarray] | None = None
     sources: np.ndarray | None = dataclasses.field(default=None, repr=False)
     max_position: int = 0
-    pose_chunks: int = 2
+    config: DataConfig = dataclasses.field(default_factory=DataConfig, repr=False)
     _memory: dict = dataclasses.field(default_factory=dict, repr=False)
 
     def __post_init__(self):
@@ -276,7 +277,7 @@ class RowPacker:
 
     def _positions_of(self, pieces: RowPieces, index: int) -> np.ndarray:
         """The transform's positions, int32 [T]. RoPE's tables would silently clamp a position beyond their end."""
-        spec = RowSpec(self.seq_len, self.max_position or self.seq_len, self.pose_chunks)
+        spec = RowSpec(self.seq_len, self.max_position or self.seq_len, self.config)
         positions_T = POSITIONS[self.positions](pieces, spec, generator(Stream.POSITIONS, self.seed or 0, index))
         outside_T = (positions_T < 0) | (positions_T >= spec.max_position)
         if outside_T.any():

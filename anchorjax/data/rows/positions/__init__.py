@@ -22,6 +22,7 @@ from collections.abc import Callable
 import numpy as np
 
 from anchorjax import types
+from anchorjax.config import DataConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +32,12 @@ class RowSpec:
     Attributes:
       seq_len: T, tokens of a row with the anchor.
       max_position: positions must be smaller.
-      pose_chunks: chunks of a document under `pose`.
+      config: the section `data`, in which a transform may have keys of its own.
     """
 
     seq_len: int
     max_position: int
-    pose_chunks: int
+    config: DataConfig
 
 
 @dataclasses.dataclass(frozen=True)

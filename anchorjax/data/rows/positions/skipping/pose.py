@@ -9,9 +9,9 @@ from anchorjax.data.rows.row_plan import ranges
 def positions(pieces: RowPieces, spec: RowSpec, rng: np.random.Philox) -> np.ndarray:
     """Each document skips positions where its chunks begin.
 
-    Each document is cut into `pose_chunks` chunks at points drawn uniformly (equal ones are one), and positions jump
-    where a chunk begins. The anchor stays at 0 and is in no chunk. All jumps of a row add up to at most
-    max_position - T, so positions rise strictly along the row, by 1 but at the beginning of a chunk, and stay below
+    Each document is cut into `data.pose_chunks` chunks at points drawn uniformly (equal points count as one), and
+    positions jump where a chunk begins. The anchor stays at 0 and is in no chunk. All jumps of a row add up to at most
+    max_position - T, so positions rise strictly along the row, by 1 except at the beginning of a chunk, and stay below
     max_position. Padding counts on from the last token.
 
     The paper has one document a row. There the k-th skip is u_k - u_(k-1), u_k uniform in {u_(k-1), ..., budget}, and
@@ -28,7 +28,7 @@ def positions(pieces: RowPieces, spec: RowSpec, rng: np.random.Philox) -> np.nda
     length_D = np.bincount(pieces.document, weights=pieces.length).astype(np.int64)
     documents_O = np.flatnonzero(length_D > 1)  # a document of one token has no place for a cut
     documents_O = documents_O[np.argsort(rng.random_raw(len(documents_O)), kind="stable")]
-    shape = len(documents_O), spec.pose_chunks - 1
+    shape = len(documents_O), spec.config.pose_chunks - 1
     inner_O1 = (length_D[documents_O] - 1).astype(np.uint64)[:, None]
     cuts_OC = np.sort(1 + (rng.random_raw(shape[0] * shape[1]).reshape(shape) % inner_O1).astype(np.int64), axis=1)
     draws = rng.random_raw(cuts_OC.size).tolist()
