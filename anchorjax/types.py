@@ -17,9 +17,12 @@ import jax
 
 
 def _files(folder: str) -> tuple[str, ...]:
-    """Names of the modules in a folder of this package, sorted. Nothing is imported, and folders in it do not count."""
+    """Returns the names of the modules in a folder of this package, sorted, and imports none of them.
+
+    Packages do not count, nor do modules whose names begin with `_`: those hold what the others share.
+    """
     found = pkgutil.iter_modules([str(Path(__file__).parent / folder)])
-    return tuple(sorted(module.name for module in found if not module.ispkg))
+    return tuple(sorted(module.name for module in found if not module.ispkg and not module.name.startswith("_")))
 
 
 # Names that both the configuration and the code behind it know. Where a folder is listed, a new file is a new name.
