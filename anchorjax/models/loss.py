@@ -46,19 +46,19 @@ def weighted_nats(
     weights_BT: jax.Array,
     aux: Any,
     chunk: int,
-    soft_cap: float = 0.0,
-    weigh: Weigh | None = None,
+    soft_cap: float,
+    weigh: Weigh,
 ) -> jax.Array:
     """sum(token_nats * weights), an fp32 scalar, differentiable in hidden states and output matrix.
 
     Args:
-      weights_BT: fp32; the weights, or what `weigh` makes them from. Without `weigh` there is a gradient in them, too.
+      weights_BT: fp32; what `weigh` makes the weights from, without gradient.
       aux: a pytree of arrays [B, T] for `weigh`, without gradient.
       weigh: (nats_c, weights_c, aux_c) -> weights_c, each token by itself. Its result is a constant for the gradient.
       chunk, soft_cap: as of `token_nats`.
     """
     nats_BT = token_nats(hidden_BTD, unembedding_DV, targets_BT, chunk, soft_cap)
-    return jnp.sum(nats_BT * (weigh(nats_BT, weights_BT, aux) if weigh else weights_BT))
+    return jnp.sum(nats_BT * weigh(nats_BT, weights_BT, aux))
 
 
 def _forward(hidden: CustomVJPPrimal, unembedding, targets, weights, aux, chunk: int, soft_cap: float, weigh):
@@ -66,14 +66,13 @@ def _forward(hidden: CustomVJPPrimal, unembedding, targets, weights, aux, chunk:
     arrays = jax.tree.map(lambda x: x.value, (hidden, unembedding, targets, weights, aux))
     nats_BT, *gradients = _by_chunks(*arrays, chunk, soft_cap, weigh, wanted)
     weights_BT, aux = arrays[3:]
-    total = jnp.sum(nats_BT * (weigh(nats_BT, weights_BT, aux) if weigh else weights_BT))
-    return total, (nats_BT, *gradients)
+    total = jnp.sum(nats_BT * weigh(nats_BT, weights_BT, aux))
+    return total, gradients
 
 
 def _backward(chunk: int, soft_cap: float, weigh, residuals, factor: jax.Array):
-    nats_BT, dhidden_BTD, dunembedding_DV = residuals
-    dhidden_BTD, dunembedding_DV = jax.tree.map(lambda x: (x * factor).astype(x.dtype), (dhidden_BTD, dunembedding_DV))
-    return dhidden_BTD, dunembedding_DV, None, None if weigh else nats_BT * factor, None
+    dhidden_BTD, dunembedding_DV = jax.tree.map(lambda x: (x * factor).astype(x.dtype), residuals)
+    return dhidden_BTD, dunembedding_DV, None, None, None
 
 
 weighted_nats.defvjp(_forward, _backward, symbolic_zeros=True)
@@ -108,9 +107,7 @@ def _local(hidden_BTD, unembedding_DV, targets_BT, weights_BT, aux, *, chunk: in
         nats_c = (jnp.log(total_c1) + top_c1)[:, 0] - target_logit_c
         if not any(wanted):
             return None, (nats_c, None)
-        if weigh:
-            weights_c = weigh(nats_c, weights_c, aux_c)
-        weights_c1 = weights_c[:, None]
+        weights_c1 = weigh(nats_c, weights_c, aux_c)[:, None]
         dlogits_cV = p_cV * (weights_c1 / total_c1) - jnp.where(is_target_cV, weights_c1, 0.0)
         if soft_cap:
             dlogits_cV *= 1.0 - (logits_cV / soft_cap) ** 2
