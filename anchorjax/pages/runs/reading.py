@@ -14,6 +14,7 @@ from anchorjax.pages.figures import MOST
 from anchorjax.pages.page import PNG_SIGNATURE
 from anchorjax.training.workdir import load_commands
 
+# The evaluations that have a section of their own; any other task gets a table of its numbers.
 TITLES = {
     "perplexity": "Perplexity",
     "perplexity_text": "Perplexity of texts",
@@ -114,11 +115,13 @@ def _read(path: Path, name: str) -> Run:
 
 
 def _files(directory: Path, is_run: bool) -> dict[str, Path]:
-    if is_run:
-        return {evaluation: directory / "eval" / file for evaluation, file in _FILES.items()}
-    files = {evaluation: directory / file for evaluation, file in _FILES.items()}
-    files["perplexity_text"] = files.pop("perplexity")  # a Hugging Face directory has no validation split of its own
-    return files
+    """The file of each evaluation in TITLES, which need not exist, and then those of all other tasks that left one."""
+    base = directory / "eval" if is_run else directory
+    files = {evaluation: base / file for evaluation, file in _FILES.items()}
+    if not is_run:
+        files["perplexity_text"] = files.pop("perplexity")  # a Hugging Face directory has no validation split
+    others = sorted(file for file in base.glob("*/*.json") if file.stem == file.parent.name)
+    return files | {file.stem: file for file in others if file.stem not in TITLES}
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """A section for each evaluation that some run has a result of."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 from anchorjax.pages import figures
@@ -46,9 +47,10 @@ def sections(runs: Sequence[Run]) -> list[Section]:
         "harness": _harness,
         "rope_precision": _rope,
     }
+    others = sorted({evaluation for run in runs for evaluation in run.results} - TITLES.keys())
     found = []
-    for evaluation, title in TITLES.items():
-        blocks = writers[evaluation](runs)
+    for evaluation, title in (TITLES | {name: name for name in others}).items():
+        blocks = writers.get(evaluation, functools.partial(_numbers, evaluation=evaluation))(runs)
         if blocks:
             found.append(Section(title, [*_notes(runs, evaluation), *blocks, *_settings(runs, evaluation)]))
     return found
@@ -169,6 +171,15 @@ def _rope(runs: Sequence[Run]) -> list[Block]:
             alt = f"{text}, of {run.name}."
             blocks.append(Figure(f"rope_{number + 1}_{place + 1}", png, alt, cells.about(runs, run, f"{text}.")))
     return blocks
+
+
+def _numbers(runs: Sequence[Run], evaluation: str) -> list[Block]:
+    """A table of the scores in the result of a task that has no section of its own."""
+    rows: dict[str, list[str]] = {}
+    for number, run in enumerate(runs):
+        for label, score in values.scores(run, evaluation).items():
+            cells.put(rows, label, runs, number, cells.number(score))
+    return [cells.by_run("Scores", "score", runs, rows)] if rows else []
 
 
 def _notes(runs: Sequence[Run], evaluation: str) -> list[Block]:

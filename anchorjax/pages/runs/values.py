@@ -130,6 +130,13 @@ def leaves(run: Run, evaluation: str, key: str) -> dict[str, float]:
     return {label: value for label, value in flat(found).items() if is_number(value)}
 
 
+def scores(run: Run, evaluation: str) -> dict[str, float]:
+    """What `settings` leaves out of a result: its floats and the numbers in its tables, with dots between keys."""
+    shown = settings(run, evaluation)
+    rest = {key: value for key, value in run.results.get(evaluation, {}).items() if key not in shown}
+    return {label: value for label, value in flat(rest).items() if is_number(value)}
+
+
 def lm_eval(run: Run) -> dict[str, tuple[float, float | None]]:
     """By task and metric of lm-eval, a score and its standard error, if it has one."""
     found = leaves(run, "harness", "results") | leaves(run, "harness", "groups")
