@@ -53,8 +53,9 @@ def run(config: Config, workdir: str | Path, command: str = "") -> int:
     if processes.count() > 1:
         raise UsageError(f"training runs in one process so far, not in {processes.count()}")
     setup = Setup.make(config, Path(workdir).expanduser())
-    stores = {split: data.load_store(setup.config.data, split)[0] for split in ("train", "validation")}
-    with Workdir(workdir).open(setup.saved, command) as directory, jax.set_mesh(setup.mesh):
+    with Workdir(workdir).open(setup.saved) as directory, jax.set_mesh(setup.mesh):  # before text is tokenized
+        stores = {split: data.load_store(setup.config.data, split)[0] for split in ("train", "validation")}
+        directory.begin(command)
         return Job(setup, stores, directory, stop).run()
 
 

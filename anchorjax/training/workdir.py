@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from anchorjax.checkpoints.pretrained import SOURCE
 from anchorjax.config import KEYS, Config, upgraded
 from anchorjax.errors import WorkdirError
 from anchorjax.files import read_json, write_atomically
@@ -27,16 +28,17 @@ class Workdir:
         self.path = Path(path).expanduser()  # a shell leaves the ~ of --workdir=~/x alone
         self._lock = None
 
-    def open(self, config: Config, command: str = "") -> "Workdir":
-        """Takes the directory for this configuration, creating it if need be; a finished run's is left as it is.
+    def open(self, config: Config) -> "Workdir":
+        """Takes the directory for this configuration, creating it if need be; writes nothing but the lock.
 
-        `command` is added to those that trained the run, if it is another one. A finished run whose `train.steps` grow
-        is unfinished again: its summary.json goes.
+        A run that has trained keeps its configuration. Without a checkpoint and a line of metrics.jsonl there is
+        nothing to keep, so that a start which failed may be corrected in the same directory.
 
         Raises:
           WorkdirError: it holds a run of another configuration (the differences are listed), another
             process is running in it, or the path is not a directory.
         """
+        self._config = config
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / "run.lock", "w")  # noqa: SIM115 - held until close
@@ -53,16 +55,28 @@ class Workdir:
         except WorkdirError:
             self.close()
             raise
-        summary, steps = self.read_json("summary.json"), config.train.steps
+        return self
+
+    def begin(self, command: str = "") -> "Workdir":
+        """Writes what tells of the run: its configuration, and `command` if it is another one than before.
+
+        A finished run's files are left as they are, unless its `train.steps` grow: it is unfinished again, and its
+        summary.json goes.
+        """
+        summary, steps = self.read_json("summary.json"), self._config.train.steps
         is_finished = summary is not None and summary.get("step", steps) >= steps
         if not is_finished:
-            self.write_json("config.json", config.to_dict())
+            self.write_json("config.json", self._config.to_dict())
             self._keep_command(command)
             (self.path / "summary.json").unlink(missing_ok=True)  # after config.json, which tells that it is too short
         return self
 
+    def _has_trained(self) -> bool:
+        metrics, checkpoints = self.path / "metrics.jsonl", self.path / "checkpoints"
+        return (metrics.exists() and metrics.stat().st_size > 0) or any(checkpoints.glob("*"))
+
     def _keep_command(self, command: str) -> None:
-        commands = load_commands(self.path)
+        commands = load_commands(self.path) if self._has_trained() else []  # those that failed trained nothing
         if command and command not in commands:
             self.write_json(COMMANDS, {"train": [*commands, command]})
 
@@ -70,11 +84,13 @@ class Workdir:
         fields = self.read_json("config.json")
         if fields is None:
             return
-        saved, now = upgraded(fields), config.to_dict()
-        grown = {name: pair for name, pair in differences(saved, now).items() if _has_grown(name, *pair)}
-        changed = {
-            name: pair for name, pair in differences(saved, now).items() if name not in grown and not _is_free(name)
-        }
+        found = differences(upgraded(fields), config.to_dict())
+        # source/ is a copy of what init_from and data.tokenizer name; a file without the section is no run's.
+        is_bound = (self.path / SOURCE).exists() and found.keys() & {"init_from", "data.tokenizer"}
+        if not self._has_trained() and "train" in fields and not is_bound:
+            return
+        grown = {name: pair for name, pair in found.items() if _has_grown(name, *pair)}
+        changed = {name: pair for name, pair in found.items() if name not in grown and not _is_free(name)}
         if changed:
             lines = "; ".join(f"{name}: {old!r} -> {new!r}" for name, (old, new) in changed.items())
             raise WorkdirError(

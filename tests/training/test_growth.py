@@ -45,7 +45,7 @@ def test_what_the_refusal_of_a_cosine_says_works(jobs, tmp_path):
 
 def saved_run(path, done: int, **overrides) -> None:
     """A directory as a run at step `done` leaves it, but for what is in its checkpoint."""
-    Workdir(path).open(tiny.config(**overrides)).close()
+    Workdir(path).open(tiny.config(**overrides)).begin().close()
     (path / f"checkpoints/{done:08d}").mkdir(parents=True)
 
 
@@ -68,7 +68,7 @@ def test_which_runs_grow(tmp_path, schedule, done, more, why):
     saved_run(tmp_path, done, train__steps=20, **given)
     longer = tiny.config(train__steps=40, **given)
     if why is None:
-        Workdir(tmp_path).open(longer).close()
+        Workdir(tmp_path).open(longer).begin().close()
         assert load_config(tmp_path)["train"]["steps"] == 40
         return
     with pytest.raises(WorkdirError, match="cannot go from train.steps=20 to 40: .*" + why) as caught:
@@ -90,7 +90,7 @@ def test_summary_goes_when_a_finished_run_grows_and_stays_otherwise(tmp_path):
     given = {"optimizer__schedule": "constant"}
     saved_run(tmp_path, 8, train__steps=8, **given)
     (tmp_path / "summary.json").write_text('{"step": 8}')
-    Workdir(tmp_path).open(tiny.config(train__steps=8, eval__rows=5, **given)).close()
+    Workdir(tmp_path).open(tiny.config(train__steps=8, eval__rows=5, **given)).begin().close()
     assert load_config(tmp_path)["eval"]["rows"] == 2 and (tmp_path / "summary.json").exists()
-    Workdir(tmp_path).open(tiny.config(train__steps=9, **given)).close()
+    Workdir(tmp_path).open(tiny.config(train__steps=9, **given)).begin().close()
     assert load_config(tmp_path)["train"]["steps"] == 9 and not (tmp_path / "summary.json").exists()

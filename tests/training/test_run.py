@@ -158,6 +158,25 @@ def test_other_configuration_is_refused(jobs, unbroken):
     assert err.count("\n") == 1 and "optimizer.learning_rate: 0.001 -> 0.5" in err
 
 
+def test_a_start_that_failed_is_corrected_in_the_same_directory(jobs, tmp_path):
+    """Both faults are found after the configuration is compared: one in the text, one in the rows made of it."""
+    few = ("--config.train.steps=1", "--config.eval.final_rows=1", "--config.train.objective=exact")
+    err = jobs.run(tmp_path, *few, "--config.data.source=nothing", expect=2)
+    assert "config.data.source='nothing' is not allowed" in err
+    assert not (tmp_path / "config.json").exists()
+    err = jobs.run(tmp_path, *few, "--config.data.mask=intra_doc", "--config.train.exact_tail=64", expect=2)
+    assert "config.train.exact_tail=64 is not allowed" in err
+    jobs.run(tmp_path, *few, "--config.train.exact_tail=16")
+    assert saved_steps(tmp_path) == [1] and load_config(tmp_path)["train"]["exact_tail"] == 16
+    (command,) = load_commands(tmp_path)
+    assert "exact_tail=16" in command
+
+
+def test_other_configuration_is_refused_before_text_is_read(jobs, unbroken):
+    err = jobs.run(unbroken, "--config.data.source=nothing", expect=2)
+    assert "data.source: 'public_domain' -> 'nothing'" in err
+
+
 @pytest.mark.parametrize(("field", "split"), [("fingerprint", "train"), ("held_out_fingerprint", "validation")])
 def test_other_text_under_the_same_name_is_refused(jobs, unbroken, tmp_path, field, split):
     workdir = shutil.copytree(unbroken, tmp_path / "run")
@@ -207,7 +226,7 @@ def test_sigterm_between_the_question_and_the_first_row_is_no_error(tmp_path, da
     config = tiny.config(data__data_dir=data_dir, data__batch_size=8, train__steps=1, eval__final_rows=32)
     setup, batches = Setup.make(config), []
     stores = {split: data.load_store(setup.config.data, split)[0] for split in ("train", "validation")}
-    with Workdir(tmp_path).open(setup.saved, "") as directory, jax.set_mesh(setup.mesh):
+    with Workdir(tmp_path).open(setup.saved).begin() as directory, jax.set_mesh(setup.mesh):
         job = loop.Job(setup, stores, directory, Stop())
         evaluate = job.evaluate
         job.evaluate = lambda params, rows: evaluate(params, (batches.append(batch) or batch for batch in rows))

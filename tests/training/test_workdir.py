@@ -15,13 +15,19 @@ from tests import tiny
 
 def test_config_json_holds_the_resolved_configuration(tmp_path):
     config = tiny.config()
-    with Workdir(tmp_path / "a" / "b").open(config) as workdir:
+    with Workdir(tmp_path / "a" / "b").open(config).begin() as workdir:
         assert json.loads((workdir.path / "config.json").read_text()) == config.to_dict()
         assert load_config(workdir.path) == config.to_dict()
 
 
+def trained(path, config=None) -> None:
+    """A directory as a run leaves it at its first save, but for what is in its checkpoint."""
+    Workdir(path).open(config or tiny.config()).begin().close()
+    (path / "checkpoints" / "00000004").mkdir(parents=True)
+
+
 def test_other_configuration_is_refused_with_all_differences(tmp_path):
-    Workdir(tmp_path).open(tiny.config()).close()
+    trained(tmp_path)
     before = (tmp_path / "config.json").read_bytes()
     other = tiny.config(seed=5, model__num_layers=3, mesh__tensor=2)
     with pytest.raises(WorkdirError) as caught:
@@ -29,6 +35,39 @@ def test_other_configuration_is_refused_with_all_differences(tmp_path):
     assert "model.num_layers: 2 -> 3; seed: 0 -> 5" in str(caught.value)
     assert "mesh" not in str(caught.value) and "\n" not in str(caught.value)
     assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_a_configuration_that_trained_nothing_may_be_corrected(tmp_path):
+    wrong, right = tiny.config(seed=1), tiny.config()
+    Workdir(tmp_path).open(wrong).begin("a wrong command").close()
+    (tmp_path / "metrics.jsonl").touch()  # as before the first line
+    (tmp_path / "checkpoints").mkdir()
+    Workdir(tmp_path).open(right).begin("the right one").close()
+    assert load_config(tmp_path) == right.to_dict() and load_commands(tmp_path) == ["the right one"]
+
+
+@pytest.mark.parametrize("kept", ["metrics.jsonl", "checkpoints/unreadable-00000004-1"])
+def test_whatever_a_run_has_left_keeps_its_configuration(tmp_path, kept):
+    Workdir(tmp_path).open(tiny.config()).begin().close()
+    (tmp_path / kept).parent.mkdir(exist_ok=True)
+    (tmp_path / kept).write_text("{}\n")
+    with pytest.raises(WorkdirError, match="seed: 0 -> 1"):
+        Workdir(tmp_path).open(tiny.config(seed=1))
+
+
+def test_a_copied_source_keeps_the_checkpoint_that_it_is_of(tmp_path):
+    Workdir(tmp_path).open(tiny.config(init_from="a")).begin().close()
+    (tmp_path / "source").mkdir()
+    with pytest.raises(WorkdirError, match="init_from: 'a' -> 'b'"):
+        Workdir(tmp_path).open(tiny.config(init_from="b"))
+    Workdir(tmp_path).open(tiny.config(init_from="a", data__batch_size=4)).close()
+
+
+def test_a_directory_of_something_else_is_refused_and_left_as_it_is(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(WorkdirError, match="holds a run of another configuration"):
+        Workdir(tmp_path).open(tiny.config())
+    assert json.loads((tmp_path / "config.json").read_text()) == {"model_type": "llama"}
 
 
 CHANGES = {"str": "elsewhere", "bool": True, "int": 3, "float": 0.25}
@@ -60,13 +99,13 @@ def test_free_keys_are_those_of_where_and_how():
 
 @pytest.mark.parametrize("key", free_keys())
 def test_free_key_may_change(tmp_path, key):
-    Workdir(tmp_path).open(tiny.config()).close()
+    trained(tmp_path)
     section, name = key.split(".")
     old = tiny.mapping()[section][name]
     new = CHOICES.get(name, CHANGES[type(old).__name__])
     changed = tiny.config(**{f"{section}__{name}": new})
     assert changed != tiny.config()
-    Workdir(tmp_path).open(changed).close()
+    Workdir(tmp_path).open(changed).begin().close()
     assert load_config(tmp_path) == changed.to_dict()
 
 
@@ -84,18 +123,19 @@ OTHER_ROWS = {
 
 @pytest.mark.parametrize("key", OTHER_ROWS)
 def test_what_changes_the_rows_of_a_run_is_refused(tmp_path, key):
-    Workdir(tmp_path).open(tiny.config()).close()
+    trained(tmp_path)
     with pytest.raises(WorkdirError, match=f"data.{key}: .* -> {OTHER_ROWS[key]!r}"):
         Workdir(tmp_path).open(tiny.config(**{f"data__{key}": OTHER_ROWS[key]}))
 
 
 def test_commands_are_kept_in_turn_and_once(tmp_path):
     assert load_commands(tmp_path) == []
+    trained(tmp_path)
     for command in ("", "python train.py a", "python train.py a", "python train.py b"):
-        Workdir(tmp_path).open(tiny.config(), command).close()
+        Workdir(tmp_path).open(tiny.config()).begin(command).close()
     assert load_commands(tmp_path) == ["python train.py a", "python train.py b"]
     (tmp_path / "summary.json").write_text("{}")  # of a finished run, which is left as it is
-    Workdir(tmp_path).open(tiny.config(), "python train.py c").close()
+    Workdir(tmp_path).open(tiny.config()).begin("python train.py c").close()
     assert len(load_commands(tmp_path)) == 2
 
 
