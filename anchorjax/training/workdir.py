@@ -36,7 +36,7 @@ class Workdir:
 
         Raises:
           WorkdirError: it holds a run of another configuration (the differences are listed), another
-            process is running in it, or the path is not a directory.
+            process is running in it, or the path is not a directory or cannot be locked.
         """
         self._config = config
         try:
@@ -45,17 +45,22 @@ class Workdir:
         except OSError as error:
             raise WorkdirError(f"--workdir={self.path} cannot be used: {error.strerror}") from error
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise WorkdirError(
-                f"another process is training in {self.path}; give this run its own --workdir"
-            ) from error
-        try:
+            self._take_lock()
             self._refuse_other_config(config)
-        except WorkdirError:
+        except BaseException:
             self.close()
             raise
         return self
+
+    def _take_lock(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            fault = f"another process is training in {self.path}; give this run its own --workdir"
+            raise WorkdirError(fault) from error
+        except OSError as error:
+            fault = f"--workdir={self.path} cannot be used: its file system refuses to lock run.lock ({error.strerror})"
+            raise WorkdirError(fault) from error
 
     def begin(self, command: str = "") -> "Workdir":
         """Writes what tells of the run: its configuration, and `command` if it is another one than before.

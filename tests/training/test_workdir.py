@@ -1,5 +1,6 @@
 """A directory belongs to one configuration and one job."""
 
+import errno
 import json
 import os
 import subprocess
@@ -183,6 +184,25 @@ def test_lock_that_cannot_be_opened_is_an_error_of_the_directory(tmp_path):
     (tmp_path / "run.lock").mkdir()
     with pytest.raises(WorkdirError, match="cannot be used"):
         Workdir(tmp_path).open(tiny.config())
+
+
+def test_a_file_system_without_locks_is_an_error_of_the_directory(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(WorkdirError, match="cannot be used: its file system refuses to lock") as caught:
+        Workdir(tmp_path).open(tiny.config())
+    assert "\n" not in str(caught.value)
+
+
+def test_the_lock_is_free_after_any_error(tmp_path, monkeypatch):
+    first, second = Workdir(tmp_path), Workdir(tmp_path)
+    with monkeypatch.context() as broken:
+        broken.setattr(first, "_refuse_other_config", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            first.open(tiny.config())
+    second.open(tiny.config()).close()
 
 
 def test_differences_lists_leaves_by_key():
