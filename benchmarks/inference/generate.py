@@ -75,7 +75,7 @@ def measure(weights: Path, theirs: "Theirs", task: str, batch: int, repeats: int
 
 
 def make_prompts(tokenizer, length: int, batch: int) -> list[list[int]]:
-    """Text from different places of the shipped books, each behind the beginning of sequence."""
+    """Text from different places of the shipped books, each with BOS in front."""
     with gzip.open(CORPUS, "rt", encoding="utf-8") as lines:
         text = "\n".join(json.loads(line)["text"] for line in itertools.islice(lines, CHAPTERS))
     ids = tokenizer.encode(text).tolist()

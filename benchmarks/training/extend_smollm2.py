@@ -8,9 +8,8 @@ once with each of the masks full, intra_doc and anchor; positions continue in al
 `source` and `title`; documents of the titles in HELD_OUT are not trained on. Measured before (with the checkpoint's
 RoPE base and with 5e5) and after: perplexity of the held-out documents by position, each alone in one row of 16384
 tokens, and the share of needles found at two lengths (`evaluation.tasks.needle`); and the median of the steps'
-seconds, without those that compile. A document stands behind the
-beginning of sequence, which is what rows begin with, but alone for intra_doc, which was trained so; the tokens scored
-are the same.
+seconds, without those that compile. BOS, with which rows begin,
+precedes a document, except for intra_doc, which was trained without it; the tokens scored are the same.
 
 Runs save each step, and results are kept one by one. Stopped, the same command goes on; other `--steps` need another
 `--out`.

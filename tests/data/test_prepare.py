@@ -180,7 +180,7 @@ def test_pieces_of_something_else_are_not_used(tmp_path, folder, changed):
 
 
 def test_each_request_has_its_own_pieces(tmp_path, folder):
-    """Of a preparation that was given up, a worker may still run and write."""
+    """A worker of a preparation that was given up may still run and write."""
     for changes in ({}, {"held_out_share": 0.1}):
         with pytest.raises(DataError):
             preparing_lib.prepare(options(folder, tmp_path / "store", max_bad_share=0.0, **changes))

@@ -105,7 +105,7 @@ def test_numbers_hang_together(result):
         assert sum(found["by_layer"]) == pytest.approx(found["attention"]["all"][-1], rel=1e-4)
 
 
-def test_each_twin_has_its_own_weights(result):
+def test_each_baseline_has_its_own_weights(result):
     found = {name: result["lengths"][name]["0"]["attention"]["all"][-1] for name in VARIANTS}
     assert found["random-bf16"] > 1.5 * found["narrow-bf16"]
 

@@ -212,7 +212,7 @@ def test_a_run_s_beginning_of_sequence_is_never_cut_off(llama, tmp_path):
 
 
 def test_bytes_spell_nothing(llama, tmp_path):
-    """A run's tokenizer of bytes: <s> is text, and the beginning of sequence stands where `bos` puts it."""
+    """A run's tokenizer of bytes: <s> is text, and BOS is where `bos` puts it."""
     description = dataclasses.replace(llama.description, tokenizer=ByteTokenizer(), files=None)
     plain, ours = (harness.adapter(description, Record(tmp_path / str(bos), {}), bos=bos) for bos in (False, True))
     assert plain.tok_encode("<s>") == ours.tok_encode("<s>", add_special_tokens=False) == [*b"<s>"]

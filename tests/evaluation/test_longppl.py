@@ -79,7 +79,7 @@ def test_tokens_that_share_a_character_do_not_make_two_spans():
 
 @pytest.mark.parametrize("taken", [1, 2, 3, 6])
 def test_a_piece_ends_with_a_whole_character(taken):
-    """Of "né" the cut may lie inside of é, whose first byte then belongs to no one."""
+    """The cut may lie inside of é, whose first byte then belongs to no piece."""
     text = "née!"
     piece = Piece.cut(Chosen(text, BYTES.encode(text)[:taken]), BYTES, taken + 1)
     ids, offsets_T2 = piece.tokens(BYTES)
@@ -144,7 +144,7 @@ def test_judging_and_measuring_follow_the_definition(pair, tmp_path):
 
 
 def test_agrees_with_the_authors_package(pair):
-    """Without a beginning of sequence, which its evaluator and its model do not agree on."""
+    """Without BOS, on which its evaluator and its model do not agree."""
     from longppl.longppl import compute_longppl
     from transformers import PreTrainedTokenizerFast
 

@@ -114,7 +114,7 @@ def test_references_come_in_the_order_of_the_question_and_needles_in_any(task):
 
 
 def test_what_is_drawn_again(monkeypatch):
-    """Of twelve words, some with another one in them: each comes up many times."""
+    """Each of twelve words, of which some contain another, comes up many times."""
     pool = [f"{word}{end}" for word in ("a-cat", "a-dog", "a-cow", "an-ox") for end in ("", "s", "-s")]
     monkeypatch.setitem(needles._DRAW, "words", lambda rng: rng.choice(pool))
     for seed in range(50):

@@ -44,7 +44,7 @@ def choose(*arguments, seed: int = 0, order=TEXTS):
 
 
 def test_long_documents_are_chosen_and_cut():
-    """With the beginning of sequence a document of 40 bytes has 41 tokens."""
+    """With BOS a document of 40 bytes has 41 tokens."""
     chosen, too_short = choose(41, 100)
     assert sorted(chosen) == [(text, 40) for text in TEXTS if len(text) >= 40]
     assert too_short == 3

@@ -38,7 +38,7 @@ def run(*arguments) -> None:
 
 
 def row_loss(directory, batch) -> float:
-    """Of transformers, on a row of one document behind its anchor: nats per target."""
+    """The loss of transformers in nats per target, on a row of one document behind its anchor."""
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     tokens, targets = torch.tensor(batch.tokens_BT).long(), torch.tensor(batch.targets_BT).long()
     with torch.inference_mode():

@@ -45,7 +45,7 @@ def ended_by(rules: tokenizers.Tokenizer, *processor) -> tokenizers.Tokenizer:
 
 
 def qwen() -> tokenizers.Tokenizer:
-    """Without a beginning of sequence, and with the words that Qwen's own class cuts."""
+    """Without BOS, and with the words that Qwen's own class cuts."""
     built = tokenizers.Tokenizer(models.BPE())
     built.normalizer, built.decoder = normalizers.NFC(), decoders.ByteLevel()
     split = pre_tokenizers.Split(tokenizers.Regex(PRETOKENIZE_REGEX), "isolated")

@@ -107,7 +107,7 @@ def theirs_BTV(theirs, tokens_BT):
 
 
 def perplexity(logits_BTV, tokens_BT) -> float:
-    """Of each token but the first, in float64 on the host."""
+    """Perplexity of every token but the first, in float64 on the host."""
     logits_BTV = np.asarray(logits_BTV[:, :-1], np.float64)
     top_BT1 = logits_BTV.max(-1, keepdims=True)
     lse_BT = (top_BT1 + np.log(np.exp(logits_BTV - top_BT1).sum(-1, keepdims=True)))[..., 0]

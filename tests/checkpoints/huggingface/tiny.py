@@ -93,7 +93,7 @@ class Pair:
 
 
 def names() -> list[str]:
-    """Of all families, whether they are in the table or not, and of the variants."""
+    """Names of all families, whether they are in the table or not, and of the variants."""
     return [*families.available(), *(name for name in CONFIGS if name not in families.available())]
 
 
