@@ -1,12 +1,14 @@
-"""Files written whole, so that no reader and no kill meets half of one; and JSON files read back."""
+"""Files that are written whole or not at all, and JSON objects read back.
+
+A reader, or a process after a kill, finds the old file or the new one. Nothing is synced to disk: a loss of power soon
+after a write may leave the file empty, or the old one.
+"""
 
 import json
 import os
 import secrets
 from pathlib import Path
 from typing import Any
-
-from anchorjax.errors import WorkdirError
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -24,14 +26,18 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         raise
 
 
-def read_json(file: Path) -> dict[str, Any] | None:
-    """The object in a file, or None if there is no file. Raises WorkdirError if it holds anything else."""
+def read_json(file: Path, fault: type[Exception]) -> dict[str, Any] | None:
+    """Reads the JSON object in a UTF-8 file, with or without a byte order mark. Returns None if there is no file.
+
+    Args:
+      fault: the class of the error to raise if the file cannot be read or holds anything else.
+    """
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError) as error:
-        raise WorkdirError(f"{file} cannot be read: {error}") from error
+        raise fault(f"{file} cannot be read: {error}") from error
     if not isinstance(content, dict):
-        raise WorkdirError(f"{file} cannot be read: it holds no JSON object")
+        raise fault(f"{file} cannot be read: it holds no JSON object")
     return content

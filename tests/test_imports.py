@@ -17,7 +17,7 @@ ALLOWED = {
     "__init__": set(),
     "types": set(),
     "errors": set(),
-    "files": {"errors"},
+    "files": set(),
     "background": set(),
     "accelerators": set(),
     "precision": set(),

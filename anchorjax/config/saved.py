@@ -14,7 +14,7 @@ from anchorjax.files import read_json
 def load_config(workdir: Path) -> dict[str, Any]:
     """The configuration of the run in `workdir`, in today's keys. Raises WorkdirError if there is none."""
     file = workdir / "config.json"
-    config = read_json(file)
+    config = read_json(file, WorkdirError)
     if config is None:
         raise WorkdirError(f"there is no run in {workdir}: {file} does not exist")
     return upgraded(config)

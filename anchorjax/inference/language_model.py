@@ -17,7 +17,7 @@ from anchorjax.checkpoints.pretrained import Pretrained
 from anchorjax.config import AttentionConfig, LoraConfig, ModelConfig, RopeConfig, max_position
 from anchorjax.data import Tokenizer
 from anchorjax.data.text import tokenizer as tokenizer_lib
-from anchorjax.data.text.special_tokens import read_json
+from anchorjax.data.text.special_tokens import read_fields
 from anchorjax.errors import UsageError, WeightsError
 from anchorjax.masks import anchors_of
 from anchorjax.models.decoder import Decoder
@@ -175,7 +175,7 @@ def _tokenizer(pretrained: Pretrained) -> tuple[Tokenizer, Path | None]:
 def generation_config(files: Path | None) -> dict[str, Any]:
     """Fields of generation_config.json that are not null, if there is one. Raises WeightsError if it cannot be read."""
     try:
-        found = read_json(files / GENERATION) if files else {}
+        found = read_fields(files / GENERATION) if files else {}
     except ValueError as error:
         raise WeightsError(str(error)) from error
     return {name: value for name, value in found.items() if value is not None}

@@ -123,7 +123,7 @@ class Workdir:
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """What `write_json` wrote, or None. Raises WorkdirError if it is no longer that."""
-        return read_json(self.path / name)
+        return read_json(self.path / name, WorkdirError)
 
     def close(self) -> None:
         if self._lock:
@@ -146,7 +146,7 @@ def _has_grown(name: str, old: Any, new: Any) -> bool:
 
 def load_commands(workdir: Path) -> list[str]:
     """What was typed to train the run, in turn; none for a run that was not started by train.py."""
-    commands = (read_json(workdir / COMMANDS) or {}).get("train", [])
+    commands = (read_json(workdir / COMMANDS, WorkdirError) or {}).get("train", [])
     if not isinstance(commands, list) or not all(isinstance(command, str) for command in commands):
         raise WorkdirError(f"{workdir / COMMANDS} cannot be read: its commands are no texts")
     return commands

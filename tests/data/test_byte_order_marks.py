@@ -150,4 +150,4 @@ def test_prompts(tmp_path, capfd):
 
 def test_configurations_of_a_tokenizer(tmp_path):
     (tmp_path / "tokenizer_config.json").write_bytes(MARK + b'{"eos_token": "</s>"}')
-    assert tokenizer.read_json(tmp_path / "tokenizer_config.json") == {"eos_token": "</s>"}
+    assert tokenizer.read_fields(tmp_path / "tokenizer_config.json") == {"eos_token": "</s>"}

@@ -175,6 +175,6 @@ def test_code_of_a_tokenizer_is_never_run(directory, monkeypatch):
     arguments = harness.argparse.Namespace(**parsed, lengths=[4096])
     model = options.description(arguments)
     assert harness.metadata(arguments, model) == {"tokenizer": str(directory), "max_seq_lengths": [4096]}
-    monkeypatch.setattr(harness, "read_json", lambda file: {"auto_map": {"AutoTokenizer": "theirs.Tokenizer"}})
+    monkeypatch.setattr(harness, "read_fields", lambda file: {"auto_map": {"AutoTokenizer": "theirs.Tokenizer"}})
     with pytest.raises(harness.UsageError, match="--lengths needs a Hugging Face tokenizer without code of its own"):
         harness.metadata(arguments, model)

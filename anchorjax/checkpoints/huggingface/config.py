@@ -5,7 +5,6 @@ right raises no error. Both spellings of RoPE are read (`rope_theta` beside
 `rope_scaling`, and `rope_parameters` of transformers 5); the first, which every tool knows, is written.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_origin
@@ -13,6 +12,7 @@ from typing import Any, get_origin
 from anchorjax.checkpoints.huggingface.directory import member
 from anchorjax.config import MAX_INT, NEUTRAL_ROPE, PLAIN, ModelConfig, RopeConfig, upgraded
 from anchorjax.errors import WeightsError
+from anchorjax.files import read_json
 from anchorjax.models import families
 from anchorjax.models.families import Family
 
@@ -113,14 +113,7 @@ def load(directory: Path) -> dict[str, Any]:
     Raises:
       WeightsError: the file is missing or is not a JSON object.
     """
-    file = member(directory, FILE)
-    try:
-        fields = json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{file} cannot be read as JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise WeightsError(f"{file} is not a JSON object")
-    return upgraded(fields)
+    return upgraded(read_json(member(directory, FILE), WeightsError) or {})
 
 
 def read(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

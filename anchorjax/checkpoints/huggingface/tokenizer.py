@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from anchorjax.checkpoints.huggingface import config as hf_config
-from anchorjax.data.text.special_tokens import content_of, named_specials, read_json
+from anchorjax.data.text.special_tokens import content_of, named_specials, read_fields
 from anchorjax.data.text.tokenizer import HuggingFaceTokenizer
 from anchorjax.errors import WeightsError
 
@@ -50,7 +50,7 @@ def export(directory: Path, tokenizer: HuggingFaceTokenizer, positions: int, *, 
         if anchored:
             changes += _put_in_front(directory, tokenizer) + _begin_chats(directory, spelling(tokenizer, "bos"))
         changes += _end_texts(directory, tokenizer.eos_id) + _allow(directory, positions)
-        if read_json(directory / CONFIG).get("tokenizer_class") not in AS_IT_IS:
+        if read_fields(directory / CONFIG).get("tokenizer_class") not in AS_IT_IS:
             changes += _set(directory / CONFIG, {"tokenizer_class": AS_IT_IS[0]})
         return changes
     except ValueError as error:
@@ -70,7 +70,7 @@ def name_specials(directory: Path, tokenizer: HuggingFaceTokenizer, names: Seque
     changes = []
     if "added_tokens_decoder" not in found:  # then the map overrides it
         changes = _set(
-            directory / MAP, {key: text for key, text in wanted.items() if key in read_json(directory / MAP)}
+            directory / MAP, {key: text for key, text in wanted.items() if key in read_fields(directory / MAP)}
         )
     return changes + _set(directory / CONFIG, wanted)
 
@@ -83,12 +83,12 @@ def _put_in_front(directory: Path, tokenizer: HuggingFaceTokenizer) -> list[str]
         != [index, *tokenizer.encode_with_specials(text).tolist()]
         for text in ("", "a")
     ):
-        spec = read_json(directory / FILE)
+        spec = read_fields(directory / FILE)
         spec["post_processor"] = _post_processor(spec.get("post_processor"), token, index)
         _write(directory / FILE, spec)
         changes = [f"{FILE} begins each text with {token!r} ({index})"]
     flags = {"add_bos_token": True, "add_eos_token": False}
-    given = read_json(directory / CONFIG)
+    given = read_fields(directory / CONFIG)
     if not given.get("add_eos_token"):
         del flags["add_eos_token"]
     return changes + _set(directory / CONFIG, flags)
@@ -115,7 +115,7 @@ def _begin_chats(directory: Path, token: str) -> list[str]:
     """Makes each chat template begin with the token: tools add nothing before a template's text."""
     texts = {name: content_of(text) for name, text in named_specials(directory).items()}
     named = {name: text for name, text in texts.items() if name.endswith("_token") and isinstance(text, str)}
-    file, config = directory / TEMPLATE, read_json(directory / CONFIG)
+    file, config = directory / TEMPLATE, read_fields(directory / CONFIG)
     if file.exists():
         try:
             given = file.read_bytes().decode()  # as it is: with the ends of its lines
@@ -167,7 +167,7 @@ def ends(file: Path, eos_id: int) -> int | list[int]:
     """
     given = end_ids(file)
     if eos_id in given:
-        return read_json(file)["eos_token_id"]  # unchanged, even a list of one
+        return read_fields(file)["eos_token_id"]  # unchanged, even a list of one
     return [*given, eos_id] if given else eos_id
 
 
@@ -177,7 +177,7 @@ def end_ids(file: Path) -> list[int]:
     Raises WeightsError if it is something else, or the file cannot be read.
     """
     try:
-        given = read_json(file).get("eos_token_id")
+        given = read_fields(file).get("eos_token_id")
     except ValueError as error:
         raise WeightsError(str(error)) from error
     ids = [] if given is None else given if isinstance(given, list) else [given]
@@ -201,11 +201,11 @@ def _end_texts(directory: Path, eos_id: int) -> list[str]:
 def _allow(directory: Path, positions: int) -> list[str]:
     """Sets the lengths at which tools truncate a text or stop generating to the run's."""
     changes = _set(directory / CONFIG, {"model_max_length": positions})
-    spec = read_json(directory / FILE)
+    spec = read_fields(directory / FILE)
     if spec.get("truncation"):
         _write(directory / FILE, spec | {"truncation": None})
         changes.append(f"{FILE} truncates no text (it did at {spec['truncation'].get('max_length')} tokens)")
-    most = read_json(directory / GENERATION).get("max_length")
+    most = read_fields(directory / GENERATION).get("max_length")
     if type(most) is int and most < positions:
         changes += _set(directory / GENERATION, {"max_length": positions})
     return changes
@@ -213,7 +213,7 @@ def _allow(directory: Path, positions: int) -> list[str]:
 
 def _set(file: Path, wanted: Mapping[str, Any]) -> list[str]:
     """Changes fields of a JSON file, which is created if needed; returns a line for each change."""
-    given = read_json(file)
+    given = read_fields(file)
     new = {key: value for key, value in wanted.items() if key not in given or given[key] != value}
     if new:
         _write(file, given | new)

@@ -18,6 +18,7 @@ import numpy as np
 
 from anchorjax.checkpoints.huggingface.directory import member, new_directory
 from anchorjax.errors import WeightsError
+from anchorjax.files import read_json
 
 if TYPE_CHECKING:
     from safetensors import safe_open
@@ -103,11 +104,7 @@ def _weight_map(directory: Path) -> dict[str, str] | None:
             raise WeightsError(_nothing_to_read(directory, sorted(names)))
         return None
     file = member(directory, INDEX)
-    try:
-        index = json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{file} cannot be read as JSON: {error}") from error
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    weight_map = (read_json(file, WeightsError) or {}).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise WeightsError(f"{file} has no weight_map with the shard of each tensor")
     for tensor, shard in weight_map.items():

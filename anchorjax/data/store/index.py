@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from anchorjax.errors import DataError
+from anchorjax.files import read_json
 
 FORMAT = 3  # goes up when an older reader would misread a store
 OLDER = 2  # same tokens, without these counts:
@@ -72,14 +73,9 @@ class Index:
     def read(cls, directory: Path) -> "Index":
         """Reads index.json. Raises DataError if it is missing, has another format or has impossible values."""
         file = directory / FILE
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise DataError(f"{directory} is not a token store: {file} does not exist") from error
-        except (OSError, ValueError, RecursionError) as error:
-            raise DataError(f"{file} cannot be read: {error}") from error
-        if not isinstance(content, dict):
-            raise DataError(f"{file} cannot be read: it holds no JSON object")
+        content = read_json(file, DataError)
+        if content is None:
+            raise DataError(f"{directory} is not a token store: {file} does not exist")
         if content.get("format") == OLDER:
             content = _NOT_COUNTED | content
         elif content.get("format") != FORMAT:

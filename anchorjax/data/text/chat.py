@@ -15,7 +15,7 @@ import jinja2
 import numpy as np
 from jinja2 import ext, nodes, sandbox
 
-from anchorjax.data.text.special_tokens import content_of, named_specials, read_json
+from anchorjax.data.text.special_tokens import content_of, named_specials, read_fields
 from anchorjax.data.text.tokenizer import Tokenizer
 from anchorjax.errors import EvaluationError
 
@@ -39,7 +39,7 @@ class ChatTemplate:
         Raises ValueError if there is no template, or it is not valid.
         """
         directory = Path(directory).expanduser()
-        config = read_json(directory / "tokenizer_config.json")
+        config = read_fields(directory / "tokenizer_config.json")
         source = _source(directory, config)
         if source is None:
             raise ValueError(f"{directory} has no chat template: neither chat_template.jinja nor tokenizer_config.json")

@@ -1,9 +1,10 @@
 """The special and added tokens in the files beside tokenizer.json, as transformers reads them."""
 
-import json
 from collections.abc import Container
 from pathlib import Path
 from typing import Any
+
+from anchorjax.files import read_json
 
 
 def named_specials(directory: Path) -> dict[str, Any]:
@@ -11,9 +12,9 @@ def named_specials(directory: Path) -> dict[str, Any]:
 
     special_tokens_map.json overrides it unless it lists an `added_tokens_decoder`; the names in `extra_special_tokens`
     override both. Raises ValueError if a file cannot be read."""
-    named = read_json(directory / "tokenizer_config.json")
+    named = read_fields(directory / "tokenizer_config.json")
     if "added_tokens_decoder" not in named:
-        named |= read_json(directory / "special_tokens_map.json")
+        named |= read_fields(directory / "special_tokens_map.json")
     extra = named.get("extra_special_tokens")
     return named | extra if isinstance(extra, dict) else named
 
@@ -96,7 +97,7 @@ def _listed_tokens(directory: Path, named: dict[str, Any], taken: Container[int]
         file = directory / "added_tokens.json"
         listed = {
             index: {"content": text, "special": text in specials, "normalized": text not in specials}
-            for text, index in read_json(file).items()
+            for text, index in read_fields(file).items()
             if not (isinstance(index, int) and index in taken)
         }
     try:
@@ -111,14 +112,6 @@ def _listed_tokens(directory: Path, named: dict[str, Any], taken: Container[int]
     return found
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Reads the object in a JSON file; an empty one if the file does not exist."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))  # as RFC 8259 has it, without a byte order mark
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} cannot be read: it holds no JSON object")
-    return content
+def read_fields(file: Path) -> dict[str, Any]:
+    """Reads the object in a JSON file; an empty one if the file does not exist. Raises ValueError as `read_json`."""
+    return read_json(file, ValueError) or {}

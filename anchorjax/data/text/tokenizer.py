@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from anchorjax.data.text import round_trip
-from anchorjax.data.text.special_tokens import content_of, named_specials, read_json, tokens_to_add
+from anchorjax.data.text.special_tokens import content_of, named_specials, read_fields, tokens_to_add
 
 _BYTES = 256
 
@@ -148,7 +148,7 @@ class HuggingFaceTokenizer:
         file = directory / "tokenizer.json"
         if not file.exists():
             raise ValueError(f"there is no {file}; it must be {ByteTokenizer.name}, or a directory with tokenizer.json")
-        spec = read_json(file)
+        spec = read_fields(file)
         try:
             content = file.read_bytes()
             rules = tokenizers.Tokenizer.from_buffer(content)
@@ -258,7 +258,7 @@ class HuggingFaceTokenizer:
 def _specials(directory: Path, vocabulary: dict[str, int]) -> tuple[int, int, int]:
     """Returns the ids of BOS, EOS and padding."""
     tokens = named_specials(directory)
-    ids = read_json(directory / "config.json")
+    ids = read_fields(directory / "config.json")
 
     def find(name: str) -> int | None:
         token = content_of(tokens.get(f"{name}_token"))

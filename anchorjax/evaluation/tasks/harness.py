@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from anchorjax.data.text.special_tokens import read_json
+from anchorjax.data.text.special_tokens import read_fields
 from anchorjax.errors import EvaluationError, UsageError, UserError, install_extra
 from anchorjax.evaluation import options
 from anchorjax.evaluation.record import Cell, Record
@@ -161,7 +161,7 @@ def metadata(arguments: argparse.Namespace, model: Description) -> dict[str, Any
     """What tasks that make their own prompts (RULER) are told: lengths, and a tokenizer to count them with."""
     told = {}
     if model.files:
-        configs = [read_json(model.files / name) for name in ("tokenizer_config.json", "config.json")]
+        configs = [read_fields(model.files / name) for name in ("tokenizer_config.json", "config.json")]
         if not any("auto_map" in config for config in configs):  # RULER would run the code that it names
             told["tokenizer"] = str(model.files)
     if arguments.lengths:

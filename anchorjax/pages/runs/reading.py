@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from anchorjax.config import upgraded
-from anchorjax.errors import EvaluationError, UsageError
+from anchorjax.errors import EvaluationError, UsageError, WorkdirError
 from anchorjax.evaluation.record import ANSWERS
 from anchorjax.files import read_json
 from anchorjax.pages.figures import MOST
@@ -85,7 +85,7 @@ def read(paths: Sequence[Path]) -> list[Run]:
 
 def _read(path: Path, name: str) -> Run:
     directory = path.expanduser()
-    config = read_json(directory / "config.json")
+    config = read_json(directory / "config.json", WorkdirError)
     if config is not None and not isinstance(config.get("data"), dict):
         raise EvaluationError(
             f"{path} is a model's directory and no run; what was evaluated of it is in eval-results/{directory.name}, "
@@ -93,7 +93,7 @@ def _read(path: Path, name: str) -> Run:
         )
     is_run = config is not None
     files = _files(directory, is_run)
-    results = {key: result for key, file in files.items() if (result := read_json(file)) is not None}
+    results = {key: result for key, file in files.items() if (result := read_json(file, WorkdirError)) is not None}
     if not is_run and not results:
         raise EvaluationError(
             f"{path} holds neither a run (there is no config.json) nor results (there is no needle/needle.json, "
@@ -105,7 +105,7 @@ def _read(path: Path, name: str) -> Run:
         path=path,
         config=upgraded(config) if is_run else None,
         commands=load_commands(directory) if is_run else [],
-        summary=(read_json(directory / "summary.json") or {}) if is_run else {},
+        summary=(read_json(directory / "summary.json", WorkdirError) or {}) if is_run else {},
         train=[line for line in lines if line["kind"] == "train"],
         held_out=[line for line in lines if line["kind"] == "eval"],
         results=results,

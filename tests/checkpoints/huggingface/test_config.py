@@ -140,7 +140,7 @@ def test_a_field_that_would_change_the_maths_is_refused_by_name(family, changes,
 @pytest.mark.parametrize("text", ["", "{", "[]", "5", '"llama"', "[" * 10**5, b"\xff"])
 def test_a_file_that_is_none(text, tmp_path):
     (tmp_path / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(WeightsError, match=r"config.json (cannot be read|is not a JSON object)"):
+    with pytest.raises(WeightsError, match=r"config\.json cannot be read: "):
         hf_config.load(tmp_path)
 
 

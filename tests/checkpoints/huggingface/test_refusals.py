@@ -142,7 +142,7 @@ def test_an_index_that_is_none(sharded, content):
 
 def test_an_index_that_is_not_utf8(sharded):
     (sharded / INDEX).write_bytes(b'{"weight_map": {"\xff": "x"}}')
-    assert "cannot be read as JSON" in refusal(sharded)
+    assert f"{sharded / INDEX} cannot be read: 'utf-8' codec can't decode" in refusal(sharded)
 
 
 @pytest.mark.parametrize("shard", ["pytorch_model.bin", "", 3, None, ["x.safetensors"]])
