@@ -1,4 +1,4 @@
-# Thin: every command here also works by hand (README, "By hand").
+# Thin: every command here also works by hand (docs/install.md, "Without make").
 # PYTHON (3.11 to 3.14) makes the environment in VENV and chooses the stack with it (requirements.txt).
 PYTHON ?= python3
 VENV ?= .venv

@@ -2,11 +2,12 @@
 
     anchorjax prepare --config=llama2_7b_64k_anchor \\
         --config.data.source=jsonl:DIR --config.data.store=stores/slimpajama
-    python train.py --config=llama2_7b_64k_anchor --workdir=runs/llama2_7b_64k_anchor \\
+    anchorjax train --config=llama2_7b_64k_anchor --workdir=runs/llama2_7b_64k_anchor \\
         --config.init_from=checkpoints/Llama-2-7b-hf --config.data.store=stores/slimpajama
 
 Tokens: 8 rows of 65,536 a step, 0.52M; 2000 steps, 1.0B in all.
-Hardware: the recipe has not run. Peak memory of a device, compiled in November 2026:
+Hardware: the recipe has not run. It needs several processes, which training refuses so far. Peak memory of a
+device, compiled in November 2026:
 32 TPU v5p 29.8 GB, 32 A100 30.4 GB (fsdp 8, context 4).
 """
 

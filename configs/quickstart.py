@@ -1,6 +1,6 @@
 """A small Llama on Jane Austen and the King James Bible: six minutes on two CPU cores.
 
-    python train.py --config=quickstart --workdir=runs/quickstart
+    anchorjax train --config=quickstart --workdir=runs/quickstart
 
 Hardware: two cores, no accelerator. 0.9M parameters, 300 steps of one 4096-byte row (1.2M bytes, 15% of an epoch).
 """
@@ -10,7 +10,7 @@ from anchorjax.config import base
 
 def get_config():
     config = base()
-    # Small, so that 300 steps fit into six minutes: at this age a model lacks updates, not width.
+    # Small, so that 300 steps fit into six minutes: so early in training, more updates help more than more width.
     config.model.num_layers = 4
     config.model.d_model = 128
     config.model.d_ff = 512

@@ -2,12 +2,13 @@
 
     anchorjax prepare --config=qwen15_18b_128k_anchor \\
         --config.data.source=jsonl:DIR --config.data.store=stores/slimpajama
-    python train.py --config=qwen15_18b_128k_anchor --workdir=runs/qwen15_18b_128k_anchor \\
+    anchorjax train --config=qwen15_18b_128k_anchor --workdir=runs/qwen15_18b_128k_anchor \\
         --config.init_from=checkpoints/Qwen1.5-1.8B --config.data.store=stores/slimpajama
 
 Qwen has no BOS: its EOS is the anchor, as in the paper.
 Tokens: 8 rows of 131,072 a step, 1.05M; 2000 steps, 2.1B in all.
-Hardware: the recipe has not run. Peak memory of a device, compiled in November 2026:
+Hardware: the recipe has not run. It needs several processes, which training refuses so far. Peak memory of a
+device, compiled in November 2026:
 64 TPU v5p 12.5 GB, 64 TPU v5e 11.9 GB (fsdp 8, context 8).
 """
 

@@ -1,11 +1,11 @@
 """Continued pretraining of SmolLM2-135M with AnchorAttention on the shipped books: real weights on a laptop.
 
     hf download HuggingFaceTB/SmolLM2-135M-Instruct --local-dir checkpoints/SmolLM2-135M-Instruct
-    python train.py --config=smollm2_135m_anchor --workdir=runs/smollm2_135m_anchor
+    anchorjax train --config=smollm2_135m_anchor --workdir=runs/smollm2_135m_anchor
     anchorjax convert to-hf runs/smollm2_135m_anchor checkpoints/SmolLM2-135M-anchor
 
-Hardware: two cores and 8 GB, about 15 minutes: 30 steps of one row of 2048 tokens. For rows of 16384 tokens, beyond
-the 8192 of its training, add --config.rope.theta=5e5.
+Hardware: two cores and 8 GB, about 15 minutes: 30 steps of one row of 2048 tokens. For rows of 16384 tokens, more
+than the checkpoint's context of 8192, add --config.rope.theta=5e5.
 """
 
 from anchorjax.config import base

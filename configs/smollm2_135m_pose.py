@@ -1,10 +1,10 @@
 """SmolLM2-135M for 16K positions on rows of 2048 tokens: PoSE (arXiv 2309.10400) under the anchor, on a laptop.
 
     hf download HuggingFaceTB/SmolLM2-135M-Instruct --local-dir checkpoints/SmolLM2-135M-Instruct
-    python train.py --config=configs/smollm2_135m_pose.py --workdir=runs/smollm2_135m_pose
+    anchorjax train --config=smollm2_135m_pose --workdir=runs/smollm2_135m_pose
 
 Hardware: two cores and 8 GB, about 15 minutes, as smollm2_135m_anchor. Positions skip inside documents, so that rows of
-2048 tokens hold positions up to 16383; held-out losses are of rows that do not skip.
+2048 tokens hold positions up to 16383. Rows for held-out losses do not skip.
 """
 
 from anchorjax.config import recipe

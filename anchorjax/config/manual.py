@@ -21,8 +21,9 @@ Every key of a recipe, with its default. `python -m anchorjax.config.manual` wro
 in `anchorjax/config/`; a test fails if it is not current. A recipe (`configs/*.py`) sets keys, and the command line has
 the last word: `--config.data.seq_len=8192`, `--config.lora.targets=q,v`, `--noconfig.train.tensorboard`.
 
-A run saves its resolved configuration in `config.json`. Resumed with another value, a *fixed* key is refused, since it
-decides what is computed; a *free* one may change.
+A run saves its resolved configuration in `config.json`. A resumed run refuses another value of a *fixed* key, since
+that key decides what is computed. A *free* key may change. A *grow* key may be larger, if the learning rate so far does
+not depend on it.
 """
 HEAD = """\
 | key | default | allowed | on resume | meaning |
