@@ -4,12 +4,13 @@
         [--out=runs/extend_smollm2] [--steps=20] [--json]
 
 SmolLM2 was trained on rows of 8192 tokens. Here training continues for `--steps` rows of 16384 with RoPE base 5e5, in
-fp32, once with each of the masks full, intra_doc and anchor; positions are continued in all. The corpus is JSON lines of
-`text`, `source` and `title`, and is not published; documents of the titles in HELD_OUT are not trained on. Measured
-before (with the checkpoint's RoPE base and with 5e5) and after: the perplexity of the held-out documents by position,
-each alone in one row of 16384 tokens; the share of needles found at two lengths (`evaluation.tasks.needle`); and the
-median seconds of a step, without the steps that compile. BOS precedes a document, as it precedes each training row,
-except for intra_doc, whose documents were trained without it; the tokens scored are the same.
+fp32, once with each of the masks full, intra_doc and anchor, with continued positions. The corpus is JSON lines of
+`text`, `source` and `title`, and is not published; documents of the titles in HELD_OUT are not trained on. Before
+(with the checkpoint's RoPE base and with 5e5) and after training it measures the perplexity of the held-out documents
+by position, each alone in one row of 16384 tokens, and the share of needles found at two lengths
+(`evaluation.tasks.needle`); and the median seconds of a step, without the steps that compile. BOS precedes a document,
+as it precedes each training row, except for intra_doc, whose documents were trained without it; the tokens scored are
+the same.
 
 Runs save each step, and results are kept one by one. Stopped, the same command goes on; other `--steps` need another
 `--out`.
