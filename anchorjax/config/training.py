@@ -79,7 +79,7 @@ class TrainConfig(Section):
     tensorboard: bool = key(True, "write TensorBoard events beside metrics.jsonl", resume="free")
     peak_tflops: float = key(
         0.0,
-        "TFLOP/s of a device, for MFU; 0: the table in models/flops.py, if it has the device",
+        "TFLOP/s of a device, for MFU; 0: the table in anchorjax/models/flops.py, if it has the device",
         low=0,
         resume="free",
     )
