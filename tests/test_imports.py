@@ -11,12 +11,13 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "anchorjax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 ALL_FILES = [file for file in sorted(ROOT.rglob("*.py")) if not file.relative_to(ROOT).parts[0].startswith(".")]
-FOUNDATION = {"types", "errors", "config", "masks", "sharding", "precision"}
+FOUNDATION = {"types", "errors", "parsing", "config", "masks", "sharding", "precision"}
 # What each part of the package may import of the package, beside itself.
 ALLOWED = {
     "__init__": set(),
     "types": set(),
     "errors": set(),
+    "parsing": set(),
     "files": set(),
     "background": set(),
     "accelerators": set(),

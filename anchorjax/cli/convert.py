@@ -17,13 +17,13 @@ from absl import logging
 from anchorjax.checkpoints import conversion
 from anchorjax.checkpoints.huggingface.checkpoint import DTYPES
 from anchorjax.errors import run_program
-from anchorjax.evaluation import options
+from anchorjax.parsing import Parser
 
 PROGRAM = "anchorjax convert"
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = options.Parser(PROGRAM, __doc__)
+    parser = Parser(PROGRAM, __doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="from-hf|to-hf")
     reading = commands.add_parser("from-hf", help="import a Hugging Face directory")
     reading.add_argument("directory", type=Path)

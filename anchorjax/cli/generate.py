@@ -19,11 +19,12 @@ from anchorjax.evaluation import options
 from anchorjax.inference import language_model
 from anchorjax.inference.generation import Generator, check_context
 from anchorjax.inference.sampling import Sampling
+from anchorjax.parsing import Parser
 
 
 def main(argv: Sequence[str], program: str = "anchorjax generate") -> int:
     """Returns the exit code; `program` is what was typed before the arguments, for messages."""
-    parser = options.Parser(program.rpartition("/")[2], __doc__)
+    parser = Parser(program.rpartition("/")[2], __doc__)
     options.add_model(parser)
     parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
     parser.add_argument("--prompt-file", type=Path, action="append", default=[], help="a file that holds a prompt")

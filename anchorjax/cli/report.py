@@ -16,10 +16,11 @@ from pathlib import Path
 from anchorjax.config import overrides
 from anchorjax.config.options import Option
 from anchorjax.errors import run_program
+from anchorjax.parsing import Parser
 
 PROGRAM = "anchorjax report"
 USAGE = "anchorjax report --store --config=quickstart [--config.KEY=VALUE ...] [--out=page.html]"
-OF_STORE = {
+STORE_OPTIONS = {
     "store": Option(False, "a page about a store, not about runs"),
     "out": Option("", "the page; empty: report.html in the store", what="PATH"),
 }
@@ -28,15 +29,14 @@ OF_STORE = {
 def main(argv: Sequence[str], program: str = PROGRAM) -> int:
     """Returns the exit code; `program` is what was typed before the arguments, for records and messages."""
     command = shlex.join([*program.split(), *argv])
-    return run_program(program, lambda: (of_store if "--store" in argv else of_runs)(argv, program, command))
+    return run_program(program, lambda: (report_store if "--store" in argv else report_runs)(argv, program, command))
 
 
-def of_runs(argv: Sequence[str], program: str, command: str) -> None:
+def report_runs(argv: Sequence[str], program: str, command: str) -> None:
     """Raises EvaluationError, WorkdirError or UsageError; see `pages.runs.make`."""
-    from anchorjax.evaluation import options
     from anchorjax.pages import runs
 
-    parser = options.Parser(program.rpartition("/")[2], __doc__)
+    parser = Parser(program.rpartition("/")[2], __doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's --workdir, or eval-results/MODEL")
     parser.add_argument("--out", type=Path, help="the page; default: report.html in the run's directory")
     parser.add_argument("--store", action="store_true", help="about a store instead: takes --config, as training does")
@@ -44,9 +44,9 @@ def of_runs(argv: Sequence[str], program: str, command: str) -> None:
     print(f"written to {runs.make(arguments.runs, command, arguments.out)}")
 
 
-def of_store(argv: Sequence[str], program: str, command: str) -> None:
+def report_store(argv: Sequence[str], program: str, command: str) -> None:
     """Raises ConfigError, WeightsError, UsageError or DataError; see `pages.store.make`."""
-    config, options = overrides.parse(argv, OF_STORE, USAGE)
+    config, options = overrides.parse(argv, STORE_OPTIONS, USAGE)
     from anchorjax.pages import store
     from anchorjax.training import setup
 

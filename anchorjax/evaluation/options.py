@@ -8,7 +8,6 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from absl import logging
 
@@ -17,34 +16,6 @@ from anchorjax.errors import UsageError, run_program
 from anchorjax.inference.language_model import DTYPES, Description, describe
 
 _SMALL = 2**26  # bytes: configuration, templates and tokenizers, not weights
-_RENAMED = {"--batch-rows": "--batch-size"}
-
-
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Shows the default of every option that has one and does not say it itself."""
-
-    def _get_help_string(self, action):
-        default = action.default
-        if default in (None, False, "", []) or default == argparse.SUPPRESS or "default" in action.help:
-            return action.help
-        shown = ",".join(map(str, default)) if isinstance(default, list | tuple) else default
-        return f"{action.help} (default: {shown})".replace("%", "%%")
-
-
-class Parser(argparse.ArgumentParser):
-    """Names a fault in one line."""
-
-    def __init__(self, prog: str, description: str = "", **more):
-        super().__init__(prog, description=description, formatter_class=_Formatter, allow_abbrev=False, **more)
-
-    def parse_args(self, argv=None, namespace=None):
-        for option in sys.argv[1:] if argv is None else argv:
-            if (old := option.partition("=")[0]) in _RENAMED:
-                self.error(f"{old} was renamed: write {_RENAMED[old]}")
-        return super().parse_args(argv, namespace)
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
 
 
 def as_typed(name: str, argv: Sequence[str] | None) -> str:

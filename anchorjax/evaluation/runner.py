@@ -24,6 +24,7 @@ from anchorjax.inference.batching import batches, bucket
 from anchorjax.inference.generation import Generator
 from anchorjax.inference.language_model import Description
 from anchorjax.inference.scoring import Scorer
+from anchorjax.parsing import Parser
 
 AHEAD = 8  # batches of samples in memory
 QUIET = 30.0  # seconds between signs of life where no bar can be drawn
@@ -206,7 +207,7 @@ def evaluate(task: Task, model: Description, arguments: argparse.Namespace, comm
 def main(task: type[Task], name: str, about: str, argv: Sequence[str] | None):
     """The command of a task: its `add_options` and constructor, and `evaluate`. Returns the exit code."""
     command = options.as_typed(name, argv)
-    parser = options.Parser(options.program(name), about)
+    parser = Parser(options.program(name), about)
     task.add_options(parser)
 
     def run() -> None:

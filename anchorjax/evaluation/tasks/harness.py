@@ -26,6 +26,7 @@ from anchorjax.evaluation.record import Cell, Record
 from anchorjax.evaluation.tasks import lm_eval_model
 from anchorjax.inference.language_model import Description
 from anchorjax.pages import figures
+from anchorjax.parsing import Parser
 
 KINDS = ("multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until")
 # Resamplings for the standard errors that have no formula. lm-eval's 100,000 are for many processes; these are one,
@@ -35,7 +36,7 @@ KEPT = ("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = options.Parser(options.program("harness"), __doc__)
+    parser = Parser(options.program("harness"), __doc__)
     options.add_model(parser)
     options.add_template(parser)
     options.add_out(parser)

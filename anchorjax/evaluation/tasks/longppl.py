@@ -29,6 +29,7 @@ from anchorjax.evaluation.texts import digest
 from anchorjax.inference import language_model
 from anchorjax.inference.language_model import Description
 from anchorjax.pages import figures
+from anchorjax.parsing import Parser
 
 LENGTH, SAMPLES = 32768, 50  # as the paper has them
 RULE = ("short_context", "stride", "alpha", "beta")
@@ -154,7 +155,7 @@ def _numbers(pieces: Sequence[Piece]) -> dict[Piece, int]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     rule = Rule()
-    parser = options.Parser(options.program("longppl"), __doc__)
+    parser = Parser(options.program("longppl"), __doc__)
     options.add_model(parser)
     options.add_documents(parser, LENGTH, SAMPLES)
     parser.add_argument("--shortest", type=options.tokens, help="tokens of the documents to take; default: --lengths")
@@ -177,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return options.run(parser.prog, lambda: _run(parser, argv))
 
 
-def _run(parser: options.Parser, argv: Sequence[str] | None) -> None:
+def _run(parser: Parser, argv: Sequence[str] | None) -> None:
     arguments, command = parser.parse_args(argv), options.as_typed("longppl", argv)
     model = options.description(arguments)
     (step,) = options.steps(arguments, model)

@@ -29,6 +29,7 @@ from anchorjax.evaluation.record import Cell
 from anchorjax.evaluation.task import Example, Reading
 from anchorjax.inference.language_model import Description
 from anchorjax.pages import figures
+from anchorjax.parsing import Parser
 from anchorjax.training.evaluate import bucket_edges, loss_by_bucket
 
 LENGTH, SAMPLES = 4096, 20
@@ -226,12 +227,12 @@ class Perplexity:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = options.Parser(options.program("perplexity"), __doc__)
+    parser = Parser(options.program("perplexity"), __doc__)
     Perplexity.add_options(parser)
     return options.run(parser.prog, lambda: _run(parser, argv))
 
 
-def _run(parser: options.Parser, argv: Sequence[str] | None) -> None:
+def _run(parser: Parser, argv: Sequence[str] | None) -> None:
     from anchorjax.evaluation.tasks import held_out  # which reports through this module
 
     arguments, command = parser.parse_args(argv), options.as_typed("perplexity", argv)

@@ -22,13 +22,14 @@ from anchorjax.experiments.rope_precision.rope_precision import EXPERIMENTS, PAP
 from anchorjax.inference import language_model
 from anchorjax.inference.language_model import Description, LanguageModel
 from anchorjax.pages import figures
+from anchorjax.parsing import Parser
 
 POSITIONS = [2**i for i in range(12, 21)]  # of the picture of tables: 4K to 1M
 DEFAULT_VARIANTS = (*rotation.PRECISIONS, "random-fp32", "random-bf16")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = options.Parser(options.program("rope_precision"), __doc__)
+    parser = Parser(options.program("rope_precision"), __doc__)
     options.add_model(parser)
     parser.set_defaults(batch_size=8)
     parser.add_argument("--experiments", type=_names, default=EXPERIMENTS, help=f"of {', '.join(EXPERIMENTS)}")
