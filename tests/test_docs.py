@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 import anchorjax
+from tests import commands
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -71,11 +72,38 @@ def test_files_that_are_named_exist(page):
         assert (ROOT / path).exists() or path.endswith("/x.py"), f"{name_of(page)}: {path}"
 
 
+def commands_of(file: pathlib.Path) -> list[str]:
+    """Commands in a page's blocks or in docstrings, with `anchorjax` for the scripts that are the same."""
+    text = file.read_text()
+    if file.suffix == ".md":
+        text = "\n".join(re.findall(r"^```.*\n([\s\S]*?)^```", text, re.MULTILINE))
+    found = re.findall(r"^ *(?:\$ )?((?:anchorjax|(?:\S*/)?python) (?:.*\\\n)*.*)$", text, re.MULTILINE)
+    found = [re.sub(r"\\+\n\s*", " ", command) for command in found]
+    for script, command in (
+        (r"-m anchorjax\b", "anchorjax"),
+        (r"train\.py", "anchorjax train"),
+        (r"eval/(generate|report)\.py", r"anchorjax \1"),
+        (r"eval/(\w+)\.py", r"anchorjax evaluate \1"),
+    ):
+        found = [re.sub(rf"^(?:\S*/)?python {script}", command, one) for one in found]
+    return [one for one in found if one.startswith("anchorjax ") and not re.search(r"\.\.\.|\||\.$", one)]
+
+
+@pytest.mark.parametrize("file", [*PAGES, *CODE], ids=name_of)
+def test_commands_that_are_shown_are_understood(file, monkeypatch):
+    """Command, task and options exist, and the values are of their kind."""
+    monkeypatch.chdir(ROOT)
+    for command in commands_of(file):
+        commands.parse(command.replace("$HF", "--hf=DIR"))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_commands_that_are_shown_exist(page):
-    cli = importlib.import_module("anchorjax.cli")
-    for command in re.findall(r"^(?:\$ )?anchorjax (\w+)(?: \S+)* --", page.read_text(), re.MULTILINE):
+def test_commands_that_are_named_exist(page):
+    cli, evaluation = (importlib.import_module(f"anchorjax.{name}") for name in ("cli", "evaluation"))
+    for command, task in re.findall(r"`anchorjax (\w+)(?: (\w+))?", page.read_text()):
         assert command in cli.COMMANDS, f"{name_of(page)}: anchorjax {command}"
+        known = command != "evaluate" or task in {*evaluation.COMMANDS, "TASK", ""}
+        assert known, f"{name_of(page)}: anchorjax evaluate {task}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

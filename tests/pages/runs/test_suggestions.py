@@ -1,43 +1,20 @@
 """A suggested command is one that its own parser and the model's context take."""
 
 import argparse
-import shlex
 
 import pytest
 
-from anchorjax import cli
-from anchorjax.evaluation import options
 from anchorjax.pages.runs.reading import TITLES, read
 from anchorjax.pages.runs.suggestions import suggestion
+from tests import commands
 from tests.evaluation import made_runs
 
 
-class Parsed(Exception):
-    """What a command made of its arguments; it goes no further."""
-
-    def __init__(self, command: str, arguments: argparse.Namespace):
-        self.command, self.arguments = command, arguments
-
-
-@pytest.fixture
-def parse(monkeypatch):
-    """`parse(command)`: what the command itself makes of its arguments."""
-    whole = options.Parser.parse_args
-
-    def stop(parser, argv=None, namespace=None):
-        raise Parsed(parser.prog, whole(parser, argv, namespace))
-
-    monkeypatch.setattr(options.Parser, "parse_args", stop)
-
-    def parse(command: str) -> argparse.Namespace:
-        program, *argv = shlex.split(command)
-        assert program == "anchorjax"
-        with pytest.raises(Parsed) as found:
-            cli.main(argv)
-        assert found.value.command == f"{argv[1]}.py"
-        return found.value.arguments
-
-    return parse
+def parse(command: str) -> argparse.Namespace:
+    """What the command itself makes of its arguments."""
+    found = commands.parse(command)
+    assert found.program == f"{command.split()[2]}.py"
+    return found.arguments
 
 
 def check(arguments: argparse.Namespace, context: int) -> None:
@@ -62,7 +39,7 @@ def check(arguments: argparse.Namespace, context: int) -> None:
         ({"data__positions": "pose", "data__max_position": 2048}, 2048),
     ],
 )
-def test_of_a_run(tmp_path, parse, evaluation, config, context):
+def test_of_a_run(tmp_path, evaluation, config, context):
     path = made_runs.write_run(tmp_path / "a run", evaluations=False, **config)
     arguments = parse(suggestion(read([path])[0], evaluation))
     assert (arguments.workdir, arguments.hf, arguments.context) == (path, None, 0)
@@ -73,7 +50,7 @@ def test_of_a_run(tmp_path, parse, evaluation, config, context):
 @pytest.mark.parametrize("evaluation", [name for name in TITLES if name != "perplexity"])
 @pytest.mark.parametrize(("option", "step"), [("hf", None), ("workdir", 0)])  # 0: `anchorjax convert from-hf` made it
 @pytest.mark.parametrize("known", ["needle", "ruler"])
-def test_of_results_alone(tmp_path, parse, evaluation, option, step, known):
+def test_of_results_alone(tmp_path, evaluation, option, step, known):
     path = made_runs.write_results(tmp_path / "Tiny", step=step)
     for folder in path.iterdir():
         if folder.name != known:
