@@ -22,7 +22,7 @@ RoPE positions take no part: they are separate data and never decide visibility.
 |---------------------------------------------|---------------------------------------------------------------|
 | `allowed`, elementwise                      | the definition: reference, decoding, leakage probe, pictures  |
 | `allowed_in_tile` with `tile_segment_ids`   | inside a tile, in every blockwise implementation and kernel   |
-| `sees_anchor`                               | the anchor keys, which blockwise implementations do apart     |
+| `sees_anchor`                               | the anchor keys, which blockwise code handles separately      |
 | `Span`, `span`, `may_hold`, `holds_all`     | the plan: a whole tile at once, by what its tokens span       |
 | `count_live_pairs`                          | FLOP counts                                                   |
 

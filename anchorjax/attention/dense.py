@@ -15,7 +15,7 @@ from anchorjax.masks import Mask
 def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask) -> jax.Array:
     """softmax(q k' / sqrt(H)) v over the allowed keys: [B, T, N, H] in q's dtype, on one device.
 
-    Keys are read in their own dtype, sums are fp32. A query that sees no key (a pad) gives zeros. O(T S) memory. The
+    Keys are read in their own dtype, sums are fp32. A query that sees no key (padding) gives zeros. O(T S) memory. The
     contract is that of `attention.attention`, without gradients. But padding must hold finite numbers: to clear it
     would take a pass over the cache for each token.
     """

@@ -1,4 +1,4 @@
-"""Blockwise attention in plain XLA over live tiles only: the CPU's default, and runs on every backend.
+"""Blockwise attention in plain XLA over live tiles only. It is the CPU's default and runs on every backend.
 
 Forward: for each query tile an online softmax over its live key tiles, started from the anchor keys
 (m their largest logit, l their sum, acc their weighted values), so that the anchor costs no tile.

@@ -5,6 +5,11 @@ model.py data.py      the keys, section by section
 training.py
 run.py                Config and resolve: from nested mappings to checked values
 recipes.py            base(), paper(), and recipe(): a shipped recipe by its name, or a file
+options.py            the options of a command that are not keys
+overrides.py          the command line: a recipe, --config.KEY=VALUE and options
+names.py              old names of keys, and the closest known key to an unknown one
+saved.py              config.json of an earlier version, in today's keys
+manual.py             --help and docs/configuration.md
 """
 
 from anchorjax.config.data import DataConfig

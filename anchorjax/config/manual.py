@@ -25,10 +25,7 @@ A run saves its resolved configuration in `config.json`. A resumed run refuses a
 that key decides what is computed. A *free* key may change. A *grow* key may be larger, if the learning rate so far does
 not depend on it.
 """
-HEAD = """\
-| key | default | allowed | on resume | meaning |
-|---|---|---|---|---|
-"""
+HEAD = "| key | default | allowed | on resume | meaning |\n|---|---|---|---|---|\n"
 
 
 def help_text(usage: str, options: Mapping[str, Option], keys: Iterable[Key] = ()) -> str:
@@ -54,9 +51,7 @@ def page() -> str:
     parts = [ABOUT]
     for name in ("", *SECTIONS):
         keys = [key for key in KEYS.values() if key.name.rpartition(".")[0] == name]
-        parts.append(
-            f"\n## {name or 'The run'}\n\n| key | default | allowed | on resume | meaning |\n|---|---|---|---|---|\n"
-        )
+        parts.append(f"\n## {name or 'The run'}\n\n{HEAD}")
         for key in keys:
             cells = (f"`{key.name}`", f"`{written(key.default) or ' '}`", key.allowed, key.resume, key.why)
             parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n")

@@ -1,8 +1,8 @@
 """How much arithmetic a step needs, counted by what its mask lets through.
 
-Packed rows make the usual formula lie: it charges the full causal triangle, of which a row of documents
-needs a small part. Both figures are reported: `flops` from the live pairs, and `causal_flops` as if every
-row were one document, which is what most trainers print. Recomputation (remat) is not counted in either.
+The usual formula charges the full causal triangle, of which a packed row of documents needs a small part. A run
+reports both: `tflops` counts the live pairs, and `tflops_causal_equivalent` counts every row as one document, which is
+what most trainers print. Recomputation (remat) is counted in neither.
 """
 
 import jax

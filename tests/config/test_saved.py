@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from anchorjax.config import KEYS, RENAMED, resolve, upgraded
+from anchorjax.config import KEYS, RENAMED, defaults, resolve, upgraded
 from tests import tiny
 
 OLD = pathlib.Path(__file__).parents[1] / "golden/config_0bf952d.json"  # tests/tiny.py's, as that commit saved it
@@ -44,7 +44,20 @@ def test_current_and_foreign_files_stay_as_they_are():
     assert upgraded(foreign) == foreign
 
 
-@pytest.mark.parametrize("fields", [{}, {"data": 3}, {"model": None}, {"data": {"row_length": 5}, "model": "x"}])
-def test_damage_is_left_to_the_reader(fields):
-    found = upgraded(fields)
-    assert found.get("model") == fields.get("model", found.get("model"))
+DEFAULTS = json.loads(json.dumps(defaults()))
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, {}),
+        ({"data": 3}, {"data": 3}),
+        ({"model": None}, {"model": None}),
+        (
+            {"data": {"row_length": 5}, "model": "x"},
+            DEFAULTS | {"data": DEFAULTS["data"] | {"seq_len": 5}, "model": "x"},
+        ),
+    ],
+)
+def test_damage_is_left_to_the_reader(fields, expected):
+    assert upgraded(fields) == expected

@@ -12,7 +12,6 @@ from anchorjax.training import processes
 from tests.training.jobs import ROOT
 
 JOB = {"JAX_COORDINATOR_ADDRESS": "localhost:1234", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
-ALONE = JOB | {"JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}
 WORKER = """
 import os, sys
 from anchorjax.training import processes

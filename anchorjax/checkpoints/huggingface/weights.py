@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import ml_dtypes
 import numpy as np
 
-from anchorjax.checkpoints.huggingface.directory import member, new_directory
+from anchorjax.checkpoints.huggingface.directory import member
 from anchorjax.errors import WeightsError
 from anchorjax.files import read_json
 
@@ -177,18 +177,6 @@ def _disguise(path: Path) -> str | None:
     if head.startswith(b"version https:/"):
         return "it is a Git LFS pointer; `git lfs pull` fetches the file"
     return None
-
-
-def write(
-    directory: str | Path,
-    tensors: Mapping[str, Shaped],
-    read: Callable[[str], np.ndarray],
-    *,
-    shard_bytes: int = 5 * 10**9,
-) -> None:
-    """Creates `directory` with these weights alone, atomically. Raises as new_directory and write_files do."""
-    with new_directory(directory) as part:
-        write_files(part, tensors, read, shard_bytes=shard_bytes)
 
 
 def write_files(

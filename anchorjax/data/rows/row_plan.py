@@ -2,12 +2,12 @@
 
 With rows of 9 tokens behind their anchor and documents of 4, 7, 12 and 5 tokens:
 
-    concat_split   aaaabbbbb bbccccccc cccccdddd d          no pads but in the last row; three documents cut
+    concat_split   aaaabbbbb bbccccccc cccccdddd d          padding in the last row only; three documents cut
     first_fit      aaaaccc   bbbbbbb   ccccccccc ddddd      a document goes into the first row with room
     best_fit       aaaaddddd bbbbbbb   ccccccccc ccc        the longest first, each into the row with least room
 
-The last two cut only documents longer than a row: what fills rows of its own does, and the rest is packed like a
-document of that length. Their rows come in any order, as each is trained on by itself.
+The last two cut only documents longer than a row: such a document fills as many whole rows as it can, and its remainder
+is packed like a document of that length. Their rows may come in any order, because each row is trained on by itself.
 """
 
 import dataclasses

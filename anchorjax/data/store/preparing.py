@@ -47,7 +47,7 @@ class State:
 def prepare(
     config: DataConfig, show: Callable[[State], None] = lambda state: None, runner: Runner = PROCESSES
 ) -> dict[str, Index]:
-    """Writes `config.store` and returns the index of each split; see `configs/common.py` for the keys it follows.
+    """Writes `config.store` and returns the index of each split; see anchorjax/config/data.py for its keys.
 
     Args:
       show: is called about once a second, from another thread.

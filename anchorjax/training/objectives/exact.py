@@ -15,7 +15,7 @@ from anchorjax.types import Batch
 
 @dataclasses.dataclass(frozen=True)
 class Exact:
-    """Extra weight for targets that see a long context: EXACT (arXiv 2605.10544).
+    """Weights that depend on the visible context alone.
 
     Attributes:
       weights: by bucket of the visible context; bucket k holds 2^k to 2^(k + 1) - 1 keys.

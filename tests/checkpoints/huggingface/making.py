@@ -4,7 +4,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from anchorjax.checkpoints.huggingface.weights import Weights, write
+from anchorjax.checkpoints.huggingface.directory import new_directory
+from anchorjax.checkpoints.huggingface.weights import Weights, write_files
 from anchorjax.errors import WeightsError
 
 SHARDS = ["model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors", "model-00003-of-00003.safetensors"]
@@ -21,6 +22,12 @@ def arrays() -> dict[str, np.ndarray]:
         "scalar": np.array(2.0, np.float32),
         "empty": np.zeros((0, 4), np.float32),
     }
+
+
+def write(directory, tensors, read, **options):
+    """A new directory that has these weights alone."""
+    with new_directory(directory) as part:
+        write_files(part, tensors, read, **options)
 
 
 def save(directory, tensors=None, **options):

@@ -13,9 +13,9 @@ import pytest
 import safetensors.numpy
 
 from anchorjax.checkpoints.huggingface.directory import new_directory
-from anchorjax.checkpoints.huggingface.weights import DTYPES, INDEX, SINGLE, TensorInfo, Weights, write, write_files
+from anchorjax.checkpoints.huggingface.weights import DTYPES, INDEX, SINGLE, TensorInfo, Weights, write_files
 from anchorjax.errors import WeightsError
-from tests.checkpoints.huggingface.making import SHARDS, arrays, bits, save
+from tests.checkpoints.huggingface.making import SHARDS, arrays, bits, save, write
 
 ROOT = Path(__file__).parents[3]
 
