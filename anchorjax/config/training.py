@@ -46,7 +46,9 @@ class OptimizerConfig(Section):
         choices=("constant", "cosine", "linear", "wsd"),
     )
     warmup_steps: int = key(20, "steps in which the learning rate rises linearly", low=0)
-    decay_steps: int = key(0, "wsd: steps of the decay at the end; 0: a tenth of train.steps", low=0)
+    decay_steps: int = key(
+        0, "wsd: steps of the decay at the end; 0: a tenth of train.steps, or what the warm-up leaves of it", low=0
+    )
     final_fraction: float = key(0.1, "share of learning_rate at the end (cosine, linear, wsd)", low=0, high=1)
     beta1: float = key(0.9, "decay of the first moment (AdamW)", low=0, high=0.9999)
     beta2: float = key(0.95, "decay of the second moment (AdamW)", low=0, high=0.999999)

@@ -35,8 +35,11 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def decay_steps(config: OptimizerConfig, steps: int) -> int:
-    """Steps of wsd's decay: as given, or a tenth of the run, which Hu et al. found to be enough."""
-    return config.decay_steps or max(1, steps // 10)
+    """Steps of wsd's decay: as given, or a tenth of the run, which Hu et al. found to be enough.
+
+    The decay does not begin in the warm-up, so that it ends with the run: after a long warm-up it is shorter.
+    """
+    return config.decay_steps or max(1, min(steps // 10, steps - config.warmup_steps))
 
 
 def steps_of_any_length(config: OptimizerConfig, steps: int) -> float:

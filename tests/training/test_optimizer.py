@@ -16,7 +16,7 @@ PEAK = 0.5
 
 def optimizer_config(**changes):
     values = {"learning_rate": PEAK, "warmup_steps": 4, "final_fraction": 0.1, "weight_decay": 0.0} | changes
-    return tiny.config(train__steps=60, **{f"optimizer__{key}": value for key, value in values.items()}).optimizer
+    return tiny.config(train__steps=100, **{f"optimizer__{key}": value for key, value in values.items()}).optimizer
 
 
 def update(config, grads, params):
@@ -48,6 +48,14 @@ def test_schedule_values(schedule, warmup, expected):
 def test_steps_of_wsd_decay_are_those_given():
     rate = make_schedule(optimizer_config(schedule="wsd", decay_steps=8), steps=20)
     expected = {4: PEAK, 12: PEAK, 16: 0.55 * PEAK, 20: 0.1 * PEAK}
+    np.testing.assert_allclose([rate(step) for step in expected], list(expected.values()), rtol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd"])
+@pytest.mark.parametrize("warmup", [0, 50, 90, 95, 99])
+def test_a_schedule_ends_with_the_run_after_any_warmup(schedule, warmup):
+    rate = make_schedule(optimizer_config(schedule=schedule, warmup_steps=warmup), steps=100)
+    expected = {warmup: PEAK, 100: 0.1 * PEAK}
     np.testing.assert_allclose([rate(step) for step in expected], list(expected.values()), rtol=1e-6)
 
 
