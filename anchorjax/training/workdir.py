@@ -29,7 +29,7 @@ class Workdir:
         self._lock = None
 
     def open(self, config: Config) -> "Workdir":
-        """Takes the directory for this configuration, creating it if need be; writes nothing but the lock.
+        """Takes the directory for this configuration if there is one; writes nothing but the lock.
 
         A run that has trained keeps its configuration. Without a checkpoint and a line of metrics.jsonl there is
         nothing to keep, so that a start which failed may be corrected in the same directory.
@@ -39,6 +39,11 @@ class Workdir:
             process is running in it, or the path is not a directory or cannot be locked.
         """
         self._config = config
+        if self.path.exists():  # else `begin` makes it, and a start that fails before leaves nothing
+            self._take()
+        return self
+
+    def _take(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / "run.lock", "w")  # noqa: SIM115 - held until close
@@ -46,11 +51,10 @@ class Workdir:
             raise WorkdirError(f"--workdir={self.path} cannot be used: {error.strerror}") from error
         try:
             self._take_lock()
-            self._refuse_other_config(config)
+            self._refuse_other_config(self._config)
         except BaseException:
             self.close()
             raise
-        return self
 
     def _take_lock(self) -> None:
         try:
@@ -66,8 +70,10 @@ class Workdir:
         """Writes what tells of the run: its configuration, and `command` if it is another one than before.
 
         A finished run's files are left as they are, unless its `train.steps` grow: it is unfinished again, and its
-        summary.json goes.
+        summary.json goes. Raises WorkdirError as `open` does, if the directory was not there then.
         """
+        if not self._lock:
+            self._take()
         summary, steps = self.read_json("summary.json"), self._config.train.steps
         is_finished = summary is not None and summary.get("step", steps) >= steps
         if not is_finished:
