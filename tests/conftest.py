@@ -40,7 +40,8 @@ def corpus(data_dir, tiny_config):
     def load(split: str = "train", **overrides):
         config = tiny_config(data__data_dir=data_dir, **overrides)
         if split not in stores:
-            stores[split] = data.load_store(config.data, split)
+            tokenizer = data.load_tokenizer(config.data)
+            stores[split] = data.load_store(config.data, split, tokenizer), tokenizer
         return *stores[split], config.data
 
     return load

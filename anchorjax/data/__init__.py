@@ -42,19 +42,22 @@ def load_tokenizer(config: DataConfig) -> Tokenizer:
         raise ConfigError("data.tokenizer", config.tokenizer, str(error)) from error
 
 
-def load_store(config: DataConfig, split: str) -> tuple[TokenStore, Tokenizer]:
+def load_store(config: DataConfig, split: str, tokenizer: Tokenizer) -> TokenStore:
     """One split of the store in `config.store`; without one, `config.source` tokenized.
 
+    Args:
+      tokenizer: that of `load_tokenizer`, and not one `within` a model's vocabulary: the dtype of the tokens, and with
+        it the fingerprint, depends on the vocabulary's size.
+
     Raises:
-      ConfigError: no such tokenizer, source or split, a store of another tokenizer, or data_dir cannot be used.
+      ConfigError: no such source or split, a store of another tokenizer, or data_dir cannot be used.
       DataError: the store is damaged, or none.
     """
-    tokenizer = load_tokenizer(config)
     if config.store:
-        return _open_store(config, split, tokenizer), tokenizer
+        return _open_store(config, split, tokenizer)
     try:
         documents = sources.load(config.source, split, config.data_dir)
-        return store_lib.build(documents, tokenizer), tokenizer
+        return store_lib.build(documents, tokenizer)
     except ValueError as error:
         raise ConfigError("data.source", config.source, str(error)) from error
     except OSError as error:

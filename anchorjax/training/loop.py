@@ -54,7 +54,8 @@ def run(config: Config, workdir: str | Path, command: str = "") -> int:
         raise UsageError(f"training runs in one process so far, not in {processes.count()}")
     setup = Setup.make(config, Path(workdir).expanduser())
     with Workdir(workdir).open(setup.saved) as directory, jax.set_mesh(setup.mesh):  # before text is tokenized
-        stores = {split: data.load_store(setup.config.data, split)[0] for split in ("train", "validation")}
+        section, tokenizer = setup.config.data, setup.store_tokenizer
+        stores = {split: data.load_store(section, split, tokenizer) for split in ("train", "validation")}
         directory.begin(command)
         return Job(setup, stores, directory, stop).run()
 

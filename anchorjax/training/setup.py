@@ -33,7 +33,8 @@ class Setup:
 
     config: Config
     saved: Config  # the same for config.json: a tokenizer that was left to the checkpoint is left to it
-    tokenizer: Tokenizer
+    store_tokenizer: Tokenizer  # as it was loaded: what makes and names a token store
+    tokenizer: Tokenizer  # the same within the model's vocabulary
     mesh: Mesh
     steps: Steps
     pretrained: Pretrained | None  # where the weights come from, if the run starts from a checkpoint
@@ -53,7 +54,7 @@ class Setup:
         if config.lora.rank and not pretrained:
             raise ConfigError("lora.rank", config.lora.rank, "adapters need a checkpoint in init_from to stand beside")
         given, config = config.data.tokenizer, complete(config, pretrained)
-        tokenizer = load_tokenizer(config.data)
+        tokenizer = store_tokenizer = load_tokenizer(config.data)
         if pretrained:
             tokenizer = tokenizer.within(config.model.vocab_size)
             check_ends(Path(config.data.tokenizer).expanduser())  # now, and not at the export
@@ -65,7 +66,7 @@ class Setup:
         schedule = make_schedule(config.optimizer, config.train.steps)
         steps = Steps(config, anchors_of(config.data.mask), optimizer, schedule)
         saved = dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=given))
-        return cls(config, saved, tokenizer, mesh, steps, pretrained)
+        return cls(config, saved, store_tokenizer, tokenizer, mesh, steps, pretrained)
 
     @functools.cached_property
     def make_state(self):

@@ -51,7 +51,8 @@ def main() -> None:
 
 def prepare(config, q_tile: int, kv_tile: int):
     """A compiled call of attention's gradient with these tiles; the same arrays for all."""
-    store, tokenizer = data.load_store(config.data, "validation")
+    tokenizer = data.load_tokenizer(config.data)
+    store = data.load_store(config.data, "validation", tokenizer)
     batch = next(data.eval_rows(store, tokenizer, config.data, 1))
     mask = Mask.from_segments(jnp.asarray(batch.segment_ids_BT), num_anchors=1)
     model, keys = config.model, jax.random.split(jax.random.key(0), 3)

@@ -63,7 +63,8 @@ def measure(workdir: Path, first: bool) -> dict[str, dict[str, float]]:
 def gradients(setup: Setup, state: TrainState, dtype: str, remat: str) -> dict[str, np.ndarray]:
     """Gradients of the run's first batch by the weight's name, float64."""
     config = setup.config
-    store, tokenizer = data.load_store(config.data, "train")
+    tokenizer = setup.store_tokenizer
+    store = data.load_store(config.data, "train", tokenizer)
     with contextlib.closing(
         data.train_batches(store, tokenizer, config.data, seed=config.seed, start_step=0)
     ) as batches:

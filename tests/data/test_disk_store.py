@@ -71,19 +71,18 @@ def test_a_large_vocabulary_takes_four_bytes_and_has_the_same_fingerprint(tmp_pa
 def test_load_store_opens_what_was_prepared(prepared):
     config = data_config(store=str(prepared), source="never read")
     for split in ("train", "validation"):
-        store, tokenizer = data.load_store(config, split)
-        assert store.path == prepared / split and tokenizer == BYTES
+        assert data.load_store(config, split, BYTES).path == prepared / split
 
 
 def test_a_store_of_another_tokenizer_is_refused(store):
     edit(store, tokenizer="hf:0123456789abcdef")
     with pytest.raises(ConfigError, match=r"data.store=.* its tokens are of the tokenizer hf:0123456789abcdef, and"):
-        data.load_store(data_config(store=str(store.parent)), "train")
+        data.load_store(data_config(store=str(store.parent)), "train", BYTES)
 
 
 def test_what_is_no_store_is_refused(tmp_path):
     with pytest.raises(DataError, match=f"{tmp_path}/train is not a token store: .*index.json does not exist"):
-        data.load_store(data_config(store=str(tmp_path)), "train")
+        data.load_store(data_config(store=str(tmp_path)), "train", BYTES)
 
 
 def edit(store, **changes):

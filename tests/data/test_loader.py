@@ -146,7 +146,9 @@ def test_evaluation_stops_at_max_rows():
 
 
 def test_load_store_reads_the_shipped_corpus(tmp_path):
-    store, tokenizer = data.load_store(config_of(data_dir=str(tmp_path)), "validation")
+    config = config_of(data_dir=str(tmp_path))
+    tokenizer = data.load_tokenizer(config)
+    store = data.load_store(config, "validation", tokenizer)
     assert (tokenizer.name, store.num_documents) == ("bytes", 58)
     assert tokenizer.decode(store.document(0)).startswith("CHAPTER VII\n\n\nEmma's very good opinion")
 

@@ -363,7 +363,7 @@ def test_a_sized_source_keeps_its_splits(tmp_path, data_dir, source):
     train, validation = preparing.prepare(tmp_path, source, data_dir=data_dir)
     assert (train.num_documents, validation.num_documents) == (1400, 58)
     for split, store in (("train", train), ("validation", validation)):
-        in_memory, _ = load_store(data_config(data_dir=data_dir), split)
+        in_memory = load_store(data_config(data_dir=data_dir), split, preparing.BYTES)
         assert store.fingerprint == in_memory.fingerprint
         assert preparing.sources(store) == preparing.sources(in_memory)
 

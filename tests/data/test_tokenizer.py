@@ -360,7 +360,7 @@ def test_an_unknown_name_says_what_there_could_be(name, tmp_path, monkeypatch):
 
 def test_the_run_refuses_it_by_its_key(tiny_config):
     config = tiny_config(data__tokenizer="/nowhere")
-    for use in (lambda: Setup.make(config), lambda: data.load_store(config.data, "train")):
+    for use in (lambda: Setup.make(config), lambda: data.load_tokenizer(config.data)):
         with pytest.raises(
             ConfigError, match=r"^config.data.tokenizer='/nowhere' .*no /nowhere/tokenizer.json"
         ) as caught:

@@ -24,7 +24,8 @@ def losses() -> dict[str, list[float]]:
         config = quickstart.get_config()
         config.data.data_dir = data_dir
         setup = Setup.make(resolve(config.to_dict()))
-        store, tokenizer = data.load_store(setup.config.data, "train")
+        tokenizer = setup.store_tokenizer
+        store = data.load_store(setup.config.data, "train", tokenizer)
         batches = data.train_batches(store, tokenizer, setup.config.data, seed=setup.config.seed, start_step=0)
         with jax.set_mesh(setup.mesh):
             state, step = setup.first_state(), jax.jit(setup.steps.train, donate_argnums=0)

@@ -46,7 +46,8 @@ def test_interleaved_documents_with_tags_pass(tiny_config):
 def test_the_probe_of_a_run_sees_one_micro_batch(tiny_config, data_dir, tmp_path, monkeypatch):
     """16 rows in two parts on eight devices: each device gives its own first row, before the first step."""
     config = tiny_config(data__data_dir=data_dir, data__batch_size=16, train__grad_accum_steps=2)
-    store, tokenizer = data.load_store(config.data, "train")
+    tokenizer = data.load_tokenizer(config.data)
+    store = data.load_store(config.data, "train", tokenizer)
     batches = data.train_batches(store, tokenizer, config.data, seed=config.seed, start_step=0)
     batch, seen = next(batches), []
     batches.close()

@@ -225,7 +225,8 @@ def test_sigterm_between_the_question_and_the_first_row_is_no_error(tmp_path, da
 
     config = tiny.config(data__data_dir=data_dir, data__batch_size=8, train__steps=1, eval__final_rows=32)
     setup, batches = Setup.make(config), []
-    stores = {split: data.load_store(setup.config.data, split)[0] for split in ("train", "validation")}
+    section, tokenizer = setup.config.data, setup.store_tokenizer
+    stores = {split: data.load_store(section, split, tokenizer) for split in ("train", "validation")}
     with Workdir(tmp_path).open(setup.saved).begin() as directory, jax.set_mesh(setup.mesh):
         job = loop.Job(setup, stores, directory, Stop())
         evaluate = job.evaluate

@@ -3,7 +3,9 @@
 import jax
 import pytest
 
+from anchorjax.data.text import tokenizer as tokenizer_lib
 from anchorjax.errors import ConfigError
+from anchorjax.training import loop
 from anchorjax.training.setup import check_attention
 
 ALONE = {"data": 1, "fsdp": 1, "context": 1, "tensor": 1}
@@ -58,3 +60,22 @@ def test_more_tiles_than_a_plan_counts(tiny_config, overrides, axes, words):
         return
     with pytest.raises(ConfigError, match=words):
         check_attention(config, ALONE | axes)
+
+
+def test_a_start_loads_its_tokenizer_once(tiny_config, data_dir, tmp_path, monkeypatch):
+    """One of 128K tokens takes a second, and a start needs it for the model and for each split."""
+    loaded, load = [], tokenizer_lib.load
+    monkeypatch.setattr(tokenizer_lib, "load", lambda name: loaded.append(name) or load(name))
+    monkeypatch.setattr("signal.signal", lambda *args: None)  # the handlers of this process stay
+
+    class Stop(Exception):
+        pass
+
+    def job(setup, stores, *rest):
+        assert set(stores) == {"train", "validation"}
+        raise Stop
+
+    monkeypatch.setattr(loop, "Job", job)
+    with pytest.raises(Stop):
+        loop.run(tiny_config(data__data_dir=data_dir, data__batch_size=8), tmp_path)
+    assert loaded == ["bytes"]

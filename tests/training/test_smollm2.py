@@ -58,7 +58,8 @@ def test_held_out_loss_of_the_real_model_goes_down(data_dir, tmp_path):
     config = smollm2_135m_anchor.get_config()
     config.data.update({"seq_len": 512, "data_dir": data_dir, "tokenizer": str(directory)})
     section = resolve(config.to_dict()).data
-    batch = next(data.eval_rows(*data.load_store(section, "validation"), section, 1))
+    tokenizer = data.load_tokenizer(section)
+    batch = next(data.eval_rows(data.load_store(section, "validation", tokenizer), tokenizer, section, 1))
     assert batch.segment_ids_BT.max() == 1  # one document: the anchor mask is the causal one
     before, after = row_loss(directory, batch), row_loss(tmp_path / "trained", batch)
     assert before - after > 0.05, (before, after)

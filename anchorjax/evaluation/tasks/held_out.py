@@ -62,7 +62,7 @@ def evaluate(arguments: argparse.Namespace, command: str) -> None:
     setup = load(workdir)
     state, meta = _restore(workdir, arguments.step, setup.abstract_state())
     config, tokenizer = setup.config.data, setup.tokenizer
-    store = data.load_store(config, "validation")[0]
+    store = data.load_store(config, "validation", setup.store_tokenizer)
     if store.fingerprint != meta["data"]["held_out_fingerprint"]:
         raise WorkdirError(f"the validation text or tokenizer is no longer that of {workdir}")
     rows = list(data.eval_rows(store, tokenizer, config, most))

@@ -41,9 +41,10 @@ def make(config: Config, command: str, out: str = "") -> Path:
     """
     path = _place(config.data.store, out)
     attention.choose(config.attention, config.data.seq_len)
-    stores = {split: data.load_store(config.data, split) for split in SPLITS}
+    tokenizer = data.load_tokenizer(config.data)
+    stores = {split: data.load_store(config.data, split, tokenizer) for split in SPLITS}
     page.check_place(path)
-    page.write(writing.compose(_find(config, stores), config, command), path)
+    page.write(writing.compose(_find(config, stores, tokenizer), config, command), path)
     return path
 
 
@@ -53,10 +54,10 @@ def _place(store: str, out: str) -> Path:
     return page.place(out) if out else Path(store).expanduser() / "report.html"
 
 
-def _find(config: Config, stores: dict[str, tuple[data.TokenStore, data.Tokenizer]]) -> Findings:
+def _find(config: Config, stores: dict[str, data.TokenStore], tokenizer: data.Tokenizer) -> Findings:
     """Computes all numbers and rows of the page. Row lengths may be beyond `data.max_position`, which plays no part."""
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, positions="continue", max_position=0))
-    store, tokenizer = stores["train"]
+    store = stores["train"]
     counts = lengths.count_sources(store, config.data.source)
     thin = lengths.without_text(store, config.seed)
     all_lengths = lengths.seq_lens(thin.num_tokens, config.data.seq_len)
@@ -71,7 +72,7 @@ def _find(config: Config, stores: dict[str, tuple[data.TokenStore, data.Tokenize
     packer = data.row_packer(thin, tokenizer, config.data, config.seed)
     shown = rows.draw_rows(packer.rows_per_epoch, ROWS_SHOWN, config.seed)
     return Findings(
-        splits=[_split(config, split, *stores[split]) for split in SPLITS],
+        splits=[_split(config, split, stores[split]) for split in SPLITS],
         tokenizer=tokenizer.name,
         vocab_size=tokenizer.vocab_size,
         lengths=lengths.lengths_by_source(store, counts, writing.MOST_SERIES),
@@ -86,7 +87,7 @@ def _find(config: Config, stores: dict[str, tuple[data.TokenStore, data.Tokenize
     )
 
 
-def _split(config: Config, name: str, store: data.TokenStore, tokenizer: data.Tokenizer) -> Split:
+def _split(config: Config, name: str, store: data.TokenStore) -> Split:
     index = Index.read(Path(config.data.store).expanduser() / name) if config.data.store else None
     counts = lengths.count_sources(store, config.data.source)
     return Split(name, store.num_documents, store.num_tokens, store.tokens.dtype.name, counts, index)

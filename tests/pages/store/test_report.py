@@ -116,7 +116,9 @@ def test_visible_contexts_are_those_of_training(store, report, tmp_path, mask):
     cells, counted = pages.read(out.read_text()).cells, []
     for packing in PACKINGS:
         config = tiny.config(data__store=str(store[0]), data__mask=mask, data__seq_len=1024, data__packing=packing)
-        packer = data.row_packer(*data.load_store(config.data, "train"), config.data, config.seed)
+        tokenizer = data.load_tokenizer(config.data)
+        stored = data.load_store(config.data, "train", tokenizer)
+        packer = data.row_packer(stored, tokenizer, config.data, config.seed)
         counted.append(packer.targets_by_context())
     last = max(int(np.flatnonzero(targets_K).max()) for targets_K in counted)
     at = cells.index("keys") + 7
