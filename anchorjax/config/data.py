@@ -59,7 +59,13 @@ class DataConfig(Section):
         choices=POSITIONS,
     )
     max_position: int = key(0, "positions that the model is trained for; 0: seq_len. pose needs more", low=0)
-    pose_chunks: int = key(2, "chunks of a document, between which pose skips (2, as in the paper)", low=2, high=1024)
+    pose_chunks: int = key(
+        2,
+        "chunks of a document, between which pose skips (2, as in the paper)",
+        low=2,
+        high=1024,
+        used_with=("positions", "pose"),
+    )
     boundary_targets: bool = key(False, "train a document's last token on the next document's first")
     packing: str = key(
         "concat_split",

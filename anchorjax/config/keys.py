@@ -15,6 +15,7 @@ did without it. A check between two keys goes into the section's `__post_init__`
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
 from anchorjax.errors import ConfigError
@@ -43,6 +44,7 @@ def key(
     choices: tuple[str, ...] = (),
     resume: Literal["fixed", "free", "grow"] = "fixed",
     role: Role = "",
+    used_with: tuple[str, str] | None = None,
 ) -> Any:
     """A field of a section.
 
@@ -52,9 +54,11 @@ def key(
       choices: the allowed values of a text.
       resume: whether a run that is resumed may have another value: a name in RESUME.
       role: how the key relates to a checkpoint; see Role.
+      used_with: (another key of the section, its value) without which nothing reads the key, so that it must have its
+        default.
     """
     rule = {"low": low, "high": high, "open_low": open_low, "choices": choices, "resume": resume, "role": role}
-    return dataclasses.field(default=default, metadata={"why": why, **rule})
+    return dataclasses.field(default=default, metadata={"why": why, **rule, "used_with": used_with})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +81,7 @@ class Key:
     choices: tuple[str, ...]
     resume: str
     role: Role
+    used_with: tuple[str, str] | None
 
     @classmethod
     def of(cls, section: type["Section"], field: dataclasses.Field) -> "Key":
@@ -94,6 +99,10 @@ class Key:
         low = f"above {self.low:g}" if self.open_low else f"at least {self.low:g}"
         high = f" and at most {_number(self.high)}" if self.high < math.inf else ""
         return f"{'a finite float' if self.type is float else 'an int'}, {low}{high}"
+
+    def is_used(self, section: Mapping[str, Any]) -> bool:
+        """Whether anything reads the key when its section has these values."""
+        return self.used_with is None or section.get(self.used_with[0]) == self.used_with[1]
 
     def checked(self, value: Any) -> Any:
         """The value, with int converted to float and list to tuple where the key has these. Raises ConfigError."""
@@ -121,6 +130,13 @@ class Section:
         for each in self.declared():
             name = each.name.rpartition(".")[2]
             object.__setattr__(self, name, each.checked(getattr(self, name)))
+        for each in self.declared():
+            if not each.is_used(vars(self)):
+                name, (other, value) = each.name.rpartition(".")[2], each.used_with
+                is_default = getattr(self, name) == each.default
+                self.require(
+                    is_default, name, f"only {self.path(other)}={value} uses it, so it must be {each.default!r}"
+                )
 
     @classmethod
     @functools.cache

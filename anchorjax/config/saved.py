@@ -21,7 +21,7 @@ def load_config(workdir: Path) -> dict[str, Any]:
 
 
 def upgraded(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a config.json, with renamed keys under their new names and later keys at their defaults.
+    """The fields of a config.json, with renamed keys under their new names; later and unused ones have their defaults.
 
     A run's file gets every key. A file that anchorjax convert wrote has some of the sections, and keeps to them.
     Sizes of the model are never filled in: without them the file is damaged. A Hugging Face config.json, which has a
@@ -43,4 +43,7 @@ def upgraded(fields: Mapping[str, Any]) -> dict[str, Any]:
 def _section(name: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
     later = {key: value for key, value in known.items() if KEYS[f"{name}.{key}"].role != "size"}
     renamed = {RENAMED.get(f"{name}.{key}", key).removeprefix(f"{name}."): value for key, value in given.items()}
-    return later | renamed
+    filled = later | renamed
+    # An earlier version took values that nothing read; `Section` refuses them.
+    unused = {key for key in filled.keys() & known.keys() if not KEYS[f"{name}.{key}"].is_used(filled)}
+    return {key: known[key] if key in unused else value for key, value in filled.items()}

@@ -47,7 +47,10 @@ class OptimizerConfig(Section):
     )
     warmup_steps: int = key(20, "steps in which the learning rate rises linearly", low=0)
     decay_steps: int = key(
-        0, "wsd: steps of the decay at the end; 0: a tenth of train.steps, or what the warm-up leaves of it", low=0
+        0,
+        "wsd: steps of the decay at the end; 0: a tenth of train.steps, or what the warm-up leaves of it",
+        low=0,
+        used_with=("schedule", "wsd"),
     )
     final_fraction: float = key(0.1, "share of learning_rate at the end (cosine, linear, wsd)", low=0, high=1)
     beta1: float = key(0.9, "decay of the first moment (AdamW)", low=0, high=0.9999)
@@ -55,10 +58,6 @@ class OptimizerConfig(Section):
     eps: float = key(1e-8, "added to the root of the second moment (AdamW)", low=0, high=1, open_low=True)
     weight_decay: float = key(0.1, "weight decay of matrices, not of norm scales", low=0, high=1)
     clip_norm: float = key(1.0, "largest global norm of the gradient; 0: no clipping", low=0)
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.require(self.schedule == "wsd" or not self.decay_steps, "decay_steps", "only schedule=wsd has a decay")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,9 +72,26 @@ class TrainConfig(Section):
         "weights of targets: all alike, or more to those that see a long context (exact, arXiv 2605.10544)",
         choices=OBJECTIVES,
     )
-    exact_alpha: float = key(0.15, "extra weight of the targets in the tail, on average (exact)", low=0, high=100)
-    exact_gamma: float = key(0.5, "power of the inverse frequency by which the tail shares it (exact)", low=0, high=1)
-    exact_tail: int = key(0, "keys from which on a target is in the tail (exact); 0: a quarter of data.seq_len", low=0)
+    exact_alpha: float = key(
+        0.15,
+        "extra weight of the targets in the tail, on average (exact)",
+        low=0,
+        high=100,
+        used_with=("objective", "exact"),
+    )
+    exact_gamma: float = key(
+        0.5,
+        "power of the inverse frequency by which the tail shares it (exact)",
+        low=0,
+        high=1,
+        used_with=("objective", "exact"),
+    )
+    exact_tail: int = key(
+        0,
+        "keys from which on a target is in the tail (exact); 0: a quarter of data.seq_len",
+        low=0,
+        used_with=("objective", "exact"),
+    )
     loss_chunk: int = key(1024, "tokens of a device whose logits exist at once", low=1)
     log_every: int = key(10, "steps between lines of metrics.jsonl, which hold their mean loss", low=1, resume="free")
     tensorboard: bool = key(True, "write TensorBoard events beside metrics.jsonl", resume="free")

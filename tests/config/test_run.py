@@ -141,6 +141,10 @@ def test_unknown_choice_is_refused_with_the_choices(key):
         ({"data__batch_size": 4, "train__grad_accum_steps": 3}, "train.grad_accum_steps"),
         ({"data__interleave": 1}, "data.interleave"),
         ({"optimizer__decay_steps": 2}, "optimizer.decay_steps"),
+        ({"train__exact_alpha": 0.3}, "train.exact_alpha"),
+        ({"train__exact_gamma": 0.3}, "train.exact_gamma"),
+        ({"train__exact_tail": 32}, "train.exact_tail"),
+        ({"data__pose_chunks": 3}, "data.pose_chunks"),
         (
             {
                 "optimizer__schedule": "wsd",
@@ -158,6 +162,15 @@ def test_unknown_choice_is_refused_with_the_choices(key):
 )
 def test_values_that_do_not_fit_each_other_are_refused(overrides, key):
     assert refusal(**overrides).key == key
+
+
+def test_a_key_that_nothing_would_read_is_refused_with_what_reads_it():
+    error = refusal(data__pose_chunks=3)
+    assert error.allowed == "only data.positions=pose uses it, so it must be 2"
+    tiny.config(data__pose_chunks=3, data__positions="pose", data__max_position=128)
+    for each in (each for each in KEYS.values() if each.used_with):
+        section, (other, value) = each.name.rpartition(".")[0], each.used_with
+        assert value in KEYS[f"{section}.{other}"].choices and value != KEYS[f"{section}.{other}"].default
 
 
 EIGHT = (1.0,) * 8  # pairs of the tiny model's heads of width 16

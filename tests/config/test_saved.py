@@ -30,6 +30,14 @@ def test_key_that_came_later_takes_its_default():
     assert json.loads(json.dumps(found)) == found  # with lists for tuples, as in the file
 
 
+def test_values_that_nothing_read_become_defaults():
+    fields = tiny.config().to_dict()
+    fields["data"]["pose_chunks"], fields["train"]["exact_tail"] = 3, 32
+    assert resolve(upgraded(fields)) == tiny.config()
+    used = tiny.config(train__objective="exact", train__exact_tail=32)
+    assert resolve(upgraded(used.to_dict())) == used
+
+
 def test_file_of_a_model_keeps_to_its_sections():
     fields = {"model": {"model_width": 8, "num_layers": 2}, "rope": {}, "lora": {"rank": 0}}
     found = upgraded(fields)
