@@ -1,7 +1,7 @@
 """A run's directory: one configuration, one running job.
 
 config.json     the resolved configuration         metrics.jsonl   one line per logged step or evaluation
-checkpoints/    see checkpoint.py                  tensorboard/    the same figures as events
+checkpoints/    see checkpoints/orbax.py           tensorboard/    the same figures as events
 commands.json   what was typed to train it         run.lock        held while a job runs here
 summary.json    written at the end
 """
@@ -151,7 +151,7 @@ def _has_grown(name: str, old: Any, new: Any) -> bool:
 
 
 def load_commands(workdir: Path) -> list[str]:
-    """What was typed to train the run, in turn; none for a run that was not started by train.py."""
+    """What was typed to train the run, in turn; none if neither train.py nor `anchorjax train` made it."""
     commands = (read_json(workdir / COMMANDS, WorkdirError) or {}).get("train", [])
     if not isinstance(commands, list) or not all(isinstance(command, str) for command in commands):
         raise WorkdirError(f"{workdir / COMMANDS} cannot be read: its commands are no texts")
