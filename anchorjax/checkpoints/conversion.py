@@ -130,13 +130,18 @@ def to_hf(checkpoint: Path, directory: Path, dtype: str | None = None) -> Export
             copy_files(source, part, TOKENIZER)
         if tokenizer:
             changes = hf_tokenizer.export(part, tokenizer, positions, anchored=run["mask"] != INTRA_DOC)
-    return Exported(spec.model.family, positions, dtype, tuple(changes), tuple(_notes(run, spec, dtype, tokenizer)))
+    notes = tuple(_notes(sections, spec, dtype, tokenizer))
+    return Exported(spec.model.family, positions, dtype, tuple(changes), notes)
 
 
 def _notes(
-    run: Mapping[str, Any] | None, spec: Spec, dtype: str, tokenizer: HuggingFaceTokenizer | None
+    sections: Mapping[str, Any], spec: Spec, dtype: str, tokenizer: HuggingFaceTokenizer | None
 ) -> Iterator[str]:
-    """Where other tools compute other than what is computed here; `run` is the section "data" of a run."""
+    """Yields what other tools compute otherwise than it is computed here."""
+    run = sections.get("data")
+    variant = sections.get("attention", {}).get("variant", "plain")
+    if variant != "plain":
+        yield f"layers attend by attention.variant={variant} here; other tools compute plain attention"
     if spec.rope.depends_on_length:
         yield f"{spec.rope.scaling} RoPE goes by the row's length here and by the prompt's in transformers"
     if spec.model.sliding_window:

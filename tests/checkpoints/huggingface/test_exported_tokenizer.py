@@ -283,6 +283,18 @@ def test_roundings_of_others_are_said(tmp_path, capsys):
         assert (note in out) == ("note:" in out) == said
 
 
+def test_another_attention_variant_is_said(tmp_path, capsys):
+    """A run that does not name its variant is plain."""
+    exported = export(styles()["smollm2"], tmp_path, "anchor")
+    fields = json.loads((exported.run / "config.json").read_text())
+    for variant in ("plain", "scaled"):
+        fields["attention"] = {"variant": variant}
+        (exported.run / "config.json").write_text(json.dumps(fields))
+        assert convert.main(["to-hf", str(exported.run), str(tmp_path / variant)]) == 0
+        note = "note: layers attend by attention.variant=scaled here; other tools compute plain attention"
+        assert (note in capsys.readouterr().out) == (variant == "scaled")
+
+
 def test_a_run_of_bytes_takes_no_tokenizer_of_its_checkpoint_along(tmp_path, capsys):
     exported = export(styles()["smollm2"], tmp_path, "anchor")
     fields = json.loads((exported.run / "config.json").read_text())
