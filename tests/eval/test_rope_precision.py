@@ -16,9 +16,9 @@ from eval import rope_precision
 from tests.eval import plotted
 from tests.evaluation import typed
 
-VARIANTS = ("bf16-phases32", "random-bf16", "narrow-bf16")  # which share compiled programs
+PRECISIONS = ("bf16-phases32", "random-bf16", "narrow-bf16")  # which share compiled programs
 OPTIONS = ["--tokens=64", "--lengths=32,100", "--document-tokens=30", "--samples=2", "--shifts=0,16,17,1M"]
-OPTIONS += [f"--variants={','.join(VARIANTS)}", "--batch-size=2"]
+OPTIONS += [f"--precisions={','.join(PRECISIONS)}", "--batch-size=2"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -46,11 +46,11 @@ def test_every_experiment_is_written_and_drawn(measured, result):
     of_layouts = {layout: {"0", str(2**20)} for layout in experiments.LAYOUTS}
     labels = {"shifts": {"0", "16", "17", str(2**20)}, "lengths": {"0"}} | of_layouts
     for experiment, expected in labels.items():
-        assert set(result[experiment]) == set(VARIANTS)
+        assert set(result[experiment]) == set(PRECISIONS) == set(result["variants"])
         assert all(set(found) == expected for found in result[experiment].values())
     assert len((measured / "answers.jsonl").read_text().splitlines()) == 2 + 3 * 2 * (4 + 1 + 4 * 2)
     pictures = {path.name for path in measured.glob("*.png")}
-    layouts = {f"layouts-{variant}.png" for variant in VARIANTS}
+    layouts = {f"layouts-{precision}.png" for precision in PRECISIONS}
     assert pictures == {"shifts.png", "lengths.png", "logits.png", "keys.png", "tables.png"} | layouts
 
 
@@ -61,22 +61,22 @@ def test_pictures_show_the_result(measured, result, drawn):
         return plotted.lines(drawn(measured / f"{name}.png"))
 
     def of_lengths(of):
-        """By variant, what the experiment on lengths found."""
-        return {variant: of(result["lengths"][variant]["0"]) for variant in VARIANTS}
+        """By precision, what the experiment on lengths found."""
+        return {precision: of(result["lengths"][precision]["0"]) for precision in PRECISIONS}
 
     shifts = {17: 1, 0: 16, 2**20: 2**20 - 16}  # by their distances from 16, the nearest first
     assert lines("shifts") == {
-        variant: (list(shifts.values()), [found[str(shift)]["attention"]["all"][0] for shift in shifts])
-        for variant, found in result["shifts"].items()
+        precision: (list(shifts.values()), [found[str(shift)]["attention"]["all"][0] for shift in shifts])
+        for precision, found in result["shifts"].items()
     }
     lengths = [32, 100]
     assert lines("lengths") == of_lengths(lambda found: (lengths, found["attention"]["all"]))
     assert lines("logits") == of_lengths(lambda found: (lengths, found["logit"]))
     keys = [1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 33, 65]
     assert lines("keys") == of_lengths(lambda found: (keys, found["columns"]))
-    for variant in VARIANTS:
-        of_layouts = {layout: result[layout][variant]["0"]["attention"]["all"] for layout in experiments.LAYOUTS}
-        assert lines(f"layouts-{variant}") == {layout: (lengths, y) for layout, y in of_layouts.items()}
+    for precision in PRECISIONS:
+        of_layouts = {layout: result[layout][precision]["0"]["attention"]["all"] for layout in experiments.LAYOUTS}
+        assert lines(f"layouts-{precision}") == {layout: (lengths, y) for layout, y in of_layouts.items()}
     errors, positions = result["tables"]["errors"], result["tables"]["positions"]
     drawn_errors = lines("tables")
     assert set(drawn_errors) == {name for name, ys in errors.items() if any(ys)}
@@ -86,10 +86,12 @@ def test_pictures_show_the_result(measured, result, drawn):
 
 
 def test_numbers_hang_together(result):
-    for variant in VARIANTS:
-        shifts = result["shifts"][variant]
+    for precision in PRECISIONS:
+        shifts = result["shifts"][precision]
         assert set(shifts["16"]["attention"]["all"]) == {0.0}  # against itself
-        for experiment, labels in ((name, result[name][variant]) for name in ("shifts", "lengths", "anchor", "reset")):
+        for experiment, labels in (
+            (name, result[name][precision]) for name in ("shifts", "lengths", "anchor", "reset")
+        ):
             for label, found in labels.items():
                 parts = found["attention"]
                 groups = np.sum([parts[name] for name in ("first", "starts", "others")], 0)
@@ -98,7 +100,7 @@ def test_numbers_hang_together(result):
                 assert all(np.less_equal(parts["all"], np.add(found["high"], 1e-12)))
                 if (experiment, label) != ("shifts", "16"):
                     assert min(parts["all"]) > 0
-        found = result["lengths"][variant]["0"]
+        found = result["lengths"][precision]["0"]
         edges = experiments.column_edges(100)
         assert edges == [0, 1, 2, 3, 4, 5, 6, 7, 8, 16, 32, 64, 100]
         assert np.dot(found["columns"], np.diff(edges)) == pytest.approx(found["attention"]["all"][-1], rel=1e-4)
@@ -106,7 +108,7 @@ def test_numbers_hang_together(result):
 
 
 def test_each_baseline_has_its_own_weights(result):
-    found = {name: result["lengths"][name]["0"]["attention"]["all"][-1] for name in VARIANTS}
+    found = {name: result["lengths"][name]["0"]["attention"]["all"][-1] for name in PRECISIONS}
     assert found["random-bf16"] > 1.5 * found["narrow-bf16"]
 
 
@@ -157,8 +159,8 @@ def test_a_short_text_begins_anew():
     ("arguments", "message"),
     [
         ([], "give one of --workdir (a training run) and --hf (a Hugging Face directory)"),
-        (["--hf={}", "--dtype=bfloat16"], "--dtype=bfloat16 is not allowed: --variants says"),
-        (["--hf={}", "--variants=bf16,fp8"], "there is no variant 'fp8'; there are fp32, "),
+        (["--hf={}", "--dtype=bfloat16"], "--dtype=bfloat16 is not allowed: --precisions says"),
+        (["--hf={}", "--precisions=bf16,fp8"], "there is no precision 'fp8'; there are fp32, "),
         (["--hf={}", "--experiments=needles"], "there is no experiment 'needles'; there are shifts, lengths, layouts"),
         (["--hf={}", "--reference=0,16"], "--reference=[0, 16] is not allowed: it is one shift"),
         (["--hf={}", "--tokens=1024"], "--lengths: 1024 is more than the model's context of 256"),

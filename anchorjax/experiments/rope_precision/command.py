@@ -9,7 +9,6 @@ its documents, for several precisions. Writes rope_precision.json, pictures, and
 """
 
 import argparse
-import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -18,14 +17,14 @@ from anchorjax.evaluation import options
 from anchorjax.evaluation.record import Record
 from anchorjax.evaluation.tasks.ruler.haystack import open_essays
 from anchorjax.experiments.rope_precision import random_init, rope_figures, rope_precision, rotation
-from anchorjax.experiments.rope_precision.rope_precision import EXPERIMENTS, PAPER_SHIFTS, VARIANTS, WEIGHTS, Plan
+from anchorjax.experiments.rope_precision.rope_precision import EXPERIMENTS, PAPER_SHIFTS, PRECISIONS, WEIGHTS, Plan
 from anchorjax.inference import language_model
 from anchorjax.inference.language_model import Description, LanguageModel
 from anchorjax.pages import figures
 from anchorjax.parsing import Parser
 
 POSITIONS = [2**i for i in range(12, 21)]  # of the picture of tables: 4K to 1M
-DEFAULT_VARIANTS = (*rotation.PRECISIONS, "random-fp32", "random-bf16")
+DEFAULT_PRECISIONS = (*rotation.PRECISIONS, "random-fp32", "random-bf16")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.add_model(parser)
     parser.set_defaults(batch_size=8)
     parser.add_argument("--experiments", type=_names, default=EXPERIMENTS, help=f"of {', '.join(EXPERIMENTS)}")
-    parser.add_argument("--variants", type=_names, default=DEFAULT_VARIANTS, help=f"of {', '.join(VARIANTS)}")
+    known = f"of {', '.join(PRECISIONS)}"
+    parser.add_argument("--precisions", "--variants", type=_names, default=DEFAULT_PRECISIONS, help=known)
     shifts = functools.partial(options.lengths, least=0)
     far = [2**16, 2**17, 2**20]
     parser.add_argument("--shifts", type=shifts, default=[*PAPER_SHIFTS, *far], help="of positions: 0,2,16,64K,1M")
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def evaluate(arguments: argparse.Namespace, command: str) -> None:
     if arguments.dtype != "auto":
-        raise UsageError(f"--dtype={arguments.dtype} is not allowed: --variants says what is computed in which dtype")
+        raise UsageError(f"--dtype={arguments.dtype} is not allowed: --precisions says what is computed in which dtype")
     if len(arguments.reference) != 1:
         raise UsageError(f"--reference={arguments.reference} is not allowed: it is one shift")
     arguments.dtype = "float32"  # of weights at rest
@@ -57,7 +57,7 @@ def evaluate(arguments: argparse.Namespace, command: str) -> None:
     options.check_lengths(sorted([*arguments.lengths, arguments.tokens]), model)
     plan = Plan(
         tuple(arguments.experiments),
-        tuple(arguments.variants),
+        tuple(arguments.precisions),
         tuple(arguments.shifts),
         arguments.reference[0],
         arguments.tokens,
@@ -69,7 +69,7 @@ def evaluate(arguments: argparse.Namespace, command: str) -> None:
     text = open_essays(arguments.essays)
     passes = list(rope_precision.passes(plan, model, text, arguments.batch_size))
     # A pass of other rows may differ in the last bits.
-    asked = dataclasses.asdict(plan) | {"text": text.material, "batch_size": arguments.batch_size}
+    asked = plan.asked() | {"text": text.material, "batch_size": arguments.batch_size}
     asked |= options.material(essays=arguments.essays)
     (step,) = options.steps(arguments, model)
     request, load = options.request(model, **asked), functools.partial(_load, model, step, plan.seed)
@@ -86,7 +86,9 @@ def evaluate(arguments: argparse.Namespace, command: str) -> None:
             record.write(name, png)
     print(table(result))
     if left_out := list(result.get("shifts") or result.get("lengths") or ())[figures.MOST :]:
-        print(f"no picture but those of layouts has more than {figures.MOST} variants; left out: {', '.join(left_out)}")
+        print(
+            f"no picture but those of layouts has more than {figures.MOST} precisions; left out: {', '.join(left_out)}"
+        )
     print(f"written to {path}")
 
 
@@ -100,14 +102,14 @@ def _load(model: Description, step: int | None, seed: int, weights: str) -> Lang
 
 
 def table(result: dict) -> str:
-    """Eq. 4 of the longest rows, of all keys and of the first, and Eq. 5, by experiment and variant."""
-    lines = [f"{'':<10}{'variant':<20}{'shift':>9}{'attention':>13}{'first key':>11}{'logit':>11}"]
-    for experiment, variants in result.items():
-        for variant, labels in variants.items() if experiment != "tables" else ():
+    """Eq. 4 of the longest rows, of all keys and of the first, and Eq. 5, by experiment and precision."""
+    lines = [f"{'':<10}{'precision':<20}{'shift':>9}{'attention':>13}{'first key':>11}{'logit':>11}"]
+    for experiment, precisions in result.items():
+        for precision, labels in precisions.items() if experiment != "tables" else ():
             label = max(labels, key=int)
             one = labels[label]
             whole, first = (one["attention"][group][-1] for group in ("all", "first"))
             share = f"{first / whole:.1%}" if whole else "-"
             cells = f"{whole:>13.4g}{share:>11}{one['logit'][-1]:>11.4g}"
-            lines.append(f"{experiment:<10}{variant:<20}{int(label):>9,}{cells}")
+            lines.append(f"{experiment:<10}{precision:<20}{int(label):>9,}{cells}")
     return "\n".join(lines)

@@ -16,14 +16,14 @@ def pictures(plan: Plan, result: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
     if "shifts" in result:
         yield "shifts.png", _by_shift(plan, result["shifts"])
     if "lengths" in result:
-        of = {variant: labels["0"] for variant, labels in result["lengths"].items()}
+        of = {precision: labels["0"] for precision, labels in result["lengths"].items()}
         yield "lengths.png", _by_length(plan, {name: one["attention"]["all"] for name, one in of.items()}, ATTENTION)
         yield "logits.png", _by_length(plan, {name: one["logit"] for name, one in of.items()}, LOGIT)
         yield "keys.png", _by_key(plan, {name: one["columns"] for name, one in of.items()})
     layouts = {layout: result[layout] for layout in LAYOUTS if layout in result}
-    for variant in plan.variants if layouts else ():
-        of = {layout: one[variant]["0"]["attention"]["all"] for layout, one in layouts.items()}
-        yield f"layouts-{variant}.png", _by_length(plan, of, f"{ATTENTION}, {variant}")
+    for precision in plan.precisions if layouts else ():
+        of = {layout: one[precision]["0"]["attention"]["all"] for layout, one in layouts.items()}
+        yield f"layouts-{precision}.png", _by_length(plan, of, f"{ATTENTION}, {precision}")
     yield "tables.png", _tables(result["tables"])
 
 
@@ -32,12 +32,12 @@ def _by_shift(plan: Plan, result: dict[str, Any]) -> bytes:
     shifts = sorted((shift for shift in plan.shifts if shift != plan.reference), key=lambda x: abs(x - plan.reference))
     distances = [abs(shift - plan.reference) for shift in shifts]
     series = []
-    for variant, labels in result.items():
+    for precision, labels in result.items():
         y, low, high = (
             [labels[str(shift)][name][0] if name else labels[str(shift)]["attention"]["all"][0] for shift in shifts]
             for name in ("", "low", "high")
         )
-        series.append(Series(variant, distances, y, low, high))
+        series.append(Series(precision, distances, y, low, high))
     ticks = [10**i for i in range(len(str(max(distances, default=1))))]
     return _lines(series, x_label=f"distance of the shift from {plan.reference}", y_label=ATTENTION, x_ticks=ticks)
 

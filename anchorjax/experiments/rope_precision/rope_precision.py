@@ -1,6 +1,6 @@
 """What rounding does to RoPE in a model: Section 2 of "When Precision Meets Position" (arXiv 2411.13476).
 
-Three experiments, each of passes at several sets of positions (`deviation.measure`), over samples and variants:
+Three experiments, each of passes at several sets of positions (`deviation.measure`), over samples and precisions:
 
     shifts    a text at the positions D1.. against the same text at D2..: how the deviation grows with the shift
     lengths   D1 = 0 against D2: how it grows with the length of the row, and which keys carry it
@@ -8,8 +8,8 @@ Three experiments, each of passes at several sets of positions (`deviation.measu
               as if a longer row ended here) against D2; and reset: intra_doc at continued positions against positions
               that begin anew in every document, which in exact arithmetic is no difference
 
-A variant is a precision of `rotation.PRECISIONS`, of the checkpoint's weights or of a random-init baseline's
-("random-...", and "narrow-..." with smaller weights).
+A name of PRECISIONS joins weights and a precision of `rotation.PRECISIONS`: the weights are the checkpoint's, or a
+random-init baseline's ("random-...", and "narrow-..." with smaller weights).
 """
 
 import dataclasses
@@ -24,17 +24,16 @@ from anchorjax.errors import EvaluationError
 from anchorjax.evaluation import runner
 from anchorjax.evaluation.record import Key, Line, Record
 from anchorjax.evaluation.tasks.ruler.haystack import Essays
-from anchorjax.experiments.rope_precision import deviation, random_init
+from anchorjax.experiments.rope_precision import deviation, random_init, rotation
 from anchorjax.experiments.rope_precision.deviation import GROUPS, Deviation, Row
-from anchorjax.experiments.rope_precision.rotation import PRECISIONS
 from anchorjax.inference.language_model import Description, LanguageModel
 from anchorjax.masks import anchors_of
 
 EXPERIMENTS = ("shifts", "lengths", "layouts")
 LAYOUTS = ("full", "intra_doc", "anchor", "reset")
-# What names of variants begin with: whose weights, "" the checkpoint's, else the spread of a random-init baseline's.
+# What names of PRECISIONS begin with: whose weights, "" the checkpoint's, else the spread of a random-init baseline's.
 WEIGHTS = {"": None, "random-": random_init.KAIMING, "narrow-": random_init.LINEAR}
-VARIANTS = tuple(prefix + name for prefix in WEIGHTS for name in PRECISIONS)
+PRECISIONS = tuple(prefix + name for prefix in WEIGHTS for name in rotation.PRECISIONS)
 FAR = 2**16
 PAPER_SHIFTS = (0, 2, 4, 6, 8, 10, 12, 14, 15, 17, 18, 20, 22, 50, 100, 200, 500, 1000, 2000)  # against 16
 DIGITS = 7  # of what is kept; fp32 has no more
@@ -53,7 +52,7 @@ class Plan:
     """
 
     experiments: tuple[str, ...]
-    variants: tuple[str, ...]
+    precisions: tuple[str, ...]
     shifts: tuple[int, ...]
     reference: int
     tokens: int
@@ -65,7 +64,7 @@ class Plan:
     def __post_init__(self):
         for name, chosen, known in (
             ("experiment", self.experiments, EXPERIMENTS),
-            ("variant", self.variants, VARIANTS),
+            ("precision", self.precisions, PRECISIONS),
         ):
             unknown = [one for one in chosen if one not in known]
             if unknown or not chosen:
@@ -78,6 +77,10 @@ class Plan:
                 "tokens must hold more than one"
             )
 
+    def asked(self) -> dict[str, Any]:
+        """The fields by their names in records, where the precisions are "variants"."""
+        return {{"precisions": "variants"}.get(name, name): value for name, value in vars(self).items()}
+
     @property
     def max_position(self) -> int:
         return max(*self.shifts, self.reference) + max(self.tokens, self.lengths[-1])
@@ -87,7 +90,7 @@ class Plan:
 class Pass:
     """One run of the model: `labels` name the sets of positions behind the reference."""
 
-    variant: str
+    precision: str
     experiment: str  # of EXPERIMENTS, or a layout
     sample: int
     labels: tuple[str, ...]
@@ -96,11 +99,11 @@ class Pass:
 
     def key(self, weights_id: str, label: str) -> Key:
         """Names a set of positions in the record."""
-        return weights_id, f"{self.experiment} {self.variant} {label}", self.lengths[-1], self.sample
+        return weights_id, f"{self.experiment} {self.precision} {label}", self.lengths[-1], self.sample
 
 
 def passes(plan: Plan, description: Description, text: Essays, batch_size: int) -> Iterator[Pass]:
-    """All of them, variant by variant: of weights that are left behind none is needed again.
+    """Yields all passes, ordered by weights: no weights are needed again after those that follow.
 
     Args:
       batch_size: shifts in a pass, beside the reference.
@@ -108,7 +111,7 @@ def passes(plan: Plan, description: Description, text: Essays, batch_size: int) 
     near, far = (0,), tuple(shift for shift in plan.shifts if shift >= FAR)
     of_layouts = {"layouts": dict.fromkeys(LAYOUTS, near + far)}
     shifts_of = {"shifts": {"shifts": plan.shifts}, "lengths": {"lengths": near}} | of_layouts
-    for variant in sorted(plan.variants, key=lambda name: list(WEIGHTS).index(weights_of(name))):
+    for precision in sorted(plan.precisions, key=lambda name: list(WEIGHTS).index(weights_of(name))):
         for experiment in plan.experiments:
             for name, shifts in shifts_of[experiment].items():
                 for sample in range(plan.samples):
@@ -116,12 +119,12 @@ def passes(plan: Plan, description: Description, text: Essays, batch_size: int) 
                         some = shifts[first : first + batch_size]
                         lengths = (plan.tokens,) if name == "shifts" else plan.lengths
                         row = functools.partial(make_row, plan, description, text, name, sample, some)
-                        yield Pass(variant, name, sample, tuple(map(str, some)), lengths, row)
+                        yield Pass(precision, name, sample, tuple(map(str, some)), lengths, row)
 
 
-def weights_of(variant: str) -> str:
-    """The entry of WEIGHTS that a variant's name begins with."""
-    return max((prefix for prefix in WEIGHTS if variant.startswith(prefix)), key=len)
+def weights_of(precision: str) -> str:
+    """The entry of WEIGHTS that a name of PRECISIONS begins with."""
+    return max((prefix for prefix in WEIGHTS if precision.startswith(prefix)), key=len)
 
 
 def make_row(plan: Plan, description: Description, text: Essays, name: str, sample: int, shifts: Sequence[int]) -> Row:
@@ -166,7 +169,7 @@ def run(
     """What is found, by key; passes whose numbers the record has are not run again.
 
     It is not `runner.fill`, whose examples give one answer each, of one model: a pass gives the answers of several
-    shifts against one reference, and variants have different weights.
+    shifts against one reference, and precisions have different weights.
 
     Args:
       weights_id: of the checkpoint, in the record.
@@ -180,8 +183,8 @@ def run(
         for one, left in missing.items():
             if not left:
                 continue
-            weights = weights_of(one.variant)
-            precision = PRECISIONS[one.variant.removeprefix(weights)]
+            weights = weights_of(one.precision)
+            precision = rotation.PRECISIONS[one.precision.removeprefix(weights)]
             found = deviation.measure(model(weights), one.row(), precision, one.lengths, plan.max_position)
             record.add(line(found, keys_by_pass[one].index(key), key) for key in left)
             advance(len(left))
@@ -217,17 +220,17 @@ def rounded(values: np.ndarray) -> list[float]:
 
 
 def summary(some: Sequence[Pass], weights_id: str, found: dict[Key, dict[str, Any]]) -> dict[str, Any]:
-    """Experiment (or layout) -> variant -> label -> means over the samples, and "low" and "high" of all keys' sums."""
+    """Experiment (or layout) -> precision -> label -> means over samples, and "low" and "high" of all keys' sums."""
     gathered: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for one in some:
         for label in one.labels:
-            gathered.setdefault((one.experiment, one.variant, label), []).append(found[one.key(weights_id, label)])
+            gathered.setdefault((one.experiment, one.precision, label), []).append(found[one.key(weights_id, label)])
     result: dict[str, Any] = {}
-    for (experiment, variant, label), records in gathered.items():
+    for (experiment, precision, label), records in gathered.items():
         entry = _means(records)
         if experiment != "lengths":
             del entry["columns"], entry["by_layer"]
-        result.setdefault(experiment, {}).setdefault(variant, {})[label] = entry
+        result.setdefault(experiment, {}).setdefault(precision, {})[label] = entry
     return result
 
 
