@@ -23,6 +23,7 @@ from anchorjax.errors import UsageError
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 # Where schedulers say how many processes a job has, and TPU pods which hosts; JAX finds the rest by itself.
 COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES")
+SLURM_STEP = ("SLURM_STEP_NODELIST", "SLURM_PROCID")  # what srun adds for the processes that it starts
 HOSTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
 # Seconds until every process must have joined, until a silent process ends the job, and for the shutdown together.
 START_S, HEARTBEAT_S, SHUTDOWN_S = 300, 100, 60
@@ -81,7 +82,7 @@ def start(environ: Mapping[str, str] = os.environ) -> None:
             "cluster_detection_method": "deactivate",
             "coordinator_bind_address": job.coordinator,
         }
-    elif not _is_detected(environ):
+    elif not (told_by := _detected(environ)):
         return
     limits = {
         "initialization_timeout": START_S,
@@ -91,16 +92,20 @@ def start(environ: Mapping[str, str] = os.environ) -> None:
     try:
         jax.distributed.initialize(**how, **limits)
     except (RuntimeError, ValueError) as error:
-        where = f" at {job.coordinator}" if job else ""
+        where = f" at {job.coordinator}" if job else f", of which {told_by}={environ[told_by]} tells"
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(f"the job's processes did not come together{where}: {reason}") from error
 
 
-def _is_detected(environ: Mapping[str, str]) -> bool:
-    """Whether the environment says that a scheduler started several processes, this one among them."""
-    counts = (environ.get(name, "") for name in COUNTS)
-    several = any(count.isdecimal() and int(count) > 1 for count in counts)
-    return several or any("," in environ.get(name, "") for name in HOSTS)
+def _detected(environ: Mapping[str, str]) -> str | None:
+    """The variable that says that a scheduler started several processes, this one among them; None if none does."""
+    for name in COUNTS:
+        count = environ.get(name, "")
+        # A command typed inside an allocation has its SLURM_NTASKS, and is one process: srun did not start it.
+        is_started = not name.startswith("SLURM") or all(each in environ for each in SLURM_STEP)
+        if count.isdecimal() and int(count) > 1 and is_started:
+            return name
+    return next((name for name in HOSTS if "," in environ.get(name, "")), None)
 
 
 def count() -> int:

@@ -12,6 +12,7 @@ from anchorjax.training import processes
 from tests.training.jobs import ROOT
 
 JOB = {"JAX_COORDINATOR_ADDRESS": "localhost:1234", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
+STEP = {"SLURM_NTASKS": "2", "SLURM_STEP_NODELIST": "a,b", "SLURM_PROCID": "0"}  # as srun sets them
 WORKER = """
 import os, sys
 from anchorjax.training import processes
@@ -61,6 +62,7 @@ def test_variables_that_name_no_job_are_refused(changes, message):
     [
         {},
         {"SLURM_NTASKS": "1"},
+        {"SLURM_NTASKS": "2", "SLURM_JOB_ID": "1"},  # typed inside an allocation, without srun
         {"TPU_WORKER_HOSTNAMES": "localhost"},
         JOB | {"JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"},
     ],
@@ -71,14 +73,21 @@ def test_one_process_joins_nothing(environ, monkeypatch):
     assert processes.is_main() and processes.agree("SIGTERM") == "SIGTERM" and processes.agree(None) is None
 
 
-@pytest.mark.parametrize(
-    "environ", [{"SLURM_NTASKS": "2"}, {"OMPI_COMM_WORLD_SIZE": "16"}, {"TPU_WORKER_HOSTNAMES": "a,b"}]
-)
+@pytest.mark.parametrize("environ", [STEP, {"OMPI_COMM_WORLD_SIZE": "16"}, {"TPU_WORKER_HOSTNAMES": "a,b"}])
 def test_a_scheduler_s_processes_are_joined_by_jax(environ, monkeypatch):
     asked = {}
     monkeypatch.setattr("jax.distributed.initialize", lambda **how: asked.update(how))
     processes.start(environ)
     assert asked["initialization_timeout"] == processes.START_S and "coordinator_address" not in asked
+
+
+def test_processes_that_do_not_meet_are_told_what_made_them_a_job(monkeypatch):
+    def fail(**_):
+        raise ValueError("no coordinator")
+
+    monkeypatch.setattr("jax.distributed.initialize", fail)
+    with pytest.raises(UsageError, match=r"did not come together, of which SLURM_NTASKS=2 tells: no coordinator"):
+        processes.start(STEP)
 
 
 def test_two_processes_find_each_other():
