@@ -103,3 +103,10 @@ class DataConfig(Section):
             self.require(self.max_position > self.seq_len, "max_position", f"{given} more than data.seq_len")
         else:
             self.require(self.max_position in (0, self.seq_len), "max_position", f"{given} 0: no position is skipped")
+
+    def continued(self) -> "DataConfig":
+        """The same with the positions `continue`, and defaults for keys that only other positions use."""
+        changes = {"positions": "continue", "max_position": 0}
+        unused = (each for each in self.declared() if not each.is_used(vars(self) | changes))
+        defaults = {each.name.rpartition(".")[2]: each.default for each in unused}
+        return dataclasses.replace(self, **defaults, **changes)

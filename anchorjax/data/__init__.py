@@ -125,7 +125,7 @@ def eval_rows(store: TokenStore, tokenizer: Tokenizer, config: DataConfig, max_r
     """
     config = dataclasses.replace(config, packing="concat_split", interleave=0, upsample_long=False)
     if config.positions in SKIPPING:
-        config = dataclasses.replace(config, positions="continue", max_position=0)
+        config = config.continued()
     packer = row_packer(store, tokenizer, config, seed=None)
     count = min(max_rows, packer.rows_per_epoch) if max_rows else packer.rows_per_epoch
     for first in range(0, count, config.batch_size):

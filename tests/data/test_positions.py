@@ -245,3 +245,9 @@ def test_the_model_is_made_for_all_positions():
     config = tiny.config(data__positions="pose", data__max_position=512)
     assert config.max_position == 512 and make_steps(config).spec.max_position == 512
     assert tiny.config().max_position == 64
+
+
+def test_held_out_rows_continue_whatever_the_keys_of_the_transform_say():
+    """`continue` uses none of them, and a configuration refuses a value that nothing uses."""
+    batch = next(data.eval_rows(STORE, TOKENIZER, pose_config(chunks=5), 4))
+    assert batch.positions_BT.max() == batch.positions_BT.shape[1] - 1
