@@ -67,8 +67,8 @@ class Evaluator:
 
         return {
             "nats": jnp.sum(nats_BT),
-            "targets": jnp.sum(weights_BT),
-            "bytes": jnp.sum(bytes_BT * weights_BT),
+            "targets": jnp.sum(batch.is_target_BT, dtype=jnp.int32),  # float32 is exact to 2^24 only
+            "bytes": jnp.sum(jnp.where(batch.is_target_BT, bytes_BT, 0), dtype=jnp.int32),
             "by_position": by(index_BT),
             "by_context": by(batch.visible_BT - 1 - self._num_anchors),  # the anchor's own -1 is in the first bucket
         }

@@ -69,3 +69,11 @@ def test_no_target_is_an_error(batches):
 
 def test_edges_cover_the_row():
     assert bucket_edges(64) == [64] and bucket_edges(65) == [64, 128] and bucket_edges(4096)[-1] == 4096
+
+
+def test_bytes_are_counted_exactly_beyond_the_integers_of_float32(batches):
+    state_bytes = np.full(320, 2**17 + 1, np.int32)
+    with jax.set_mesh(make_mesh()):
+        sums = Evaluator(STEPS, state_bytes, make_mesh()).sums(make_state(STEPS).params, batches[0])
+    targets = int(batches[0].is_target_BT.sum())
+    assert sums["targets"] == targets and sums["bytes"] == targets * (2**17 + 1) > 2**24
