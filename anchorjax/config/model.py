@@ -137,6 +137,9 @@ class RopeConfig(Section):
 
     def __post_init__(self):
         super().__post_init__()
+        for name in ("theta", "local_theta"):
+            base = getattr(self, name)
+            self.require(base == 0 or base > 1, name, "it must be above 1, as frequencies are powers of 1 / base, or 0")
         scaling, given = self.scaling, f"with rope.scaling={self.scaling!r} it must "
         for name, value in NEUTRAL_ROPE.items() if scaling == "auto" else ():
             self.require(getattr(self, name) == value, name, given + f"be {value!r}: the checkpoint says it")
@@ -149,9 +152,6 @@ class RopeConfig(Section):
         if scaling in ("dynamic", "yarn", "llama3", "longrope"):
             self.require(self.original_length > 1, "original_length", given + "be at least 2")
         if scaling == "yarn":
-            self.require(
-                self.theta == 0 or self.theta > 1, "theta", given + "be above 1: its ramp divides by log(theta)"
-            )
             self.require(self.beta_slow > 0, "beta_slow", given + "be above 0")
             above = f"be above rope.beta_slow={self.beta_slow:g}"
             self.require(self.beta_fast > self.beta_slow, "beta_fast", given + above)

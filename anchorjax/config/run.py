@@ -54,6 +54,11 @@ class Config(Section):
         if decay and warmup + decay > steps:
             allowed = f"with optimizer.warmup_steps={warmup} it must be at most {max(0, steps - warmup)}"
             raise ConfigError("optimizer.decay_steps", decay, f"{allowed}: the run has train.steps={steps}")
+        tail, T = self.train.exact_tail, self.data.seq_len
+        if tail > T:
+            raise ConfigError(
+                "train.exact_tail", tail, f"it must be at most data.seq_len={T}: no target sees more keys"
+            )
         pairs = self.model.head_dim // 2
         for name in ("short_factors", "long_factors") if self.rope.scaling == "longrope" else ():
             factors = getattr(self.rope, name)

@@ -88,7 +88,7 @@ class TrainConfig(Section):
     )
     exact_tail: int = key(
         0,
-        "keys from which on a target is in the tail (exact); 0: a quarter of data.seq_len",
+        "visible keys at which the tail begins, rounded up to a power of two (exact); 0: a quarter of data.seq_len",
         low=0,
         used_with=("objective", "exact"),
     )

@@ -1,1 +1,1 @@
-"""The training job: state, loss, step, optimizer, checkpoints, logging and the loop that joins them."""
+"""The training job: set-up, state, objectives, step, optimizer, leakage probe, evaluation, logging, and the loop."""

@@ -49,7 +49,7 @@ BAD_ARGUMENTS = [
     (["--config.data.source=nope"], ["config.data.source='nope'", "public_domain"]),
     (["--config.data.source=tfds:nope"], ["config.data.source='tfds:nope'"]),
     (["--config.data.source=jsonl:x.jsonl"], ["config.data.source='jsonl:x.jsonl'", "anchorjax prepare"]),
-    (["--config.data.store=/dev/null/x"], ["/dev/null/x/train", "cannot be read"]),
+    (["--config.data.store=/dev/null/x"], ["/dev/null/x/train", "is not a token store"]),
     (["--config.data.store=nowhere"], ["nowhere/train is not a token store"]),
     (["--config.data.bad_rows=drop"], ["config.data.bad_rows='drop'", "raise, skip"]),
     (["--config.data.held_out_share=0.6"], ["config.data.held_out_share=0.6", "at most 0.5"]),

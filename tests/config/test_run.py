@@ -145,6 +145,9 @@ def test_unknown_choice_is_refused_with_the_choices(key):
         ({"train__exact_gamma": 0.3}, "train.exact_gamma"),
         ({"train__exact_tail": 32}, "train.exact_tail"),
         ({"data__pose_chunks": 3}, "data.pose_chunks"),
+        ({"train__objective": "exact", "train__exact_tail": 65}, "train.exact_tail"),
+        ({"rope__theta": 0.5}, "rope.theta"),
+        ({"rope__local_theta": 1.0}, "rope.local_theta"),
         (
             {
                 "optimizer__schedule": "wsd",

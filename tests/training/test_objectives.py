@@ -144,8 +144,8 @@ def test_exact_weighs_each_target_by_its_bucket():
 
 
 def test_exact_without_a_tail_or_without_the_training_rows_is_an_error():
-    config = tiny.config(train__objective="exact", train__exact_tail=4096)
-    with pytest.raises(ConfigError, match="no training target is in a bucket of 4096 keys or more") as caught:
+    config = tiny.config(train__objective="exact", train__exact_tail=64)
+    with pytest.raises(ConfigError, match="no training target is in a bucket of 64 keys or more") as caught:
         objectives.make(config, TARGETS_K)
     assert caught.value.key == "train.exact_tail"
     with pytest.raises(ValueError, match="needs the number of training targets"):

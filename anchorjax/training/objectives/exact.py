@@ -35,7 +35,7 @@ class Exact:
 def exact_weights(targets_K: np.ndarray, tail: int, alpha: float, gamma: float) -> np.ndarray:
     """The weight of a target by its bucket, float64 [K], from an epoch's number of targets by bucket.
 
-    The tail is the buckets of `tail` keys and more; q_b is a bucket's share of the tail's targets. Then
+    The tail is the buckets that begin at `tail` keys or more; q_b is a bucket's share of the tail's targets. Then
 
         weight_b = 1 + alpha * r_b / sum_b(q_b r_b)     r_b = q_b^(-gamma)
 
