@@ -113,6 +113,7 @@ for key, new in (("data.positions", "every_other"), ("train.objective", "doubled
         assert key in str(error) and "no_such" in str(error) and new in str(error), error
     else:
         raise AssertionError(key)
-assert {name.split(".")[1] for name in sys.modules if name.startswith("anchorjax.")} == {"config", "errors", "types"}
+imported = {name.split(".")[1] for name in sys.modules if name.startswith("anchorjax.")}
+assert imported == {"config", "errors", "files", "types"}, imported
 """
     python(site, tmp_path, program)
