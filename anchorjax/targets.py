@@ -101,7 +101,10 @@ def has_compiler(target: str) -> bool:
     """Is the compiler for this target installed? Call `prepare` first."""
     if target in TPUS:
         return importlib.util.find_spec("libtpu") is not None
-    return importlib.util.find_spec("jax_plugins.xla_cuda13") is not None
+    try:
+        return importlib.util.find_spec("jax_plugins.xla_cuda13") is not None
+    except ModuleNotFoundError:  # where no plugin is installed, the package around it is missing too
+        return False
 
 
 def devices(target: str) -> list[jax.Device]:

@@ -2,9 +2,10 @@
 
 import pathlib
 
+import pytest
 from packaging.requirements import Requirement
 
-from anchorjax import errors
+from anchorjax import errors, targets
 
 FILE = pathlib.Path(__file__).parents[1] / "requirements-compilers.txt"
 
@@ -28,3 +29,12 @@ def test_the_command_for_compilers_is_true_of_a_clone_and_of_a_wheel(tmp_path, m
     monkeypatch.syspath_prepend(tmp_path)
     found = errors.compilers(tmp_path / "requirements-compilers.txt")  # as beside an installed wheel
     assert sorted(found) == sorted(f"{one.name}{one.specifier}" for one in wanted) and len(found) == 5
+
+
+def test_a_gpu_compiler_is_missing_where_no_plugin_is_installed(monkeypatch):
+    def find_spec(name):
+        raise ModuleNotFoundError(f"No module named {name.partition('.')[0]!r}")
+
+    monkeypatch.setattr(targets.importlib.util, "find_spec", find_spec)
+    with pytest.raises(errors.MissingCompiler, match="^the compiler for h100 is missing: python -m pip install"):
+        targets.devices("h100")
