@@ -36,5 +36,5 @@ def test_a_gpu_compiler_is_missing_where_no_plugin_is_installed(monkeypatch):
         raise ModuleNotFoundError(f"No module named {name.partition('.')[0]!r}")
 
     monkeypatch.setattr(targets.importlib.util, "find_spec", find_spec)
-    with pytest.raises(errors.MissingCompiler, match="^the compiler for h100 is missing: python -m pip install"):
+    with pytest.raises(errors.MissingCompiler, match="the compiler for h100 is missing: python"):
         targets.devices("h100")
