@@ -108,5 +108,5 @@ class DataConfig(Section):
         """The same with the positions `continue`, and defaults for keys that only other positions use."""
         changes = {"positions": "continue", "max_position": 0}
         unused = (each for each in self.declared() if not each.is_used(vars(self) | changes))
-        defaults = {each.name.rpartition(".")[2]: each.default for each in unused}
+        defaults = {each.field: each.default for each in unused}
         return dataclasses.replace(self, **defaults, **changes)

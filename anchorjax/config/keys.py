@@ -90,6 +90,11 @@ class Key:
         return cls(section.path(field.name), kind, item, field.default, **field.metadata)
 
     @property
+    def field(self) -> str:
+        """The name within its section."""
+        return self.name.rpartition(".")[2]
+
+    @property
     def allowed(self) -> str:
         """What a value must be, as in "it must be ..."."""
         if self.choices:
@@ -128,15 +133,12 @@ class Section:
 
     def __post_init__(self):
         for each in self.declared():
-            name = each.name.rpartition(".")[2]
-            object.__setattr__(self, name, each.checked(getattr(self, name)))
+            object.__setattr__(self, each.field, each.checked(getattr(self, each.field)))
         for each in self.declared():
             if not each.is_used(vars(self)):
-                name, (other, value) = each.name.rpartition(".")[2], each.used_with
-                is_default = getattr(self, name) == each.default
-                self.require(
-                    is_default, name, f"only {self.path(other)}={value} uses it, so it must be {each.default!r}"
-                )
+                other, value = each.used_with
+                allowed = f"only {self.path(other)}={value} uses it, so it must be {each.default!r}"
+                self.require(getattr(self, each.field) == each.default, each.field, allowed)
 
     @classmethod
     @functools.cache

@@ -191,7 +191,7 @@ class LoraConfig(Section):
 
 
 def _defaults(section: type[Section], *roles: str) -> dict:
-    return {each.name.rpartition(".")[2]: each.default for each in section.declared() if each.role in roles}
+    return {each.field: each.default for each in section.declared() if each.role in roles}
 
 
 SIZES = tuple(_defaults(ModelConfig, "size"))
