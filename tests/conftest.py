@@ -6,10 +6,12 @@ import pathlib
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Programs that tests start import this checkout, and not another one that happens to be installed.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(pathlib.Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-# Level 0 halves the time of compilation, of which these tests mostly consist.
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 
 import pytest
+
+from tests import xla
+
+os.environ["XLA_FLAGS"] = xla.flags(num_devices=8)
 
 
 @pytest.fixture(scope="session")

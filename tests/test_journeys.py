@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import anchorjax
-from tests import tiny
+from tests import tiny, xla
 
 ROOT = Path(anchorjax.__file__).parent
 JOURNEYS = Path(__file__).parent / "journeys"
@@ -78,8 +78,7 @@ def site(tmp_path_factory) -> Path:
 
 
 def python(site: Path, directory: Path, program: str) -> str:
-    environ = os.environ | {"PYTHONPATH": str(site), "JAX_PLATFORMS": "cpu"}
-    environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+    environ = os.environ | {"PYTHONPATH": str(site), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla.flags(num_devices=2)}
     command = [sys.executable, "-B", "-c", program]
     done = subprocess.run(command, cwd=directory, env=environ, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

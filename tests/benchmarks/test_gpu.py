@@ -19,6 +19,7 @@ from anchorjax.masks import Mask, count_live_pairs
 from benchmarks.gpu_parts import attention, contract_cases, part, rows, tables, training_step
 from benchmarks.gpu_parts.workers import Failed, Worker
 from configs import quickstart
+from tests import xla
 from tests.compilers import require_compiler, run_program
 from tests.training.jobs import ROOT
 
@@ -44,7 +45,7 @@ if any("contract_worker" in argument for argument in sys.orig_argv):
 
 def gpu(*arguments: str, **env: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "benchmarks.gpu", *arguments]
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"} | env
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla.flags()} | env
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=1800)
 
 

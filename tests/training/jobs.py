@@ -6,7 +6,7 @@ import pathlib
 import subprocess
 import sys
 
-from tests import tiny
+from tests import tiny, xla
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Dropout, so that the random key matters; saves and evaluations at different steps.
@@ -27,7 +27,7 @@ class Jobs:
         self.config = directory / "tiny_run.py"
         tiny.write_file(self.config, data__data_dir=data_dir, **OVERRIDES)
         self.env = os.environ | {
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",
+            "XLA_FLAGS": xla.flags(),
             "JAX_COMPILATION_CACHE_DIR": str(directory / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",

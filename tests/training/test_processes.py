@@ -9,6 +9,7 @@ import pytest
 
 from anchorjax.errors import UsageError
 from anchorjax.training import processes
+from tests import xla
 from tests.training.jobs import ROOT
 
 JOB = {"JAX_COORDINATOR_ADDRESS": "localhost:1234", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
@@ -95,7 +96,7 @@ def test_two_processes_find_each_other():
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     job = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PLATFORMS": "cpu"}
-    job |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": str(ROOT)}
+    job |= {"XLA_FLAGS": xla.flags(num_devices=2), "PYTHONPATH": str(ROOT)}
     started = [
         subprocess.Popen(
             [sys.executable, "-c", WORKER],
