@@ -1,5 +1,6 @@
 """Eight simulated devices, a tiny configuration and its data, for every test."""
 
+import gc
 import os
 import pathlib
 
@@ -12,6 +13,8 @@ import pytest
 from tests import xla
 
 os.environ["XLA_FLAGS"] = xla.flags(num_devices=8)
+# Looking through all that jax, torch and their caches hold took 0.7 s each time, and 8% of these tests' time.
+gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.fixture(scope="session")

@@ -94,6 +94,7 @@ def test_its_program_trains_from_any_directory(site, tmp_path):
     environ = os.environ | {"PYTHONPATH": str(site)}
     arguments = ["train", "--config=quickstart", "--workdir=run", "--config.train.steps=1"]
     arguments += ["--config.data.seq_len=256", "--config.data.batch_size=8", f"--config.data.data_dir={tmp_path}/data"]
+    arguments += ["--config.eval.final_rows=8"]
     command = [site / "bin" / "anchorjax", *arguments]
     done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

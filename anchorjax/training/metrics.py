@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import tqdm
-from tensorboardX import SummaryWriter
 
 from anchorjax.config import Config
 from anchorjax.files import write_atomically
@@ -129,6 +128,8 @@ class Writer:
         self._file = open(self._path, "a")  # noqa: SIM115 - open for the run
         self._events = None
         if tensorboard:
+            from tensorboardX import SummaryWriter  # imports torch, if that is installed: 1.4 s
+
             self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
 
     def write(self, step: int, kind: str, values: dict) -> None:
