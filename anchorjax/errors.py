@@ -68,6 +68,14 @@ class TrainingError(UserError):
     """Training cannot continue; the last checkpoint is valid."""
 
 
+class PeerError(UserError):
+    """Another process of the job failed, so that this one cannot go on. It has the other's exit code."""
+
+    def __init__(self, process: int, fault: str, exit_code: int):
+        super().__init__(f"process {process} failed: {fault}")
+        self.exit_code = exit_code
+
+
 class MissingCompiler(UserError):
     """The compiler for the target hardware is not installed."""
 

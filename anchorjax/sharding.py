@@ -30,6 +30,7 @@ PER_DEVICE = PartitionSpec(TOKENS)  # [devices along data, fsdp and context, ...
 HIDDEN = PartitionSpec(ROWS, "context", "tensor")  # [B, T, F]: inside a feed-forward layer
 MICRO_BATCHES = PartitionSpec(ROWS, None, "context")  # [B / parts, parts, T]: each device cuts its own rows
 WHOLE_ROWS = PartitionSpec(ROWS)  # [B, ...]: whole rows, for what goes along a row and is no attention
+EACH_DEVICE = PartitionSpec(AXES)  # [devices]: one number of each
 REPLICATED = PartitionSpec()  # the same on each device: what the host reads
 
 # Weights where they rest: D along fsdp; heads, the feed-forward width and the vocabulary along tensor. By their axes.
@@ -110,10 +111,41 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=devices)
 
 
-def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """This process's rows of a batch (numpy, [B / processes, T]) -> global arrays [B, T] on the mesh."""
-    sharding = NamedSharding(mesh, BATCH)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+def rows_here(mesh: Mesh, num_rows: int) -> list[int]:
+    """The rows of a batch of `num_rows` of which this process's devices hold any token, ascending."""
+    placed = NamedSharding(mesh, WHOLE_ROWS).addressable_devices_indices_map((num_rows,))
+    return sorted({row for (rows,) in placed.values() for row in range(num_rows)[rows]})
+
+
+def shard_batch(batch: Batch, mesh: Mesh, num_rows: int | None = None) -> Batch:
+    """Puts a batch on the mesh: each device gets its rows, and its tokens of them.
+
+    Args:
+      batch: numpy arrays [len(rows_here), T]: this process's rows whole, in the order of `rows_here`.
+      num_rows: of the batch that all processes have together; None: one process has them all.
+
+    Returns:
+      Arrays [num_rows, T] of all processes. `jax.make_array_from_process_local_data` would take two processes that
+      share rows for two that have rows of their own, and make [2 num_rows, T / 2] of them without a word.
+
+    Raises:
+      ValueError: the batch has more or fewer rows than this process holds.
+    """
+    given = len(batch.tokens_BT)
+    num_rows = given if num_rows is None else num_rows
+    here = rows_here(mesh, num_rows)
+    if given != len(here):
+        raise ValueError(f"a batch has {given} rows; this process holds {len(here)} of {num_rows}")
+    sharding, place = NamedSharding(mesh, BATCH), {row: place for place, row in enumerate(here)}
+
+    def put(x_BT: np.ndarray) -> jax.Array:
+        def of_device(index: tuple[slice, slice]) -> np.ndarray:
+            rows = [place[row] for row in range(num_rows)[index[0]]]
+            return x_BT[rows[0] : rows[-1] + 1, index[1]]
+
+        return jax.make_array_from_callback((num_rows, *x_BT.shape[1:]), sharding, of_device)
+
+    return jax.tree.map(lambda x: put(np.asarray(x)), batch)
 
 
 def abstract(make, *args):

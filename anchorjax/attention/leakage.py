@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from anchorjax import processes
 from anchorjax.attention.plan import Plan
 from anchorjax.errors import LeakageError
 from anchorjax.masks import Mask, allowed
@@ -69,14 +70,14 @@ def probe(
       tokens: (row, place in the array) of the tokens to change.
       sharding: of q, k and v on the current mesh; None leaves them to the default device.
     """
-    mask = _mask_of(mask_or_plan)
+    mask = _on_host(_mask_of(mask_or_plan))
     q_BTNH, k_BTKH, v_BTKH = _draw(mask.q_index_BT.shape, num_heads, num_kv_heads, head_dim, dtype, sharding)
     before_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, mask_or_plan)
     findings = []
     for row, token in tokens:
         added = ((q_BTNH, 0), (k_BTKH, 0), (v_BTKH, _PERTURBATION))
         changed = (_change(x, row, token, perturbation) for x, perturbation in added)
-        changed_BT = np.asarray(_differs(attend(*changed, mask_or_plan), before_BTNH))
+        changed_BT = processes.to_host(_differs(attend(*changed, mask_or_plan), before_BTNH))
         wanted_BT = _sees(mask, row, token)
         leaks, blind = np.argwhere(changed_BT & ~wanted_BT), np.argwhere(wanted_BT & ~changed_BT)
         findings.append(Finding(row, token, leaks, blind))
@@ -98,7 +99,7 @@ def probe_gradients(
 
     Costs a forward and a backward pass of `attend` for each token. The arguments are those of `probe`.
     """
-    mask = _mask_of(mask_or_plan)
+    mask = _on_host(_mask_of(mask_or_plan))
     q_BTNH, k_BTKH, v_BTKH = _draw(mask.q_index_BT.shape, num_heads, num_kv_heads, head_dim, dtype, sharding)
 
     @jax.jit
@@ -112,7 +113,7 @@ def probe_gradients(
     findings = []
     for row, token in tokens:
         found = reached(q_BTNH, k_BTKH, v_BTKH, row, token, mask_or_plan)
-        reached_by_dk_BT, reached_by_dv_BT = map(np.asarray, found)
+        reached_by_dk_BT, reached_by_dv_BT = map(processes.to_host, found)
         wanted_BT = _seen(mask, row, token)
         missing_BT = ~reached_by_dv_BT
         if wanted_BT.sum() > 1:  # the weight of an only key is 1, whatever it is: dk is zero
@@ -124,6 +125,11 @@ def probe_gradients(
 
 def _mask_of(mask_or_plan: Mask | Plan) -> Mask:
     return mask_or_plan.mask if isinstance(mask_or_plan, Plan) else mask_or_plan
+
+
+def _on_host(mask: Mask) -> Mask:
+    """The mask with numpy arrays, of all tokens."""
+    return jax.tree.map(processes.to_host, mask)
 
 
 @functools.partial(jax.jit, static_argnums=range(6))
@@ -165,8 +171,8 @@ def _seen(mask: Mask, row: int, token: int) -> np.ndarray:
 def _by_rule(mask: Mask, row: int, queries, keys) -> np.ndarray:
     """Bool [B, T]: the rule between one token of a row and all of the row, false in other rows."""
     result_BT = np.zeros(mask.q_index_BT.shape, bool)
-    q_index, q_segment = (np.asarray(x)[row, queries] for x in (mask.q_index_BT, mask.q_segment_ids_BT))
-    kv_index, kv_segment = (np.asarray(x)[row, keys] for x in (mask.kv_index_BS, mask.kv_segment_ids_BS))
+    q_index, q_segment = (x[row, queries] for x in (mask.q_index_BT, mask.q_segment_ids_BT))
+    kv_index, kv_segment = (x[row, keys] for x in (mask.kv_index_BS, mask.kv_segment_ids_BS))
     result_BT[row] = allowed(q_index, kv_index, q_segment, kv_segment, mask.num_anchors, mask.window)
     return result_BT
 

@@ -9,6 +9,7 @@ one that exists.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -20,6 +21,7 @@ from typing import Any, TypeVar
 import jax
 import orbax.checkpoint as ocp
 
+from anchorjax import processes
 from anchorjax.checkpoints.digest import digests
 from anchorjax.errors import CheckpointError, WorkdirError
 from anchorjax.models.linear import named_leaves
@@ -103,15 +105,16 @@ class Checkpoints:
         Raises:
           CheckpointError: checkpoints are there, but none can be read; training from scratch would lose them.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
+        steps = processes.value_of_main(sorted(self._manager.all_steps(), reverse=True))
         for place, step in enumerate(steps):
             try:
                 restored = self._restore(step, like)
-                self._set_aside(steps[:place])
-                return restored
             except Exception as error:  # damage surfaces as whatever Orbax's parser trips over
                 reason = _first_line(error)
                 log.warning("checkpoint %d in %s cannot be read and is passed over: %s", step, self.directory, reason)
+                continue
+            self._set_aside(steps[:place])
+            return restored
         if steps:
             raise CheckpointError(f"none of the checkpoints {sorted(steps)} in {self.directory} can be read")
         return None
@@ -177,7 +180,7 @@ class Checkpoints:
         return CheckpointError(f"checkpoint {step} in {self.directory} cannot be read: {_first_line(error)}")
 
     def _restore(self, step: int, like: State) -> tuple[State, dict[str, Any]]:
-        meta, target = self._meta(step), named_leaves(like)
+        meta, target = processes.together(lambda: self._meta(step)), named_leaves(like)
         leaves = self._leaves(step, target, meta)
         return jax.tree.unflatten(jax.tree.structure(like), leaves.values()), meta
 
@@ -191,7 +194,8 @@ class Checkpoints:
         """Some of a checkpoint's leaves, or all, in the order of `target`."""
         restore_args = ocp.checkpoint_utils.construct_restore_args(target)
         args = ocp.args.PyTreeRestore(target, restore_args, partial_restore=len(target) < len(meta["digests"]))
-        leaves = self._manager.restore(step, args=ocp.args.Composite(state=args)).state
+        read = functools.partial(self._manager.restore, step, args=ocp.args.Composite(state=args))
+        leaves = processes.together(read).state  # a process may find damage in its part of an array
         changed = [name for name, digest in digests(leaves).items() if digest != meta["digests"][name]]
         if changed:
             raise ValueError(f"not what was saved: {', '.join(changed)}")
@@ -200,9 +204,13 @@ class Checkpoints:
     def _set_aside(self, steps: list[int]) -> None:
         if self._read_only or not steps:
             return
-        for step in steps:
-            path = self.directory / f"{step:0{_DIGITS}d}"
-            path.rename(path.with_name(f"unreadable-{path.name}-{time.time_ns()}"))
+
+        def rename() -> None:
+            for step in steps:
+                path = self.directory / f"{step:0{_DIGITS}d}"
+                path.rename(path.with_name(f"unreadable-{path.name}-{time.time_ns()}"))
+
+        processes.on_main(rename)
         self._manager.reload()
 
     def wait(self) -> None:

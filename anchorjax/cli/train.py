@@ -4,6 +4,7 @@
 saving (run again to resume).
 """
 
+import functools
 import shlex
 from collections.abc import Sequence
 
@@ -27,9 +28,11 @@ def train(argv: Sequence[str], program: str) -> int:
     """Raises UserError; see `loop.run`."""
     usage = f"{program} --config=quickstart --workdir=runs/quickstart [--config.KEY=VALUE ...]"
     config, options = overrides.parse(argv, OPTIONS, usage)
-    from anchorjax import accelerators  # jax takes a second to import: a typo is found before that
-    from anchorjax.training import loop, processes
+    from anchorjax import accelerators, processes  # jax takes a second to import: a typo is found before that
+    from anchorjax.training import loop
 
     processes.start()
     accelerators.warn_if_unused()
-    return loop.run(config, options["workdir"], shlex.join([*program.split(), *argv]))
+    command = shlex.join([*program.split(), *argv])
+    job = functools.partial(loop.run, config, options["workdir"], command)
+    return processes.ended(lambda: run_program(program, job), harmless=(loop.DONE, loop.PREEMPTED))

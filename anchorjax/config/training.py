@@ -95,6 +95,13 @@ class TrainConfig(Section):
     loss_chunk: int = key(1024, "tokens of a device whose logits exist at once", low=1)
     log_every: int = key(10, "steps between lines of metrics.jsonl, which hold their mean loss", low=1, resume="free")
     tensorboard: bool = key(True, "write TensorBoard events beside metrics.jsonl", resume="free")
+    timeout_s: float = key(
+        1800.0,
+        "seconds that one step, save or evaluated batch of a job of several processes may take, with its compilation; "
+        "then the process ends with its stacks printed, as one that is stuck would hold up all; 0: no limit",
+        low=0,
+        resume="free",
+    )
     peak_tflops: float = key(
         0.0,
         "TFLOP/s of a device, for MFU; 0: the table in anchorjax/models/flops.py, if it has the device",

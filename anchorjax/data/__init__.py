@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from anchorjax.config import DataConfig
@@ -83,17 +83,19 @@ def train_batches(
     *,
     seed: int,
     start_step: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
-    """Endless numpy batches of this process for steps start_step, start_step + 1, ...
+    """Endless numpy batches for steps start_step, start_step + 1, ...
 
-    The global batch of step s is rows s * batch_size .. (s + 1) * batch_size - 1, and each process yields its
-    contiguous share [batch_size / process_count, T]. `config.prefetch` batches are packed ahead in a thread,
-    and by `config.workers` processes if not 0. Call the iterator's `close()` at the end: it stops them.
+    The batch of step s is rows s * batch_size .. (s + 1) * batch_size - 1, on any number of processes.
+    `config.prefetch` batches are packed ahead in a thread, and by `config.workers` processes if not 0. Call the
+    iterator's `close()` at the end: it stops them.
+
+    Args:
+      rows: which rows of each batch to yield [len(rows), T]: those of this process (`sharding.rows_here`); None: all.
 
     Raises:
-      ValueError: batch_size does not divide by process_count, or a negative start_step.
+      ValueError: rows that a batch does not have, or a negative start_step.
     """
     import grain  # slow to import, and only training needs it
     from absl import flags
@@ -101,8 +103,8 @@ def train_batches(
     if start_step < 0:
         raise ValueError(f"start_step is {start_step}; allowed: 0 or more")
     packer = row_packer(store, tokenizer, config, seed)
-    rows = PackedRows(packer, config.batch_size, process_index, process_count)
-    batches = grain.MapDataset.source(rows).batch(rows.share_rows, drop_remainder=True, batch_fn=stack)
+    packed = PackedRows(packer, config.batch_size, rows)
+    batches = grain.MapDataset.source(packed).batch(len(packed.rows), drop_remainder=True, batch_fn=stack)
     # One thread keeps ahead of the accelerator; more would only take turns at Python's lock.
     threads = 1 if config.prefetch else 0
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=config.prefetch)
@@ -115,13 +117,15 @@ def train_batches(
     return iter(batches)
 
 
-def eval_rows(store: TokenStore, tokenizer: Tokenizer, config: DataConfig, max_rows: int) -> Iterator[Batch]:
+def eval_rows(
+    store: TokenStore, tokenizer: Tokenizer, config: DataConfig, max_rows: int, rows: Sequence[int] | None = None
+) -> Iterator[Batch]:
     """Batches [batch_size, T] of one pass in document order, of at most `max_rows` rows (0: all).
 
     Rows are those of concat_split, without interleaving or upsampling, so that runs that differ in these can be
     compared; tags are as in training. Positions that skip, such as `pose`, become `continue`: they are a way to train,
     and a held-out loss must not depend on their draws. The last batch is filled up with rows without a target, an
-    anchor and padding, so that all shapes are equal.
+    anchor and padding, so that all shapes are equal. `rows` is that of `train_batches`.
     """
     config = dataclasses.replace(config, packing="concat_split", interleave=0, upsample_long=False)
     if config.positions in SKIPPING:
@@ -129,7 +133,7 @@ def eval_rows(store: TokenStore, tokenizer: Tokenizer, config: DataConfig, max_r
     packer = row_packer(store, tokenizer, config, seed=None)
     count = min(max_rows, packer.rows_per_epoch) if max_rows else packer.rows_per_epoch
     for first in range(0, count, config.batch_size):
-        indices = range(first, first + config.batch_size)
+        indices = [first + row for row in (range(config.batch_size) if rows is None else rows)]
         yield stack([packer.row(i) if i < count else packer.empty_row() for i in indices])
 
 

@@ -43,7 +43,7 @@ class Evaluator:
     """Compiled once; call it with weights and host batches."""
 
     def __init__(self, steps: Steps, token_bytes_V: np.ndarray, mesh: Mesh):
-        self._mesh = mesh
+        self._mesh, self._num_rows = mesh, steps.config.data.batch_size
         self._edges = bucket_edges(steps.config.data.seq_len)
         self._num_anchors = steps.num_anchors
         self._knows_documents = steps.config.data.mask != "full"  # there all tokens have one segment id
@@ -78,8 +78,8 @@ class Evaluator:
         return self.summary(self.sums(params, batch) for batch in batches)
 
     def sums(self, params: Decoder, batch: Batch) -> dict:
-        """The sums of one batch, as JSON keeps them to the last bit."""
-        part = self._sums(params, shard_batch(batch, self._mesh))
+        """The sums of one batch, of which this process has its rows, as JSON keeps them to the last bit."""
+        part = self._sums(params, shard_batch(batch, self._mesh, self._num_rows))
         return jax.tree.map(lambda x: np.asarray(x, np.float64).tolist(), part)
 
     def summary(self, parts: Iterable[dict]) -> dict:

@@ -2,8 +2,11 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import itertools
+import json
 import math
+import operator
 import os
 import signal
 import time
@@ -11,14 +14,15 @@ from pathlib import Path
 
 import jax
 
-from anchorjax import data
+import anchorjax
+from anchorjax import data, processes
 from anchorjax.checkpoints.orbax import Checkpoints, DataPosition
-from anchorjax.config import Config
+from anchorjax.config import KEYS, Config
 from anchorjax.data.rows import contexts
 from anchorjax.data.store.tokens import TokenStore
-from anchorjax.errors import TrainingError, UsageError, WorkdirError
-from anchorjax.sharding import shard_batch
-from anchorjax.training import objectives, processes, trainable
+from anchorjax.errors import TrainingError, WorkdirError
+from anchorjax.sharding import rows_here, shard_batch
+from anchorjax.training import objectives, trainable
 from anchorjax.training.evaluate import Evaluator
 from anchorjax.training.metrics import MeanLoss, Progress, Rates, Writer
 from anchorjax.training.probe import probe_attention
@@ -40,7 +44,8 @@ def run(config: Config, workdir: str | Path, command: str = "") -> int:
       DONE, or PREEMPTED after a SIGTERM or Ctrl-C: the state is saved and the same command goes on from it.
 
     Raises:
-      UsageError: more than one process: rows would be repeated, as each would pack all of them.
+      UsageError: the job's processes differ in configuration, code, text or tokenizer.
+      PeerError: another process of the job raised one of these.
       ConfigError: the configuration does not fit the devices, the tokenizer or the checkpoint in init_from.
       WeightsError: that checkpoint cannot be read, or is not supported.
       DataError: the token store in data.store is damaged, or none.
@@ -50,14 +55,34 @@ def run(config: Config, workdir: str | Path, command: str = "") -> int:
       TrainingError: the loss is not finite.
     """
     stop = StopSignal()  # first: a SIGTERM during compilation is answered at the first step
-    if processes.count() > 1:
-        raise UsageError(f"training runs in one process so far, not in {processes.count()}")
-    setup = Setup.make(config, Path(workdir).expanduser())
-    with Workdir(workdir).open(setup.saved) as directory, jax.set_mesh(setup.mesh):  # before text is tokenized
-        section, tokenizer = setup.config.data, setup.store_tokenizer
-        stores = {split: data.load_store(section, split, tokenizer) for split in ("train", "validation")}
-        directory.begin(command)
+    setup = processes.together(lambda: Setup.make(config, Path(workdir).expanduser()))
+    processes.same(_facts(setup))
+    with Workdir(workdir) as directory, jax.set_mesh(setup.mesh):
+        processes.on_main(lambda: directory.open(setup.saved))  # before text is tokenized
+        stores = processes.main_first(lambda: _load_stores(setup))
+        processes.same({f"the {split} text": store.fingerprint for split, store in stores.items()})
+        processes.on_main(lambda: directory.begin(command))
+        mark = processes.value_of_main(directory.mark())
+        processes.together(lambda: directory.check_mark(mark))
         return Job(setup, stores, directory, stop).run()
+
+
+def _load_stores(setup: Setup) -> dict[str, TokenStore]:
+    section, tokenizer = setup.config.data, setup.store_tokenizer
+    return {split: data.load_store(section, split, tokenizer) for split in ("train", "validation")}
+
+
+def _facts(setup: Setup) -> dict[str, str]:
+    """What all processes of a job must have alike before they read anything."""
+    code = hashlib.sha256()
+    for file in sorted(Path(anchorjax.__file__).parent.rglob("*.py")):
+        code.update(file.read_bytes())
+    return {
+        "the version of JAX": jax.__version__,
+        "the code of anchorjax": f"{anchorjax.__version__} ({code.hexdigest()[:12]})",
+        **{f"config.{name}": json.dumps(operator.attrgetter(name)(setup.saved)) for name in KEYS},
+        "the tokenizer": setup.store_tokenizer.name,
+    }
 
 
 class StopSignal:
@@ -65,6 +90,7 @@ class StopSignal:
 
     def __init__(self):
         self.received: str | None = None  # the signal's name
+        self._signals = processes.Signals()
         signal.signal(signal.SIGTERM, self._set)
         signal.signal(signal.SIGINT, self._set)
 
@@ -77,8 +103,9 @@ class StopSignal:
 
     def agreed(self) -> str | None:
         """The signal that any process of the job received; all processes must ask at the same place."""
-        self.received = processes.agree(self.received)
-        return self.received
+        signal_of_all = self._signals.agreed(self.received)
+        self.received = signal_of_all or self.received
+        return signal_of_all
 
 
 class Job:
@@ -96,15 +123,18 @@ class Job:
         self.state, self.first_step = self._start()
         self.train_step = jax.jit(steps.train, donate_argnums=0)
         self.evaluate = Evaluator(setup.steps, self.tokenizer.token_bytes_V, setup.mesh)
-        self.writer = None  # made when there is something to write
-        self.progress = Progress(self.config.train.steps, self.first_step)
+        self.writer = None  # process 0's, made when there is something to write
+        self.progress = Progress(self.config.train.steps, self.first_step, quiet=not processes.is_main())
+        self.watchdog = processes.Watchdog(self.config.train.timeout_s)
+        self._rows = rows_here(setup.mesh, self.config.data.batch_size)
         self.rates, self.mean_loss = Rates(self.config), MeanLoss(self.config.train.log_every)
 
     def _start(self) -> tuple[TrainState, int]:
         restored = self.checkpoints.restore_latest(self.setup.abstract_state())
         if restored is None:
             state = self.setup.first_state()
-            self.setup.keep_source(self.directory.path)  # last, so that what is resumed has begun
+            # Last, so that what is resumed has begun.
+            processes.on_main(lambda: self.setup.keep_source(self.directory.path))
             return state, 0
         state, meta = restored
         position = DataPosition(**meta["data"])
@@ -130,13 +160,16 @@ class Job:
         with contextlib.ExitStack() as stack:
             stack.callback(self.progress.close)
             stack.callback(self.checkpoints.close)
-            steps, summary = self.config.train.steps, self.directory.read_json("summary.json")
+            stack.enter_context(self.watchdog)
+            steps = self.config.train.steps
+            summary = processes.value_of_main(self.directory.read_json("summary.json"))
             if summary and self.first_step == steps:
                 self.progress.say("this run is finished; give a new one its own --workdir")
                 self._show(summary)
                 return DONE
-            self.writer = Writer(self.directory.path, self.first_step, steps, self.config.train.tensorboard)
-            stack.callback(self.writer.close)
+            if processes.is_main():
+                self.writer = Writer(self.directory.path, self.first_step, steps, self.config.train.tensorboard)
+                stack.callback(self.writer.close)
             finished = self._train() and self._sum_up()
             if not finished:
                 where = self.directory.path
@@ -165,12 +198,13 @@ class Job:
         """Runs the remaining steps; False if a signal ended it. The state is saved in both cases."""
         steps, config = self.config.train.steps, self.config
         batches = data.train_batches(
-            self.store, self.tokenizer, config.data, seed=config.seed, start_step=self.first_step
+            self.store, self.tokenizer, config.data, seed=config.seed, start_step=self.first_step, rows=self._rows
         )
         running = None  # the step that the device is working on: (number, its metrics)
         with contextlib.closing(batches):
             for step in range(self.first_step + 1, steps + 1):
-                batch = shard_batch(next(batches), self.setup.mesh)
+                self.watchdog.step()
+                batch = shard_batch(next(batches), self.setup.mesh, config.data.batch_size)
                 if step == self.first_step + 1:
                     self._probe(batch)
                 self.state, metrics = self.train_step(self.state, batch)
@@ -229,15 +263,19 @@ class Job:
             rates = self.rates.read()
             del metrics["live_pairs"]
             metrics["loss"] = self.mean_loss.read()
-            self.writer.write(step, "train", {**metrics, **rates})
+            self._write(step, "train", {**metrics, **rates})
             self.progress.show(step, metrics["loss"], rates.get("tokens_per_s"))
+
+    def _write(self, step: int, kind: str, values: dict) -> None:
+        if self.writer:
+            self.writer.write(step, kind, values)
 
     def _evaluate(self, step: int) -> None:
         started = time.perf_counter()
         result = self._held_out_loss(self.config.eval.rows)
         if result is None:
             return
-        self.writer.write(step, "eval", result)
+        self._write(step, "eval", result)
         self.progress.say(
             f"step {step}  held-out loss {result['loss']:.4f}, {result['bits_per_byte']:.4f} bits per byte "
             f"({result['targets']:,} targets)"
@@ -255,7 +293,7 @@ class Job:
         """None if a signal came in between: the grace time is for the save."""
         if self.stop.agreed():
             return None
-        rows = data.eval_rows(self.held_out, self.tokenizer, self.config.data, max_rows)
+        rows = data.eval_rows(self.held_out, self.tokenizer, self.config.data, max_rows, self._rows)
         unless_stopped = itertools.takewhile(lambda _: not self.stop.agreed(), rows)
         # The first batch is taken in any case: an evaluation of nothing is an error.
         result = self.evaluate(self.state.params, itertools.chain(itertools.islice(rows, 1), unless_stopped))
@@ -267,7 +305,7 @@ class Job:
         if result is None:
             return False
         step = self.config.train.steps
-        self.writer.write(step, "eval", result)
+        self._write(step, "eval", result)
         summary = {
             "step": step,
             "validation_loss": result["loss"],
@@ -276,12 +314,14 @@ class Job:
             "first_step": self.first_step + 1,  # where this process began: the rates below count from there
             **self.rates.totals(),
         }
-        self.directory.write_json("summary.json", summary)
+        processes.on_main(lambda: self.directory.write_json("summary.json", summary))
         self._show(summary)
         return True
 
     def _show(self, summary: dict) -> None:
         self.progress.close()
+        if not processes.is_main():
+            return
         print(_report(summary, self.directory.path), flush=True)
 
 

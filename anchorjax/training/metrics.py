@@ -170,10 +170,11 @@ def _comes_again(line: str, first_step: int, steps: int) -> bool:
 class Progress:
     """One live line on a terminal; a plain line per logged step elsewhere."""
 
-    def __init__(self, steps: int, first_step: int):
-        self._steps, self._first = steps, first_step
+    def __init__(self, steps: int, first_step: int, quiet: bool = False):
+        """`quiet`: nothing is printed, as another process does."""
+        self._steps, self._first, self._quiet = steps, first_step, quiet
         self._started = None
-        live = sys.stderr.isatty()
+        live = sys.stderr.isatty() and not quiet
         self._bar = tqdm.tqdm(
             total=steps, initial=first_step, disable=not live, unit="step", dynamic_ncols=True, leave=False
         )
@@ -199,6 +200,8 @@ class Progress:
 
     def say(self, text: str) -> None:
         """A line of its own, above the live one."""
+        if self._quiet:
+            return
         with tqdm.tqdm.external_write_mode(file=sys.stderr):
             print(text, file=sys.stderr, flush=True)
 

@@ -2,12 +2,12 @@
 
 import jax
 
+from anchorjax import processes
 from anchorjax.attention import leakage, parallel
 from anchorjax.masks import Mask
 from anchorjax.models.decoder import masks_of_kinds
 from anchorjax.models.spec import Spec
 from anchorjax.sharding import HEADS
-from anchorjax.training import processes
 from anchorjax.types import Batch
 
 GRADIENTS = 3  # each takes three to four times as long as the change of a token

@@ -8,6 +8,9 @@ summary.json    written at the end
 
 import fcntl
 import json
+import os
+import secrets
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +55,8 @@ class Workdir:
         try:
             self._take_lock()
             self._refuse_other_config(self._config)
+            self._lock.write(f"{socket.gethostname()} {os.getpid()} {secrets.token_hex(8)}\n")
+            self._lock.flush()
         except BaseException:
             self.close()
             raise
@@ -81,6 +86,19 @@ class Workdir:
             self._keep_command(command)
             (self.path / "summary.json").unlink(missing_ok=True)  # after config.json, which tells that it is too short
         return self
+
+    def mark(self) -> str:
+        """What the job's process 0 wrote into run.lock, as this process sees it; "" if there is none."""
+        lock = self.path / "run.lock"
+        return lock.read_text() if lock.exists() else ""
+
+    def check_mark(self, mark: str) -> None:
+        """Raises WorkdirError if this process sees another directory than process 0, whose `mark` it is."""
+        if self.mark() != mark:
+            raise WorkdirError(
+                f"--workdir={self.path} is another directory here than for the job's process 0; it must lie on a file "
+                "system that all processes share"
+            )
 
     def _has_trained(self) -> bool:
         metrics, checkpoints = self.path / "metrics.jsonl", self.path / "checkpoints"

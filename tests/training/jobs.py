@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -42,12 +43,63 @@ class Jobs:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, cwd=ROOT, env=self.env, **pipes)
 
+    def start_processes(
+        self, workdir: pathlib.Path, *arguments: str, count: int, devices: int = 4, faulty: dict | None = None
+    ) -> list[subprocess.Popen]:
+        """A job of `count` running processes, which share the devices.
+
+        Args:
+          faulty: {process: (KIND, STEP)} of faulty.py for processes that fail, and {process: [argument, ...]} for
+            processes that are given other arguments.
+        """
+        env = self.env | {
+            "XLA_FLAGS": xla.flags(devices // count),
+            "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
+            "JAX_NUM_PROCESSES": str(count),
+        }
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started = []
+        for index in range(count):
+            match (faulty or {}).get(index, []):
+                case (str(kind), int(step)):
+                    program, own = [str(pathlib.Path(__file__).with_name("faulty.py")), kind, str(step)], []
+                case list(own):
+                    program = ["train.py"]
+            command = [sys.executable, *program, f"--config={self.config}", f"--workdir={workdir}", *arguments, *own]
+            started.append(subprocess.Popen(command, cwd=ROOT, env=env | {"JAX_PROCESS_ID": str(index)}, **pipes))
+        return started
+
+    def run_processes(self, workdir: pathlib.Path, *arguments: str, expect: int | None = 0, **kwargs) -> list[str]:
+        """Waits for all of a job's processes, checks their exit codes and returns what each wrote to stderr."""
+        return finish(self.start_processes(workdir, *arguments, **kwargs), expect)
+
     def run(self, workdir: pathlib.Path, *arguments: str, expect: int = 0, **kwargs) -> str:
         """Waits for the end, checks the exit code and returns what was written to stderr."""
         process = self.start(workdir, *arguments, **kwargs)
         _, err = process.communicate(timeout=300)
         assert process.returncode == expect, (process.returncode, err[-3000:])
         return err
+
+
+def finish(started: list[subprocess.Popen], expect: int | None, timeout: float = 300) -> list[str]:
+    """What each process wrote to stderr; all must have exited with `expect`, or with any error if that is None."""
+    try:
+        said = [process.communicate(timeout=timeout)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    for process, err in zip(started, said, strict=True):
+        assert process.returncode == expect or (expect is None and process.returncode), (
+            process.returncode,
+            err[-3000:],
+        )
+    return said
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def lines(workdir: pathlib.Path, kind: str) -> list[dict]:

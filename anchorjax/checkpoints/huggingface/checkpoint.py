@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 from jax.sharding import NamedSharding
 
-from anchorjax import precision, sharding
+from anchorjax import precision, processes, sharding
 from anchorjax.checkpoints.huggingface.weights import BUFFERS, Weights, write_files
 from anchorjax.config import LoraConfig, ModelConfig
 from anchorjax.errors import WeightsError
@@ -122,7 +122,9 @@ def _some(names) -> str:
 
 def _put(leaf: jax.Array, value: np.ndarray, layer: int | None) -> jax.Array:
     pspec = leaf.sharding.spec if layer is None else sharding.one_layer(leaf.sharding.spec)
-    value = jax.device_put(value, NamedSharding(leaf.sharding.mesh, pspec))
+    # Each process puts its own devices' parts; `device_put` would send the tensor to all to compare it.
+    target = NamedSharding(leaf.sharding.mesh, pspec)
+    value = jax.make_array_from_callback(value.shape, target, lambda index: value[index])
     # Waits, so that the host never holds two tensors.
     return jax.block_until_ready(_replace(leaf, value, layer))
 
@@ -144,7 +146,7 @@ def save(params: Decoder, model: ModelConfig, lora: LoraConfig, directory: Path,
         place = found[name]
         linear = linears.get(place.leaf)
         adapter = linear.adapter if linear else None
-        x = np.asarray(_take(leaves[place.leaf], adapter, place.layer, lora))
+        x = processes.to_host(_take(leaves[place.leaf], adapter, place.layer, lora))
         with np.errstate(over="ignore"):
             narrow = np.ascontiguousarray(place.to_checkpoint(x), DTYPES[dtype])
         if not np.isfinite(narrow).all():

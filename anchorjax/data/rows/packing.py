@@ -320,29 +320,27 @@ class RowPacker:
 
 
 class PackedRows:
-    """One process's rows, in the order it trains on them, as a random-access source for grain.
+    """The rows that one process trains on, in their order, as a random-access source for grain.
 
-    The global batch of step s is rows s * batch_size .. (s + 1) * batch_size - 1; each process holds a
-    contiguous share of every batch, so the shares of any number of processes joined in order are the same
-    batch.
+    The batch of step s is rows s * batch_size .. (s + 1) * batch_size - 1 of the packer; `rows` says which of these
+    a process reads, as its devices hold them. Processes whose devices share rows read the same ones.
     """
 
-    def __init__(self, packer: RowPacker, batch_size: int, process_index: int = 0, process_count: int = 1):
-        if batch_size < 1 or batch_size % process_count:
-            raise ValueError(f"batch_size is {batch_size}; it must be a positive multiple of {process_count} processes")
-        if not 0 <= process_index < process_count:
-            raise ValueError(f"process_index is {process_index} of {process_count} processes")
+    def __init__(self, packer: RowPacker, batch_size: int, rows: Sequence[int] | None = None):
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; allowed: 1 or more")
         self.packer = packer
-        self.share_rows = batch_size // process_count
+        self.rows = tuple(range(batch_size) if rows is None else rows)
+        if not self.rows or not all(0 <= row < batch_size for row in self.rows):
+            raise ValueError(f"rows are {self.rows}; allowed: some of 0 to {batch_size - 1}")
         self._batch_size = batch_size
-        self._first = process_index * self.share_rows
 
     def __len__(self) -> int:
         return 2**62  # endless: grain wraps an index at the length, which would repeat the first epoch
 
     def __getitem__(self, index: int) -> Row:
-        step, row = divmod(index, self.share_rows)
-        return self.packer.row(step * self._batch_size + self._first + row)
+        step, place = divmod(index, len(self.rows))
+        return self.packer.row(step * self._batch_size + self.rows[place])
 
     def __repr__(self) -> str:
-        return f"PackedRows({self.packer.rows_per_epoch} rows an epoch, {self.share_rows} a step)"
+        return f"PackedRows({self.packer.rows_per_epoch} rows an epoch, {len(self.rows)} a step)"

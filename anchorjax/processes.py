@@ -1,0 +1,294 @@
+"""The processes of one job: how they find each other, what they must do together, and how they end.
+
+A TPU v5p-64 is 16 hosts and two GPU nodes are two processes; each runs the same command. Everything that differs with
+the number of processes is asked here, so that the rest of the code reads as for one. One process opens no port, and
+for it every function below is what its name says without the others.
+
+What one process alone can find out (a file that is not there, a signal, another version) is told to all before any of
+them acts on it: a process that raises, or goes another way, while the others enter a collective leaves them waiting.
+
+    found by                                              on
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES,           any machines: set all three on each process
+    JAX_PROCESS_ID
+    JAX itself, once COUNTS or HOSTS tell of several      Slurm, Open MPI, TPU pods on Kubernetes
+"""
+
+import dataclasses
+import faulthandler
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+
+from anchorjax.errors import PeerError, UsageError
+from anchorjax.sharding import EACH_DEVICE
+
+VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+# Where schedulers say how many processes a job has, and TPU pods which hosts; JAX finds the rest by itself.
+COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES")
+SLURM_STEP = ("SLURM_STEP_NODELIST", "SLURM_PROCID")  # what srun adds for the processes that it starts
+HOSTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
+# Seconds until every process must have joined, until a silent process ends the job, and for the shutdown together.
+START_S, HEARTBEAT_S, SHUTDOWN_S = 300, 100, 60
+# Process 0 holds the coordinator, without which JAX ends the others: after an error it leaves so much later than they.
+LAST_S = 2.0
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Where process 0 listens ("host:port"), how many processes there are, and which of them this one is."""
+
+    coordinator: str
+    count: int
+    index: int
+
+
+def find(environ: Mapping[str, str]) -> Job | None:
+    """The job that `VARIABLES` name, or None if none of them is set.
+
+    Raises:
+      UsageError: some are missing, or hold what no job can have.
+    """
+    given = {name: environ[name] for name in VARIABLES if environ.get(name)}
+    missing = [name for name in VARIABLES if name not in given]
+    if len(missing) == len(VARIABLES):
+        return None
+    if missing:
+        raise UsageError(
+            f"{', '.join(given)} is set without {' and '.join(missing)}: a job of processes needs all three"
+        )
+    address, count, index = (given[name] for name in VARIABLES)
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise UsageError(f"JAX_COORDINATOR_ADDRESS={address} is not allowed: it must be host:port")
+    if not count.isdecimal() or int(count) < 1:
+        raise UsageError(f"JAX_NUM_PROCESSES={count} is not allowed: it must be a number from 1 on")
+    if not index.isdecimal() or int(index) >= int(count):
+        raise UsageError(f"JAX_PROCESS_ID={index} is not allowed: it must be from 0 to {int(count) - 1}")
+    return Job(address, int(count), int(index))
+
+
+def start(environ: Mapping[str, str] = os.environ) -> None:
+    """Joins this process to its job; call it before any other use of JAX. Alone, it does nothing.
+
+    Raises:
+      UsageError: variables that contradict each other, or processes that did not come within `START_S`.
+    """
+    job = find(environ)
+    if job and job.count == 1:
+        return
+    how: dict[str, Any] = {}
+    if job:
+        # By default the coordinator would listen on all of the machine's addresses.
+        how = {
+            "coordinator_address": job.coordinator,
+            "num_processes": job.count,
+            "process_id": job.index,
+            "cluster_detection_method": "deactivate",
+            "coordinator_bind_address": job.coordinator,
+        }
+    elif not (told_by := _detected(environ)):
+        return
+    limits = {
+        "initialization_timeout": START_S,
+        "heartbeat_timeout_seconds": HEARTBEAT_S,
+        "shutdown_timeout_seconds": SHUTDOWN_S,
+    }
+    try:
+        jax.distributed.initialize(**how, **limits)
+    except (RuntimeError, ValueError) as error:
+        where = f" at {job.coordinator}" if job else f", of which {told_by}={environ[told_by]} tells"
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"the job's processes did not come together{where}: {reason}") from error
+
+
+def _detected(environ: Mapping[str, str]) -> str | None:
+    """The variable that says that a scheduler started several processes, this one among them; None if none does."""
+    for name in COUNTS:
+        count = environ.get(name, "")
+        # A command typed inside an allocation has its SLURM_NTASKS, and is one process: srun did not start it.
+        is_started = not name.startswith("SLURM") or all(each in environ for each in SLURM_STEP)
+        if count.isdecimal() and int(count) > 1 and is_started:
+            return name
+    return next((name for name in HOSTS if "," in environ.get(name, "")), None)
+
+
+def count() -> int:
+    return jax.process_count()
+
+
+def is_main() -> bool:
+    """Whether this process writes the run's files and prints."""
+    return jax.process_index() == 0
+
+
+def gather(text: str) -> list[str]:
+    """The text of every process, in the order of their numbers; all must call it together."""
+    if count() == 1:
+        return [text]
+    own = np.frombuffer(text.encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(own.size))
+    padded = np.pad(own, (0, int(sizes.max()) - own.size))
+    rows = multihost_utils.process_allgather(padded)
+    return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]
+
+
+def together(call: Callable[[], T]) -> T:
+    """Calls it on every process. If it fails on any of them, it fails on all, and nobody waits for anybody.
+
+    Raises:
+      PeerError: it failed on another process, whose number and error are in the message.
+      Exception: what this process's own call raised.
+    """
+    if count() == 1:
+        return call()
+    result, error = None, None
+    try:
+        result = call()
+    except Exception as own:  # told to the others first, then raised
+        error = own
+    told = gather(json.dumps(error and [str(error) or type(error).__name__, getattr(error, "exit_code", 1)]))
+    if error is not None:
+        raise error
+    for number, fault in enumerate(map(json.loads, told)):
+        if fault is not None:
+            raise PeerError(number, *fault)
+    return result
+
+
+def on_main(call: Callable[[], object]) -> None:
+    """Calls it on process 0 alone; all wait for it, and fail if it fails. See `together`."""
+    together(call if is_main() else lambda: None)
+
+
+def main_first(call: Callable[[], T]) -> T:
+    """Calls it on process 0, and then on the others: what the first call makes on disk, theirs find there."""
+    made: list[T] = []
+    on_main(lambda: made.append(call()))
+    return together(lambda: made[0] if made else call())
+
+
+def same(facts: Mapping[str, str]) -> None:
+    """Makes sure that every process has the same facts, such as versions and fingerprints.
+
+    Raises:
+      UsageError: they differ; the first that does is named, with both values and their processes.
+    """
+    told = [json.loads(text) for text in gather(json.dumps(dict(facts)))]
+    for name, value in told[0].items():
+        for number, others in enumerate(told):
+            if others.get(name) != value:
+                raise UsageError(
+                    f"the job's processes differ in {name}: 0 has {value}, {number} has {others.get(name)}"
+                )
+
+
+def value_of_main(value: T) -> T:
+    """Process 0's value, which JSON can hold, on every process."""
+    return value if count() == 1 else json.loads(gather(json.dumps(value))[0])
+
+
+def to_host(x: jax.Array) -> np.ndarray:
+    """Returns the whole array on every process, even if no process holds all of it; all must call it together."""
+    if getattr(x, "is_fully_addressable", True) or x.is_fully_replicated:
+        return np.asarray(x)
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+
+class Signals:
+    """The signal that any process of the job received, the same on all of them.
+
+    With several processes an answer is what all knew at the call before: devices compare the numbers behind the step
+    that they work on, and no call waits for that step. To be used inside the run's mesh.
+    """
+
+    def __init__(self):
+        self._asked: jax.Array | None = None
+
+    def agreed(self, own: str | None) -> str | None:
+        """Returns the name of the signal, the highest by number if there are several; None if there is none."""
+        if count() == 1:
+            return own
+        asked, self._asked = self._asked, _highest(signal.Signals[own].value if own else 0)
+        number = 0 if asked is None else int(asked)
+        return signal.Signals(number).name if number else None
+
+
+def _highest(number: int) -> jax.Array:
+    """The highest number that any process gave, on its way."""
+    mesh = jax.sharding.get_mesh()
+    own = NamedSharding(mesh, EACH_DEVICE)
+    return _max(jax.make_array_from_callback((mesh.size,), own, lambda index: np.full(1, number, np.int32)))
+
+
+@jax.jit
+def _max(x: jax.Array) -> jax.Array:
+    return jnp.max(x)
+
+
+class Watchdog:
+    """Ends a process of several that stays too long at one place, with the stacks of all its threads on stderr.
+
+    JAX notices a peer that is dead or stopped, within `HEARTBEAT_S`; one that is alive and stuck it does not, and the
+    others would wait for it in a collective for ever. The exit code is 1. One process alone waits for nobody and has
+    no limit. To be used as a context.
+    """
+
+    def __init__(self, seconds: float):
+        """`seconds` are those between two calls of `step`; 0: no limit."""
+        self._seconds = seconds if count() > 1 else 0
+
+    def step(self) -> None:
+        """Starts the time anew."""
+        if self._seconds:
+            faulthandler.dump_traceback_later(self._seconds, exit=True)
+
+    def __enter__(self) -> "Watchdog":
+        self.step()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._seconds:
+            faulthandler.cancel_dump_traceback_later()
+
+
+def ended(call: Callable[[], int], harmless: tuple[int, ...] = (0,)) -> int:
+    """Calls it and returns its exit code; after an error in one of several processes, ends this one at once.
+
+    A process that ends as usual waits `SHUTDOWN_S` for the others, which may wait for it in a collective, and its exit
+    code is lost.
+
+    Args:
+      harmless: exit codes that are no errors, which all processes have together.
+    """
+    try:
+        code = call()
+    except BaseException:
+        if not _in_job():
+            raise
+        traceback.print_exc()
+        code = 1
+    if code not in harmless and _in_job():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if is_main():
+            time.sleep(LAST_S)
+        os._exit(code)
+    return code
+
+
+def _in_job() -> bool:
+    """Whether `start` joined this process to others; asks no device."""
+    return jax.distributed.is_initialized() and count() > 1

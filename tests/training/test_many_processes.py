@@ -1,0 +1,111 @@
+"""One job in several processes trains as one process with as many devices, and all of them stop together."""
+
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from tests.training.jobs import finish, lines, saved_steps
+
+# Rows over fsdp, tokens over context. Device order puts two context neighbours in one process of two, and each device
+# in its own of four: then four processes share two rows.
+MESH = ("--config.mesh.fsdp=2", "--config.mesh.context=2", "--config.train.steps=6", "--config.checkpoint.every=2")
+TOLERANCE = 1e-6  # relative: other libraries add in another order between processes than between one's devices
+
+
+def losses(workdir) -> np.ndarray:
+    return np.array([(x["step"], x["loss"], x["grad_norm"], x["targets"]) for x in lines(workdir, "train")])
+
+
+def held_out(workdir) -> np.ndarray:
+    return np.array([(x["step"], x["loss"], x["targets"]) for x in lines(workdir, "eval")])
+
+
+@pytest.fixture(scope="module")
+def alone(jobs):
+    """The directory of a run in one process, with four devices."""
+    workdir = jobs.directory / "alone"
+    jobs.run_processes(workdir, *MESH, count=1)
+    return workdir
+
+
+def assert_same_run(workdir, alone):
+    np.testing.assert_allclose(losses(workdir), losses(alone), rtol=TOLERANCE)
+    np.testing.assert_allclose(held_out(workdir), held_out(alone), rtol=TOLERANCE)
+
+
+def test_two_processes_train_as_one_does_and_one_goes_on_from_what_they_saved(jobs, alone, tmp_path):
+    said = jobs.run_processes(tmp_path, *MESH, count=2)
+    assert_same_run(tmp_path, alone)
+    assert "step 6/6" in said[0] and "step" not in said[1], "process 0 alone prints"
+    assert saved_steps(tmp_path) == [4, 6] and (tmp_path / "summary.json").exists()
+
+
+def test_a_signal_to_one_process_stops_all_at_one_step(jobs, alone, tmp_path):
+    started = jobs.start_processes(tmp_path, *MESH, "--config.eval.every=0", count=2)
+    while not lines(tmp_path, "train") and started[1].poll() is None:
+        time.sleep(0.01)
+    started[1].send_signal(signal.SIGTERM)
+    said = finish(started, expect=75)
+    assert "stopped by SIGTERM" in said[0] and "Traceback" not in said[0] + said[1]
+    (step,) = {lines(tmp_path, "train")[-1]["step"], saved_steps(tmp_path)[-1]}
+    # Four processes, and then one, go on from there.
+    jobs.run_processes(tmp_path, *MESH, count=4)
+    assert_same_run(tmp_path, alone)
+
+
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        (["--config.optimizer.learning_rate=0.5"], "differ in config.optimizer.learning_rate: 0 has 0.001, 1 has 0.5"),
+        (["--config.data.tokenizer=nowhere"], "config.data.tokenizer='nowhere' is not allowed"),
+    ],
+)
+def test_a_process_that_differs_or_fails_ends_all_in_one_line_each(jobs, tmp_path, own, words):
+    said = jobs.run_processes(tmp_path / "run", *MESH, count=2, faulty={1: own}, expect=2)
+    assert all(words in err and err.count("train.py: ") == 1 and "Traceback" not in err for err in said)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_directory_that_is_not_shared_is_named(jobs, tmp_path):
+    other = [f"--workdir={tmp_path / 'other'}"]
+    said = jobs.run_processes(tmp_path / "run", *MESH, count=2, faulty={1: other}, expect=2)
+    assert all("must lie on a file system that all processes share" in err for err in said)
+
+
+def kill(started):
+    started[1].kill()
+
+
+def freeze(started):
+    started[1].send_signal(signal.SIGSTOP)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("faulty", "act", "words"),
+    [
+        ({1: ("raise", 4)}, None, "a fault of one process"),
+        ({1: ("sleep", 4)}, None, "time.sleep"),
+        (None, kill, ""),
+        (None, freeze, ""),
+    ],
+    ids=["raises", "sleeps", "is killed", "is frozen"],
+)
+def test_a_process_that_is_lost_ends_the_job(jobs, alone, tmp_path, faulty, act, words):
+    """Within the time that is stated for each; only steps since the last save are lost."""
+    steps = () if faulty else ("--config.train.steps=2000",)
+    started = jobs.start_processes(tmp_path, *MESH, *steps, "--config.train.timeout_s=20", count=2, faulty=faulty)
+    while len(lines(tmp_path, "train")) < 3 and started[0].poll() is None:
+        time.sleep(0.01)
+    since = time.monotonic()
+    if act:
+        act(started)
+    started[0].wait(timeout=150)
+    assert time.monotonic() - since < 130  # the heartbeat's 100 s and the shutdown
+    if act is freeze:
+        started[1].kill()
+    said = finish(started, expect=None, timeout=150)
+    assert words in said[1]
+    assert saved_steps(tmp_path)[-1] >= 2
