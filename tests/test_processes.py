@@ -1,36 +1,66 @@
-"""Processes of one job find each other, agree, and see whole arrays; one process needs nothing."""
+"""Processes of one job find each other, make the same batches, and agree; one process needs nothing."""
 
 import os
-import socket
 import subprocess
 import sys
 
 import pytest
 
+from anchorjax import processes
 from anchorjax.errors import UsageError
-from anchorjax.training import processes
 from tests import xla
-from tests.training.jobs import ROOT
+from tests.training.jobs import ROOT, free_port
 
 JOB = {"JAX_COORDINATOR_ADDRESS": "localhost:1234", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
 STEP = {"SLURM_NTASKS": "2", "SLURM_STEP_NODELIST": "a,b", "SLURM_PROCID": "0"}  # as srun sets them
 WORKER = """
-import os, sys
-from anchorjax.training import processes
+import os
+from anchorjax import processes
 processes.start()
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
-assert (processes.count(), jax.device_count()) == (2, 4)
-assert processes.is_main() == (os.environ["JAX_PROCESS_ID"] == "0")
-mesh = jax.make_mesh((4,), ("data",))
-host = np.arange(8.0).reshape(4, 2)
-x = jax.make_array_from_callback((4, 2), NamedSharding(mesh, PartitionSpec("data")), lambda index: host[index])
-assert not x.is_fully_addressable
-np.testing.assert_array_equal(processes.to_host(x), host)
-assert processes.agree(None) is None
-assert processes.agree("SIGTERM" if jax.process_index() == 1 else None) == "SIGTERM"
-print("agreed")
+from anchorjax import sharding
+from anchorjax.errors import PeerError, UsageError
+from anchorjax.types import Batch
+
+count, number = (int(os.environ[name]) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+assert (processes.count(), jax.device_count()) == (count, 4)
+assert processes.is_main() == (number == 0)
+assert processes.gather("x" * number) == ["x" * n for n in range(count)]
+
+# The same batch for any mesh, byte for byte, from the rows that each process's devices hold.
+host = np.arange(8 * 16, dtype=np.int32).reshape(8, 16)
+for shape in [(4, 1, 1, 1), (1, 4, 1, 1), (1, 1, 4, 1), (2, 1, 2, 1), (1, 2, 1, 2), (1, 1, 2, 2), (1, 1, 1, 4)]:
+    mesh = sharding.make_mesh(dict(zip(sharding.AXES, shape)))
+    rows = sharding.rows_here(mesh, len(host))
+    batch = sharding.shard_batch(Batch(*[host[rows]] * 6), mesh, len(host))
+    assert batch.tokens_BT.shape == host.shape, shape
+    np.testing.assert_array_equal(processes.to_host(batch.tokens_BT), host)
+assert not batch.tokens_BT.is_fully_addressable
+
+with jax.set_mesh(mesh):
+    signals = processes.Signals()
+    own = "SIGTERM" if number == 1 else None
+    assert [signals.agreed(None), signals.agreed(own), signals.agreed(None)] == [None, None, "SIGTERM"]
+
+def fail():
+    if number == 1:
+        raise UsageError("a fault")
+
+try:
+    processes.together(fail)
+except (UsageError, PeerError) as error:
+    told = str(error), error.exit_code
+assert told == ("a fault" if number == 1 else "process 1 failed: a fault", 2)
+calls = []
+processes.on_main(lambda: calls.append(number))
+assert processes.main_first(lambda: number) == number
+assert calls == ([0] if number == 0 else []) and processes.value_of_main(number) == 0
+try:
+    processes.same({"what they have": str(number == 0)})
+except UsageError as error:
+    assert str(error) == "the job's processes differ in what they have: 0 has True, 1 has False"
+    print("agreed")
 """
 
 
@@ -91,12 +121,10 @@ def test_processes_that_do_not_meet_are_told_what_made_them_a_job(monkeypatch):
         processes.start(STEP)
 
 
-def test_two_processes_find_each_other():
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    job = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PLATFORMS": "cpu"}
-    job |= {"XLA_FLAGS": xla.flags(num_devices=2), "PYTHONPATH": str(ROOT)}
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_find_each_other_and_agree(count):
+    job = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": str(count)}
+    job |= {"XLA_FLAGS": xla.flags(4 // count), "PYTHONPATH": str(ROOT)}
     started = [
         subprocess.Popen(
             [sys.executable, "-c", WORKER],
@@ -105,7 +133,7 @@ def test_two_processes_find_each_other():
             stderr=subprocess.PIPE,
             text=True,
         )
-        for index in range(2)
+        for index in range(count)
     ]
     for process in started:
         out, err = process.communicate(timeout=120)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -53,7 +54,7 @@ def config_of(**changes):
     return dataclasses.replace(config, **changes)
 
 
-def train(steps, *, start_step=0, process_index=0, process_count=1, **changes):
+def train(steps, *, start_step=0, rows=None, **changes):
     """The first batches from `start_step`, as a list."""
     batches = data.train_batches(
         STORE,
@@ -61,8 +62,7 @@ def train(steps, *, start_step=0, process_index=0, process_count=1, **changes):
         config_of(**changes),
         seed=SEED,
         start_step=start_step,
-        process_index=process_index,
-        process_count=process_count,
+        rows=rows,
     )
     try:
         return list(itertools.islice(batches, steps))
@@ -95,14 +95,11 @@ def test_a_run_resumes_at_any_step(start_step):
     assert_equal(train(3, start_step=start_step), expected)
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_the_shares_of_all_processes_join_to_the_batch(processes):
-    shares = [train(30, process_index=p, process_count=processes) for p in range(processes)]
-    assert shares[0][0].tokens_BT.shape == (4 // processes, 16)
-    for whole, parts in zip(train(30), zip(*shares, strict=True), strict=True):
+@pytest.mark.parametrize("rows", [(0,), (2, 3), (1, 3), (0, 1, 2, 3)])
+def test_a_process_reads_its_rows_of_every_batch(rows):
+    for whole, part in zip(train(30), train(30, rows=rows), strict=True):
         for field in dataclasses.fields(whole):
-            joined = np.concatenate([getattr(part, field.name) for part in parts])
-            np.testing.assert_array_equal(joined, getattr(whole, field.name))
+            np.testing.assert_array_equal(getattr(part, field.name), getattr(whole, field.name)[list(rows)])
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -138,6 +135,8 @@ def test_evaluation_reads_every_row_once_in_document_order():
 
 def test_evaluation_stops_at_max_rows():
     batches = list(data.eval_rows(STORE, TOKENIZER, config_of(), max_rows=6))
+    parts = list(data.eval_rows(STORE, TOKENIZER, config_of(), max_rows=6, rows=(1, 3)))
+    assert_equal(parts, [jax.tree.map(lambda x: x[[1, 3]], batch) for batch in batches])
     whole = list(data.eval_rows(STORE, TOKENIZER, config_of(), max_rows=0))
     assert len(batches) == 2
     assert_equal(batches[:1], whole[:1])
@@ -154,8 +153,8 @@ def test_load_store_reads_the_shipped_corpus(tmp_path):
 
 
 def test_impossible_settings_fail_at_the_call():
-    with pytest.raises(ValueError, match="batch_size is 4; it must be a positive multiple of 3"):
-        train(0, process_count=3)
+    with pytest.raises(ValueError, match=r"rows are \(3, 4\); allowed: some of 0 to 3"):
+        train(0, rows=(3, 4))
     with pytest.raises(ValueError, match="start_step is -1"):
         train(0, start_step=-1)
 

@@ -198,14 +198,13 @@ def test_an_empty_row_is_an_anchor_and_pads_of_no_weight():
     assert row.positions_T.tolist() == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("processes", [1, 2, 4])
-def test_shares_of_a_batch_join_to_the_batch(processes):
+@pytest.mark.parametrize("rows", [None, [0, 1], [1, 3]])
+def test_a_process_reads_its_rows_of_each_batch(rows):
     packer = packer_of([3, 1, 7, 2], 5, seed=3)
-    shares = [PackedRows(packer, 4, process, processes) for process in range(processes)]
-    for step in range(3):
-        rows = [s[step * s.share_rows + i] for s in shares for i in range(s.share_rows)]
-        expected = [packer.row(step * 4 + i) for i in range(4)]
-        assert np.array_equal(stack(rows).tokens_BT, stack(expected).tokens_BT)
+    packed = PackedRows(packer, 4, rows)
+    expected = [packer.row(step * 4 + row) for step in range(3) for row in (rows or range(4))]
+    found = [packed[index] for index in range(len(expected))]
+    assert np.array_equal(stack(found).tokens_BT, stack(expected).tokens_BT)
 
 
 @pytest.mark.parametrize(
@@ -222,10 +221,10 @@ def test_impossible_settings_are_refused(changes, message):
         packer_of([3], **({"seq_len": 4} | changes))
 
 
-@pytest.mark.parametrize(("batch", "index", "count"), [(3, 0, 2), (0, 0, 1), (4, 2, 2), (4, -1, 2)])
-def test_impossible_shares_are_refused(batch, index, count):
-    with pytest.raises(ValueError, match=r"batch_size is|process_index is"):
-        PackedRows(packer_of([3], 4), batch, index, count)
+@pytest.mark.parametrize(("batch", "rows"), [(0, None), (4, [4]), (4, [-1]), (4, [])])
+def test_impossible_rows_are_refused(batch, rows):
+    with pytest.raises(ValueError, match=r"batch_size is|rows are"):
+        PackedRows(packer_of([3], 4), batch, rows)
 
 
 def test_a_negative_row_is_refused():

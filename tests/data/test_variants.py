@@ -242,10 +242,9 @@ NAMED = NamedStore(
 )
 
 
-def train(steps, *, start_step=0, process_index=0, process_count=1, **changes):
-    shares = {"process_index": process_index, "process_count": process_count}
+def train(steps, *, start_step=0, rows=None, **changes):
     config = config_of(seq_len=32, **changes)
-    batches = data.train_batches(NAMED, TOKENIZER, config, seed=11, start_step=start_step, **shares)
+    batches = data.train_batches(NAMED, TOKENIZER, config, seed=11, start_step=start_step, rows=rows)
     try:
         return list(itertools.islice(batches, steps))
     finally:
@@ -262,7 +261,8 @@ def joined(parts):
 def test_a_run_resumed_on_other_hosts_sees_the_next_batch(variant, hosts):
     """From the middle of the second epoch on, whose beginning depends on the length of the first."""
     whole = train(60, **VARIANTS[variant])
-    parts = [train(23, start_step=37, process_index=p, process_count=hosts, **VARIANTS[variant]) for p in range(hosts)]
+    shares = np.split(np.arange(config_of().batch_size), hosts)
+    parts = [train(23, start_step=37, rows=share.tolist(), **VARIANTS[variant]) for share in shares]
     assert_equal([joined(part) for part in zip(*parts, strict=True)], whole[37:])
 
 
