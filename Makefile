@@ -5,10 +5,10 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 BEAM := $(VENV)-beam/bin/python
 # What must hold on every stack, and needs neither torch nor transformers.
-CORE := tests/attention tests/test_masks.py tests/test_stacks.py tests/golden/test_quickstart.py \
+CORE := tests/attention tests/test_masks.py tests/test_stacks.py tests/test_processes.py tests/golden/test_quickstart.py \
 	$(addprefix tests/models/test_,decoder.py linear.py loss.py variants.py) \
 	$(addprefix tests/checkpoints/test_,orbax.py digest.py) \
-	$(addprefix tests/training/test_,step.py objectives.py run.py setup.py evaluate.py processes.py recipes_lower.py)
+	$(addprefix tests/training/test_,step.py objectives.py run.py setup.py evaluate.py recipes_lower.py)
 
 .PHONY: quickstart test test-fast test-all test-core test-beam gpu lint clean asked asked-beam
 

@@ -101,7 +101,8 @@ def test_variables_that_name_no_job_are_refused(changes, message):
 def test_one_process_joins_nothing(environ, monkeypatch):
     monkeypatch.setattr("jax.distributed.initialize", lambda **_: pytest.fail("it opened a port"))
     processes.start(environ)
-    assert processes.is_main() and processes.agree("SIGTERM") == "SIGTERM" and processes.agree(None) is None
+    signals = processes.Signals()
+    assert processes.is_main() and signals.agreed("SIGTERM") == "SIGTERM" and signals.agreed(None) is None
 
 
 @pytest.mark.parametrize("environ", [STEP, {"OMPI_COMM_WORLD_SIZE": "16"}, {"TPU_WORKER_HOSTNAMES": "a,b"}])
