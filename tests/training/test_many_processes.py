@@ -86,7 +86,7 @@ def freeze(started):
     ("fault", "act", "words"),
     [
         (("raise", 4), None, "a fault of one process"),
-        (("sleep", 4), None, "time.sleep"),
+        (("sleep", 4), None, "in shard_and_fail"),
         (None, kill, ""),
         (None, freeze, ""),
     ],
