@@ -69,7 +69,7 @@ class TrainingError(UserError):
 
 
 class PeerError(UserError):
-    """Another process of the job failed, so that this one cannot go on. It has the other's exit code."""
+    """Another process of the job failed, so that this one cannot go on. Carries the other's exit code."""
 
     def __init__(self, process: int, fault: str, exit_code: int):
         super().__init__(f"process {process} failed: {fault}")

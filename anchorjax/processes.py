@@ -1,8 +1,8 @@
 """The processes of one job: how they find each other, what they must do together, and how they end.
 
 A TPU v5p-64 is 16 hosts and two GPU nodes are two processes; each runs the same command. Everything that differs with
-the number of processes is asked here, so that the rest of the code reads as for one. One process opens no port, and
-for it every function below is what its name says without the others.
+the number of processes is asked here, so that the rest of the code reads as for one. A process without others opens
+no port, and every function here does for it what it does for process 0.
 
 What one process alone can find out (a file that is not there, a signal, another version) is told to all before any of
 them acts on it: a process that raises, or goes another way, while the others enter a collective leaves them waiting.
@@ -146,7 +146,7 @@ def gather(text: str) -> list[str]:
 
 
 def together(call: Callable[[], T]) -> T:
-    """Calls it on every process. If it fails on any of them, it fails on all, and nobody waits for anybody.
+    """Calls it on every process. If it fails on any of them, it fails on all, and no process is left waiting.
 
     Raises:
       PeerError: it failed on another process, whose number and error are in the message.
@@ -195,8 +195,9 @@ def same(facts: Mapping[str, str]) -> None:
                 )
 
 
-def value_of_main(value: T) -> T:
-    """Process 0's value, which JSON can hold, on every process."""
+def value_of_main(call: Callable[[], T]) -> T:
+    """What the call returns on process 0, on every process; JSON must hold it. All fail if it fails. See `together`."""
+    value = together(lambda: call() if is_main() else None)
     return value if count() == 1 else json.loads(gather(json.dumps(value))[0])
 
 
@@ -210,8 +211,8 @@ def to_host(x: jax.Array) -> np.ndarray:
 class Signals:
     """The signal that any process of the job received, the same on all of them.
 
-    With several processes an answer is what all knew at the call before: devices compare the numbers behind the step
-    that they work on, and no call waits for that step. To be used inside the run's mesh.
+    With several processes, a signal is answered one call after the first process gave it: devices compare the numbers
+    behind the step that they work on, and no call waits for that step. To be used inside the run's mesh.
     """
 
     def __init__(self):
@@ -241,14 +242,15 @@ def _max(x: jax.Array) -> jax.Array:
 class Watchdog:
     """Ends a process of several that stays too long at one place, with the stacks of all its threads on stderr.
 
-    JAX notices a peer that is dead or stopped, within `HEARTBEAT_S`; one that is alive and stuck it does not, and the
-    others would wait for it in a collective for ever. The exit code is 1. One process alone waits for nobody and has
-    no limit. To be used as a context.
+    JAX notices a peer that is dead or stopped, within `HEARTBEAT_S`. It does not notice one that is alive and stuck,
+    and the others would wait for it in a collective for ever. The exit code is 1. One process alone waits for nobody
+    and has no limit. To be used as a context.
     """
 
     def __init__(self, seconds: float):
         """`seconds` are those between two calls of `step`; 0: no limit."""
-        self._seconds = seconds if count() > 1 else 0
+        # Process 0 ends the others when it leaves: so that each prints its stacks, it leaves last.
+        self._seconds = seconds + (LAST_S if is_main() else 0) if seconds and count() > 1 else 0
 
     def step(self) -> None:
         """Starts the time anew."""
@@ -290,5 +292,5 @@ def ended(call: Callable[[], int], harmless: tuple[int, ...] = (0,)) -> int:
 
 
 def _in_job() -> bool:
-    """Whether `start` joined this process to others; asks no device."""
-    return jax.distributed.is_initialized() and count() > 1
+    """Whether `start` joined this process to others. Asks no device, as that may be what fails."""
+    return jax.distributed.is_initialized()

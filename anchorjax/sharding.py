@@ -30,7 +30,7 @@ PER_DEVICE = PartitionSpec(TOKENS)  # [devices along data, fsdp and context, ...
 HIDDEN = PartitionSpec(ROWS, "context", "tensor")  # [B, T, F]: inside a feed-forward layer
 MICRO_BATCHES = PartitionSpec(ROWS, None, "context")  # [B / parts, parts, T]: each device cuts its own rows
 WHOLE_ROWS = PartitionSpec(ROWS)  # [B, ...]: whole rows, for what goes along a row and is no attention
-EACH_DEVICE = PartitionSpec(AXES)  # [devices]: one number of each
+EACH_DEVICE = PartitionSpec(AXES)  # [devices]: one number for each
 REPLICATED = PartitionSpec()  # the same on each device: what the host reads
 
 # Weights where they rest: D along fsdp; heads, the feed-forward width and the vocabulary along tensor. By their axes.

@@ -55,7 +55,7 @@ assert told == ("a fault" if number == 1 else "process 1 failed: a fault", 2)
 calls = []
 processes.on_main(lambda: calls.append(number))
 assert processes.main_first(lambda: number) == number
-assert calls == ([0] if number == 0 else []) and processes.value_of_main(number) == 0
+assert calls == ([0] if number == 0 else []) and processes.value_of_main(lambda: number) == 0
 try:
     processes.same({"what they have": str(number == 0)})
 except UsageError as error:

@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 
 from anchorjax import processes
 from anchorjax.checkpoints.digest import digests
-from anchorjax.errors import CheckpointError, WorkdirError
+from anchorjax.errors import CheckpointError, PeerError, WorkdirError
 from anchorjax.models.linear import named_leaves
 
 FORMAT = 2
@@ -83,6 +83,22 @@ class Checkpoints:
         )
         handlers = {"state": tree, "meta": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+        self._reader = self._manager if processes.count() == 1 else self._read_alone(handlers)
+
+    def _read_alone(self, handlers: dict[str, Any]) -> ocp.CheckpointManager:
+        """A manager that reads without the job's other processes; `processes.together` brings them together.
+
+        After each read Orbax waits for all processes, and one that has found damage would never come.
+        """
+        options = ocp.CheckpointManagerOptions(
+            step_format_fixed_length=_DIGITS,
+            enable_async_checkpointing=False,
+            create=False,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=None, active_processes={jax.process_index()}
+            ),
+        )
+        return ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
     def save(self, step: int, state: Any, config: dict[str, Any], data: DataPosition | None) -> None:
         """Starts a save; returns once the state is copied, so the next step may reuse its buffers.
@@ -103,13 +119,16 @@ class Checkpoints:
           like: an abstract state whose shapes, dtypes and shardings the result takes (any mesh).
 
         Raises:
-          CheckpointError: checkpoints are there, but none can be read; training from scratch would lose them.
+          CheckpointError: checkpoints are there, but none can be read; training from scratch would lose them. Or one
+            can be read by some of the job's processes, and not by others.
         """
-        steps = processes.value_of_main(sorted(self._manager.all_steps(), reverse=True))
+        steps = processes.value_of_main(lambda: sorted(self._manager.all_steps(), reverse=True))
         for place, step in enumerate(steps):
             try:
                 restored = self._restore(step, like)
             except Exception as error:  # damage surfaces as whatever Orbax's parser trips over
+                if str(True) in processes.gather(str(isinstance(error, PeerError))):
+                    raise self._unreadable(step, error) from error  # for some processes alone: it may be whole
                 reason = _first_line(error)
                 log.warning("checkpoint %d in %s cannot be read and is passed over: %s", step, self.directory, reason)
                 continue
@@ -162,7 +181,7 @@ class Checkpoints:
             raise CheckpointError(f"there is no checkpoint of step {step} in {self.directory.parent}; allowed: {steps}")
         prefixed = {_WEIGHTS + name: leaf for name, leaf in like.items()}
         try:
-            meta, saved = self._meta(step), self._manager.item_metadata(step).state
+            meta, saved = processes.together(lambda: (self._meta(step), self._reader.item_metadata(step).state))
             weights = {name for name in saved if name.startswith(_WEIGHTS)}
             if differ := weights ^ prefixed.keys():
                 raise ValueError(f"{sorted(differ)[0]} is in one of checkpoint and configuration alone")
@@ -185,7 +204,7 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(like), leaves.values()), meta
 
     def _meta(self, step: int) -> dict[str, Any]:
-        meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+        meta = self._reader.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
         if meta["format"] != FORMAT:
             raise ValueError(f"its format is {meta['format']}, this version reads {FORMAT}")
         return meta
@@ -194,7 +213,7 @@ class Checkpoints:
         """Some of a checkpoint's leaves, or all, in the order of `target`."""
         restore_args = ocp.checkpoint_utils.construct_restore_args(target)
         args = ocp.args.PyTreeRestore(target, restore_args, partial_restore=len(target) < len(meta["digests"]))
-        read = functools.partial(self._manager.restore, step, args=ocp.args.Composite(state=args))
+        read = functools.partial(self._reader.restore, step, args=ocp.args.Composite(state=args))
         leaves = processes.together(read).state  # a process may find damage in its part of an array
         changed = [name for name, digest in digests(leaves).items() if digest != meta["digests"][name]]
         if changed:

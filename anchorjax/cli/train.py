@@ -4,7 +4,6 @@
 saving (run again to resume).
 """
 
-import functools
 import shlex
 from collections.abc import Sequence
 
@@ -32,7 +31,9 @@ def train(argv: Sequence[str], program: str) -> int:
     from anchorjax.training import loop
 
     processes.start()
-    accelerators.warn_if_unused()
-    command = shlex.join([*program.split(), *argv])
-    job = functools.partial(loop.run, config, options["workdir"], command)
+
+    def job() -> int:
+        accelerators.warn_if_unused()
+        return loop.run(config, options["workdir"], shlex.join([*program.split(), *argv]))
+
     return processes.ended(lambda: run_program(program, job), harmless=(loop.DONE, loop.PREEMPTED))

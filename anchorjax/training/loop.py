@@ -45,7 +45,7 @@ def run(config: Config, workdir: str | Path, command: str = "") -> int:
 
     Raises:
       UsageError: the job's processes differ in configuration, code, text or tokenizer.
-      PeerError: another process of the job raised one of these.
+      PeerError: another process of the job raised an error.
       ConfigError: the configuration does not fit the devices, the tokenizer or the checkpoint in init_from.
       WeightsError: that checkpoint cannot be read, or is not supported.
       DataError: the token store in data.store is damaged, or none.
@@ -54,15 +54,16 @@ def run(config: Config, workdir: str | Path, command: str = "") -> int:
       LeakageError: attention does not keep the mask of the first batch, forward or backward.
       TrainingError: the loss is not finite.
     """
-    stop = StopSignal()  # first: a SIGTERM during compilation is answered at the first step
+    # First: a SIGTERM during compilation is answered at the first step, in a job of several processes at the second.
+    stop = StopSignal()
     setup = processes.together(lambda: Setup.make(config, Path(workdir).expanduser()))
-    processes.same(_facts(setup))
+    processes.same(processes.together(lambda: _facts(setup)))
     with Workdir(workdir) as directory, jax.set_mesh(setup.mesh):
         processes.on_main(lambda: directory.open(setup.saved))  # before text is tokenized
         stores = processes.main_first(lambda: _load_stores(setup))
         processes.same({f"the {split} text": store.fingerprint for split, store in stores.items()})
         processes.on_main(lambda: directory.begin(command))
-        mark = processes.value_of_main(directory.mark())
+        mark = processes.value_of_main(directory.mark)
         processes.together(lambda: directory.check_mark(mark))
         return Job(setup, stores, directory, stop).run()
 
@@ -73,7 +74,7 @@ def _load_stores(setup: Setup) -> dict[str, TokenStore]:
 
 
 def _facts(setup: Setup) -> dict[str, str]:
-    """What all processes of a job must have alike before they read anything."""
+    """What all processes of a job must have in common before they read anything."""
     code = hashlib.sha256()
     for file in sorted(Path(anchorjax.__file__).parent.rglob("*.py")):
         code.update(file.read_bytes())
@@ -132,7 +133,7 @@ class Job:
     def _start(self) -> tuple[TrainState, int]:
         restored = self.checkpoints.restore_latest(self.setup.abstract_state())
         if restored is None:
-            state = self.setup.first_state()
+            state = processes.together(self.setup.first_state)
             # Last, so that what is resumed has begun.
             processes.on_main(lambda: self.setup.keep_source(self.directory.path))
             return state, 0
@@ -158,11 +159,11 @@ class Job:
     def run(self) -> int:
         self._announce()
         with contextlib.ExitStack() as stack:
+            stack.enter_context(self.watchdog)
             stack.callback(self.progress.close)
             stack.callback(self.checkpoints.close)
-            stack.enter_context(self.watchdog)
             steps = self.config.train.steps
-            summary = processes.value_of_main(self.directory.read_json("summary.json"))
+            summary = processes.value_of_main(lambda: self.directory.read_json("summary.json"))
             if summary and self.first_step == steps:
                 self.progress.say("this run is finished; give a new one its own --workdir")
                 self._show(summary)
@@ -225,6 +226,7 @@ class Job:
                 if stopped and step != steps:
                     self.checkpoints.wait()
                     return False
+        self.watchdog.step()
         self.checkpoints.wait()
         return True
 
@@ -283,6 +285,7 @@ class Job:
         self.rates.pause(time.perf_counter() - started)
 
     def _save(self, step: int) -> None:
+        self.watchdog.step()
         started = time.perf_counter()
         next_row = step * self.config.data.batch_size
         position = DataPosition(next_row, self.store.fingerprint, self.held_out.fingerprint)
@@ -294,7 +297,13 @@ class Job:
         if self.stop.agreed():
             return None
         rows = data.eval_rows(self.held_out, self.tokenizer, self.config.data, max_rows, self._rows)
-        unless_stopped = itertools.takewhile(lambda _: not self.stop.agreed(), rows)
+
+        def goes_on(_: Batch) -> bool:
+            self.watchdog.step()
+            return not self.stop.agreed()
+
+        self.watchdog.step()
+        unless_stopped = itertools.takewhile(goes_on, rows)
         # The first batch is taken in any case: an evaluation of nothing is an error.
         result = self.evaluate(self.state.params, itertools.chain(itertools.islice(rows, 1), unless_stopped))
         return None if self.stop.agreed() else result

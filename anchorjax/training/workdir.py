@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from anchorjax.files import read_json, write_atomically
 from anchorjax.training.optimizer import steps_of_any_length
 
 COMMANDS = "commands.json"
+SHARED_S = 5.0  # in which all processes must see what process 0 wrote: network file systems remember what was not there
 
 
 class Workdir:
@@ -49,14 +51,16 @@ class Workdir:
     def _take(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / "run.lock", "w")  # noqa: SIM115 - held until close
+            self._lock = open(self.path / "run.lock", "a+")  # noqa: SIM115 - held until close
         except OSError as error:
             raise WorkdirError(f"--workdir={self.path} cannot be used: {error.strerror}") from error
         try:
             self._take_lock()
             self._refuse_other_config(self._config)
+            self._lock.truncate(0)
             self._lock.write(f"{socket.gethostname()} {os.getpid()} {secrets.token_hex(8)}\n")
             self._lock.flush()
+            os.fsync(self._lock.fileno())  # or a network file system may keep it from the other hosts
         except BaseException:
             self.close()
             raise
@@ -94,6 +98,9 @@ class Workdir:
 
     def check_mark(self, mark: str) -> None:
         """Raises WorkdirError if this process sees another directory than process 0, whose `mark` it is."""
+        until = time.monotonic() + SHARED_S
+        while self.mark() != mark and time.monotonic() < until:
+            time.sleep(0.2)
         if self.mark() != mark:
             raise WorkdirError(
                 f"--workdir={self.path} is another directory here than for the job's process 0; it must lie on a file "

@@ -1,5 +1,6 @@
 """One job in several processes trains as one process with as many devices, and all of them stop together."""
 
+import shutil
 import signal
 import time
 
@@ -71,6 +72,14 @@ def test_a_directory_that_is_not_shared_is_named(jobs, tmp_path):
     other = [f"--workdir={tmp_path / 'other'}"]
     said = jobs.run_processes(tmp_path / "run", *MESH, count=2, own=other, expect=2)
     assert all("must lie on a file system that all processes share" in err for err in said)
+
+
+def test_a_checkpoint_that_one_process_cannot_read_is_kept(jobs, alone, tmp_path):
+    """It may be whole: it is neither set aside nor passed over, and no process is left waiting."""
+    run = shutil.copytree(alone, tmp_path / "run")
+    said = jobs.run_processes(run, *MESH, count=2, fault=("unreadable", 0), expect=1)
+    assert all("checkpoint 6 in" in err and "cannot be read" in err and "Traceback" not in err for err in said)
+    assert saved_steps(run) == [4, 6] and len(list((run / "checkpoints").iterdir())) == 2
 
 
 def kill(started):
