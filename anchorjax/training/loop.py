@@ -57,7 +57,8 @@ def run(config: Config, workdir: str | Path, command: str = "") -> int:
     # First: a SIGTERM during compilation is answered at the first step, in a job of several processes at the second.
     stop = StopSignal()
     setup = processes.together(lambda: Setup.make(config, Path(workdir).expanduser()))
-    processes.same(processes.together(lambda: _facts(setup)))
+    if processes.count() > 1:
+        processes.same(processes.together(lambda: _facts(setup)))
     with Workdir(workdir) as directory, jax.set_mesh(setup.mesh):
         processes.on_main(lambda: directory.open(setup.saved))  # before text is tokenized
         stores = processes.main_first(lambda: _load_stores(setup))

@@ -49,6 +49,7 @@ def gpu(*arguments: str, **env: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=1800)
 
 
+@pytest.mark.slow
 def test_dry_run_measures_every_part_on_a_bare_machine(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(SITE)
     done = gpu("--dry-run", f"--out={tmp_path / 'out'}", "--limit=7200", PYTHONPATH=str(tmp_path))

@@ -43,7 +43,7 @@ def test_two_processes_train_as_one_does(jobs, alone, tmp_path):
     assert saved_steps(tmp_path) == [4, 6] and (tmp_path / "summary.json").exists()
 
 
-def test_a_signal_to_one_process_stops_all_at_one_step(jobs, alone, tmp_path):
+def test_a_signal_to_one_process_stops_all_at_one_step(jobs, tmp_path):
     started = jobs.start_processes(tmp_path, *MESH, "--config.eval.every=0", count=2)
     while not lines(tmp_path, "train") and started[1].poll() is None:
         time.sleep(0.01)
@@ -51,8 +51,15 @@ def test_a_signal_to_one_process_stops_all_at_one_step(jobs, alone, tmp_path):
     said = finish(started, expect=75)
     assert "stopped by SIGTERM" in said[0] and "Traceback" not in said[0] + said[1]
     assert lines(tmp_path, "train")[-1]["step"] == saved_steps(tmp_path)[-1]
-    jobs.run_processes(tmp_path, *MESH, count=4)  # four go on from there
-    assert_same_run(tmp_path, alone)
+
+
+@pytest.mark.slow
+def test_four_processes_go_on_from_what_two_saved(jobs, tmp_path):
+    constant = ("--config.optimizer.schedule=constant", "--config.eval.every=0")
+    jobs.run_processes(tmp_path / "whole", *MESH, *constant, count=1)
+    jobs.run_processes(tmp_path / "parts", *MESH, *constant, "--config.train.steps=4", count=2)
+    jobs.run_processes(tmp_path / "parts", *MESH, *constant, count=4)
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
 @pytest.mark.parametrize(
@@ -74,6 +81,7 @@ def test_a_directory_that_is_not_shared_is_named(jobs, tmp_path):
     assert all("must lie on a file system that all processes share" in err for err in said)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_one_process_cannot_read_is_kept(jobs, alone, tmp_path):
     """It may be whole: it is neither set aside nor passed over, and no process is left waiting."""
     run = shutil.copytree(alone, tmp_path / "run")
