@@ -64,8 +64,9 @@ def run(config: Config, workdir: str | Path, command: str = "") -> int:
         stores = processes.main_first(lambda: _load_stores(setup))
         processes.same({f"the {split} text": store.fingerprint for split, store in stores.items()})
         processes.on_main(lambda: directory.begin(command))
-        mark = processes.value_of_main(directory.mark)
-        processes.together(lambda: directory.check_mark(mark))
+        if processes.count() > 1:
+            mark = processes.value_of_main(directory.mark)
+            processes.together(lambda: directory.check_mark(mark))
         return Job(setup, stores, directory, stop).run()
 
 

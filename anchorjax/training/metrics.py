@@ -171,7 +171,7 @@ class Progress:
     """One live line on a terminal; a plain line per logged step elsewhere."""
 
     def __init__(self, steps: int, first_step: int, quiet: bool = False):
-        """`quiet`: nothing is printed, as another process does."""
+        """`quiet` prints nothing: another process of the job does."""
         self._steps, self._first, self._quiet = steps, first_step, quiet
         self._started = None
         live = sys.stderr.isatty() and not quiet
