@@ -1,0 +1,82 @@
+"""A recipe's training step, compiled for hardware that is not here: what the scripts beside this one look at.
+
+    targets.prepare()  # before JAX is first used
+    config, mesh = recipe_step.prepare("llama3_8b_128k_anchor", "h100:8", {"model.remat": "full"})
+    compiled = recipe_step.compile_step(config, mesh)
+
+It is the step that training runs, with its donated state; nothing is computed.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding
+
+from anchorjax import sharding, targets
+from anchorjax.attention import MODULES
+from anchorjax.config import Config, resolve
+from anchorjax.config.recipes import load
+from anchorjax.masks import anchors_of
+from anchorjax.training.optimizer import make_optimizer, make_schedule
+from anchorjax.training.state import init_state
+from anchorjax.training.step import Steps
+from anchorjax.types import Batch
+
+GPUS_OF_A_HOST = 8
+
+
+def devices(hardware: str) -> list[jax.Device]:
+    """Compile-only devices: "h100:8" are eight GPUs of a host, "v5p:4x4x4" a slice of 64 TPUs.
+
+    Raises:
+      ValueError: unknown hardware.
+      MissingCompiler: its compiler is not installed.
+    """
+    target, _, size = hardware.partition(":")
+    targets.device(target)
+    if target in targets.TPUS:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=hardware).devices)
+    count = int(size)
+    hosts, local = max(1, count // GPUS_OF_A_HOST), min(count, GPUS_OF_A_HOST)
+    topology = topologies.get_topology_desc(
+        platform="cuda", topology_name="", target_config=targets.GPUS[target], topology=f"1x{hosts}x{local}"
+    )
+    return list(topology.devices)
+
+
+def prepare(recipe: str, hardware: str, changes: Mapping[str, Any] | None = None) -> tuple[Config, Mesh]:
+    """A shipped recipe with some keys changed, as in {"mesh.context": 1}, and its mesh on the hardware.
+
+    Attention is the hardware's kernel with its own tiles, unless `changes` says otherwise.
+
+    Raises:
+      ConfigError: an impossible value, or shapes that do not divide over the devices.
+    """
+    found, changes = devices(hardware), dict(changes or {})
+    implementation = "pallas_tpu" if hardware.partition(":")[0] in targets.TPUS else "pallas_gpu"
+    config = load(recipe)
+    with config.unlocked():
+        seq_len = changes.get("data.seq_len", config.data.seq_len)
+        tiles = MODULES[implementation].default_tiles(found[0].device_kind, seq_len)
+        kernel = {"implementation": implementation, "q_tile": tiles[0], "kv_tile": tiles[1]}
+        config.update_from_flattened_dict({f"attention.{name}": value for name, value in kernel.items()})
+        config.update_from_flattened_dict(changes)
+    resolved = resolve(config.to_dict()).completed()
+    shape = resolved.check_devices(len(found))
+    return resolved, sharding.make_mesh(shape, found[: math.prod(shape.values())])
+
+
+def compile_step(config: Config, mesh: Mesh) -> jax.stages.Compiled:
+    """The donated training step of the recipe, compiled for the mesh's devices."""
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    schedule = make_schedule(config.optimizer, config.train.steps)
+    steps = Steps(config, anchors_of(config.data.mask), optimizer, schedule)
+    rows = config.data.batch_size, config.data.seq_len
+    with jax.set_mesh(mesh):
+        state = sharding.abstract(lambda: init_state(config.seed, steps.spec, steps.optimizer))
+        array = lambda dtype: jax.ShapeDtypeStruct(rows, dtype, sharding=NamedSharding(mesh, sharding.BATCH))  # noqa: E731
+        batch = Batch(*map(array, ("int32", "int32", "bool", "int32", "int32", "int32")))
+        return jax.jit(steps.train, donate_argnums=0).lower(state, batch).compile()
