@@ -6,11 +6,13 @@ over `fsdp` where they are used. The mesh is explicit: an array's sharding is pa
 whose shardings do not fit fails when it is traced.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from anchorjax.types import Batch
@@ -105,10 +107,39 @@ def heads_last(ndim: int) -> PartitionSpec:
     return PartitionSpec(*[None] * (ndim - 1), "tensor")
 
 
+def count_slices(devices: Sequence[jax.Device]) -> int:
+    """Slices of TPUs that the devices are in; only the hosts' network joins slices. 1 for other devices.
+
+    GPUs need no count: their ids number one node after the other, so that the inner axes stay within a node.
+    """
+    return len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"} or {0})
+
+
 def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """An explicit mesh over the devices (default: all); `shape` gives the size of each of `AXES`."""
-    sizes = tuple(shape[axis] for axis in AXES)
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=devices)
+    """An explicit mesh over the devices (default: the first of all); `shape` gives the size of each of `AXES`.
+
+    The axes of `AXES` ask ever more of the links between devices, and the last ones are placed first. What goes along
+    `tensor` (activations, twice a layer) and along `context` (keys and values) is waited for, and what goes along
+    `fsdp` (weights) can be fetched a layer ahead. On TPUs each axis gets whole rings of the torus where one fits, and
+    parts of rings elsewhere. On GPUs the last axes lie within a node. Slices split `data`, and `fsdp` by what is left:
+    gradients cross the network once a step along `data`, and weights in each layer along `fsdp`.
+
+    Raises:
+      ValueError: the sizes do not multiply to the number of devices, or the slices do not divide `data` x `fsdp`.
+    """
+    sizes = [shape[axis] for axis in AXES]
+    devices = jax.devices()[: math.prod(sizes)] if devices is None else devices
+    slices = count_slices(devices)
+    along_data = math.gcd(slices, shape["data"])
+    outer = [along_data, slices // along_data, 1, 1]
+    if shape["fsdp"] % outer[1]:
+        raise ValueError(f"{slices} slices do not divide the axes data and fsdp of {dict(shape)}")
+    if slices == 1:
+        placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    else:
+        inner = [size // parts for size, parts in zip(sizes, outer, strict=True)]
+        placed = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
 
 
 def rows_here(mesh: Mesh, num_rows: int) -> list[int]:

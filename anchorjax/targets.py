@@ -8,11 +8,18 @@ The real compilers come as packages (requirements-compilers.txt); they need no a
     with jax.default_device(device):  # outside of a mesh, jax 0.12 lowers GPU kernels for it
         jax.jit(f).lower(x).compile().memory_analysis()
 
-Nothing may run eagerly on such a device.
+Nothing may run eagerly on such a device. A topology has more of them, as its name says:
+
+    v5p:4x4x4      64 chips of one TPU slice
+    2xv5e:8x8      two such slices, which only a network joins
+    h100:64        64 GPUs, eight in a node
+    v5p, h100      four of the target, of one host
 """
 
+import dataclasses
 import importlib.util
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -23,6 +30,11 @@ from anchorjax.errors import MissingCompiler
 
 # The smallest slice of each TPU generation: four chips.
 TPUS = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
+
+# Slices of 64 to 512 chips, the full torus sizes. JAX has one device a chip, but two on tpu7x.
+_TORUS_3D, _TORUS_2D = ("4x4x4", "4x4x8", "4x8x8", "8x8x8"), ("8x8", "8x16", "16x16")
+SLICES = {"v4": _TORUS_3D, "v5e": _TORUS_2D, "v5p": _TORUS_3D, "v6e": _TORUS_2D, "tpu7x": _TORUS_3D}
+NODE = 8  # GPUs of a node, which NVLink joins
 
 # What XLA wants to know of a GPU (GpuTargetConfigProto); from the vendor's data sheets and cudaGetDeviceProperties.
 _GPU = """
@@ -97,6 +109,52 @@ def prepare(dump_to: str | Path | None = None) -> None:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={dump_to}"
 
 
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Hardware by its name.
+
+    Attributes:
+      target: a key of TPUS or GPUS.
+      size: chips of a TPU slice, as in "4x4x4", or the number of GPUs; "" for four of the target.
+      slices: TPU slices of that size.
+    """
+
+    target: str
+    size: str = ""
+    slices: int = 1
+
+    @classmethod
+    def parse(cls, name: str) -> "Topology":
+        """Raises ValueError for an unknown target, or a size that is none of its kind."""
+        slices, target, size = re.fullmatch(r"(?:(\d+)x)?([^:]*):?(.*)", name).groups()
+        if target not in TPUS and target not in GPUS:
+            raise ValueError(f"target {name!r} is unknown; there are {', '.join([*TPUS, *GPUS])}")
+        example = TPUS.get(target, f"{target}:64")
+        if target in TPUS:
+            fits = re.fullmatch("x".join([r"\d+"] * (example.count("x", len(target)) + 1)), size)
+        else:
+            fits = size.isdigit() and not slices and int(size) and (int(size) < NODE or int(size) % NODE == 0)
+        if (size or slices) and not (fits and int(slices or 1)):
+            raise ValueError(f"topology {name!r} is no size of {target}; an example is {example}")
+        return cls(target, size, int(slices or 1))
+
+    def devices(self) -> list[jax.Device]:
+        """Compile-only devices. Raises MissingCompiler if the target's compiler is not installed."""
+        if not has_compiler(self.target):
+            raise MissingCompiler(self.target)
+        if self.target in GPUS:
+            nodes, each = divmod(int(self.size or 4), NODE)
+            topology = f"1x{nodes or 1}x{NODE if nodes else each}"
+            found = topologies.get_topology_desc("", "cuda", target_config=GPUS[self.target], topology=topology)
+        else:
+            name = f"{self.target}:{self.size}" if self.size else TPUS[self.target]
+            options = {"num_slices": self.slices} if self.slices > 1 else {}
+            if self.target == "v4":
+                options["chip_config_name"] = "megacore"  # one device a chip, as JAX has them on a v4
+            found = topologies.get_topology_desc(name, "tpu", **options)
+        return list(found.devices if self.size else found.devices[:4])
+
+
 def has_compiler(target: str) -> bool:
     """Is the compiler for this target installed? Call `prepare` first."""
     if target in TPUS:
@@ -107,26 +165,16 @@ def has_compiler(target: str) -> bool:
         return False
 
 
-def devices(target: str) -> list[jax.Device]:
-    """Four compile-only devices of the target, of one host.
+def devices(name: str) -> list[jax.Device]:
+    """Compile-only devices of a topology, or four of a target, of one host.
 
     Raises:
-      ValueError: an unknown target.
-      MissingCompiler: its compiler is not installed.
+      ValueError: the name is unknown.
+      MissingCompiler: the target's compiler is not installed.
     """
-    if target not in TPUS and target not in GPUS:
-        raise ValueError(f"target {target!r} is unknown; there are {', '.join([*TPUS, *GPUS])}")
-    if not has_compiler(target):
-        raise MissingCompiler(target)
-    if target in TPUS:
-        topology = topologies.get_topology_desc(platform="tpu", topology_name=TPUS[target])
-    else:
-        topology = topologies.get_topology_desc(
-            platform="cuda", topology_name="", target_config=GPUS[target], topology="1x1x4"
-        )
-    return list(topology.devices[:4])
+    return Topology.parse(name).devices()
 
 
-def device(target: str) -> jax.Device:
+def device(name: str) -> jax.Device:
     """One of `devices`."""
-    return devices(target)[0]
+    return devices(name)[0]

@@ -148,10 +148,19 @@ class MeshConfig(Section):
     tensor: int = key(
         1, "devices that share heads, feed-forward and vocabulary; -1: all that are left", low=-1, resume="free"
     )
+    slices: int = key(
+        1,
+        "TPU slices of the job, which only the hosts' network joins; they split data, and fsdp by what is left",
+        low=1,
+        resume="free",
+    )
+
+    def _sizes(self) -> dict[str, int]:
+        return {name: size for name, size in dataclasses.asdict(self).items() if name != "slices"}
 
     def __post_init__(self):
         super().__post_init__()
-        sizes = dataclasses.asdict(self)
+        sizes = self._sizes()
         for name, size in sizes.items():
             self.require(size != 0, name, "it must be at least 1, or -1 for the devices that are left")
         free = [name for name, size in sizes.items() if size == -1]
@@ -159,12 +168,20 @@ class MeshConfig(Section):
             self.require(False, free[1], f"only one axis may be -1, and mesh.{free[0]} is")
 
     def shape(self, num_devices: int) -> dict[str, int]:
-        """Axis sizes with -1 filled in. Raises ConfigError if they do not multiply to num_devices."""
-        sizes = dataclasses.asdict(self)
+        """Axis sizes with -1 filled in.
+
+        Raises:
+          ConfigError: they do not multiply to num_devices, or the slices divide neither `data` nor `fsdp`.
+        """
+        sizes = self._sizes()
         fixed = math.prod(size for size in sizes.values() if size != -1)
         if num_devices % fixed or (-1 not in sizes.values() and fixed != num_devices):
             name = max(sizes, key=lambda axis: sizes[axis])
             raise ConfigError(
                 self.path(name), sizes[name], f"the axes of {sizes} must multiply to the {num_devices} devices"
             )
-        return {name: num_devices // fixed if size == -1 else size for name, size in sizes.items()}
+        shape = {name: num_devices // fixed if size == -1 else size for name, size in sizes.items()}
+        along_fsdp = self.slices // math.gcd(self.slices, shape["data"])
+        rows = f"mesh.data={shape['data']} and mesh.fsdp={shape['fsdp']}"
+        self.require(shape["fsdp"] % along_fsdp == 0, "slices", f"slices must divide {rows}, along which they lie")
+        return shape

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -60,6 +60,7 @@ class Setup:
             check_ends(Path(config.data.tokenizer).expanduser())  # now, and not at the export
         config = with_vocabulary(config, tokenizer, pretrained)
         mesh_shape = config.check_devices(jax.device_count())
+        check_slices(config, jax.devices())
         check_attention(config, mesh_shape)
         mesh = sharding.make_mesh(mesh_shape)
         optimizer = make_optimizer(config.optimizer, config.train.steps)
@@ -111,6 +112,13 @@ def complete(config: Config, pretrained: Pretrained | None) -> Config:
     if config.model.family not in families.available():
         raise ConfigError("model.family", config.model.family, f"it must be one of {', '.join(families.available())}")
     return config
+
+
+def check_slices(config: Config, devices: Sequence[jax.Device]) -> None:
+    """Raises ConfigError if the devices are in another number of slices than the configuration says."""
+    found = sharding.count_slices(devices)
+    if config.mesh.slices != found:
+        raise ConfigError("mesh.slices", config.mesh.slices, f"the number of slices that JAX found is {found}")
 
 
 def check_attention(config: Config, mesh_shape: Mapping[str, int]) -> None:

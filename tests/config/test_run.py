@@ -261,6 +261,8 @@ def test_what_a_rope_scaling_does_not_use_is_not_checked():
         ({"mesh__fsdp": 3}, "mesh.fsdp"),
         ({"mesh__fsdp": 4}, "mesh.fsdp"),  # uses half of the devices
         ({"mesh__data": 16}, "mesh.data"),
+        ({"mesh__slices": 3, "data__batch_size": 8}, "mesh.slices"),
+        ({"mesh__slices": 8, "mesh__data": 2, "mesh__context": 2, "data__batch_size": 4}, "mesh.slices"),
     ],
 )
 def test_shapes_that_do_not_divide_are_refused(overrides, key):
@@ -271,6 +273,12 @@ def test_shapes_that_do_not_divide_are_refused(overrides, key):
 def test_free_mesh_axis_takes_what_is_left():
     shape = tiny.config(mesh__tensor=2, data__batch_size=4).check_devices(8)
     assert shape == {"data": 1, "fsdp": 4, "context": 1, "tensor": 2}
+
+
+@pytest.mark.parametrize(("data", "fsdp"), [(1, 8), (2, 4), (4, 2), (8, 1)])
+def test_slices_split_data_and_fsdp(data, fsdp):
+    config = tiny.config(mesh__slices=4, mesh__data=data, mesh__fsdp=fsdp, data__batch_size=8)
+    assert config.check_devices(8) == {"data": data, "fsdp": fsdp, "context": 1, "tensor": 1}
 
 
 def test_defaults_leave_open_what_a_checkpoint_decides():

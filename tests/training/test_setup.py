@@ -1,12 +1,14 @@
 """What a run refuses before anything is compiled or written: attention that its devices would not run."""
 
+import types
+
 import jax
 import pytest
 
 from anchorjax.data.text import tokenizer as tokenizer_lib
 from anchorjax.errors import ConfigError
 from anchorjax.training import loop
-from anchorjax.training.setup import check_attention
+from anchorjax.training.setup import check_attention, check_slices
 
 ALONE = {"data": 1, "fsdp": 1, "context": 1, "tensor": 1}
 ULYSSES = {"attention__context_parallel": "ulysses"}
@@ -29,6 +31,20 @@ def test_kernels_of_other_devices(tiny_config):
     config = tiny_config(attention__implementation="pallas_gpu")
     with pytest.raises(ConfigError, match=r"attention.implementation='pallas_gpu' .* needs GPUs, and JAX found cpu"):
         check_attention(config, ALONE)
+
+
+def test_slices_are_those_of_the_devices(tiny_config):
+    def devices(platform, slices):
+        return [types.SimpleNamespace(platform=platform, slice_index=n % slices) for n in range(8)]
+
+    two = tiny_config(mesh__slices=2, mesh__data=2, data__batch_size=8)
+    check_slices(two, devices("tpu", 2))
+    check_slices(tiny_config(), devices("gpu", 2))  # nodes, by which ids are in order
+    check_slices(tiny_config(), jax.devices())
+    with pytest.raises(ConfigError, match=r"mesh.slices=2 is not allowed: the number of slices that JAX found is 1$"):
+        check_slices(two, devices("gpu", 2))
+    with pytest.raises(ConfigError, match=r"mesh.slices=1 is not allowed: the number of slices that JAX found is 2$"):
+        check_slices(tiny_config(), devices("tpu", 2))
 
 
 def test_heads_that_ulysses_cannot_split(tiny_config):

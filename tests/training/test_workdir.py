@@ -86,6 +86,7 @@ def test_free_keys_are_those_of_where_and_how():
             "mesh.fsdp",
             "mesh.context",
             "mesh.tensor",
+            "mesh.slices",
             "train.timeout_s",
             "eval.every",
             "eval.rows",

@@ -118,7 +118,8 @@ def _fit_devices(config: Config, devices: int) -> Config:
 
 
 def _fit_mesh(config: Config, devices: int) -> Config:
-    """Takes the run's own mesh where it fits, else one row a device."""
+    """Takes the run's own mesh where it fits, else one row a device. One process has the devices of one slice."""
+    config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, slices=1))
     try:
         config.check_devices(devices)
         return config
