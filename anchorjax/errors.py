@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+DONE, PREEMPTED = 0, 75  # exit codes: finished, and stopped by a signal after saving
 _TOP = Path(__file__).parents[1]
 
 

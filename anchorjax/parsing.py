@@ -7,6 +7,14 @@ from typing import NoReturn
 _RENAMED = {"--batch-rows": "--batch-size"}
 
 
+class Refused(SystemExit):
+    """A command line that cannot be parsed; `fault` has been printed."""
+
+    def __init__(self, fault: str):
+        super().__init__(2)
+        self.fault = fault
+
+
 class _Formatter(argparse.RawDescriptionHelpFormatter):
     """Shows the default of every option that has one and does not say it itself."""
 
@@ -31,4 +39,5 @@ class Parser(argparse.ArgumentParser):
         return super().parse_args(argv, namespace)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
+        print(f"{self.prog}: {message}", file=sys.stderr)
+        raise Refused(message)

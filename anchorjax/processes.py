@@ -1,19 +1,13 @@
 """The processes of one job: how they find each other, what they must do together, and how they end.
 
-A TPU v5p-64 is 16 hosts and two GPU nodes are two processes; each runs the same command. Everything that differs with
-the number of processes is asked here, so that the rest of the code reads as for one. A process without others opens
-no port, and every function here does for it what it does for process 0.
+A TPU v5p-64 is 16 hosts and two GPU nodes are two processes; each runs the same command, and `launch.start` joins
+them. Everything that differs with the number of processes is asked here, so that the rest of the code reads as for
+one. Every function here does for a process without others what it does for process 0.
 
 What one process alone can find out (a file that is not there, a signal, another version) is told to all before any of
 them acts on it: a process that raises, or goes another way, while the others enter a collective leaves them waiting.
-
-    found by                                              on
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES,           any machines: set all three on each process
-    JAX_PROCESS_ID
-    JAX itself, once COUNTS or HOSTS tell of several      Slurm, Open MPI, TPU pods on Kubernetes
 """
 
-import dataclasses
 import faulthandler
 import json
 import os
@@ -22,7 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -33,96 +27,10 @@ from jax.sharding import NamedSharding
 from anchorjax.errors import PeerError, UsageError
 from anchorjax.sharding import EACH_DEVICE
 
-VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-# Where schedulers say how many processes a job has, and TPU pods which hosts; JAX finds the rest by itself.
-COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES")
-SLURM_STEP = ("SLURM_STEP_NODELIST", "SLURM_PROCID")  # what srun adds for the processes that it starts
-HOSTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
-# Seconds until every process must have joined, until a silent process ends the job, and for the shutdown together.
-START_S, HEARTBEAT_S, SHUTDOWN_S = 300, 100, 60
 # Process 0 holds the coordinator, without which JAX ends the others: after an error it leaves so much later than they.
 LAST_S = 2.0
 
 T = TypeVar("T")
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """Where process 0 listens ("host:port"), how many processes there are, and which of them this one is."""
-
-    coordinator: str
-    count: int
-    index: int
-
-
-def find(environ: Mapping[str, str]) -> Job | None:
-    """The job that `VARIABLES` name, or None if none of them is set.
-
-    Raises:
-      UsageError: some are missing, or hold what no job can have.
-    """
-    given = {name: environ[name] for name in VARIABLES if environ.get(name)}
-    missing = [name for name in VARIABLES if name not in given]
-    if len(missing) == len(VARIABLES):
-        return None
-    if missing:
-        raise UsageError(
-            f"{', '.join(given)} is set without {' and '.join(missing)}: a job of processes needs all three"
-        )
-    address, count, index = (given[name] for name in VARIABLES)
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
-        raise UsageError(f"JAX_COORDINATOR_ADDRESS={address} is not allowed: it must be host:port")
-    if not count.isdecimal() or int(count) < 1:
-        raise UsageError(f"JAX_NUM_PROCESSES={count} is not allowed: it must be a number from 1 on")
-    if not index.isdecimal() or int(index) >= int(count):
-        raise UsageError(f"JAX_PROCESS_ID={index} is not allowed: it must be from 0 to {int(count) - 1}")
-    return Job(address, int(count), int(index))
-
-
-def start(environ: Mapping[str, str] = os.environ) -> None:
-    """Joins this process to its job; call it before any other use of JAX. Alone, it does nothing.
-
-    Raises:
-      UsageError: variables that contradict each other, or processes that did not come within `START_S`.
-    """
-    job = find(environ)
-    if job and job.count == 1:
-        return
-    how: dict[str, Any] = {}
-    if job:
-        # By default the coordinator would listen on all of the machine's addresses.
-        how = {
-            "coordinator_address": job.coordinator,
-            "num_processes": job.count,
-            "process_id": job.index,
-            "cluster_detection_method": "deactivate",
-            "coordinator_bind_address": job.coordinator,
-        }
-    elif not (told_by := _detected(environ)):
-        return
-    limits = {
-        "initialization_timeout": START_S,
-        "heartbeat_timeout_seconds": HEARTBEAT_S,
-        "shutdown_timeout_seconds": SHUTDOWN_S,
-    }
-    try:
-        jax.distributed.initialize(**how, **limits)
-    except (RuntimeError, ValueError) as error:
-        where = f" at {job.coordinator}" if job else f", of which {told_by}={environ[told_by]} tells"
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"the job's processes did not come together{where}: {reason}") from error
-
-
-def _detected(environ: Mapping[str, str]) -> str | None:
-    """The variable that says that a scheduler started several processes, this one among them; None if none does."""
-    for name in COUNTS:
-        count = environ.get(name, "")
-        # A command typed inside an allocation has its SLURM_NTASKS, and is one process: srun did not start it.
-        is_started = not name.startswith("SLURM") or all(each in environ for each in SLURM_STEP)
-        if count.isdecimal() and int(count) > 1 and is_started:
-            return name
-    return next((name for name in HOSTS if "," in environ.get(name, "")), None)
 
 
 def count() -> int:
@@ -242,9 +150,9 @@ def _max(x: jax.Array) -> jax.Array:
 class Watchdog:
     """Ends a process of several that stays too long at one place, with the stacks of all its threads on stderr.
 
-    JAX notices a peer that is dead or stopped, within `HEARTBEAT_S`. It does not notice one that is alive and stuck,
-    and the others would wait for it in a collective for ever. The exit code is 1. One process alone waits for nobody
-    and has no limit. To be used as a context.
+    JAX notices a peer that is dead or stopped, within `launch.HEARTBEAT_S`. It does not notice one that is alive and
+    stuck, and the others would wait for it in a collective for ever. The exit code is 1. One process alone waits for
+    nobody and has no limit. To be used as a context.
     """
 
     def __init__(self, seconds: float):
@@ -269,8 +177,8 @@ class Watchdog:
 def ended(call: Callable[[], int], harmless: tuple[int, ...] = (0,)) -> int:
     """Calls it and returns its exit code; after an error in one of several processes, ends this one at once.
 
-    A process that ends as usual waits `SHUTDOWN_S` for the others, which may wait for it in a collective, and its exit
-    code is lost.
+    A process that ends as usual waits `launch.SHUTDOWN_S` for the others, which may wait for it in a collective, and
+    its exit code is lost.
 
     Args:
       harmless: exit codes that are no errors, which all processes have together.
@@ -292,5 +200,5 @@ def ended(call: Callable[[], int], harmless: tuple[int, ...] = (0,)) -> int:
 
 
 def _in_job() -> bool:
-    """Whether `start` joined this process to others. Asks no device, as that may be what fails."""
+    """Whether `launch.start` joined this process to others. Asks no device, as that may be what fails."""
     return jax.distributed.is_initialized()

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "anchorjax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 ALL_FILES = [file for file in sorted(ROOT.rglob("*.py")) if not file.relative_to(ROOT).parts[0].startswith(".")]
-FOUNDATION = {"types", "errors", "parsing", "config", "masks", "sharding", "precision", "processes"}
+FOUNDATION = {"types", "errors", "parsing", "config", "masks", "sharding", "precision", "processes", "launch"}
 # What each part of the package may import of the package, beside itself.
 ALLOWED = {
     "__init__": set(),
@@ -26,6 +26,7 @@ ALLOWED = {
     "config": {"errors", "files", "types"},
     "sharding": {"types"},
     "processes": {"errors", "sharding"},
+    "launch": {"errors", "processes"},
     "targets": {"errors"},
     "attention": FOUNDATION,
     "models": FOUNDATION | {"attention"},

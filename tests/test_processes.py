@@ -1,4 +1,4 @@
-"""Processes of one job find each other, make the same batches, and agree; one process needs nothing."""
+"""Processes of one job make the same batches, and agree; one process needs nothing."""
 
 import os
 import subprocess
@@ -7,16 +7,13 @@ import sys
 import pytest
 
 from anchorjax import processes
-from anchorjax.errors import UsageError
 from tests import xla
 from tests.training.jobs import ROOT, free_port
 
-JOB = {"JAX_COORDINATOR_ADDRESS": "localhost:1234", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
-STEP = {"SLURM_NTASKS": "2", "SLURM_STEP_NODELIST": "a,b", "SLURM_PROCID": "0"}  # as srun sets them
 WORKER = """
 import os
-from anchorjax import processes
-processes.start()
+from anchorjax import launch, processes
+launch.start()
 import jax
 import numpy as np
 from anchorjax import sharding
@@ -64,62 +61,9 @@ except UsageError as error:
 """
 
 
-def test_the_environment_names_the_job():
-    assert processes.find(JOB) == processes.Job("localhost:1234", 2, 1)
-    assert processes.find({}) is None
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"JAX_PROCESS_ID": ""}, "is set without JAX_PROCESS_ID"),
-        ({"JAX_PROCESS_ID": "2"}, "JAX_PROCESS_ID=2 is not allowed: it must be from 0 to 1"),
-        ({"JAX_PROCESS_ID": "-1"}, "JAX_PROCESS_ID=-1 is not allowed"),
-        ({"JAX_NUM_PROCESSES": "0"}, "JAX_NUM_PROCESSES=0 is not allowed: it must be a number from 1 on"),
-        ({"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES=two is not allowed"),
-        (
-            {"JAX_COORDINATOR_ADDRESS": "localhost"},
-            "JAX_COORDINATOR_ADDRESS=localhost is not allowed",
-        ),
-    ],
-)
-def test_variables_that_name_no_job_are_refused(changes, message):
-    with pytest.raises(UsageError, match=message):
-        processes.find(JOB | changes)
-
-
-@pytest.mark.parametrize(
-    "environ",
-    [
-        {},
-        {"SLURM_NTASKS": "1"},
-        {"SLURM_NTASKS": "2", "SLURM_JOB_ID": "1"},  # typed inside an allocation, without srun
-        {"TPU_WORKER_HOSTNAMES": "localhost"},
-        JOB | {"JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"},
-    ],
-)
-def test_one_process_joins_nothing(environ, monkeypatch):
-    monkeypatch.setattr("jax.distributed.initialize", lambda **_: pytest.fail("it opened a port"))
-    processes.start(environ)
+def test_one_process_agrees_with_itself():
     signals = processes.Signals()
     assert processes.is_main() and signals.agreed("SIGTERM") == "SIGTERM" and signals.agreed(None) is None
-
-
-@pytest.mark.parametrize("environ", [STEP, {"OMPI_COMM_WORLD_SIZE": "16"}, {"TPU_WORKER_HOSTNAMES": "a,b"}])
-def test_a_scheduler_s_processes_are_joined_by_jax(environ, monkeypatch):
-    asked = {}
-    monkeypatch.setattr("jax.distributed.initialize", lambda **how: asked.update(how))
-    processes.start(environ)
-    assert asked["initialization_timeout"] == processes.START_S and "coordinator_address" not in asked
-
-
-def test_processes_that_do_not_meet_are_told_what_made_them_a_job(monkeypatch):
-    def fail(**_):
-        raise ValueError("no coordinator")
-
-    monkeypatch.setattr("jax.distributed.initialize", fail)
-    with pytest.raises(UsageError, match=r"did not come together, of which SLURM_NTASKS=2 tells: no coordinator"):
-        processes.start(STEP)
 
 
 @pytest.mark.parametrize("count", [2, 4])

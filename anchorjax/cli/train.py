@@ -6,10 +6,12 @@ saving (run again to resume).
 
 import shlex
 from collections.abc import Sequence
+from typing import Any
 
-from anchorjax.config import overrides
+from anchorjax import launch
+from anchorjax.config import Config, overrides
 from anchorjax.config.options import Option
-from anchorjax.errors import run_program
+from anchorjax.errors import DONE, PREEMPTED
 
 OPTIONS = {
     "workdir": Option(
@@ -20,20 +22,14 @@ OPTIONS = {
 
 def main(argv: Sequence[str], program: str = "anchorjax train") -> int:
     """Returns the exit code; `program` is what was typed before the arguments, for records and messages."""
-    return run_program(program, lambda: train(argv, program))
-
-
-def train(argv: Sequence[str], program: str) -> int:
-    """Raises UserError; see `loop.run`."""
     usage = f"{program} --config=quickstart --workdir=runs/quickstart [--config.KEY=VALUE ...]"
-    config, options = overrides.parse(argv, OPTIONS, usage)
-    from anchorjax import accelerators, processes  # jax takes a second to import: a typo is found before that
-    from anchorjax.training import loop
 
-    processes.start()
+    def train(parsed: tuple[Config, dict[str, Any]]) -> int:
+        from anchorjax import accelerators
+        from anchorjax.training import loop
 
-    def job() -> int:
         accelerators.warn_if_unused()
+        config, options = parsed
         return loop.run(config, options["workdir"], shlex.join([*program.split(), *argv]))
 
-    return processes.ended(lambda: run_program(program, job), harmless=(loop.DONE, loop.PREEMPTED))
+    return launch.run(program, lambda: overrides.parse(argv, OPTIONS, usage), train, harmless=(DONE, PREEMPTED))

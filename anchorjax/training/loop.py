@@ -20,7 +20,7 @@ from anchorjax.checkpoints.orbax import Checkpoints, DataPosition
 from anchorjax.config import KEYS, Config
 from anchorjax.data.rows import contexts
 from anchorjax.data.store.tokens import TokenStore
-from anchorjax.errors import TrainingError, WorkdirError
+from anchorjax.errors import DONE, PREEMPTED, TrainingError, WorkdirError
 from anchorjax.sharding import rows_here, shard_batch
 from anchorjax.training import objectives, trainable
 from anchorjax.training.evaluate import Evaluator
@@ -30,8 +30,6 @@ from anchorjax.training.setup import Setup
 from anchorjax.training.state import TrainState
 from anchorjax.training.workdir import Workdir
 from anchorjax.types import Batch
-
-DONE, PREEMPTED = 0, 75
 
 
 def run(config: Config, workdir: str | Path, command: str = "") -> int:

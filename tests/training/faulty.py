@@ -1,9 +1,12 @@
 """`python faulty.py KIND STEP train.py-arguments...`: train.py that fails when it is about to take a step.
 
-KIND is "raise" (an error of this process alone), "sleep" (it is alive, and gets no further) or "unreadable" (at any
-step: it cannot read the arrays of checkpoints).
+KIND is "raise" (an error of this process alone), "sleep" (it is alive, and gets no further), "unreadable" (at any
+step: it cannot read the arrays of checkpoints) or "kill in save" (kill -9 during save number STEP, when the writing of
+its arrays has begun).
 """
 
+import os
+import signal
 import sys
 import time
 
@@ -21,17 +24,32 @@ def unreadable(self, step: int, *_) -> None:
     processes.together(fail)
 
 
+def kill_in_save(number: int) -> None:
+    write, saves = orbax.ocp.PyTreeCheckpointHandler.async_save, []
+
+    async def write_and_die(self, *given, **more):
+        saves.append(given)
+        under_way = await write(self, *given, **more)
+        if len(saves) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return under_way
+
+    orbax.ocp.PyTreeCheckpointHandler.async_save = write_and_die
+
+
 def main() -> int:
     kind, step, *arguments = sys.argv[1:]
     shard_batch, taken = loop.shard_batch, []
     if kind == "unreadable":
         orbax.Checkpoints._leaves = unreadable
+    if kind == "kill in save":
+        kill_in_save(int(step))
 
     def shard_and_fail(*given):
         taken.append(given)
-        if len(taken) == int(step) and kind != "unreadable":
-            if kind == "raise":
-                raise TrainingError("a fault of one process")
+        if len(taken) == int(step) and kind == "raise":
+            raise TrainingError("a fault of one process")
+        if len(taken) == int(step) and kind == "sleep":
             time.sleep(600)
         return shard_batch(*given)
 

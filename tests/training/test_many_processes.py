@@ -4,10 +4,17 @@ import shutil
 import signal
 import time
 
+import jax
 import numpy as np
 import pytest
 
+from anchorjax.checkpoints.orbax import Checkpoints
+from anchorjax.config import load_config, resolve
+from anchorjax.models.linear import named_leaves
+from anchorjax.sharding import abstract
+from anchorjax.training.state import init_state
 from tests.training.jobs import finish, lines, saved_steps
+from tests.training.making import make_mesh, make_steps
 
 # Rows over fsdp, tokens over context. Device order puts two context neighbours in one process of two, and each device
 # in its own of four: then four processes share two rows.
@@ -63,6 +70,47 @@ def test_four_processes_go_on_from_what_two_saved(jobs, tmp_path):
     np.testing.assert_allclose(held_out(tmp_path / "parts")[-1:], held_out(tmp_path / "whole"), rtol=TOLERANCE)
 
 
+def restored(workdir, *mesh: int) -> dict[str, bytes]:
+    """The leaves of the newest checkpoint, read by this process onto a mesh of its eight devices."""
+    steps = make_steps(resolve(load_config(workdir)))
+    with jax.set_mesh(make_mesh(*mesh)):
+        like = abstract(lambda: init_state(0, steps.spec, steps.optimizer))
+        state, _ = Checkpoints(workdir, keep=1, read_only=True).restore_latest(like)
+    return {
+        name: np.asarray(jax.random.key_data(x) if name == "key" else x).tobytes()
+        for name, x in named_leaves(state).items()
+    }
+
+
+@pytest.mark.slow
+def test_what_four_processes_saved_goes_on_with_any_number(jobs, tmp_path):
+    """Each reader compares the digests that the four wrote; the losses behind them are those of one unbroken run."""
+    constant = ("--config.optimizer.schedule=constant", "--config.eval.every=0")
+    jobs.run_processes(tmp_path / "whole", *MESH, *constant, count=1)
+    jobs.run_processes(tmp_path / "four", *MESH, *constant, "--config.train.steps=4", count=4)
+    leaves = restored(tmp_path / "four", 1)
+    for mesh in ((1, 4, 1, 2), (2, 1, 4, 1), (1, 8, 1, 1)):
+        assert restored(tmp_path / "four", *mesh) == leaves, mesh
+    for count, fsdp, context in ((1, 1, 4), (1, 2, 2), (2, 2, 2), (2, 1, 4)):
+        run = shutil.copytree(tmp_path / "four", tmp_path / f"{count}-{fsdp}-{context}")
+        mesh = (f"--config.mesh.fsdp={fsdp}", f"--config.mesh.context={context}")
+        jobs.run_processes(run, *MESH, *constant, *mesh, count=count)
+        np.testing.assert_allclose(losses(run), losses(tmp_path / "whole"), rtol=TOLERANCE)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_within_a_save_costs_the_steps_since_the_last(jobs, alone, tmp_path):
+    fault = ("kill in save", 2)  # the save of step 4
+    started = jobs.start_processes(tmp_path, *MESH, "--config.train.timeout_s=20", count=2, fault=fault)
+    since = time.monotonic()
+    finish(started, expect=None, timeout=200)
+    assert time.monotonic() - since < 180  # start-up, the heartbeat's 100 s and the shutdown
+    assert saved_steps(tmp_path) == [2]
+    said = jobs.run_processes(tmp_path, *MESH, count=2)
+    assert "resuming after step 2" in said[0]
+    np.testing.assert_allclose(losses(tmp_path)[-4:], losses(alone)[-4:], rtol=TOLERANCE)
+
+
 @pytest.mark.parametrize(
     ("own", "words"),
     [
@@ -73,6 +121,17 @@ def test_four_processes_go_on_from_what_two_saved(jobs, tmp_path):
 def test_a_process_that_differs_or_fails_ends_all_in_one_line_each(jobs, tmp_path, own, words):
     said = jobs.run_processes(tmp_path / "run", *MESH, count=2, own=own, expect=2)
     assert all(words in err and err.count("train.py: ") == 1 and "Traceback" not in err for err in said)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["of one process", "of all"])
+def test_a_command_line_that_is_refused_ends_all_at_once(jobs, tmp_path, own):
+    bad, since = ["--config.train.stepps=3"], time.monotonic()
+    said = jobs.run_processes(tmp_path / "run", *MESH, *([] if own else bad), count=2, own=bad * own, expect=2)
+    assert time.monotonic() - since < 60
+    first = "train.py: process 1 failed: " if own else "train.py: "
+    assert first + "config.train.stepps" in said[0] and "train.py: config.train.stepps" in said[1]
+    assert all(err.count("train.py: ") == 1 and "Traceback" not in err for err in said)
     assert not (tmp_path / "run").exists()
 
 
