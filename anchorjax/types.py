@@ -28,7 +28,7 @@ def _files(folder: str) -> tuple[str, ...]:
 # Names that both the configuration and the code behind it know. Where a folder is listed, a new file is a new name.
 VARIANTS = _files("models/variants")  # of attention
 IMPLEMENTATIONS = ("reference", "xla", "pallas_tpu", "pallas_gpu")  # of attention: modules in anchorjax/attention
-CONTEXT_PARALLEL = _files("attention/parallel")  # how devices share a row
+CONTEXT_STRATEGIES = _files("attention/parallel")  # how devices share a row
 MASKS = ("anchor", "intra_doc", "full")  # who may attend to whom
 SKIPPING = _files("data/rows/positions/skipping")  # RoPE positions that skip some, up to data.max_position
 POSITIONS = ("continue", "reset", *_files("data/rows/positions"), *SKIPPING)

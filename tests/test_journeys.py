@@ -26,7 +26,7 @@ KEYS = {
     "data__positions": "every_other",
     "train__objective": "doubled",
     "attention__variant": "nope",
-    "attention__context_parallel": "replicate",
+    "mesh__context_strategy": "replicate",
     "model__family": "toy",
 }
 COMMAND = '\n    "words": ("perplexity of one sentence", f"{__name__}.tasks.words"),'
@@ -102,7 +102,7 @@ import sys
 from anchorjax.config import base, resolve
 from anchorjax.errors import ConfigError
 for key, new in (("data.positions", "every_other"), ("train.objective", "doubled"), ("attention.variant", "nope"),
-                 ("attention.context_parallel", "replicate")):
+                 ("mesh.context_strategy", "replicate")):
     config = base().to_dict()
     section, name = key.split(".")
     config[section][name] = "no_such"

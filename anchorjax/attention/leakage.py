@@ -124,7 +124,7 @@ def probe_gradients(
 
 
 def _mask_of(mask_or_plan: Mask | Plan) -> Mask:
-    return mask_or_plan.mask if isinstance(mask_or_plan, Plan) else mask_or_plan
+    return mask_or_plan if isinstance(mask_or_plan, Mask) else mask_or_plan.mask
 
 
 def _on_host(mask: Mask) -> Mask:

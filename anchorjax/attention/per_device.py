@@ -10,9 +10,29 @@ from collections.abc import Callable
 import jax
 
 from anchorjax.attention.plan import Plan, make_plan
-from anchorjax.config import AttentionConfig
+from anchorjax.config import AttentionConfig, MeshConfig
 from anchorjax.masks import Mask
 from anchorjax.sharding import BATCH, HEADS, LSE, PER_DEVICE
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ShardedPlan:
+    """A mask of sharded rows, and what each device does about it.
+
+    Attributes:
+      mask: sharded like `sharding.BATCH`.
+      local: the plan of each device, for the tokens that it attends with. Its leaves have one more axis in front, split
+        like `sharding.PER_DEVICE`: entry d is the one that device d made.
+      config: with an implementation and tiles (static).
+      mesh: its context strategy made the plan, and attends by it (static).
+    """
+
+    mask: Mask
+    local: Plan
+    config: AttentionConfig = dataclasses.field(metadata={"static": True})
+    mesh: MeshConfig = dataclasses.field(metadata={"static": True})
+
 
 # From the mask of the tokens that a device holds to the mask of the tokens that it attends with.
 LocalMask = Callable[[Mask], Mask]
@@ -20,30 +40,26 @@ LocalMask = Callable[[Mask], Mask]
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Plan], tuple[jax.Array, jax.Array]]
 
 
-def plan(mask: Mask, local_mask: LocalMask, config: AttentionConfig) -> Plan:
+def plan(mask: Mask, local_mask: LocalMask, config: AttentionConfig, mesh: MeshConfig) -> ShardedPlan:
     """Plans the tokens that each device attends with; see `parallel.plan`."""
 
     def local(mask):
         made = make_plan(local_mask(mask), config.q_tile, config.kv_tile)
-        return jax.tree.map(lambda x: x[None], (made.by_query, made.by_key))
+        return jax.tree.map(lambda x: x[None], made)
 
-    by_query, by_key = jax.shard_map(local, in_specs=(BATCH,), out_specs=PER_DEVICE)(mask)
-    return Plan(mask, by_query, by_key, config.q_tile, config.kv_tile)
+    return ShardedPlan(mask, jax.shard_map(local, in_specs=(BATCH,), out_specs=PER_DEVICE)(mask), config, mesh)
 
 
 def apply(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, plan: Plan, local_mask: LocalMask, attend: Attend
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, plan: ShardedPlan, attend: Attend
 ) -> tuple[jax.Array, jax.Array]:
     """Runs `attend` on every device with that device's plan; see `parallel.apply`."""
 
-    def local(q_BTNH, k_BSKH, v_BSKH, mask, lists):
-        by_query, by_key = jax.tree.map(lambda x: x[0], lists)
-        own = dataclasses.replace(plan, mask=local_mask(mask), by_query=by_query, by_key=by_key)
-        return attend(q_BTNH, k_BSKH, v_BSKH, own)
+    def local(q_BTNH, k_BSKH, v_BSKH, plan):
+        return attend(q_BTNH, k_BSKH, v_BSKH, jax.tree.map(lambda x: x[0], plan))
 
-    in_specs = HEADS, HEADS, HEADS, BATCH, PER_DEVICE
-    mapped = jax.shard_map(local, in_specs=in_specs, out_specs=(HEADS, LSE))
-    return mapped(q_BTNH, k_BSKH, v_BSKH, plan.mask, (plan.by_query, plan.by_key))
+    mapped = jax.shard_map(local, in_specs=(HEADS, HEADS, HEADS, PER_DEVICE), out_specs=(HEADS, LSE))
+    return mapped(q_BTNH, k_BSKH, v_BSKH, plan.local)
 
 
 def all_tokens(x_BT: jax.Array) -> jax.Array:

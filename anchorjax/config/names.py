@@ -5,7 +5,7 @@ from typing import Any
 
 from anchorjax.errors import ConfigError
 
-RENAMED = {  # in November 2026; the section stays
+RENAMED = {  # in November 2026
     "model.model_width": "model.d_model",
     "model.ffn_width": "model.d_ff",
     "model.head_width": "model.head_dim",
@@ -13,7 +13,9 @@ RENAMED = {  # in November 2026; the section stays
     "data.row_length": "data.seq_len",
     "data.batch_rows": "data.batch_size",
     "train.accumulation": "train.grad_accum_steps",
+    "attention.context_parallel": "mesh.context_strategy",
 }
+RENAMED_VALUES = {"mesh.context_strategy": {"gather": "all_gather"}}  # by the key's new name
 
 
 def unknown_key(name: str, value: Any, known: list[str]) -> ConfigError:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from anchorjax.config.names import RENAMED
+from anchorjax.config.names import RENAMED, RENAMED_VALUES
 from anchorjax.config.run import KEYS, SECTIONS, defaults
 from anchorjax.errors import WorkdirError
 from anchorjax.files import read_json
@@ -32,7 +32,7 @@ def upgraded(fields: Mapping[str, Any]) -> dict[str, Any]:
     is_run = isinstance(fields.get("data"), Mapping)
     known = json.loads(json.dumps(defaults()))  # with lists for tuples, as in the file
     filled = {name: value for name, value in known.items() if is_run or name in fields}
-    for name, value in fields.items():
+    for name, value in _renamed(fields).items():
         if name in SECTIONS and isinstance(value, Mapping):
             filled[name] = _section(name, value, known[name])
         else:
@@ -40,10 +40,27 @@ def upgraded(fields: Mapping[str, Any]) -> dict[str, Any]:
     return filled
 
 
+def _renamed(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields with renamed keys under their new names, values too. A section that is missing stays missing."""
+    fields = {name: dict(value) if isinstance(value, Mapping) else value for name, value in fields.items()}
+    for old, new in RENAMED.items():
+        (section, key), (new_section, new_key) = old.split("."), new.split(".")
+        if key in _mapping(fields, section):
+            value = fields[section].pop(key)
+            if isinstance(value, str):
+                value = RENAMED_VALUES.get(new, {}).get(value, value)
+            _mapping(fields, new_section)[new_key] = value
+    return fields
+
+
+def _mapping(fields: dict[str, Any], section: str) -> dict[str, Any]:
+    value = fields.get(section)
+    return value if isinstance(value, dict) else {}
+
+
 def _section(name: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
     later = {key: value for key, value in known.items() if KEYS[f"{name}.{key}"].role != "size"}
-    renamed = {RENAMED.get(f"{name}.{key}", key).removeprefix(f"{name}."): value for key, value in given.items()}
-    filled = later | renamed
+    filled = later | given
     # An earlier version took values that nothing read; `Section` refuses them.
     unused = {key for key in filled.keys() & known.keys() if not KEYS[f"{name}.{key}"].is_used(filled)}
     return {key: known[key] if key in unused else value for key, value in filled.items()}

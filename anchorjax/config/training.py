@@ -5,7 +5,7 @@ import math
 
 from anchorjax.config.keys import Section, key
 from anchorjax.errors import ConfigError
-from anchorjax.types import CONTEXT_PARALLEL, IMPLEMENTATIONS, OBJECTIVES, VARIANTS
+from anchorjax.types import CONTEXT_STRATEGIES, IMPLEMENTATIONS, OBJECTIVES, VARIANTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +28,6 @@ class AttentionConfig(Section):
     )
     kv_tile: int = key(0, "keys of a tile; 0: the implementation's table", low=0, high=8192, resume="free")
     variant: str = key("plain", "how layers attend: a module of anchorjax/models/variants", choices=VARIANTS)
-    context_parallel: str = key(
-        "gather",
-        "what the devices along mesh.context exchange. gather: keys and values; ulysses: tokens for heads",
-        choices=CONTEXT_PARALLEL,
-        resume="free",
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +123,9 @@ class CheckpointConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig(Section):
-    """Devices along each axis, whose product is the device count. -1, at most once, takes the devices that are left.
+    """Devices along each axis, whose product is the device count, and how they share the work.
+
+    An axis of -1, at most one, takes the devices that are left.
 
     The mesh changes the order of floating-point sums: losses agree closely, not bitwise.
     """
@@ -154,18 +150,26 @@ class MeshConfig(Section):
         low=1,
         resume="free",
     )
-
-    def _sizes(self) -> dict[str, int]:
-        return {name: size for name, size in dataclasses.asdict(self).items() if name != "slices"}
+    context_strategy: str = key(
+        "all_gather",
+        "what the devices along mesh.context exchange. all_gather: keys and values; ulysses: tokens for heads",
+        choices=CONTEXT_STRATEGIES,
+        resume="free",
+    )
 
     def __post_init__(self):
         super().__post_init__()
-        sizes = self._sizes()
+        sizes = self.sizes
         for name, size in sizes.items():
             self.require(size != 0, name, "it must be at least 1, or -1 for the devices that are left")
         free = [name for name, size in sizes.items() if size == -1]
         if len(free) > 1:
             self.require(False, free[1], f"only one axis may be -1, and mesh.{free[0]} is")
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The axes as they were given."""
+        return {name: getattr(self, name) for name in ("data", "fsdp", "context", "tensor")}
 
     def shape(self, num_devices: int) -> dict[str, int]:
         """Axis sizes with -1 filled in.
@@ -173,7 +177,7 @@ class MeshConfig(Section):
         Raises:
           ConfigError: they do not multiply to num_devices, or the slices divide neither `data` nor `fsdp`.
         """
-        sizes = self._sizes()
+        sizes = self.sizes
         fixed = math.prod(size for size in sizes.values() if size != -1)
         if num_devices % fixed or (-1 not in sizes.values() and fixed != num_devices):
             name = max(sizes, key=lambda axis: sizes[axis])

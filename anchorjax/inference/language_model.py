@@ -41,8 +41,7 @@ class Description:
       eos_ids: tokens that end a text.
       files: where tokenizer.json lies; None for bytes.
       attention: the run's variant, which is part of the model. All else is this machine's own: the implementation and
-        its tiles, and `gather` along the mesh's context axis, which `make_mesh` gives one device. A run's own change
-        the order of sums alone.
+        its tiles. A run's own change the order of sums alone.
     """
 
     pretrained: Pretrained

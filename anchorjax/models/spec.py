@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from anchorjax.config import AttentionConfig, LoraConfig, ModelConfig, RopeConfig
+from anchorjax.config import AttentionConfig, LoraConfig, MeshConfig, ModelConfig, RopeConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,6 +14,7 @@ class Spec:
       attention: the section as `attention.choose` returns it, with nothing left to choose.
       num_anchors: leading tokens of a row that every later one may see.
       max_position: every RoPE position is below it; some RoPE scalings depend on it.
+      mesh: how devices share the work; the sizes of its axes are read from the current mesh.
     """
 
     model: ModelConfig
@@ -22,6 +23,7 @@ class Spec:
     attention: AttentionConfig
     num_anchors: int
     max_position: int
+    mesh: MeshConfig = MeshConfig()  # noqa: RUF009 - frozen
 
     @property
     def weight_dtype(self) -> str:

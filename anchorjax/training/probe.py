@@ -34,10 +34,10 @@ def probe_attention(batch: Batch, spec: Spec) -> int:
 
 
 def _probe(mask: Mask, tokens, spec: Spec) -> None:
-    plan = jax.jit(parallel.plan, static_argnums=1)(mask, spec.attention)
+    plan = jax.jit(parallel.plan, static_argnums=(1, 2))(mask, spec.attention, spec.mesh)
 
     def attend(q_BTNH, k_BTKH, v_BTKH, plan):
-        return parallel.apply(q_BTNH, k_BTKH, v_BTKH, plan, spec.attention)[0]
+        return parallel.apply(q_BTNH, k_BTKH, v_BTKH, plan)[0]
 
     arrays = {
         "num_heads": spec.model.num_heads,

@@ -138,7 +138,7 @@ def check_attention(config: Config, mesh_shape: Mapping[str, int]) -> None:
         raise ConfigError(f"model.{key}", getattr(model, key), f"attention.implementation={name!r} takes {allowed}")
     # Evaluation takes all rows of a batch at once, of which a training step with accumulation takes a part.
     rows = config.data.batch_size // (mesh_shape["data"] * mesh_shape["fsdp"])
-    strategy = STRATEGIES[chosen.context_parallel]
+    strategy = STRATEGIES[config.mesh.context_strategy]
     strategy.check(config.model, mesh_shape)
     on_device = strategy.tokens(config.data.seq_len, mesh_shape["context"])
     for key, tokens in zip(("q_tile", "kv_tile"), on_device, strict=True):

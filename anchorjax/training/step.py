@@ -39,7 +39,7 @@ class Steps:
         """With the attention of this process's devices: `config` itself may say auto, and be resumed elsewhere."""
         config = self.config
         chosen = choose(config.attention, config.data.seq_len)
-        return Spec(config.model, config.rope, config.lora, chosen, self.num_anchors, config.max_position)
+        return Spec(config.model, config.rope, config.lora, chosen, self.num_anchors, config.max_position, config.mesh)
 
     def nats(self, params: Decoder, batch: Batch) -> jax.Array:
         """-log p(target) of every token, fp32 [B, T]; for evaluation."""

@@ -1,6 +1,6 @@
 """Bytes that each strategy of context parallelism exchanges in one layer's attention, in programs compiled for v5p.
 
-    python -m benchmarks.compiled.context_parallel [--strategies=gather,ulysses] [--seq_len=131072] [--json]
+    python -m benchmarks.compiled.context_parallel [--strategies=all_gather,ulysses] [--seq_len=131072] [--json]
 
 Compiled, not measured: no TPU is needed, and bytes say nothing about time. The attention is Llama-3-8B's (32 query
 heads over 8 key heads of 128, bf16) for one row on eight chips along `context`. Bytes are those that one device
@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding
 
 from anchorjax import sharding, targets
 from anchorjax.attention import gradient, pallas_tpu, parallel
-from anchorjax.config import AttentionConfig
+from anchorjax.config import AttentionConfig, MeshConfig
 from anchorjax.masks import Mask
 
 TARGET, TOPOLOGY, CONTEXT = "v5p", "v5p:2x2x2", 8
@@ -58,11 +58,11 @@ def figures(strategy: str, T: int) -> dict:
     """Bytes that a device receives, by collective, in each pass, and its bytes of temporaries in both together."""
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "context": CONTEXT, "tensor": 1}, devices())
     tiles = pallas_tpu.default_tiles(mesh.devices.flat[0].device_kind, T)
-    config = AttentionConfig("pallas_tpu", *tiles, context_parallel=strategy)
+    config, strategies = AttentionConfig("pallas_tpu", *tiles), MeshConfig(context_strategy=strategy)
 
     def layer(q, k, v, plan):
         # The square stands for the output projection: its gradient needs the output, too.
-        return jnp.square(parallel.apply(q, k, v, plan, config)[0])
+        return jnp.square(parallel.apply(q, k, v, plan)[0])
 
     def step(q, k, v, plan):
         remat = jax.checkpoint(layer, policy=jax.checkpoint_policies.save_only_these_names(gradient.NAME))
@@ -72,7 +72,7 @@ def figures(strategy: str, T: int) -> dict:
     with jax.set_mesh(mesh):
         put = lambda spec, dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))  # noqa: E731
         segments = put(sharding.BATCH, jnp.int32, 1, T)
-        plan = sharding.abstract(lambda ids: parallel.plan(Mask.from_segments(ids, 1), config), segments)
+        plan = sharding.abstract(lambda ids: parallel.plan(Mask.from_segments(ids, 1), config, strategies), segments)
         inputs = [put(sharding.HEADS, jnp.bfloat16, 1, T, heads, H) for heads in (N, K, K)]
         forward, both = (jax.jit(f).lower(*inputs, plan).compile() for f in (layer, step))
     first, all_bytes = received(forward.as_text()), received(both.as_text())

@@ -83,7 +83,7 @@ import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding
 from anchorjax import sharding
 from anchorjax.attention import parallel
-from anchorjax.config import AttentionConfig
+from anchorjax.config import AttentionConfig, MeshConfig
 from anchorjax.masks import Mask
 from anchorjax.sharding import make_mesh
 
@@ -92,8 +92,8 @@ config = AttentionConfig("pallas_gpu", 128, 128)
 
 def gradients(q, k, v, segment_ids):
     mask = Mask.from_segments(segment_ids, 1)
-    plan = parallel.plan(mask, config)
-    loss = lambda *qkv: parallel.apply(*qkv, plan, config)[0].astype(jnp.float32).sum()
+    plan = parallel.plan(mask, config, MeshConfig())
+    loss = lambda *qkv: parallel.apply(*qkv, plan)[0].astype(jnp.float32).sum()
     return jax.grad(loss, (0, 1, 2))(q, k, v)
 
 with jax.set_mesh(mesh):

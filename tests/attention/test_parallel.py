@@ -12,7 +12,8 @@ from jax.sharding import reshard
 from anchorjax import sharding
 from anchorjax.attention import attention_with_lse, leakage, parallel
 from anchorjax.attention.anchors import NOTHING
-from anchorjax.config import AttentionConfig
+from anchorjax.attention.per_device import ShardedPlan
+from anchorjax.config import AttentionConfig, MeshConfig
 from anchorjax.errors import ConfigError
 from anchorjax.masks import Mask
 from tests.attention.contract import TOLERANCE, documents, make_case, max_error
@@ -21,8 +22,9 @@ from tests.training.making import make_batch, make_mesh, make_state, make_steps
 T = 64
 
 
-def config_of(strategy: str) -> AttentionConfig:
-    return AttentionConfig("xla", 8, 16, context_parallel=strategy)
+def planned(mask: Mask, strategy: str, implementation: str = "xla") -> ShardedPlan:
+    config = AttentionConfig(implementation, 8, 16)
+    return jax.jit(parallel.plan, static_argnums=(1, 2))(mask, config, MeshConfig(context_strategy=strategy))
 
 
 def segments_of(kind: str, rows: int) -> np.ndarray:
@@ -69,13 +71,12 @@ def test_output_log_sum_exp_and_gradients_equal_those_of_one_device(strategy, na
     axes, heads, kind, window, soft_cap = CASES[name]
     case = make_case(segments_of(kind, 2), int(kind == "anchor"), *heads, window=window, soft_cap=soft_cap)
     wanted = on_one_device((case.q, case.k, case.v, case.cotangent), case.mask)
-    config = config_of(strategy)
 
     @jax.jit
     def on_devices(arrays, segments_BT):
         mask = Mask.from_segments(segments_BT, case.mask.num_anchors, window, soft_cap)
-        plan = parallel.plan(mask, config)
-        return with_gradients(lambda *qkv: parallel.apply(*qkv, plan, config), *arrays)
+        plan = planned(mask, strategy)
+        return with_gradients(lambda *qkv: parallel.apply(*qkv, plan), *arrays)
 
     with jax.set_mesh(make_mesh(*axes)):
         found = on_devices(on_mesh(case), reshard(case.mask.q_segment_ids_BT, sharding.BATCH))
@@ -86,36 +87,36 @@ def test_output_log_sum_exp_and_gradients_equal_those_of_one_device(strategy, na
 @pytest.mark.parametrize("strategy", parallel.STRATEGIES)
 def test_visibility_follows_the_index_and_not_the_device(strategy):
     """Tokens that are shuffled over the devices get the outputs that they have in order."""
-    case, config = make_case(segments_of("anchor", 2), 1, 4, 2, 8), config_of(strategy)
+    case = make_case(segments_of("anchor", 2), 1, 4, 2, 8)
     order = np.random.default_rng(0).permutation(T)
     wanted = attention_with_lse(case.q, case.k, case.v, case.mask, implementation="reference")
     with jax.set_mesh(make_mesh(1, 1, 4, 1)):
         mask = jax.tree.map(lambda x: reshard(x[:, order], sharding.BATCH), case.mask)
         q, k, v = (reshard(x[:, order], sharding.HEADS) for x in (case.q, case.k, case.v))
-        out, lse = jax.jit(lambda *qkv: parallel.apply(*qkv, parallel.plan(mask, config), config))(q, k, v)
+        out, lse = jax.jit(lambda *qkv: parallel.apply(*qkv, planned(mask, strategy)))(q, k, v)
     assert max_error((np.asarray(out), np.asarray(lse)), [x[:, order] for x in wanted]) < TOLERANCE
 
 
 @pytest.mark.parametrize("strategy", parallel.STRATEGIES)
 def test_nothing_leaks(strategy):
-    config, segments = config_of(strategy), segments_of("anchor", 2)
+    segments = segments_of("anchor", 2)
     with jax.set_mesh(make_mesh(1, 2, 4, 1)):
         mask = Mask.from_segments(reshard(jnp.asarray(segments, jnp.int32), sharding.BATCH), 1)
-        plan = jax.jit(parallel.plan, static_argnums=1)(mask, config)
-        attend = jax.jit(lambda q, k, v, plan: parallel.apply(q, k, v, plan, config)[0])
+        plan = planned(mask, strategy)
+        attend = jax.jit(lambda q, k, v, plan: parallel.apply(q, k, v, plan)[0])
         arrays = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 8, "sharding": sharding.HEADS}
         tokens = leakage.probe_tokens(segments)[::3]
         leakage.check(leakage.probe(attend, plan, tokens, **arrays))
         leakage.check(leakage.probe_gradients(attend, plan, tokens[-2:], **arrays))
-        blind = dataclasses.replace(plan, mask=dataclasses.replace(mask, num_anchors=0))
-        forgetful = jax.jit(lambda q, k, v, _: parallel.apply(q, k, v, blind, config)[0])
+        blind = planned(dataclasses.replace(mask, num_anchors=0), strategy)
+        forgetful = jax.jit(lambda q, k, v, _: parallel.apply(q, k, v, blind)[0])
         findings = leakage.probe(forgetful, plan, [(0, 0)], **arrays)
     assert len(findings[0].blind) > 10
 
 
 def step_of(strategy: str, tiny_config):
     config = tiny_config(
-        attention__implementation="xla", attention__context_parallel=strategy, data__batch_size=2, train__steps=4
+        attention__implementation="xla", mesh__context_strategy=strategy, data__batch_size=2, train__steps=4
     )
     steps, mesh = make_steps(config), make_mesh(1, 2, 2)
     with jax.set_mesh(mesh):
@@ -124,32 +125,31 @@ def step_of(strategy: str, tiny_config):
 
 
 @pytest.fixture(scope="module")
-def step_of_gather(tiny_config):
-    return step_of("gather", tiny_config)
+def step_of_all_gather(tiny_config):
+    return step_of("all_gather", tiny_config)
 
 
-@pytest.mark.parametrize("strategy", [name for name in parallel.STRATEGIES if name != "gather"])
-def test_a_training_step_is_that_of_gather(strategy, step_of_gather, tiny_config):
+@pytest.mark.parametrize("strategy", [name for name in parallel.STRATEGIES if name != "all_gather"])
+def test_a_training_step_is_that_of_all_gather(strategy, step_of_all_gather, tiny_config):
     """Equal to rounding: the strategies add the gradients of keys and values in different orders."""
-    (wanted_metrics, wanted), (metrics, found) = step_of_gather, step_of(strategy, tiny_config)
+    (wanted_metrics, wanted), (metrics, found) = step_of_all_gather, step_of(strategy, tiny_config)
     assert float(metrics["loss"]) == pytest.approx(float(wanted_metrics["loss"]), rel=1e-6)
     assert float(metrics["grad_norm"]) == pytest.approx(float(wanted_metrics["grad_norm"]), rel=1e-5)
     for ours, theirs in zip(found, wanted, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-COLLECTIVES = {"gather": {"all-gather"}, "ulysses": {"all-to-all"}}
+COLLECTIVES = {"all_gather": {"all-gather"}, "ulysses": {"all-to-all"}}
 
 
 @pytest.mark.parametrize("strategy", COLLECTIVES)
 def test_compiled_collectives(strategy):
     """The forward pass moves floating-point arrays by the strategy's own collective and by no other."""
-    config = config_of(strategy)
     with jax.set_mesh(make_mesh(1, 1, 4, 1)):
         mask = Mask.from_segments(reshard(jnp.ones((1, T), jnp.int32), sharding.BATCH), 0)
-        plan = jax.jit(parallel.plan, static_argnums=1)(mask, config)
+        plan = planned(mask, strategy)
         q, k, v = (reshard(jnp.ones((1, T, heads, 8)), sharding.HEADS) for heads in (8, 4, 4))
-        text = jax.jit(lambda *qkv: parallel.apply(*qkv, plan, config)).lower(q, k, v).compile().as_text()
+        text = jax.jit(lambda *qkv: parallel.apply(*qkv, plan)).lower(q, k, v).compile().as_text()
     found = {name for kind, name in re.findall(r"= (.*?) (all-gather|all-to-all)\(", text) if "f32" in kind}
     assert found == COLLECTIVES[strategy]
 
@@ -161,4 +161,4 @@ def test_ulysses_refuses_heads_that_do_not_split(tiny_config):
     check(model, {"context": 6, "tensor": 1})
     with pytest.raises(ConfigError, match=r"mesh.context=2 is not allowed: .* takes a divisor of .* mesh.tensor = 3"):
         check(model, {"context": 2, "tensor": 2})
-    parallel.STRATEGIES["gather"].check(model, {"context": 4, "tensor": 2})
+    parallel.STRATEGIES["all_gather"].check(model, {"context": 4, "tensor": 2})

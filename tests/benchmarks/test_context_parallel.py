@@ -35,10 +35,10 @@ print(json.dumps(figures(sys.argv[1], 8192)))
 
 
 # MiB of a row of 8192 tokens, of which a device has an eighth: queries and outputs 8, keys and values 2 each. The
-# backward pass repeats what the forward pass sends, and sends as much again for the gradients. For those of gather the
-# compiler makes an all-reduce, with twice the bytes of a reduce-scatter.
+# backward pass repeats what the forward pass sends, and sends as much again for the gradients. For those of all_gather
+# the compiler makes an all-reduce, with twice the bytes of a reduce-scatter.
 EXCHANGED = {
-    "gather": {"forward": {"all-gather": 28}, "backward": {"all-gather": 28, "all-reduce": 56}},
+    "all_gather": {"forward": {"all-gather": 28}, "backward": {"all-gather": 28, "all-reduce": 56}},
     "ulysses": {"forward": {"all-to-all": 17.5}, "backward": {"all-to-all": 35}},
 }
 

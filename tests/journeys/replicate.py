@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import jax
 
 from anchorjax.attention import attention_with_lse, per_device
-from anchorjax.attention.plan import Plan
-from anchorjax.config import AttentionConfig, ModelConfig
+from anchorjax.attention.per_device import ShardedPlan
+from anchorjax.config import AttentionConfig, MeshConfig, ModelConfig
 from anchorjax.masks import Mask
 
 
@@ -18,19 +18,17 @@ def tokens(seq_len: int, context: int) -> tuple[int, int]:
     return seq_len, seq_len
 
 
-def plan(mask: Mask, config: AttentionConfig) -> Plan:
-    return per_device.plan(mask, _whole, config)
+def plan(mask: Mask, config: AttentionConfig, mesh: MeshConfig) -> ShardedPlan:
+    return per_device.plan(mask, _whole, config, mesh)
 
 
-def apply(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, plan: Plan, config: AttentionConfig
-) -> tuple[jax.Array, jax.Array]:
-    def attend(q_BTNH, k_BSKH, v_BSKH, plan):
+def apply(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, plan: ShardedPlan) -> tuple[jax.Array, jax.Array]:
+    def attend(q_BTNH, k_BSKH, v_BSKH, local):
         arrays = (per_device.all_tokens(x) for x in (q_BTNH, k_BSKH, v_BSKH))
-        out_BTNH, lse_BTN = attention_with_lse(*arrays, plan, implementation=config.implementation)
+        out_BTNH, lse_BTN = attention_with_lse(*arrays, local, implementation=plan.config.implementation)
         return _own(out_BTNH), _own(lse_BTN)
 
-    return per_device.apply(q_BTNH, k_BSKH, v_BSKH, plan, _whole, attend)
+    return per_device.apply(q_BTNH, k_BSKH, v_BSKH, plan, attend)
 
 
 def _whole(mask: Mask) -> Mask:

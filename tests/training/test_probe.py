@@ -15,14 +15,14 @@ from anchorjax.errors import LeakageError
 from anchorjax.sharding import BATCH, shard_batch
 from anchorjax.training import loop
 from anchorjax.training.probe import probe_attention
-from anchorjax.types import CONTEXT_PARALLEL
+from anchorjax.types import CONTEXT_STRATEGIES
 from tests.training.making import make_batch, make_mesh, make_steps
 
 
-@pytest.fixture(params=CONTEXT_PARALLEL)
+@pytest.fixture(params=CONTEXT_STRATEGIES)
 def started(tiny_config, request):
     """(sharded batch, spec) inside a mesh of two devices along three axes, of a model whose heads they split."""
-    config = tiny_config(model__num_heads=4, attention__context_parallel=request.param)
+    config = tiny_config(model__num_heads=4, mesh__context_strategy=request.param)
     steps, mesh = make_steps(config), make_mesh(2, 1, 2, 2)
     with jax.set_mesh(mesh):
         yield shard_batch(make_batch(2, 64), mesh), steps.spec
@@ -67,7 +67,7 @@ def test_the_probe_of_a_run_sees_one_micro_batch(tiny_config, data_dir, tmp_path
 
 
 def test_an_attention_that_forgets_the_anchor_is_named(started, monkeypatch):
-    strategy = parallel.STRATEGIES[started[1].attention.context_parallel]
+    strategy = parallel.STRATEGIES[started[1].mesh.context_strategy]
     right = strategy.attention_with_lse
 
     def wrong(q, k, v, plan, **kwargs):

@@ -11,7 +11,7 @@ from anchorjax.training import loop
 from anchorjax.training.setup import check_attention, check_slices
 
 ALONE = {"data": 1, "fsdp": 1, "context": 1, "tensor": 1}
-ULYSSES = {"attention__context_parallel": "ulysses"}
+ULYSSES = {"mesh__context_strategy": "ulysses"}
 
 
 @pytest.mark.parametrize("name", ["pallas_gpu", "auto"])
@@ -50,7 +50,7 @@ def test_slices_are_those_of_the_devices(tiny_config):
 def test_heads_that_ulysses_cannot_split(tiny_config):
     config = tiny_config(**ULYSSES)
     check_attention(config, ALONE | {"context": 2})
-    words = r"mesh.context=4 is not allowed: attention.context_parallel='ulysses' takes a divisor of .* = 2, or use"
+    words = r"mesh.context=4 is not allowed: mesh.context_strategy='ulysses' takes a divisor of .* = 2, or use"
     with pytest.raises(ConfigError, match=words):
         check_attention(config, ALONE | {"context": 4})
 

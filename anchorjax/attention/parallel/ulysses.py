@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from anchorjax.attention import attention_with_lse, per_device
-from anchorjax.attention.plan import Plan
-from anchorjax.config import AttentionConfig, ModelConfig
+from anchorjax.attention.per_device import ShardedPlan
+from anchorjax.config import AttentionConfig, MeshConfig, ModelConfig
 from anchorjax.errors import ConfigError
 from anchorjax.masks import Mask
 
@@ -30,8 +30,8 @@ def check(model: ModelConfig, mesh_shape: Mapping[str, int]) -> None:
     """Raises ConfigError if C does not divide N. K may be any number: key heads are repeated."""
     context, heads = mesh_shape["context"], model.num_heads // mesh_shape["tensor"]
     if heads % context:
-        taken = f"attention.context_parallel='ulysses' takes a divisor of model.num_heads / mesh.tensor = {heads}"
-        raise ConfigError("mesh.context", context, f"{taken}, or use 'gather'")
+        taken = f"mesh.context_strategy='ulysses' takes a divisor of model.num_heads / mesh.tensor = {heads}"
+        raise ConfigError("mesh.context", context, f"{taken}, or use 'all_gather'")
 
 
 def tokens(seq_len: int, context: int) -> tuple[int, int]:
@@ -39,23 +39,21 @@ def tokens(seq_len: int, context: int) -> tuple[int, int]:
     return seq_len, seq_len
 
 
-def plan(mask: Mask, config: AttentionConfig) -> Plan:
+def plan(mask: Mask, config: AttentionConfig, mesh: MeshConfig) -> ShardedPlan:
     """Plans whole rows, queries [B, T] against keys [B, S]; all devices along `context` make the same lists."""
-    return per_device.plan(mask, _with_all_tokens, config)
+    return per_device.plan(mask, _with_all_tokens, config, mesh)
 
 
-def apply(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, plan: Plan, config: AttentionConfig
-) -> tuple[jax.Array, jax.Array]:
+def apply(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, plan: ShardedPlan) -> tuple[jax.Array, jax.Array]:
     """See `parallel.apply`. A device attends with q [B, T, N / C, H] and k, v [B, S, lcm(K, C) / C, H]."""
 
-    def attend(q_BTNH, k_BSKH, v_BSKH, plan):
+    def attend(q_BTNH, k_BSKH, v_BSKH, local):
         k_BSKH, v_BSKH = _repeated(k_BSKH), _repeated(v_BSKH)
         arrays = (_tokens_for_heads(x) for x in (q_BTNH, k_BSKH, v_BSKH))
-        out_BTNH, lse_BTN = attention_with_lse(*arrays, plan, implementation=config.implementation)
+        out_BTNH, lse_BTN = attention_with_lse(*arrays, local, implementation=plan.config.implementation)
         return _heads_for_tokens(out_BTNH), _heads_for_tokens(lse_BTN)
 
-    return per_device.apply(q_BTNH, k_BSKH, v_BSKH, plan, _with_all_tokens, attend)
+    return per_device.apply(q_BTNH, k_BSKH, v_BSKH, plan, attend)
 
 
 def _with_all_tokens(mask: Mask) -> Mask:

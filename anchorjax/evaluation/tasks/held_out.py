@@ -106,7 +106,7 @@ def _fit_devices(config: Config, devices: int) -> Config:
     """Takes the run's own mesh and attention where they fit, else one row a device and what suits the devices.
 
     The variant stays: it is part of the model. The loss depends on nothing else, but for rounding: implementation and
-    tiles order sums, and `context_parallel` says what devices exchange.
+    tiles order sums, and `mesh.context_strategy` says what devices exchange.
     """
     config = _fit_mesh(config, devices)
     try:
@@ -114,7 +114,8 @@ def _fit_devices(config: Config, devices: int) -> Config:
         return config
     except ConfigError as error:
         _tell(f"the run's attention does not fit ({error}); taking auto")
-    return dataclasses.replace(config, attention=own_attention(vars(config.attention)))
+    mesh = dataclasses.replace(config.mesh, context_strategy=MeshConfig.context_strategy)
+    return dataclasses.replace(config, attention=own_attention(vars(config.attention)), mesh=mesh)
 
 
 def _fit_mesh(config: Config, devices: int) -> Config:

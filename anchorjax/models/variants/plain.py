@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import reshard
 
 from anchorjax.attention import dense, parallel
-from anchorjax.attention.plan import Plan
+from anchorjax.attention.per_device import ShardedPlan
 from anchorjax.masks import Mask
 from anchorjax.models import rope
 from anchorjax.models.spec import Spec
@@ -28,7 +28,7 @@ class LayerContext:
       start: int32, the first column of a cache that the T tokens take; None without a cache.
     """
 
-    mask: Mask | Plan
+    mask: Mask | ShardedPlan
     cos_BTh: jax.Array
     sin_BTh: jax.Array
     start: jax.Array | None = None
@@ -43,7 +43,7 @@ def contexts(
     def one(mask: Mask) -> LayerContext:
         local = mask.window is not None
         tables = rope.tables(positions_BT, spec.max_position, spec.model.head_dim, spec.rope, local=local)
-        return LayerContext(parallel.plan(mask, spec.attention) if tiled else mask, *tables, start)
+        return LayerContext(parallel.plan(mask, spec.attention, spec.mesh) if tiled else mask, *tables, start)
 
     return tuple(map(one, masks))
 
@@ -66,11 +66,11 @@ def attend(
     """Attention of the T queries to the T keys, or to the cache with these keys written into it."""
     q_BTNH, k_BTKH = rotated(q_BTNH, k_BTKH, context, spec)
     if cache is None:
-        return parallel.apply(q_BTNH, k_BTKH, v_BTKH, context.mask, spec.attention)[0], None
+        return parallel.apply(q_BTNH, k_BTKH, v_BTKH, context.mask)[0], None
     cache = tuple(write(old, new, context.start) for old, new in zip(cache, (k_BTKH, v_BTKH), strict=True))
     arrays = [reshard(x, HEADS) for x in (q_BTNH, *cache)]
-    if isinstance(context.mask, Plan):
-        return parallel.apply(*arrays, context.mask, spec.attention)[0], cache
+    if isinstance(context.mask, ShardedPlan):
+        return parallel.apply(*arrays, context.mask)[0], cache
     on_mesh = jax.shard_map(dense.attend, in_specs=(HEADS, HEADS, HEADS, BATCH), out_specs=HEADS)
     return on_mesh(*arrays, context.mask), cache
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 import jax
 
 from anchorjax.attention import attention_with_lse, per_device
-from anchorjax.attention.plan import Plan
-from anchorjax.config import AttentionConfig, ModelConfig
+from anchorjax.attention.per_device import ShardedPlan
+from anchorjax.config import AttentionConfig, MeshConfig, ModelConfig
 from anchorjax.masks import Mask
 
 
@@ -26,21 +26,19 @@ def tokens(seq_len: int, context: int) -> tuple[int, int]:
     return seq_len // context, seq_len
 
 
-def plan(mask: Mask, config: AttentionConfig) -> Plan:
+def plan(mask: Mask, config: AttentionConfig, mesh: MeshConfig) -> ShardedPlan:
     """Plans each device's own queries [B, T / C] against all keys [B, S] of its rows."""
-    return per_device.plan(mask, _with_all_keys, config)
+    return per_device.plan(mask, _with_all_keys, config, mesh)
 
 
-def apply(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, plan: Plan, config: AttentionConfig
-) -> tuple[jax.Array, jax.Array]:
+def apply(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, plan: ShardedPlan) -> tuple[jax.Array, jax.Array]:
     """See `parallel.apply`. Keys and values go from [B, S / C, K, H] to [B, S, K, H] on each device."""
 
-    def attend(q_BTNH, k_BSKH, v_BSKH, plan):
+    def attend(q_BTNH, k_BSKH, v_BSKH, local):
         k_BSKH, v_BSKH = per_device.all_tokens(k_BSKH), per_device.all_tokens(v_BSKH)
-        return attention_with_lse(q_BTNH, k_BSKH, v_BSKH, plan, implementation=config.implementation)
+        return attention_with_lse(q_BTNH, k_BSKH, v_BSKH, local, implementation=plan.config.implementation)
 
-    return per_device.apply(q_BTNH, k_BSKH, v_BSKH, plan, _with_all_keys, attend)
+    return per_device.apply(q_BTNH, k_BSKH, v_BSKH, plan, attend)
 
 
 def _with_all_keys(mask: Mask) -> Mask:
