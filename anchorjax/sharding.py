@@ -20,6 +20,7 @@ from anchorjax.types import Batch
 AXES = ("data", "fsdp", "context", "tensor")
 ROWS = ("data", "fsdp")  # the axes over which the rows of a batch are split
 TOKENS = (*ROWS, "context")  # the axes over which tokens are split
+HOST = "pinned_host"  # the memory kind of arrays that rest in the host's memory
 
 # The one table of PartitionSpecs: tests/test_imports.py asserts that no other module makes one.
 

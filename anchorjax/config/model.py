@@ -76,8 +76,16 @@ class ModelConfig(Section):
     )
     remat: str = key(
         "attention",
-        "what the backward pass recomputes. none: no matrix product; attention: all but attention; full: everything",
-        choices=("none", "attention", "full"),
+        "what the backward pass recomputes. none: no matrix product; attention: all but attention; full: everything; "
+        "offload: as attention, and what is kept lies in the host's memory",
+        choices=("none", "attention", "full", "offload"),
+        resume="free",
+    )
+    ffn_chunk: int = key(
+        0,
+        "tokens of a device that the feed-forward layer takes at once, which bounds its memory; 0: all",
+        low=0,
+        resume="free",
     )
 
     def __post_init__(self):

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec, reshard
 from jax.typing import ArrayLike
 
@@ -25,13 +26,14 @@ from anchorjax import precision, sharding
 from anchorjax.attention import gradient
 from anchorjax.config import ModelConfig
 from anchorjax.masks import Mask
-from anchorjax.models import rope
+from anchorjax.models import rope, tiled
 from anchorjax.models.layers import dropout, norm_scale, rms_norm
 from anchorjax.models.linear import Adapter, Linear, draw, gathered
 from anchorjax.models.spec import Spec
 from anchorjax.models.variants import VARIANTS
 from anchorjax.sharding import ACTIVATIONS
 
+LAYER_INPUT = "layer_input"  # name of what a block reads, for remat policies
 MAX_OFFSET = 4  # tokens that a fresh head may look back
 
 
@@ -93,8 +95,17 @@ class FeedForward(nnx.Module):
         self.gate, self.up, self.down = _linears(weights, jax.random.fold_in(key, 1), spec)
 
     def __call__(self, x_BTD: jax.Array, spec: Spec) -> jax.Array:
+        if 0 < spec.model.ffn_chunk < tiled.tokens_of_device(x_BTD):
+            return tiled.by_chunks(_feed_forward, x_BTD, (self.gate, self.up, self.down), spec)
         hidden_BTF = ACTIVATION[spec.model.activation](self.gate(x_BTD, spec)) * self.up(x_BTD, spec)
         return self.down(hidden_BTF, spec)
+
+
+def _feed_forward(x_cD: jax.Array, linears: tuple[Linear, Linear, Linear], spec: Spec) -> jax.Array:
+    """`FeedForward` of some tokens of a device."""
+    gate, up, down = linears
+    hidden_cF = ACTIVATION[spec.model.activation](gate.on_device(x_cD, spec)) * up.on_device(x_cD, spec)
+    return down.on_device(hidden_cF, spec)
 
 
 ACTIVATION = {"silu": jax.nn.silu, "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True)}
@@ -195,6 +206,7 @@ class Decoder(nnx.Module):
 
         def one_block(x_BTD, layer):
             block, number = layer
+            x_BTD = checkpoint_name(x_BTD, LAYER_INPUT)
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, number)
 
             def attend_by_kind(*q_k_v):
@@ -265,4 +277,10 @@ def _remat(block, policy: str):
         # kept 190 MB of them on a row of 4096 (SmolLM2-135M, fp32), more than twice its products.
         products = policies.save_from_both_policies(policies.checkpoint_dots, attention)
         return jax.checkpoint(block, policy=products, prevent_cse=False)  # scan keeps both passes apart
-    return jax.checkpoint(block, policy=attention if policy == "attention" else None)
+    offload = policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[LAYER_INPUT, gradient.NAME],
+        offload_src="device",
+        offload_dst=sharding.HOST,
+    )
+    return jax.checkpoint(block, policy={"attention": attention, "offload": offload, "full": None}[policy])

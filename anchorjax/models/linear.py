@@ -94,6 +94,75 @@ class Linear(nnx.Module):
             y += broadcast(self.bias[...].astype(y.dtype), y)
         return y
 
+    def on_device(self, x_c: jax.Array, spec: Spec) -> jax.Array:
+        """Inside of a `shard_map`, with `whole` weights: x [c, inputs...] of a device's tokens -> [c, outputs...]."""
+        inputs, outputs = self.letters.lower().split("->")
+        y = precision.einsum(f"c{inputs},{inputs}{outputs}->c{outputs}", x_c, self.weight[...])
+        if self.adapter is not None:
+            low = precision.einsum(f"c{inputs},{inputs}r->cr", x_c, self.adapter.down[...])
+            share = precision.einsum(f"cr,r{outputs}->c{outputs}", low, self.adapter.up[...])
+            y = y + share * (spec.lora.alpha / spec.lora.rank)
+        if "tensor" in sharding.WEIGHTS[self.letters][: _num_inputs(self.letters)]:
+            y = jax.lax.psum(y, "tensor")
+        return y
+
+
+def at_rest(linears):
+    """A tree of linear layers with the PartitionSpec of each weight in its place."""
+
+    def of_linear(node: Linear):
+        pspec, inputs = sharding.WEIGHTS[node.letters], _num_inputs(node.letters)
+        down, up = sharding.adapter(pspec, inputs)
+        by_name = {"weight": pspec, "bias": sharding.bias(pspec, inputs), "down": down, "up": up}
+        return jax.tree.map_with_path(
+            lambda path, _: by_name[_join(path).removesuffix(".value").rpartition(".")[2]], node
+        )
+
+    return jax.tree.map(of_linear, linears, is_leaf=lambda node: isinstance(node, Linear))
+
+
+def whole(linears, spec: Spec):
+    """Inside of a `shard_map`: linear layers as their products use them, cast first and then gathered.
+
+    Args:
+      linears: this device's parts of the weights, as they rest.
+    """
+
+    def one(weight: jax.Array, pspec: PartitionSpec) -> jax.Array:
+        weight = weight.astype(spec.model.compute_dtype)
+        axes, others = _gathered_axes(pspec)
+        for axis, names in axes.items():
+            weight = jax.lax.all_gather(weight, names, axis=axis, tiled=True)
+        return jax.lax.pcast(weight, others, to="varying")  # each device has other tokens: the gradients differ
+
+    return jax.tree.map(one, linears, at_rest(linears))
+
+
+def reduced(gradients, linears, spec: Spec):
+    """Inside of a `shard_map`: the sum over all tokens of `whole` weights' gradients, cut as the weights rest.
+
+    Args:
+      gradients: fp32, of this device's tokens.
+      linears: gives the dtypes of the result.
+    """
+
+    def one(gradient: jax.Array, weight: jax.Array, pspec: PartitionSpec) -> jax.Array:
+        gradient = gradient.astype(spec.model.compute_dtype)
+        axes, others = _gathered_axes(pspec)
+        for axis, names in axes.items():
+            gradient = jax.lax.psum_scatter(gradient, names, scatter_dimension=axis, tiled=True)
+        return jax.lax.psum(gradient, others).astype(weight.dtype)
+
+    return jax.tree.map(one, gradients, linears, at_rest(linears))
+
+
+def _gathered_axes(pspec: PartitionSpec) -> tuple[dict[int, str | tuple[str, ...]], tuple[str, ...]]:
+    """The axes of a weight that are cut only where it rests, by the mesh's axes; and those of TOKENS that cut none."""
+    used = sharding.used(pspec)
+    axes = {axis: names for axis, names in enumerate(pspec) if names is not None and used[axis] is None}
+    found = {name for names in axes.values() for name in ([names] if isinstance(names, str) else names)}
+    return axes, tuple(name for name in TOKENS if name not in found)
+
 
 def _num_inputs(letters: str) -> int:
     return letters.index("->")

@@ -62,6 +62,7 @@ class Setup:
         mesh_shape = config.check_devices(jax.device_count())
         check_slices(config, jax.devices())
         check_attention(config, mesh_shape)
+        check_host_memory(config)
         mesh = sharding.make_mesh(mesh_shape)
         optimizer = make_optimizer(config.optimizer, config.train.steps)
         schedule = make_schedule(config.optimizer, config.train.steps)
@@ -147,6 +148,14 @@ def check_attention(config: Config, mesh_shape: Mapping[str, int]) -> None:
         if tiles > MAX_TILES:
             allowed = f"{rows} rows of {tokens} tokens on a device may be {MAX_TILES} tiles at most, and are {tiles}"
             raise ConfigError(f"attention.{key}", tile, allowed)
+
+
+def check_host_memory(config: Config) -> None:
+    """Raises ConfigError for what is to lie in the host's memory, where these devices cannot reach it."""
+    found = {memory.kind for memory in jax.local_devices()[0].addressable_memories()}
+    if config.model.remat == "offload" and sharding.HOST not in found:
+        kind = jax.local_devices()[0].device_kind
+        raise ConfigError("model.remat", "offload", f"{kind} has no memory {sharding.HOST!r} that arrays can lie in")
 
 
 def with_vocabulary(config: Config, tokenizer: Tokenizer, pretrained: Pretrained | None) -> Config:

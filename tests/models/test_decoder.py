@@ -247,7 +247,7 @@ def test_every_mesh_gives_one_device_s_loss_and_gradients(mesh_shape, on_one_dev
         np.testing.assert_allclose(got, expected, atol=1e-5 * max(1, np.abs(expected).max()))
 
 
-@pytest.mark.parametrize("remat", ["attention", "full"])
+@pytest.mark.parametrize("remat", ["attention", "full", "offload"])
 def test_remat_changes_nothing(remat, on_one_device):
     features, wanted = on_one_device
     value, grads = loss_and_gradients(spec_of(remat=remat, **features), (1, 1, 1, 1))
@@ -265,7 +265,7 @@ def test_remat_attention_does_not_run_attention_again(features, one_device):
         gradient = jax.grad(lambda params, *arrays: jnp.sum(run(params, *arrays, spec)))
         return str(jax.make_jaxpr(gradient)(make(spec), *batch())).count("while[")
 
-    assert loops("none") == loops("attention") < loops("full")
+    assert loops("none") == loops("attention") == loops("offload") < loops("full")
 
 
 def test_remat_none_keeps_products_and_attention_alone(one_device):
@@ -280,6 +280,19 @@ def test_remat_none_keeps_products_and_attention_alone(one_device):
     attention = [(B, T, N, H), (B, T, N)]
     products = [(B * T, N, H), (B * T, K, H), (B * T, K, H), (B * T, D), (B * T, F), (B * T, F)]
     assert kept == sorted([(B, T, D), *attention, *products])
+
+
+def test_remat_offload_keeps_layer_inputs_and_attention_on_the_host(one_device):
+    spec = spec_of(remat="offload")
+    gradient = jax.grad(lambda params, *arrays: jnp.sum(run(params, *arrays, spec)))
+    scans = scans_of_layers(jax.make_jaxpr(gradient)(make(spec), *batch()).jaxpr, spec.model.num_layers)
+    forward = next(scans)
+    ends = zip(forward.outvars, forward.params["jaxpr"].jaxpr.outvars, strict=True)
+    kept = sorted((one.aval.shape, str(whole.aval.memory_space)) for whole, one in ends
+                  if whole.aval.shape != one.aval.shape)  # fmt: skip
+    B, D, H, N = 2, 32, 8, 4
+    host = str(jax.memory.Space.Host)
+    assert kept == sorted((shape, host) for shape in ((B, T, D), (B, T, N, H), (B, T, N)))
 
 
 def scans_of_layers(jaxpr, layers: int):

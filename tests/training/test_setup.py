@@ -8,7 +8,7 @@ import pytest
 from anchorjax.data.text import tokenizer as tokenizer_lib
 from anchorjax.errors import ConfigError
 from anchorjax.training import loop
-from anchorjax.training.setup import check_attention, check_slices
+from anchorjax.training.setup import check_attention, check_host_memory, check_slices
 
 ALONE = {"data": 1, "fsdp": 1, "context": 1, "tensor": 1}
 ULYSSES = {"mesh__context_strategy": "ulysses"}
@@ -95,3 +95,18 @@ def test_a_start_loads_its_tokenizer_once(tiny_config, data_dir, tmp_path, monke
     with pytest.raises(Stop):
         loop.run(tiny_config(data__data_dir=data_dir, data__batch_size=8), tmp_path)
     assert loaded == ["bytes"]
+
+
+class WithoutHostMemory:
+    device_kind = "abacus"
+
+    def addressable_memories(self):
+        return jax.devices()[0].addressable_memories()[:1]
+
+
+def test_offloading_where_devices_do_not_reach_the_host_s_memory(tiny_config, monkeypatch):
+    check_host_memory(tiny_config(model__remat="offload"))
+    monkeypatch.setattr(jax, "local_devices", lambda: [WithoutHostMemory()])
+    check_host_memory(tiny_config())
+    with pytest.raises(ConfigError, match=r"model.remat='offload' is not allowed: abacus has no memory 'pinned_host'"):
+        check_host_memory(tiny_config(model__remat="offload"))
