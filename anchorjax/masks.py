@@ -94,11 +94,21 @@ class Mask:
 
     @classmethod
     def from_segments(
-        cls, segment_ids_BT: jax.Array, num_anchors: int, window: int | None = None, soft_cap: float | None = None
+        cls,
+        segment_ids_BT: jax.Array,
+        num_anchors: int,
+        window: int | None = None,
+        soft_cap: float | None = None,
+        index_BT: jax.Array | None = None,
     ) -> "Mask":
-        """Self-attention over whole rows in their own order."""
-        # A sum and not a broadcast, so that on an explicit mesh the index is sharded like the segments.
-        index_BT = jnp.zeros_like(segment_ids_BT) + jnp.arange(segment_ids_BT.shape[1], dtype=jnp.int32)
+        """Self-attention over whole rows.
+
+        Args:
+          index_BT: int32 place of each token in its row, `Batch.index_BT`; None: tokens are in their row's order.
+        """
+        if index_BT is None:
+            # A sum and not a broadcast, so that on an explicit mesh the index is sharded like the segments.
+            index_BT = jnp.zeros_like(segment_ids_BT) + jnp.arange(segment_ids_BT.shape[1], dtype=jnp.int32)
         return cls(segment_ids_BT, segment_ids_BT, index_BT, index_BT, num_anchors, window, soft_cap)
 
     def materialize(self) -> jax.Array:
@@ -219,36 +229,42 @@ def padding_as_zeros(x_BT: jax.Array, segment_ids_BT: jax.Array) -> jax.Array:
     return jnp.where(real_BT, x_BT, jnp.zeros((), x_BT.dtype))
 
 
-def count_live_pairs(segment_ids_T: jax.Array, num_anchors: int, window: int | None = None) -> jax.Array:
+def count_live_pairs(
+    segment_ids_T: jax.Array, num_anchors: int, window: int | None = None, index_T: jax.Array | None = None
+) -> jax.Array:
     """Number of (query, key) pairs that `allowed` admits in one row of self-attention, in O(T log T).
 
     A document's n-th token sees n of its own, wherever they lie in the row, less those that its window hides, and
     every anchor before it. The sum is float32: one part in 10^6, where int32 would overflow from 64K tokens on.
+
+    Args:
+      index_T: int32 place of each token in its row; None: tokens are in their row's order.
     """
-    index_T = jnp.arange(segment_ids_T.shape[0])
+    number_T = jnp.arange(segment_ids_T.shape[0], dtype=jnp.int32)
+    index_T = number_T if index_T is None else index_T
     sorted_T = jnp.sort(segment_ids_T)
-    rank_T = index_T - jnp.searchsorted(sorted_T, sorted_T) + 1
+    rank_T = number_T - jnp.searchsorted(sorted_T, sorted_T) + 1
     pairs = jnp.sum(jnp.where(sorted_T != PAD_SEGMENT, rank_T, 0), dtype=jnp.float32)
     beyond_T = jnp.zeros_like(segment_ids_T, bool)
     if window is not None:
-        pairs -= _hidden_by_window(segment_ids_T, window)
+        pairs -= _hidden_by_window(segment_ids_T, index_T, window)
     for a in range(num_anchors):
         if window is not None:
             beyond_T = index_T - a >= window
-        counted_T = (segment_ids_T == segment_ids_T[a]) & ~beyond_T
+        segment = jnp.sum(jnp.where(index_T == a, segment_ids_T, 0))
+        counted_T = (segment_ids_T == segment) & ~beyond_T
         sees_T = (segment_ids_T != PAD_SEGMENT) & (index_T >= a) & ~counted_T
-        pairs += jnp.where(segment_ids_T[a] != PAD_SEGMENT, jnp.sum(sees_T), 0)
+        pairs += jnp.where(segment != PAD_SEGMENT, jnp.sum(sees_T), 0)
     return pairs
 
 
-def _hidden_by_window(segment_ids_T: jax.Array, window: int) -> jax.Array:
+def _hidden_by_window(segment_ids_T: jax.Array, index_T: jax.Array, window: int) -> jax.Array:
     """Pairs of one document that lie `window` or more apart.
 
     Every token also stands for the question how many tokens of its document lie at or before index - window; both
     are sorted together, by document and index, and the tokens before each question counted.
     """
     T = segment_ids_T.shape[0]
-    index_T = jnp.arange(T, dtype=jnp.int32)
     segment_ids, index = jnp.tile(segment_ids_T, 2), jnp.concatenate([index_T, index_T - window])
     is_question = jnp.repeat(jnp.arange(2, dtype=jnp.int32), T, total_repeat_length=2 * T)
     segment_ids, _, is_question = jax.lax.sort((segment_ids, index, is_question), num_keys=3)

@@ -29,6 +29,7 @@ def _files(folder: str) -> tuple[str, ...]:
 VARIANTS = _files("models/variants")  # of attention
 IMPLEMENTATIONS = ("reference", "xla", "pallas_tpu", "pallas_gpu")  # of attention: modules in anchorjax/attention
 CONTEXT_STRATEGIES = _files("attention/parallel")  # how devices share a row
+CONTEXT_LAYOUTS = ("documents", "zigzag", "contiguous")  # which device holds which tokens of a row
 MASKS = ("anchor", "intra_doc", "full")  # who may attend to whom
 SKIPPING = _files("data/rows/positions/skipping")  # RoPE positions that skip some, up to data.max_position
 POSITIONS = ("continue", "reset", *_files("data/rows/positions"), *SKIPPING)
@@ -45,12 +46,14 @@ class Batch:
     """Packed rows. Numpy on the host, sharded `jax.Array`s on the device.
 
     Attributes:
-      tokens_BT: int32 token ids; the anchor at index 0 of every row.
+      tokens_BT: int32 token ids; the anchor comes first in every row, in any order of the tokens.
       targets_BT: int32 id that follows each token in its document.
       is_target_BT: bool; False where there is no target (document ends, padding). Weights are the objective's part.
       positions_BT: int32 RoPE positions. They never decide visibility.
       segment_ids_BT: int32 document of each token in its row; PAD_SEGMENT is padding.
       visible_BT: int32 keys that each token sees in a layer without a window, itself among them; 0 for padding.
+      index_BT: int32 place of each token in its row. The arrays may hold a row's tokens in another order, which
+        balances the work of the devices that share it (data/rows/balance.py); the index is what "earlier" means.
     """
 
     tokens_BT: jax.Array
@@ -59,3 +62,4 @@ class Batch:
     positions_BT: jax.Array
     segment_ids_BT: jax.Array
     visible_BT: jax.Array
+    index_BT: jax.Array

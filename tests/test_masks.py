@@ -84,6 +84,9 @@ def test_index_and_not_place_decides():
     order = np.array([4, 2, 0, 5, 1, 3])
     shuffled = Mask(*(jnp.array(x)[None] for x in (segments[order], segments, index[order], index)), num_anchors=1)
     np.testing.assert_array_equal(shuffled.materialize()[0], drawing(ANCHOR)[order])
+    segments_BT, index_BT = jnp.array(segments[order])[None], jnp.array(order, jnp.int32)[None]
+    shuffled = Mask.from_segments(segments_BT, 1, index_BT=index_BT)
+    np.testing.assert_array_equal(shuffled.materialize()[0], drawing(ANCHOR)[order][:, order])
 
 
 def test_pad_segment_sees_no_anchor_and_no_other_pad():
@@ -99,14 +102,17 @@ jitted_count = jax.jit(count_live_pairs, static_argnames=("num_anchors", "window
     segments=st.integers(0, 40).flatmap(lambda most: st.lists(st.integers(-1, most), min_size=40, max_size=40)),
     num_anchors=st.integers(0, 3),
     window=st.sampled_from([None, 1, 2, 7, 39, 40, 100]),
+    order=st.permutations(range(40)),
 )
-@example(segments=[0] * 40, num_anchors=3, window=2)
-@example(segments=[1, 2] * 20, num_anchors=2, window=3)
-def test_live_pairs_are_those_of_the_dense_mask(segments, num_anchors, window):
+@example(segments=[0] * 40, num_anchors=3, window=2, order=list(range(40)))
+@example(segments=[1, 2] * 20, num_anchors=2, window=3, order=list(range(40))[::-1])
+def test_live_pairs_are_those_of_the_dense_mask(segments, num_anchors, window, order):
     """Few documents in many pieces or many in few, pads between them; anchors that are documents of others too."""
-    segments_T = jnp.array(segments, jnp.int32)
+    segments_T, order_T = jnp.array(segments, jnp.int32), jnp.array(order, jnp.int32)
     dense = Mask.from_segments(segments_T[None], num_anchors, window).materialize()
     assert int(jitted_count(segments_T, num_anchors=num_anchors, window=window)) == int(dense.sum())
+    found = jitted_count(segments_T[order_T], num_anchors=num_anchors, window=window, index_T=order_T)
+    assert int(found) == int(dense.sum())
 
 
 @st.composite

@@ -52,7 +52,7 @@ def check(target, recipe, compute_dtype):
     with jax.set_mesh(mesh):
         state = sharding.abstract(lambda: init_state(0, steps.spec, steps.optimizer))
         array = lambda dtype: jax.ShapeDtypeStruct((1, T), dtype, sharding=NamedSharding(mesh, sharding.BATCH))
-        batch = Batch(*map(array, ("int32", "int32", "bool", "int32", "int32", "int32")))
+        batch = Batch(*map(array, ("int32", "int32", "bool", "int32", "int32", "int32", "int32")))
         traced = jax.jit(steps.train, donate_argnums=0).trace(state, batch)
         lowered = traced.lower()
         found = products.given(lowered) + products.of_kernels(traced.jaxpr.jaxpr)

@@ -30,7 +30,7 @@ host = np.arange(8 * 16, dtype=np.int32).reshape(8, 16)
 for shape in [(4, 1, 1, 1), (1, 4, 1, 1), (1, 1, 4, 1), (2, 1, 2, 1), (1, 2, 1, 2), (1, 1, 2, 2), (1, 1, 1, 4)]:
     mesh = sharding.make_mesh(dict(zip(sharding.AXES, shape)))
     rows = sharding.rows_here(mesh, len(host))
-    batch = sharding.shard_batch(Batch(*[host[rows]] * 6), mesh, len(host))
+    batch = sharding.shard_batch(Batch(*[host[rows]] * 7), mesh, len(host))
     assert batch.tokens_BT.shape == host.shape, shape
     np.testing.assert_array_equal(processes.to_host(batch.tokens_BT), host)
 assert not batch.tokens_BT.is_fully_addressable

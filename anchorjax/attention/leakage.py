@@ -177,25 +177,30 @@ def _by_rule(mask: Mask, row: int, queries, keys) -> np.ndarray:
     return result_BT
 
 
-def probe_tokens(segment_ids_BT: np.ndarray) -> list[tuple[int, int]]:
-    """Few tokens where a wrong mask would show; none if there is only padding.
+def probe_tokens(segment_ids_BT: np.ndarray, index_BT: np.ndarray | None = None) -> list[tuple[int, int]]:
+    """Few tokens where a wrong mask would show, as (row, place in the array); none if there is only padding.
 
-    They are the first and the last token of the first row that has any, both sides of the first three places there
-    where the segment changes (anchor to document, document to document, or to padding), and the middle token of the
-    last row that has any, if that is another row.
+    In the order of the row, they are the first and the last token of the first row that has any, both sides of the
+    first three places there where the segment changes (anchor to document, document to document, or to padding), and
+    the middle token of the last row that has any, if that is another row.
+
+    Args:
+      index_BT: int32 place of each token in its row; None: tokens are in their row's order.
     """
-    real_BT = np.asarray(segment_ids_BT) != PAD_SEGMENT
+    segment_ids_BT = np.asarray(segment_ids_BT)
+    order_BT = np.argsort(np.zeros_like(segment_ids_BT) if index_BT is None else index_BT, axis=1, kind="stable")
+    segment_ids_BT = np.take_along_axis(segment_ids_BT, order_BT, axis=1)
+    real_BT = segment_ids_BT != PAD_SEGMENT
     rows = np.flatnonzero(real_BT.any(axis=1))
     if not rows.size:
         return []
     first, last = int(rows[0]), int(rows[-1])
     real, changes = np.flatnonzero(real_BT[first]), np.flatnonzero(np.diff(segment_ids_BT[first]))[:3]
-    places = {int(place) for place in (real[0], real[-1], *changes, *(changes + 1))}
-    tokens = [(first, place) for place in sorted(places)]
+    tokens = [(first, index) for index in sorted({real[0], real[-1], *changes, *(changes + 1)})]
     if last != first:
         real = np.flatnonzero(real_BT[last])
-        tokens.append((last, int(real[len(real) // 2])))
-    return tokens
+        tokens.append((last, real[len(real) // 2]))
+    return [(row, int(order_BT[row, index])) for row, index in tokens]
 
 
 def check(findings: Sequence[Finding]) -> None:

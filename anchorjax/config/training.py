@@ -5,7 +5,7 @@ import math
 
 from anchorjax.config.keys import Section, key
 from anchorjax.errors import ConfigError
-from anchorjax.types import CONTEXT_STRATEGIES, IMPLEMENTATIONS, OBJECTIVES, VARIANTS
+from anchorjax.types import CONTEXT_LAYOUTS, CONTEXT_STRATEGIES, IMPLEMENTATIONS, OBJECTIVES, VARIANTS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from anchorjax.config import DataConfig
 from anchorjax.data import sources
+from anchorjax.data.rows.balance import Layout
 from anchorjax.data.rows.packing import PackedRows, RowPacker, sources_of, stack
 from anchorjax.data.store import tokens as store_lib
 from anchorjax.data.store.index import Index
@@ -84,15 +85,17 @@ def train_batches(
     seed: int,
     start_step: int,
     rows: Sequence[int] | None = None,
+    layout: Layout | None = None,
 ) -> Iterator[Batch]:
     """Endless numpy batches for steps start_step, start_step + 1, ...
 
-    The batch of step s is rows s * batch_size .. (s + 1) * batch_size - 1, on any number of processes.
+    The batch of step s is rows s * batch_size .. (s + 1) * batch_size - 1 in any layout, on any number of processes.
     `config.prefetch` batches are packed ahead in a thread, and by `config.workers` processes if not 0. Call the
     iterator's `close()` at the end: it stops them.
 
     Args:
       rows: which rows of each batch to yield [len(rows), T]: those of this process (`sharding.rows_here`); None: all.
+      layout: the order of rows in a batch and of tokens in a row; None: their own.
 
     Raises:
       ValueError: rows that a batch does not have, or a negative start_step.
@@ -103,7 +106,7 @@ def train_batches(
     if start_step < 0:
         raise ValueError(f"start_step is {start_step}; allowed: 0 or more")
     packer = row_packer(store, tokenizer, config, seed)
-    packed = PackedRows(packer, config.batch_size, rows)
+    packed = PackedRows(packer, config.batch_size, rows, layout)
     batches = grain.MapDataset.source(packed).batch(len(packed.rows), drop_remainder=True, batch_fn=stack)
     # One thread keeps ahead of the accelerator; more would only take turns at Python's lock.
     threads = 1 if config.prefetch else 0
@@ -118,14 +121,20 @@ def train_batches(
 
 
 def eval_rows(
-    store: TokenStore, tokenizer: Tokenizer, config: DataConfig, max_rows: int, rows: Sequence[int] | None = None
+    store: TokenStore,
+    tokenizer: Tokenizer,
+    config: DataConfig,
+    max_rows: int,
+    rows: Sequence[int] | None = None,
+    layout: Layout | None = None,
 ) -> Iterator[Batch]:
     """Batches [batch_size, T] of one pass in document order, of at most `max_rows` rows (0: all).
 
     Rows are those of concat_split, without interleaving or upsampling, so that runs that differ in these can be
     compared; tags are as in training. Positions that skip, such as `pose`, become `continue`: they are a way to train,
     and a held-out loss must not depend on their draws. The last batch is filled up with rows without a target, an
-    anchor and padding, so that all shapes are equal. `rows` is that of `train_batches`.
+    anchor and padding, so that all shapes are equal. `rows` is that of `train_batches`, and so is `layout`, except that
+    rows keep their order.
     """
     config = dataclasses.replace(config, packing="concat_split", interleave=0, upsample_long=False)
     if config.positions in SKIPPING:
@@ -134,7 +143,8 @@ def eval_rows(
     count = min(max_rows, packer.rows_per_epoch) if max_rows else packer.rows_per_epoch
     for first in range(0, count, config.batch_size):
         indices = [first + row for row in (range(config.batch_size) if rows is None else rows)]
-        yield stack([packer.row(i) if i < count else packer.empty_row() for i in indices])
+        some = [packer.row(i) if i < count else packer.empty_row() for i in indices]
+        yield stack([row.laid_out(layout or Layout()) for row in some])
 
 
 def row_packer(store: TokenStore, tokenizer: Tokenizer, config: DataConfig, seed: int | None) -> RowPacker:

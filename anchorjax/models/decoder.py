@@ -170,6 +170,7 @@ class Decoder(nnx.Module):
         segment_ids_BT: jax.Array,
         spec: Spec,
         dropout_key: jax.Array | None = None,
+        index_BT: jax.Array | None = None,
     ) -> jax.Array:
         """Final hidden states [B, T, D] in compute_dtype; masks and their plans are built once for all layers.
 
@@ -177,9 +178,11 @@ class Decoder(nnx.Module):
           tokens_BT, positions_BT, segment_ids_BT: int32, as in `types.Batch`.
           spec: the configuration of model and attention (static).
           dropout_key: typed key; without one nothing is dropped.
+          index_BT: int32, as in `types.Batch`; None: tokens are in their row's order.
         """
         variant = VARIANTS[spec.attention.variant]
-        masks = masks_of_kinds(Mask.from_segments(segment_ids_BT, spec.num_anchors), spec)
+        mask = Mask.from_segments(segment_ids_BT, spec.num_anchors, index_BT=index_BT)
+        masks = masks_of_kinds(mask, spec)
         contexts = variant.contexts(masks, positions_BT, spec)
         x_BTD, _ = self.through_blocks(tokens_BT, contexts, variant.attend, spec, dropout_key)
         return rms_norm(x_BTD, self.final_norm_D, spec.model)

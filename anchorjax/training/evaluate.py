@@ -58,7 +58,6 @@ class Evaluator:
         weights_BT = batch.is_target_BT.astype(jnp.float32)
         nats_BT = nats_BT * weights_BT
         bytes_BT = jnp.asarray(token_bytes_V).at[batch.targets_BT].get(out_sharding=WHOLE_ROWS)
-        index_BT = jnp.zeros_like(batch.tokens_BT) + jnp.arange(batch.tokens_BT.shape[1])
 
         def by(place_BT):
             bucket_BT1 = jnp.sum(place_BT[..., None] >= np.asarray(self._edges), -1, keepdims=True)
@@ -69,7 +68,7 @@ class Evaluator:
             "nats": jnp.sum(nats_BT),
             "targets": jnp.sum(batch.is_target_BT, dtype=jnp.int32),  # float32 is exact to 2^24 only
             "bytes": jnp.sum(jnp.where(batch.is_target_BT, bytes_BT, 0), dtype=jnp.int32),
-            "by_position": by(index_BT),
+            "by_position": by(batch.index_BT),
             "by_context": by(batch.visible_BT - 1 - self._num_anchors),  # the anchor's own -1 is in the first bucket
         }
 

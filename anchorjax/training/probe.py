@@ -27,8 +27,9 @@ def probe_attention(batch: Batch, spec: Spec) -> int:
     Raises:
       LeakageError: a token, or its gradient, reaches others than the mask says.
     """
-    tokens = leakage.probe_tokens(processes.to_host(batch.segment_ids_BT))
-    for mask in masks_of_kinds(Mask.from_segments(batch.segment_ids_BT, spec.num_anchors), spec):
+    tokens = leakage.probe_tokens(*map(processes.to_host, (batch.segment_ids_BT, batch.index_BT)))
+    of_rows = Mask.from_segments(batch.segment_ids_BT, spec.num_anchors, index_BT=batch.index_BT)
+    for mask in masks_of_kinds(of_rows, spec):
         _probe(mask, tokens, spec)
     return len(tokens)
 

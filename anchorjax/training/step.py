@@ -53,6 +53,7 @@ class Steps:
             batch.segment_ids_BT,
             self.spec,
             dropout_key,
+            batch.index_BT,
         )
         return hidden_BTD, params.unembedding_DV(self.spec)
 
@@ -73,7 +74,7 @@ class Steps:
             "learning_rate": self.schedule(state.step),
             "targets": jnp.sum(batch.is_target_BT, dtype=jnp.float32),
             "tokens": jnp.sum(batch.segment_ids_BT != PAD_SEGMENT, dtype=jnp.float32),
-            "live_pairs": self._live_pairs(batch.segment_ids_BT),
+            "live_pairs": self._live_pairs(batch.segment_ids_BT, batch.index_BT),
         }
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
@@ -113,18 +114,18 @@ class Steps:
         """The rows of the first micro-batch: what one forward pass of a training step sees."""
         return jax.tree.map(lambda x_pBT: x_pBT[0], _micro_batches(batch, self.config.train.grad_accum_steps))
 
-    def _live_pairs(self, segment_ids_BT: jax.Array) -> jax.Array:
+    def _live_pairs(self, segment_ids_BT: jax.Array, index_BT: jax.Array) -> jax.Array:
         """Visible pairs in a layer; the mean over the layers, where some have a window."""
-        whole_rows_BT = jax.sharding.reshard(segment_ids_BT, WHOLE_ROWS)
+        whole_rows = [jax.sharding.reshard(x, WHOLE_ROWS) for x in (segment_ids_BT, index_BT)]
         every, layers = self.config.model.global_every, self.config.model.num_layers
         kinds = kinds_of_layers(self.config.model)
         shares = [layers // every / layers, 1 - layers // every / layers] if every else [1.0]
 
-        def count(row_T):
-            pairs = [count_live_pairs(row_T, self.num_anchors, window) for window in kinds]
+        def count(segment_ids_T, index_T):
+            pairs = [count_live_pairs(segment_ids_T, self.num_anchors, window, index_T) for window in kinds]
             return sum(share * x for share, x in zip(shares, pairs, strict=True))
 
-        return jnp.sum(jax.shard_map(jax.vmap(count), in_specs=WHOLE_ROWS, out_specs=WHOLE_ROWS)(whole_rows_BT))
+        return jnp.sum(jax.shard_map(jax.vmap(count), in_specs=WHOLE_ROWS, out_specs=WHOLE_ROWS)(*whole_rows))
 
 
 def _micro_batches(batch: Batch, parts: int) -> Batch:

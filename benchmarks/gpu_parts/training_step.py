@@ -59,7 +59,7 @@ def make_batch(config: Config) -> Batch:
     positions = np.arange(length, dtype=np.int32)[None]
     segments = np.zeros_like(segments) if mask == "full" else segments
     visible = np.ones_like(positions)  # which the mean of targets does not read
-    return Batch(tokens, targets, is_target, positions, segments, visible)
+    return Batch(tokens, targets, is_target, positions, segments, visible, positions)
 
 
 class Trainer:

@@ -131,6 +131,12 @@ def test_probe_tokens_stand_at_boundaries():
     assert leakage.probe_tokens(np.full((2, 4), -1)) == []
 
 
+def test_probe_tokens_stand_at_the_boundaries_of_a_row_in_any_order():
+    order = np.random.default_rng(0).permutation(ROW.shape[1]).astype(np.int32)
+    found = leakage.probe_tokens(np.asarray(ROW)[:, order], order[None])
+    assert [(row, order[place]) for row, place in found] == leakage.probe_tokens(np.asarray(ROW))
+
+
 def test_probe_tokens_are_of_rows_that_have_tokens():
     dead = np.full((1, 7), -1)
     half = np.array([[0, 1, 1, -1, -1, -1, -1]])

@@ -285,7 +285,7 @@ def compile_training(model, length, mask):
     with jax.set_mesh(mesh):
         state = sharding.abstract(lambda: init_state(0, steps.spec, steps.optimizer))
         array = lambda dtype: jax.ShapeDtypeStruct((1, length), dtype, sharding=NamedSharding(mesh, sharding.BATCH))
-        batch = Batch(*map(array, ("int32", "int32", "bool", "int32", "int32", "int32")))
+        batch = Batch(*map(array, ("int32", "int32", "bool", "int32", "int32", "int32", "int32")))
         return jax.jit(steps.train, donate_argnums=0).lower(state, batch).compile()
 
 compiled = []

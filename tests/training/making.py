@@ -40,7 +40,8 @@ def make_batch(B: int, T: int, seed: int = 0, vocab_size: int = 320) -> Batch:
     is_target = (rng.random((B, T)) < (1 + np.arange(B)[:, None]) / B) & (segments > 0)
     seen = allowed(index[:, None], index, segments[:, :, None], segments[:, None], num_anchors=1)
     visible = seen.sum(-1, dtype=np.int32)
-    return Batch(tokens, targets, is_target, np.tile(index, (B, 1)), segments, visible)
+    index = np.tile(index, (B, 1))
+    return Batch(tokens, targets, is_target, index, segments, visible, index)
 
 
 def assert_trees_close(left, right, **tolerances) -> None:

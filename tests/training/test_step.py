@@ -149,7 +149,8 @@ def counter(num_anchors: int):
 def test_live_pairs_are_those_of_the_dense_mask(layout):
     segments_BT, num_anchors = layout
     with jax.set_mesh(ONE):
-        count = counter(num_anchors)(jnp.asarray(segments_BT))
+        index_BT = jnp.broadcast_to(jnp.arange(83, dtype=jnp.int32), segments_BT.shape)
+        count = counter(num_anchors)(jnp.asarray(segments_BT), index_BT)
     dense = Mask.from_segments(jnp.asarray(segments_BT), num_anchors).materialize()
     assert int(count) == int(dense.sum())
 
@@ -160,6 +161,6 @@ def test_live_pairs_of_packed_rows(corpus, mask):
     anchors = anchors_of(mask)
     for batch in data.eval_rows(store, tokenizer, config, max_rows=6):
         with jax.set_mesh(ONE):
-            count = counter(anchors)(jnp.asarray(batch.segment_ids_BT))
+            count = counter(anchors)(jnp.asarray(batch.segment_ids_BT), jnp.asarray(batch.index_BT))
         dense = Mask.from_segments(jnp.asarray(batch.segment_ids_BT), anchors).materialize()
         assert int(count) == int(dense.sum())

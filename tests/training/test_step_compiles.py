@@ -36,7 +36,7 @@ steps, mesh = make_steps(config), sharding.make_mesh(dict(zip(sharding.AXES, siz
 with jax.set_mesh(mesh):
     state = sharding.abstract(lambda: init_state(0, steps.spec, steps.optimizer))
     array = lambda dtype: jax.ShapeDtypeStruct((B, T), dtype, sharding=NamedSharding(mesh, sharding.BATCH))
-    batch = Batch(*map(array, ("int32", "int32", "bool", "int32", "int32", "int32")))
+    batch = Batch(*map(array, ("int32", "int32", "bool", "int32", "int32", "int32", "int32")))
     compiled = jax.jit(steps.train, donate_argnums=0).lower(state, batch).compile()
 kernels = sorted(set(re.findall(r"anchor_attention_([a-z]+)", compiled.as_text())))
 print(json.dumps({"temporaries": compiled.memory_analysis().temp_size_in_bytes, "kernels": kernels}))

@@ -26,6 +26,7 @@ import numpy as np
 
 from anchorjax.config import DataConfig
 from anchorjax.data.rows import contexts
+from anchorjax.data.rows.balance import Layout
 from anchorjax.data.rows.draws import Stream, generator, long_documents, permutation
 from anchorjax.data.rows.positions import POSITIONS, RowPieces, RowSpec
 from anchorjax.data.rows.row_plan import PackingReport, Pieces, RowPlan, interleave, make_plan, ranges, report
@@ -52,6 +53,14 @@ class Row:
     positions_T: np.ndarray
     segment_ids_T: np.ndarray
     visible_T: np.ndarray
+    index_T: np.ndarray
+
+    def laid_out(self, layout: Layout) -> "Row":
+        """The same tokens in the order of the layout."""
+        if layout.shards == 1:
+            return self
+        order_T = layout.order(self.segment_ids_T)
+        return Row(*(getattr(self, field.name)[order_T] for field in dataclasses.fields(self)))
 
 
 def stack(rows: Sequence[Row]) -> Batch:
@@ -63,6 +72,7 @@ def stack(rows: Sequence[Row]) -> Batch:
         positions_BT=np.stack([row.positions_T for row in rows]),
         segment_ids_BT=np.stack([row.segment_ids_T for row in rows]),
         visible_BT=np.stack([row.visible_T for row in rows]),
+        index_BT=np.stack([row.index_T for row in rows]),
     )
 
 
@@ -157,13 +167,11 @@ class RowPacker:
         Raises:
           ValueError: a position transform gave a position outside of [0, max_position).
         """
-        if index < 0:
-            raise IndexError(f"row {index}")
-        epoch, row = self._locate(index)
-        pieces = self.plan(epoch).row(row)
-        if self.interleave:
-            pieces = interleave(pieces, self.interleave, self.seed, index)
-        return self._pack(pieces, index)
+        return self._pack(self._pieces(index), index)
+
+    def segment_ids(self, index: int) -> np.ndarray:
+        """`segment_ids_T` of row `index`, for which no token is read."""
+        return self._segment_ids(self._pieces(index))
 
     def empty_row(self) -> Row:
         """An anchor followed by padding, without a target: fills up the last batch of an evaluation."""
@@ -179,6 +187,13 @@ class RowPacker:
         tags = self._tags.lengths[self._sources] if self._tags else np.zeros_like(lengths)
         plan = self.plan(epoch)
         return contexts.by_bucket(plan, lengths + tags, tags, self.seq_len, self.mask, self.boundary_targets)
+
+    def _pieces(self, index: int) -> Pieces:
+        if index < 0:
+            raise IndexError(f"row {index}")
+        epoch, row = self._locate(index)
+        pieces = self.plan(epoch).row(row)
+        return interleave(pieces, self.interleave, self.seed, index) if self.interleave else pieces
 
     def _locate(self, index: int) -> tuple[int, int]:
         """Epoch, and row in it. Where epochs differ in length, those before are planned: once, for their length."""
@@ -265,15 +280,20 @@ class RowPacker:
         is_target_T[nowhere] = False
 
         number_P, before_P = self._documents_of(pieces)
-        segment_ids_T = np.full(self.seq_len, PAD_SEGMENT, np.int32)
-        segment_ids_T[0] = 0
-        segment_ids_T[1:size] = np.repeat(1 + number_P, length_P) if self.mask != "full" else 0
         visible_T = np.zeros(self.seq_len, np.int32)
         visible_T[:size] = np.arange(1, size + 1)
         if self.mask != "full":
             visible_T[1:size] += np.repeat((before_P - start_P + anchors_of(self.mask)).astype(np.int32), length_P)
         positions_T = self._positions_of(RowPieces(number_P, start_P, before_P, length_P), index)
-        return Row(tokens_T, targets_T, is_target_T, positions_T, segment_ids_T, visible_T)
+        index_T = np.arange(self.seq_len, dtype=np.int32)
+        return Row(tokens_T, targets_T, is_target_T, positions_T, self._segment_ids(pieces), visible_T, index_T)
+
+    def _segment_ids(self, pieces: Pieces) -> np.ndarray:
+        segment_ids_T = np.full(self.seq_len, PAD_SEGMENT, np.int32)
+        segment_ids_T[0] = 0
+        own = 1 + self._documents_of(pieces)[0] if self.mask != "full" else np.zeros_like(pieces.length)
+        segment_ids_T[1 : 1 + pieces.length.sum()] = np.repeat(own, pieces.length)
+        return segment_ids_T
 
     def _positions_of(self, pieces: RowPieces, index: int) -> np.ndarray:
         """The transform's positions, int32 [T]. RoPE's tables would silently clamp a position beyond their end."""
@@ -322,25 +342,41 @@ class RowPacker:
 class PackedRows:
     """The rows that one process trains on, in their order, as a random-access source for grain.
 
-    The batch of step s is rows s * batch_size .. (s + 1) * batch_size - 1 of the packer; `rows` says which of these
-    a process reads, as its devices hold them. Processes whose devices share rows read the same ones.
+    The batch of step s is rows s * batch_size .. (s + 1) * batch_size - 1 of the packer, in an order that the layout
+    may choose; `rows` says which places of the batch a process reads, as its devices hold them. Processes whose devices
+    share rows read the same ones.
     """
 
-    def __init__(self, packer: RowPacker, batch_size: int, rows: Sequence[int] | None = None):
+    def __init__(
+        self, packer: RowPacker, batch_size: int, rows: Sequence[int] | None = None, layout: Layout | None = None
+    ):
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; allowed: 1 or more")
         self.packer = packer
         self.rows = tuple(range(batch_size) if rows is None else rows)
         if not self.rows or not all(0 <= row < batch_size for row in self.rows):
             raise ValueError(f"rows are {self.rows}; allowed: some of 0 to {batch_size - 1}")
-        self._batch_size = batch_size
+        self._batch_size, self._layout = batch_size, layout or Layout()
+        self._last = -1, np.arange(batch_size)  # the step whose rows were ordered last, and their order
 
     def __len__(self) -> int:
         return 2**62  # endless: grain wraps an index at the length, which would repeat the first epoch
 
     def __getitem__(self, index: int) -> Row:
         step, place = divmod(index, len(self.rows))
-        return self.packer.row(step * self._batch_size + self.rows[place])
+        row = step * self._batch_size + int(self._order(step)[self.rows[place]])
+        return self.packer.row(row).laid_out(self._layout)
+
+    def _order(self, step: int) -> np.ndarray:
+        """The rows of a step's batch, from 0 on, by their place in it."""
+        if not self._layout.orders_rows(self._batch_size):
+            return self._last[1]
+        last = self._last  # replaced and never changed: another thread may read it
+        if last[0] != step:
+            rows = range(step * self._batch_size, (step + 1) * self._batch_size)
+            work_B = np.array([self._layout.work(self.packer.segment_ids(row)).sum() for row in rows])
+            last = self._last = step, self._layout.order_of_rows(work_B)
+        return last[1]
 
     def __repr__(self) -> str:
         return f"PackedRows({self.packer.rows_per_epoch} rows an epoch, {len(self.rows)} a step)"

@@ -1,0 +1,152 @@
+"""Equal work for devices: how a row's tokens lie on those that share it, and which devices get which rows of a batch.
+
+Under a causal mask late queries see more keys, and in packed rows what a query sees depends on its document. If the
+devices along `context` hold equal stretches of a row in its own order, most of them wait for one. A layout therefore
+cuts a row into chunks and orders them anew; device c of C gets the c-th part of the result:
+
+    contiguous   the row's own order
+    zigzag       2 C chunks, of which device c gets numbers c and 2 C - 1 - c: even work if all is one document
+                 (Llama 3, arXiv 2407.21783, Section 3.3.2)
+    documents    up to CHUNKS C chunks, which are dealt out by their live tiles
+
+`documents` deals largest first to the least loaded device with room (LPT: Graham, "Bounds on multiprocessing timing
+anomalies", 1969). All devices get equal numbers of chunks, as arrays must have equal shapes. MagiAttention's dispatch
+solver deals chunks in the same way; FlashCP (arXiv 2606.08476) cuts documents. A row's order is a function of the row
+alone, so any process makes the same batches. The order is undone nowhere: `Batch.index_BT` says which token is where.
+"""
+
+import dataclasses
+import heapq
+from collections.abc import Iterator
+
+import numpy as np
+
+from anchorjax.types import PAD_SEGMENT
+
+Windows = tuple[tuple[int | None, int], ...]  # of each kind of layer its window, None for all keys, and their number
+ALL_KEYS: Windows = ((None, 1),)
+# Chunks of a device. On rows of 128K the most loaded of 8 devices has 1.19 times the mean work with 4, 1.03 with 8.
+CHUNKS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How the tokens of all rows lie on the devices that share them, and rows on the devices that hold them.
+
+    Attributes:
+      name: one of CONTEXT_LAYOUTS.
+      shards: C, devices that share a row; with 1 all tokens keep their places.
+      tile: tokens along each side of the tiles by which work is counted.
+      windows: of the model's layers.
+      groups: devices, or groups of them along `context` and `tensor`, that hold different rows of a batch.
+      parts: micro-batches of a batch.
+    """
+
+    name: str = "contiguous"
+    shards: int = 1
+    tile: int = 512
+    windows: Windows = ALL_KEYS
+    groups: int = 1
+    parts: int = 1
+
+    def order(self, segment_ids_T: np.ndarray) -> np.ndarray:
+        """The place in its row of each token, in the order in which the devices hold them: int32 [T].
+
+        The first token, a row's anchor, stays the first. T must be a multiple of `shards`.
+        """
+        index_T, T = np.arange(len(segment_ids_T), dtype=np.int32), len(segment_ids_T)
+        if self.shards == 1 or self.name == "contiguous":
+            return index_T
+        if self.name == "zigzag":
+            chunks = np.arange(2 * self.shards)
+            order_K = np.stack([chunks, chunks[::-1]], 1)[: self.shards].ravel()
+        else:
+            dealt = deal(self._work_of_chunks(segment_ids_T), self.shards)
+            order_K = dealt[np.argsort(dealt[:, 0])].ravel()  # chunk 0 first of all
+        return index_T.reshape(len(order_K), T // len(order_K))[order_K].ravel()
+
+    def work(self, segment_ids_T: np.ndarray) -> np.ndarray:
+        """Live tiles by query tile, summed over the layers: int64 [T / tile]."""
+        return live_tiles(segment_ids_T, self.tile, self.windows)
+
+    def orders_rows(self, rows: int) -> bool:
+        """Whether the order of a batch's rows makes a difference."""
+        return 1 < self.groups < rows
+
+    def order_of_rows(self, work_B: np.ndarray) -> np.ndarray:
+        """The rows of a batch in the order that makes devices wait for each other least: int64 [B].
+
+        All devices work on a micro-batch at the same time, and on each layer, whose weights they gather. So rows of
+        like work share a micro-batch, and there the groups get rows of like work in sum. `training.step` takes place b
+        of a batch as part b % parts of group b // (B / groups).
+
+        Args:
+          work_B: of each row; B must be a multiple of groups * parts.
+        """
+        B = len(work_B)
+        if not self.orders_rows(B):
+            return np.arange(B)
+        by_work_pb = np.argsort(-work_B, kind="stable").reshape(self.parts, B // self.parts)
+        dealt = [rows_b[deal(work_B[rows_b], self.groups)] for rows_b in by_work_pb]
+        return np.stack(dealt, -1).ravel()  # [groups, rows of a group and part, parts]
+
+    def _work_of_chunks(self, segment_ids_T: np.ndarray) -> np.ndarray:
+        T = len(segment_ids_T)
+        chunk = T // (self.shards * chunks_of_shard(T // self.shards, self.tile))
+        tile = self.tile if chunk % self.tile == 0 else chunk
+        work_I = dataclasses.replace(self, tile=tile).work(segment_ids_T)
+        return work_I.reshape(T // chunk, chunk // tile).sum(1)
+
+
+def chunks_of_shard(tokens: int, tile: int) -> int:
+    """Chunks of a device's tokens: up to CHUNKS, whole tiles each if they can be, else no shorter than a tile."""
+    numbers = [n for n in range(CHUNKS, 0, -1) if tokens % n == 0]
+    whole_tiles = [n for n in numbers if tokens // n % tile == 0]
+    return next(iter([*whole_tiles, *(n for n in numbers if tokens // n >= tile), 1]))
+
+
+def deal(work_K: np.ndarray, shards: int) -> np.ndarray:
+    """Deals things of known work to shards by LPT: int64 [shards, K / shards], each shard's in ascending order."""
+    room = len(work_K) // shards
+    loads = [(0, shard) for shard in range(shards)]
+    dealt: list[list[int]] = [[] for _ in range(shards)]
+    for k in np.argsort(-work_K, kind="stable").tolist():
+        load, shard = heapq.heappop(loads)
+        dealt[shard].append(k)
+        if len(dealt[shard]) < room:
+            heapq.heappush(loads, (load + int(work_K[k]), shard))
+    return np.sort(np.array(dealt, np.int64), axis=1)
+
+
+def live_tiles(segment_ids_T: np.ndarray, tile: int, windows: Windows = ALL_KEYS) -> np.ndarray:
+    """Tiles that hold two tokens of one document, the key not behind the query, by query tile: int64 [ceil(T / tile)].
+
+    They are summed over the layers of `windows`; a window hides a tile whose nearest tokens are too far apart, as in
+    `masks.may_hold`. Anchors make no tile live (attention/plan.py). O(T), and the square of each document's tiles.
+    """
+    tiles = -(-len(segment_ids_T) // tile)
+    live_IJ = np.zeros((tiles, tiles), bool)
+    for tiles_of_document in _tiles_of_documents(segment_ids_T, tile):
+        live_IJ[tiles_of_document] = True
+    live_I = np.zeros(tiles, np.int64)
+    for window, layers in windows:
+        farthest = tiles if window is None else (window + tile - 2) // tile
+        live_I += layers * np.count_nonzero(np.triu(np.tril(live_IJ), -farthest), axis=1)
+    return live_I
+
+
+def _tiles_of_documents(segment_ids_T: np.ndarray, tile: int) -> Iterator[tuple]:
+    """Yields an index of the tiles [I, J] that each document spans."""
+    starts = np.flatnonzero(np.diff(segment_ids_T, prepend=segment_ids_T[0] - 1))
+    segments = segment_ids_T[starts]
+    first, last = starts // tile, (np.append(starts[1:], len(segment_ids_T)) - 1) // tile
+    pieces: dict[int, list[range]] = {}
+    for segment, low, high in zip(segments.tolist(), first.tolist(), last.tolist(), strict=True):
+        if segment != PAD_SEGMENT:
+            pieces.setdefault(segment, []).append(range(low, high + 1))
+    for some in pieces.values():
+        if len(some) == 1:
+            span = slice(some[0].start, some[0].stop)
+            yield span, span
+        else:
+            yield np.ix_(*[np.unique(np.concatenate(some))] * 2)
