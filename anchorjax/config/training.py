@@ -156,6 +156,14 @@ class MeshConfig(Section):
         choices=CONTEXT_STRATEGIES,
         resume="free",
     )
+    context_layout: str = key(
+        "documents",
+        "which tokens of a row each device along mesh.context holds, unless each attends from all. documents: chunks "
+        "of even work by the row's documents; zigzag: an early and a late stretch, even for rows of one document; "
+        "contiguous: one stretch",
+        choices=CONTEXT_LAYOUTS,
+        resume="free",
+    )
 
     def __post_init__(self):
         super().__post_init__()

@@ -252,6 +252,13 @@ def kinds_of_layers(config: ModelConfig) -> list[int | None]:
     return [None, config.sliding_window] if config.global_every else [config.sliding_window]
 
 
+def layers_of_kinds(config: ModelConfig) -> list[int]:
+    """How many layers are of each of `kinds_of_layers`."""
+    without_window = config.num_layers // config.global_every if config.global_every else 0
+    counts = [without_window, config.num_layers - without_window]
+    return counts if len(kinds_of_layers(config)) == 2 else [config.num_layers]
+
+
 def masks_of_kinds(mask: Mask, spec: Spec) -> list[Mask]:
     """The mask of each of `kinds_of_layers`: `mask`, which says who shares a document, with window and softcap."""
     soft_cap = spec.model.attention_soft_cap or None

@@ -199,7 +199,13 @@ class Job:
         """Runs the remaining steps; False if a signal ended it. The state is saved in both cases."""
         steps, config = self.config.train.steps, self.config
         batches = data.train_batches(
-            self.store, self.tokenizer, config.data, seed=config.seed, start_step=self.first_step, rows=self._rows
+            self.store,
+            self.tokenizer,
+            config.data,
+            seed=config.seed,
+            start_step=self.first_step,
+            rows=self._rows,
+            layout=self.setup.layout,
         )
         running = None  # the step that the device is working on: (number, its metrics)
         with contextlib.closing(batches):
@@ -296,7 +302,7 @@ class Job:
         """None if a signal came in between: the grace time is for the save."""
         if self.stop.agreed():
             return None
-        rows = data.eval_rows(self.held_out, self.tokenizer, self.config.data, max_rows, self._rows)
+        rows = data.eval_rows(self.held_out, self.tokenizer, self.config.data, max_rows, self._rows, self.setup.layout)
 
         def goes_on(_: Batch) -> bool:
             self.watchdog.step()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from anchorjax.checkpoints.pretrained import Pretrained, keep_source
 from anchorjax.checkpoints.pretrained import find as find_pretrained
 from anchorjax.config import Config
 from anchorjax.data import Tokenizer, load_tokenizer
+from anchorjax.data.rows.balance import Layout
 from anchorjax.errors import ConfigError
 from anchorjax.masks import anchors_of
 from anchorjax.models import families
+from anchorjax.models.decoder import kinds_of_layers, layers_of_kinds
 from anchorjax.training import trainable
 from anchorjax.training.optimizer import make_optimizer, make_schedule
 from anchorjax.training.state import TrainState, init_state
@@ -97,6 +100,21 @@ class Setup:
         directory = Path(self.config.data.tokenizer).expanduser()
         own = directory if directory.is_dir() else None
         keep_source(workdir, self.pretrained, self.tokenizer, own)
+
+    @property
+    def layout(self) -> Layout:
+        """How rows and their tokens lie on the mesh, so that the devices have equal work."""
+        config, mesh, attention = self.config, self.mesh.shape, self.steps.spec.attention
+        queries, _ = STRATEGIES[config.mesh.context_strategy].tokens(config.data.seq_len, mesh["context"])
+        return Layout(
+            name=config.mesh.context_layout,
+            # Where each device attends from all queries of a row, it has the same work in any order.
+            shards=1 if queries == config.data.seq_len else mesh["context"],
+            tile=math.lcm(attention.q_tile, attention.kv_tile),
+            windows=tuple(zip(kinds_of_layers(config.model), layers_of_kinds(config.model), strict=True)),
+            groups=mesh["data"] * mesh["fsdp"],
+            parts=config.train.grad_accum_steps,
+        )
 
     def abstract_state(self) -> TrainState:
         with jax.set_mesh(self.mesh):

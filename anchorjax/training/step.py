@@ -14,7 +14,7 @@ import optax
 from anchorjax.attention import choose
 from anchorjax.config import Config
 from anchorjax.masks import count_live_pairs
-from anchorjax.models.decoder import Decoder, kinds_of_layers
+from anchorjax.models.decoder import Decoder, kinds_of_layers, layers_of_kinds
 from anchorjax.models.loss import token_nats, weighted_nats
 from anchorjax.models.spec import Spec
 from anchorjax.sharding import MICRO_BATCHES, WHOLE_ROWS
@@ -117,9 +117,8 @@ class Steps:
     def _live_pairs(self, segment_ids_BT: jax.Array, index_BT: jax.Array) -> jax.Array:
         """Visible pairs in a layer; the mean over the layers, where some have a window."""
         whole_rows = [jax.sharding.reshard(x, WHOLE_ROWS) for x in (segment_ids_BT, index_BT)]
-        every, layers = self.config.model.global_every, self.config.model.num_layers
-        kinds = kinds_of_layers(self.config.model)
-        shares = [layers // every / layers, 1 - layers // every / layers] if every else [1.0]
+        model = self.config.model
+        kinds, shares = kinds_of_layers(model), [count / model.num_layers for count in layers_of_kinds(model)]
 
         def count(segment_ids_T, index_T):
             pairs = [count_live_pairs(segment_ids_T, self.num_anchors, window, index_T) for window in kinds]

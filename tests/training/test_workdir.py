@@ -73,6 +73,7 @@ def test_a_directory_of_something_else_is_refused_and_left_as_it_is(tmp_path):
 
 CHANGES = {"str": "elsewhere", "bool": True, "int": 3, "float": 0.25}
 CHOICES = {"implementation": "reference", "bad_rows": "skip", "context_strategy": "ulysses", "remat": "full"}
+CHOICES |= {"context_layout": "zigzag"}
 
 
 def free_keys() -> list[str]:
@@ -87,7 +88,7 @@ def test_free_keys_are_those_of_where_and_how():
             "mesh.context",
             "mesh.tensor",
             "mesh.slices",
-            "mesh.context_strategy",
+            *("mesh.context_strategy", "mesh.context_layout"),
             "train.timeout_s",
             "eval.every",
             "eval.rows",

@@ -65,7 +65,7 @@ def evaluate(arguments: argparse.Namespace, command: str) -> None:
     store = data.load_store(config, "validation", setup.store_tokenizer)
     if store.fingerprint != meta["data"]["held_out_fingerprint"]:
         raise WorkdirError(f"the validation text or tokenizer is no longer that of {workdir}")
-    rows = list(data.eval_rows(store, tokenizer, config, most))
+    rows = list(data.eval_rows(store, tokenizer, config, most, layout=setup.layout))
     evaluator = Evaluator(setup.steps, tokenizer.token_bytes_V, setup.mesh)
     checkpoint = _Checkpoint(weights_id(meta), meta["step"])
     # The rows of a checkpoint are always the same; which of them make a batch depends on the devices.
