@@ -15,6 +15,7 @@ from anchorjax.errors import LeakageError
 from anchorjax.sharding import BATCH, shard_batch
 from anchorjax.training import loop
 from anchorjax.training.probe import probe_attention
+from anchorjax.training.setup import Setup
 from anchorjax.types import CONTEXT_STRATEGIES
 from tests.training.making import make_batch, make_mesh, make_steps
 
@@ -48,7 +49,9 @@ def test_the_probe_of_a_run_sees_one_micro_batch(tiny_config, data_dir, tmp_path
     config = tiny_config(data__data_dir=data_dir, data__batch_size=16, train__grad_accum_steps=2)
     tokenizer = data.load_tokenizer(config.data)
     store = data.load_store(config.data, "train", tokenizer)
-    batches = data.train_batches(store, tokenizer, config.data, seed=config.seed, start_step=0)
+    layout = Setup.make(config).layout
+    assert (layout.groups, layout.parts) == (8, 2)
+    batches = data.train_batches(store, tokenizer, config.data, seed=config.seed, start_step=0, layout=layout)
     batch, seen = next(batches), []
     batches.close()
 
