@@ -1,9 +1,10 @@
 """The device mesh, what lies along its axes, and how arrays get there.
 
 Axes: `data` and `fsdp` split the rows of a batch, `context` the tokens of a row, `tensor` the heads, the
-feed-forward width and the vocabulary. Weights are cut along `fsdp` and `tensor` where they rest and gathered
-over `fsdp` where they are used. The mesh is explicit: an array's sharding is part of its type, and a step
-whose shardings do not fit fails when it is traced.
+feed-forward width and the vocabulary. Weights are cut along `fsdp` and `tensor` where they rest. Those of the blocks
+are gathered over `fsdp` where they are used. Embedding and output matrix are not: tokens travel to their parts.
+The mesh is explicit: an array's sharding is part of its type, and a step whose shardings do not fit fails when it is
+traced.
 """
 
 import math
@@ -36,27 +37,25 @@ WHOLE_ROWS = PartitionSpec(ROWS)  # [B, ...]: whole rows, for what goes along a 
 EACH_DEVICE = PartitionSpec(AXES)  # [devices]: one number for each
 REPLICATED = PartitionSpec()  # the same on each device: what the host reads
 
-# Weights where they rest: D along fsdp; heads, the feed-forward width and the vocabulary along tensor. By their axes.
+# Weights where they rest: D along fsdp; heads and the feed-forward width along tensor. By their axes.
 WEIGHTS = {
     "D->NH": PartitionSpec("fsdp", "tensor", None),
     "D->KH": PartitionSpec("fsdp", "tensor", None),
     "NH->D": PartitionSpec("tensor", None, "fsdp"),
     "D->F": PartitionSpec("fsdp", "tensor"),
     "F->D": PartitionSpec("tensor", "fsdp"),
-    "D->V": PartitionSpec("fsdp", "tensor"),
 }
-EMBEDDING = PartitionSpec("tensor", "fsdp")  # [V, D]
-
-# Weights where they are used: `used` of those above, but for the two ends of the decoder.
 OUTPUTS = {"NH": HEADS, "KH": HEADS, "F": HIDDEN, "D": ACTIVATIONS}  # how the product with a weight lies
-UNEMBEDDING = PartitionSpec(None, "tensor")  # [D, V]: in the loss
-TIED_UNEMBEDDING = PartitionSpec("tensor", None)  # [V, D]: an embedding, before it is transposed
 
-# Decoding. Each device looks all tokens up in its columns of the embedding, so that a row of the batch travels and not
-# the table; a device writes to any column of its rows of the cache.
-DECODE_EMBEDDING = PartitionSpec(None, "fsdp")  # [V, D]
-DECODE_EMBEDDED = PartitionSpec(None, None, "fsdp")  # [B, T, D]
-DECODE_LAST = PartitionSpec(None, "fsdp")  # [B, D]: sums of logits travel, not the output matrix
+# Both ends of the decoder are cut along D by all devices that share weights, so that any number of words will do.
+# `tensor` is the outer axis: the columns of the devices along fsdp are then neighbours, and together those of `tensor`.
+VOCABULARY = ("tensor", "fsdp")
+EMBEDDING = PartitionSpec(None, VOCABULARY)  # [V, D]
+EMBEDDED = PartitionSpec(ROWS, "context", "tensor")  # [B, T, D]: tokens as they come back from their look-up
+UNEMBEDDING = PartitionSpec(VOCABULARY, None)  # [D, V]
+
+# Decoding: a device writes to any column of its rows of the cache.
+DECODE_LAST = PartitionSpec(None, VOCABULARY)  # [B, D]: sums of logits travel, not the output matrix
 CACHE = PartitionSpec(ROWS, None, "tensor", None)  # [B, S, K, H]
 
 # Comparing rows with one another, for experiments: a device has its heads of all rows.
@@ -83,9 +82,14 @@ def one_layer(pspec: PartitionSpec) -> PartitionSpec:
     return PartitionSpec(*pspec[1:])
 
 
-def logits(pspec: PartitionSpec) -> PartitionSpec:
-    """Logits [..., V], from the spec of the hidden states [..., D]."""
-    return PartitionSpec(*pspec[:-1], "tensor")
+def logits(pspec: PartitionSpec, num_words: int) -> tuple[PartitionSpec, PartitionSpec]:
+    """The output matrix [D, V] and logits [..., V], from the spec of the hidden states [..., D].
+
+    Words are cut along `tensor` where D is not and `tensor` divides their number.
+    """
+    size = jax.sharding.get_abstract_mesh().shape["tensor"]
+    words = "tensor" if pspec[-1] is None and num_words % size == 0 else None
+    return PartitionSpec(pspec[-1], words), PartitionSpec(*pspec[:-1], words)
 
 
 def with_whole_axis(pspec: PartitionSpec) -> PartitionSpec:

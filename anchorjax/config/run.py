@@ -113,9 +113,8 @@ class Config(Section):
             divides("data.seq_len", self.data.seq_len, 2 * shape["context"], "2 * mesh.context, as zigzag cuts a row")
         for name in ("num_heads", "num_kv_heads", "d_ff"):
             divides(f"model.{name}", getattr(self.model, name), shape["tensor"], "mesh.tensor")
-        divides("model.d_model", self.model.d_model, shape["fsdp"], "mesh.fsdp")
-        if self.model.vocab_size:
-            divides("model.vocab_size", self.model.vocab_size, shape["tensor"], "mesh.tensor")
+        shards = shape["fsdp"] * shape["tensor"]
+        divides("model.d_model", self.model.d_model, shards, "mesh.fsdp * mesh.tensor")
         return shape
 
 

@@ -142,7 +142,7 @@ class MeshConfig(Section):
     )
     context: int = key(1, "devices that share the tokens of a row; -1: all that are left", low=-1, resume="free")
     tensor: int = key(
-        1, "devices that share heads, feed-forward and vocabulary; -1: all that are left", low=-1, resume="free"
+        1, "devices that share heads, feed-forward and embeddings; -1: all that are left", low=-1, resume="free"
     )
     slices: int = key(
         1,

@@ -24,7 +24,7 @@ from anchorjax.models.decoder import Block, Decoder, embedded, is_global, logits
 from anchorjax.models.layers import rms_norm
 from anchorjax.models.spec import Spec
 from anchorjax.models.variants import VARIANTS
-from anchorjax.sharding import ACTIVATIONS, BATCH, WHOLE_ROWS
+from anchorjax.sharding import BATCH, WHOLE_ROWS
 from anchorjax.types import PAD_SEGMENT
 
 
@@ -55,8 +55,7 @@ class DecodeParams:
         split = [prepare(x, split=True) for x in leaves]
         blocks = tuple(jax.tree.unflatten(structure, [parts[i] for parts in split]) for i in range(count))
         unembed = None if spec.model.tie_embeddings else prepare(params.unembed_DV[...], split=False)
-        embed_VD = reshard(prepare(params.embed_VD[...], split=False), sharding.DECODE_EMBEDDING)
-        return cls(embed_VD, blocks, params.final_norm_D[...], unembed)
+        return cls(prepare(params.embed_VD[...], split=False), blocks, params.final_norm_D[...], unembed)
 
 
 @jax.tree_util.register_dataclass
@@ -96,8 +95,7 @@ def advance(params: DecodeParams, cache: Cache, tokens_BT: jax.Array, spec: Spec
     variant = VARIANTS[spec.attention.variant]
     masks, positions_BT = _masks(cache, tokens_BT.shape[1], spec)
     contexts = variant.contexts(masks, positions_BT, spec, cache.length)
-    x_BTD = embedded(reshard(tokens_BT, sharding.REPLICATED), params.embed_VD, config, sharding.DECODE_EMBEDDED)
-    x_BTD = reshard(x_BTD, ACTIVATIONS)
+    x_BTD = embedded(tokens_BT, params.embed_VD, config)
     kept = []
     for number, block in enumerate(params.blocks):
         context = contexts[0] if is_global(number, config) else contexts[-1]
@@ -108,8 +106,7 @@ def advance(params: DecodeParams, cache: Cache, tokens_BT: jax.Array, spec: Spec
     longer = dataclasses.replace(cache, layers=tuple(kept), length=cache.length + tokens_BT.shape[1])
     # Each device multiplies its part of D: sums of logits travel, not the matrix.
     matrix_DV = params.embed_VD.T if params.unembed_DV is None else params.unembed_DV
-    arrays = reshard(last_BD, sharding.DECODE_LAST), reshard(matrix_DV, sharding.WEIGHTS["D->V"])
-    return logits(*arrays, config.final_soft_cap), longer
+    return logits(reshard(last_BD, sharding.DECODE_LAST), matrix_DV, config.final_soft_cap), longer
 
 
 def _masks(cache: Cache, T: int, spec: Spec) -> tuple[list[Mask], jax.Array]:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import reshard
 
+from anchorjax import sharding
 from anchorjax.errors import EvaluationError, UsageError
 from anchorjax.inference.batching import batches, bucket, check_ids
 from anchorjax.inference.language_model import LanguageModel
@@ -159,6 +160,8 @@ def _greedy(hidden_BTD: jax.Array, unembedding_DV: jax.Array, soft_cap: float) -
     """The likeliest next token at each place: int32 [B, T]."""
     B, T, D = hidden_BTD.shape
     hidden_BTD = reshard(hidden_BTD, WHOLE_ROWS)  # chunks are of rows that are whole
+    matrix, _ = sharding.logits(jax.typeof(hidden_BTD).sharding.spec, unembedding_DV.shape[1])
+    unembedding_DV = reshard(unembedding_DV, matrix)  # once, and not for each chunk
     padded_BtD = jnp.pad(hidden_BTD, ((0, 0), (0, -T % CHUNK), (0, 0)))
     chunks_nBcD = padded_BtD.reshape(B, -1, CHUNK, D).swapaxes(0, 1)
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import PartitionSpec, reshard
+from jax.sharding import reshard
 from jax.typing import ArrayLike
 
 from anchorjax import precision, sharding
@@ -27,11 +27,11 @@ from anchorjax.attention import gradient
 from anchorjax.config import ModelConfig
 from anchorjax.masks import Mask
 from anchorjax.models import rope, tiled
+from anchorjax.models.embedding import looked_up
 from anchorjax.models.layers import dropout, norm_scale, rms_norm
-from anchorjax.models.linear import Adapter, Linear, draw, gathered
+from anchorjax.models.linear import Adapter, Linear, draw
 from anchorjax.models.spec import Spec
 from anchorjax.models.variants import VARIANTS
-from anchorjax.sharding import ACTIVATIONS
 
 LAYER_INPUT = "layer_input"  # name of what a block reads, for remat policies
 MAX_OFFSET = 4  # tokens that a fresh head may look back
@@ -161,7 +161,7 @@ class Decoder(nnx.Module):
         self.final_norm_D = norm_scale(D, spec)
         if not config.tie_embeddings:
             unembed_DV = draw(unembed, (D, V), D, spec.weight_dtype)
-            self.unembed_DV = nnx.Param(reshard(unembed_DV, sharding.WEIGHTS["D->V"]))
+            self.unembed_DV = nnx.Param(reshard(unembed_DV, sharding.UNEMBEDDING))
 
     def hidden(
         self,
@@ -204,8 +204,7 @@ class Decoder(nnx.Module):
         config = spec.model
         # Rounded after the look-up: the gradient of a frequent token is a sum over the whole row, and in
         # bfloat16 it stalls (64K equal terms gave 1/20 of their sum).
-        embed_VD = gathered(self.embed_VD, sharding.REPLICATED, "float32")
-        x_BTD = embedded(tokens_BT, embed_VD, config)
+        x_BTD = embedded(tokens_BT, self.embed_VD[...].astype("float32"), config)
 
         def one_block(x_BTD, layer):
             block, number = layer
@@ -224,17 +223,14 @@ class Decoder(nnx.Module):
         return jax.lax.scan(_remat(one_block, config.remat), x_BTD, layers)
 
     def unembedding_DV(self, spec: Spec) -> jax.Array:
-        """The output matrix in compute_dtype, cut over the vocabulary."""
-        if spec.model.tie_embeddings:
-            return gathered(self.embed_VD, sharding.TIED_UNEMBEDDING, spec.model.compute_dtype).T
-        return gathered(self.unembed_DV, sharding.UNEMBEDDING, spec.model.compute_dtype)
+        """The output matrix in compute_dtype, cut as it rests."""
+        matrix = self.embed_VD[...].T if spec.model.tie_embeddings else self.unembed_DV[...]
+        return matrix.astype(spec.model.compute_dtype)
 
 
-def embedded(
-    tokens_BT: jax.Array, embed_VD: jax.Array, config: ModelConfig, pspec: PartitionSpec = ACTIVATIONS
-) -> jax.Array:
-    """Rows of the embedding [B, T, D] in compute_dtype; `pspec` is how they are cut."""
-    x_BTD = embed_VD.at[tokens_BT].get(out_sharding=pspec).astype(config.compute_dtype)
+def embedded(tokens_BT: jax.Array, embed_VD: jax.Array, config: ModelConfig) -> jax.Array:
+    """Rows of the embedding [B, T, D] in compute_dtype."""
+    x_BTD = looked_up(tokens_BT, embed_VD, config.compute_dtype)
     if config.scale_embeddings:
         x_BTD *= jnp.asarray(config.d_model**0.5, x_BTD.dtype)  # rounded, as Gemma was trained
     return x_BTD
@@ -266,11 +262,13 @@ def masks_of_kinds(mask: Mask, spec: Spec) -> list[Mask]:
 
 
 def logits(hidden_BTD: jax.Array, unembedding_DV: jax.Array, soft_cap: float = 0.0) -> jax.Array:
-    """fp32 logits [..., V] of hidden states [..., D], capped unless soft_cap is 0. A loss has its own, by chunks."""
-    pspec = sharding.logits(jax.typeof(hidden_BTD).sharding.spec)
-    logits_V = precision.einsum(
-        "...d,dv->...v", hidden_BTD, unembedding_DV, preferred_element_type=jnp.float32, out_sharding=pspec
-    )
+    """fp32 logits [..., V] of hidden states [..., D], capped unless soft_cap is 0. A loss has its own, by chunks.
+
+    The output matrix is moved to where the hidden states' columns are, unless it lies there.
+    """
+    matrix, pspec = sharding.logits(jax.typeof(hidden_BTD).sharding.spec, unembedding_DV.shape[1])
+    arrays = hidden_BTD, reshard(unembedding_DV, matrix)
+    logits_V = precision.einsum("...d,dv->...v", *arrays, preferred_element_type=jnp.float32, out_sharding=pspec)
     return soft_cap * jnp.tanh(logits_V / soft_cap) if soft_cap else logits_V
 
 

@@ -5,8 +5,11 @@ once on a device. The gradient of a sum of weighted losses is known but for a fa
 `weighted_nats` takes it then: logits are neither kept nor computed twice (as in Liger Kernel, arXiv 2410.10989).
 An objective may make the weights from the nats themselves; that too happens chunk by chunk, before the gradient.
 
-Each device goes over its own tokens; sums over devices are taken once, behind the last chunk, but for those over
-`tensor`, along which the vocabulary is cut. Letters: n chunks of c tokens.
+The vocabulary is cut over the devices along `fsdp` and `tensor`, so that none of them holds the output matrix or its
+gradient. The output matrix rests cut along D; one all-to-all makes it [V / S, D] on each of the S devices, and another
+one brings its gradient back. In each chunk the devices along `fsdp` all-gather their hidden states, compute the logits
+of their words for all of these tokens, and reduce-scatter the gradient. Sums over other devices are taken once, behind
+the last chunk. Letters: n chunks of c tokens of each of F devices along fsdp.
 """
 
 import functools
@@ -18,7 +21,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import CustomVJPPrimal
 
 from anchorjax import precision
-from anchorjax.sharding import ACTIVATIONS, BATCH, TOKENS, UNEMBEDDING
+from anchorjax.sharding import ACTIVATIONS, BATCH, TOKENS, UNEMBEDDING, VOCABULARY
 
 Weigh = Callable[[jax.Array, jax.Array, Any], jax.Array]
 
@@ -30,9 +33,10 @@ def token_nats(
 
     Args:
       hidden_BTD: final hidden states, rows and tokens sharded as usual.
-      unembedding_DV: output matrix, cut over the vocabulary.
+      unembedding_DV: output matrix, cut along D as it rests.
       targets_BT: int32 target ids; those without weight may be any id of the vocabulary.
-      chunk: tokens per chunk on each device; it need not divide the row.
+      chunk: tokens per chunk on each device; it need not divide the row. A device holds chunk * V fp32 logits, of
+        its own words for F times as many tokens.
       soft_cap: of the logits; 0 leaves them.
     """
     return _by_chunks(hidden_BTD, unembedding_DV, targets_BT, None, (), chunk, soft_cap, None, (False, False))[0]
@@ -87,23 +91,25 @@ def _by_chunks(hidden_BTD, unembedding_DV, targets_BT, weights_BT, aux, chunk: i
     return on_mesh(hidden_BTD, unembedding_DV, targets_BT, weights_BT, aux)
 
 
-def _local(hidden_BTD, unembedding_DV, targets_BT, weights_BT, aux, *, chunk: int, soft_cap: float, weigh, wanted):
-    B, T, D = hidden_BTD.shape
-    V, dtype = unembedding_DV.shape[1], hidden_BTD.dtype
-    unembedding_VD = unembedding_DV.T  # as an embedding that is tied to it rests: no copy is made of that
-    ids_V = jnp.arange(V) + V * jax.lax.axis_index("tensor")
+def _local(hidden_BTD, unembedding_dV, targets_BT, weights_BT, aux, *, chunk: int, soft_cap: float, weigh, wanted):
+    B, T = targets_BT.shape
+    V, dtype = unembedding_dV.shape[1], hidden_BTD.dtype
+    unembedding_VD = _cut_words(unembedding_dV.T)  # as an embedding that is tied to it rests: no copy is made of that
+    ids_V = jnp.arange(len(unembedding_VD)) + len(unembedding_VD) * jax.lax.axis_index(VOCABULARY)
     matmul = functools.partial(precision.einsum, preferred_element_type=jnp.float32)
 
     def one_chunk(dunembedding_VD, x):
         hidden_cD, targets_c, weights_c, aux_c = x
+        hidden_cD = _gathered(hidden_cD)
         logits_cV = matmul("cd,vd->cv", hidden_cD, unembedding_VD)
         if soft_cap:
             logits_cV = soft_cap * jnp.tanh(logits_cV / soft_cap)
-        top_c1 = jax.lax.pmax(jnp.max(logits_cV, -1, keepdims=True), "tensor")
-        p_cV = jnp.exp(logits_cV - top_c1)
-        total_c1 = jax.lax.psum(jnp.sum(p_cV, -1, keepdims=True), "tensor")
+        words_cV = logits_cV if V % jax.lax.axis_size(VOCABULARY) == 0 else jnp.where(ids_V < V, logits_cV, -jnp.inf)
+        top_c1 = jax.lax.pmax(jnp.max(words_cV, -1, keepdims=True), VOCABULARY)
+        p_cV = jnp.exp(words_cV - top_c1)
+        total_c1 = jax.lax.psum(jnp.sum(p_cV, -1, keepdims=True), VOCABULARY)
         is_target_cV = ids_V == targets_c[:, None]
-        target_logit_c = jax.lax.psum(jnp.sum(jnp.where(is_target_cV, logits_cV, 0.0), -1), "tensor")
+        target_logit_c = jax.lax.psum(jnp.sum(jnp.where(is_target_cV, logits_cV, 0.0), -1), VOCABULARY)
         nats_c = (jnp.log(total_c1) + top_c1)[:, 0] - target_logit_c
         if not any(wanted):
             return None, (nats_c, None)
@@ -112,27 +118,61 @@ def _local(hidden_BTD, unembedding_DV, targets_BT, weights_BT, aux, *, chunk: in
         if soft_cap:
             dlogits_cV *= 1.0 - (logits_cV / soft_cap) ** 2
         # In fp32: over the vocabulary it sums to zero, which rounded to bf16 it does not, and what embeddings have in
-        # common then moves (0.07 bits per byte worse on the quickstart).
+        # common then moves (0.07 bits per byte worse on the quickstart). Its sum over devices is in fp32 for the same
+        # reason: a device's words alone sum to no zero.
         dhidden_cD = None
         if wanted[0]:
-            dhidden_cD = jax.lax.psum(matmul("cv,vd->cd", dlogits_cV, unembedding_VD), "tensor").astype(dtype)
+            dhidden_cD = _summed(matmul("cv,vd->cd", dlogits_cV, unembedding_VD)).astype(dtype)
         if wanted[1]:
             dunembedding_VD += matmul("cv,cd->vd", dlogits_cV, hidden_cD)
         return dunembedding_VD, (nats_c, dhidden_cD)
 
     # In fp32: a bf16 sum would lose small chunks' share.
-    zeros_VD = jnp.zeros((V, D), jnp.float32)
+    zeros_VD = jnp.zeros(unembedding_VD.shape, jnp.float32)
     sums_VD = jax.lax.pcast(zeros_VD, (*TOKENS, "tensor"), to="varying") if wanted[1] else None
     size = min(chunk, B * T)
     arrays = hidden_BTD, targets_BT, weights_BT, aux
-    chunks = jax.tree.map(lambda x: _split(x.reshape(B * T, *x.shape[2:]), size), arrays)
+    hidden_ncD, *others = jax.tree.map(lambda x: _split(x.reshape(B * T, *x.shape[2:]), size), arrays)
+    chunks = hidden_ncD, *jax.tree.map(lambda x_nc: _gathered(x_nc, 1), others)
     sums_VD, (nats_nc, dhidden_ncD) = jax.lax.scan(one_chunk, sums_VD, chunks)
-    sums_DV = jax.lax.psum(sums_VD, TOKENS).astype(unembedding_DV.dtype).T if wanted[1] else None
+    if jax.lax.axis_size("fsdp") > 1:
+        nats_nc = jax.lax.dynamic_slice_in_dim(nats_nc, size * jax.lax.axis_index("fsdp"), size, 1)
+    sums_dV = None
+    if wanted[1]:
+        sums_VD = jax.lax.psum(sums_VD, ("data", "context")).astype(unembedding_dV.dtype)
+        sums_dV = _cut_columns(sums_VD, V).T
     join = lambda x_nc: x_nc.reshape(-1, *x_nc.shape[2:])[: B * T].reshape(B, T, *x_nc.shape[2:])  # noqa: E731
-    return join(nats_nc), join(dhidden_ncD) if wanted[0] else None, sums_DV
+    return join(nats_nc), join(dhidden_ncD) if wanted[0] else None, sums_dV
 
 
 def _split(x_t: jax.Array, chunk: int) -> jax.Array:
     """[tokens, ...] -> [chunks, chunk, ...], zeros at the end: of weight 0."""
     x_t = jnp.pad(x_t, [(0, -x_t.shape[0] % chunk)] + [(0, 0)] * (x_t.ndim - 1))
     return x_t.reshape(-1, chunk, *x_t.shape[1:])
+
+
+def _gathered(x_c: jax.Array, axis: int = 0) -> jax.Array:
+    """The tokens of all devices along fsdp: c becomes F * c."""
+    return x_c if jax.lax.axis_size("fsdp") == 1 else jax.lax.all_gather(x_c, "fsdp", axis=axis, tiled=True)
+
+
+def _summed(x_cD: jax.Array) -> jax.Array:
+    """The sum over all words of what each device has of its own, for the device's tokens: F * c becomes c."""
+    x_cD = jax.lax.psum(x_cD, "tensor")
+    return x_cD if jax.lax.axis_size("fsdp") == 1 else jax.lax.psum_scatter(x_cD, "fsdp", tiled=True)
+
+
+def _cut_words(x_Vd: jax.Array) -> jax.Array:
+    """[V, D / S] -> [V / S, D]: columns for words; zeros at the end where S does not divide V."""
+    shards = jax.lax.axis_size(VOCABULARY)
+    if shards == 1:
+        return x_Vd
+    x_Vd = jnp.pad(x_Vd, ((0, -len(x_Vd) % shards), (0, 0)))
+    return jax.lax.all_to_all(x_Vd, VOCABULARY, 0, 1, tiled=True)
+
+
+def _cut_columns(x_VD: jax.Array, num_words: int) -> jax.Array:
+    """The inverse of `_cut_words`."""
+    if jax.lax.axis_size(VOCABULARY) == 1:
+        return x_VD
+    return jax.lax.all_to_all(x_VD, VOCABULARY, 1, 0, tiled=True)[:num_words]

@@ -253,10 +253,7 @@ def test_what_a_rope_scaling_does_not_use_is_not_checked():
             {"mesh__fsdp": 4, "mesh__tensor": 2, "model__d_ff": 63, "data__batch_size": 4},
             "model.d_ff",
         ),
-        (
-            {"mesh__fsdp": 4, "mesh__tensor": 2, "model__vocab_size": 301, "data__batch_size": 4},
-            "model.vocab_size",
-        ),
+        ({"mesh__fsdp": 4, "mesh__tensor": 2, "model__d_model": 36, "data__batch_size": 4}, "model.d_model"),
         ({"model__d_model": 36, "data__batch_size": 8}, "model.d_model"),
         ({"mesh__fsdp": 3}, "mesh.fsdp"),
         ({"mesh__fsdp": 4}, "mesh.fsdp"),  # uses half of the devices

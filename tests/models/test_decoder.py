@@ -312,7 +312,7 @@ def test_weights_and_their_sharding():
     P = jax.sharding.PartitionSpec
     assert params.blocks.attention.q.weight.get_value().sharding.spec == P(None, "fsdp", "tensor", None)
     assert params.blocks.ffn.down.weight.get_value().sharding.spec == P(None, "tensor", "fsdp")
-    assert params.embed_VD.get_value().sharding.spec == P("tensor", "fsdp")
+    assert params.embed_VD.get_value().sharding.spec == P(None, ("tensor", "fsdp"))
     D, F, H, N, K, V, L = 32, 48, 8, 4, 2, 64, 2
     wanted = 2 * V * D + D + L * (2 * D * H * (N + K) + 3 * D * F + 2 * D)
     assert sum(x.size for x in jax.tree.leaves(params)) == wanted

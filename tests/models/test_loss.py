@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from anchorjax.models.loss import token_nats, weighted_nats
-from anchorjax.sharding import ACTIVATIONS, BATCH
+from anchorjax.sharding import ACTIVATIONS, BATCH, UNEMBEDDING
 from tests.training.making import make_mesh
 
 B, T, D, V = 2, 48, 16, 96
@@ -21,7 +20,7 @@ def arrays(mesh, dtype="float32", scale=1.0, common=0.0):
     weight_DV = jnp.asarray(rng.normal(size=(D, V)) + common, dtype)
     targets_BT = rng.integers(0, V, (B, T), np.int32)
     cotangent_BT = rng.normal(size=(B, T)).astype(np.float32)
-    specs = (ACTIVATIONS, P(None, "tensor"), BATCH, BATCH)
+    specs = (ACTIVATIONS, UNEMBEDDING, BATCH, BATCH)
     values = (hidden_BTD, weight_DV, targets_BT, cotangent_BT)
     return [jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in zip(values, specs, strict=True)]
 
@@ -118,7 +117,7 @@ def compiled(differentiate):
     with jax.set_mesh(mesh):
         arrays = (
             abstract((1, LONG, 8), jnp.float32, ACTIVATIONS),
-            abstract((8, WORDS), jnp.float32, P(None, "tensor")),
+            abstract((8, WORDS), jnp.float32, UNEMBEDDING),
             abstract((1, LONG), jnp.int32, BATCH),
             abstract((1, LONG), jnp.float32, BATCH),
         )

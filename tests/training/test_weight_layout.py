@@ -1,0 +1,97 @@
+"""No device holds whole weights: the step is that of one device, and its program has no array of a whole matrix."""
+
+import dataclasses
+import functools
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from anchorjax.sharding import abstract, shard_batch
+from anchorjax.training.state import init_state
+from tests import tiny
+from tests.training.making import assert_trees_close, make_batch, make_mesh, make_state, make_steps
+
+B, T = 8, 64
+# With eps = 1 an update is in proportion to the gradient.
+LINEAR = {"optimizer__eps": 1.0, "optimizer__warmup_steps": 0, "optimizer__clip_norm": 0.0}
+MODELS = {
+    "tied": {"model__vocab_size": 321},
+    "untied, soft cap": {"model__vocab_size": 323, "model__tie_embeddings": False, "model__final_soft_cap": 2.0},
+    "biases": {"model__qkv_bias": True, "model__qk_norm": True, "model__scale_embeddings": True},
+    "adapters": {"model__qkv_bias": True, "lora__rank": 4, "lora__alpha": 8.0, "lora__targets": ("q", "o", "down")},
+}
+
+
+def make(model: str, **overrides):
+    chunk = {"train__loss_chunk": 12}  # divides no device's tokens
+    return make_steps(tiny.config(data__batch_size=B, **chunk, **LINEAR, **MODELS[model], **overrides))
+
+
+@functools.cache
+def first_state(model: str):
+    """Host arrays; noise on all weights, so that no adapter and no bias is zero."""
+    steps, rng = make(model), np.random.default_rng(0)
+    with jax.set_mesh(make_mesh()):
+        state = make_state(steps)
+    noisy = jax.tree.map(lambda x: np.asarray(x) + 0.02 * rng.normal(size=x.shape).astype(x.dtype), state.params)
+    return dataclasses.replace(state, params=noisy)
+
+
+@functools.cache
+def one_step(model: str, sizes: tuple[int, ...], **overrides):
+    """(metrics, next state) of the step from `first_state` on a mesh of these sizes."""
+    mesh, steps = make_mesh(*sizes), make(model, **overrides)
+    with jax.set_mesh(mesh):
+        layout = abstract(lambda: init_state(0, steps.spec, steps.optimizer))
+        state = jax.device_put(first_state(model), jax.tree.map(lambda leaf: leaf.sharding, layout))
+        state, metrics = jax.jit(steps.train)(state, shard_batch(make_batch(B, T), mesh))
+    return metrics, state
+
+
+@pytest.mark.parametrize(
+    ("model", "sizes", "parts"),
+    [
+        ("tied", (1, 8, 1, 1), 1),
+        ("tied", (1, 1, 4, 2), 1),
+        ("untied, soft cap", (1, 2, 2, 2), 2),
+        ("untied, soft cap", (2, 4, 1, 1), 1),
+        ("biases", (2, 2, 2, 1), 1),
+        ("adapters", (2, 2, 1, 2), 1),
+    ],
+    ids=str,
+)
+def test_the_step_is_that_of_one_device(model, sizes, parts):
+    """Loss, gradients (the first moments hold them) and weights, with vocabularies that no mesh divides."""
+    metrics, state = one_step(model, sizes, train__grad_accum_steps=parts)
+    expected_metrics, expected_state = one_step(model, (1, 1, 1, 1))
+    assert_trees_close(metrics, expected_metrics, rtol=1e-5)
+    for leaf, expected in zip(jax.tree.leaves(state.params), jax.tree.leaves(expected_state.params), strict=True):
+        np.testing.assert_allclose(leaf, expected, rtol=1e-5, atol=1e-7)
+    for leaf, expected in zip(jax.tree.leaves(state.opt_state), jax.tree.leaves(expected_state.opt_state), strict=True):
+        np.testing.assert_allclose(leaf, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+def shapes(compiled) -> set[tuple[int, ...]]:
+    """Sides, ascending, of all arrays of a compiled program."""
+    found = re.findall(r"\b(?:pred|bf16|[sfu]\d+)\[([\d,]+)\]", compiled.as_text())
+    return {tuple(sorted(int(side) for side in sides.split(",") if side != "1")) for sides in found}
+
+
+V, D, F, L = 640, 96, 160, 3
+
+
+@pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.parametrize("sizes", [(1, 4, 2, 1), (1, 2, 2, 2)], ids=str)
+def test_no_device_holds_a_whole_matrix_of_the_vocabulary_or_a_whole_stack(sizes, tie):
+    """Neither weights nor gradients: it is the sides of all arrays in the compiled program that are looked at."""
+    model = {"num_layers": L, "d_model": D, "d_ff": F, "vocab_size": V, "tie_embeddings": tie}
+    config = tiny.config(data__batch_size=4, **{f"model__{name}": value for name, value in model.items()})
+    steps, mesh = make_steps(config), make_mesh(*sizes)
+    with jax.set_mesh(mesh):
+        state = abstract(lambda: init_state(0, steps.spec, steps.optimizer))
+        compiled = jax.jit(steps.train).lower(state, shard_batch(make_batch(4, T), mesh)).compile()
+    found, (_, fsdp, _, tensor) = shapes(compiled), sizes
+    assert (D // fsdp // tensor, V) in found and (D, V // fsdp // tensor) in found  # as they rest, and in the loss
+    assert not found & {(D, V), (D, V // tensor), (L, D, F), (L, D, F // tensor)}
