@@ -182,6 +182,9 @@ def start() -> bool:
         return False
     import jax
 
+    if jax.distributed.is_initialized():  # by an earlier command of this process
+        return True
+
     try:
         jax.distributed.initialize(
             coordinator_address=job.coordinator,
@@ -223,6 +226,7 @@ def run(
     parse: Callable[[], T],
     act: Callable[[T], int | None],
     *,
+    command: str = "",
     harmless: tuple[int, ...] = (0,),
     stopped: str = "stopped",
 ) -> int:
@@ -235,6 +239,7 @@ def run(
       program: what was typed before the arguments.
       parse: reads the command line, without JAX.
       act: the command; takes what `parse` returned.
+      command: what all processes must have in common of what was typed.
       harmless: exit codes that are no errors, which all processes have together.
       stopped: what to say after Ctrl-C.
     """
@@ -266,6 +271,7 @@ def run(
     def job() -> int:
         if start():
             processes.together(lambda: _raise(refused, code))
+            processes.same({"the command": command, **processes.versions()})
         with contextlib.ExitStack() as stack:
             if not processes.is_main():
                 stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))

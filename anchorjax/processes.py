@@ -9,6 +9,7 @@ them acts on it: a process that raises, or goes another way, while the others en
 """
 
 import faulthandler
+import hashlib
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TypeVar
 
 import jax
@@ -24,6 +26,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
+import anchorjax
 from anchorjax.errors import PeerError, UsageError
 from anchorjax.sharding import EACH_DEVICE
 
@@ -101,6 +104,15 @@ def same(facts: Mapping[str, str]) -> None:
                 raise UsageError(
                     f"the job's processes differ in {name}: 0 has {value}, {number} has {others.get(name)}"
                 )
+
+
+def versions() -> dict[str, str]:
+    """What runs here, for `same`: processes of other code would not enter the same collectives."""
+    code = hashlib.sha256()
+    for file in sorted(Path(anchorjax.__file__).parent.rglob("*.py")):
+        code.update(file.read_bytes())
+    own = f"{anchorjax.__version__} ({code.hexdigest()[:12]})"
+    return {"the version of JAX": jax.__version__, "the code of anchorjax": own}
 
 
 def value_of_main(call: Callable[[], T]) -> T:

@@ -184,6 +184,12 @@ def shard_batch(batch: Batch, mesh: Mesh, num_rows: int | None = None) -> Batch:
     return jax.tree.map(lambda x: put(np.asarray(x)), batch)
 
 
+def put(x: np.ndarray, pspec: PartitionSpec) -> jax.Array:
+    """Puts an array that each process has whole on the current mesh. `jax.device_put` would first compare them all."""
+    target = NamedSharding(jax.sharding.get_mesh(), pspec)
+    return jax.make_array_from_callback(x.shape, target, lambda index: x[index])
+
+
 def abstract(make, *args):
     """Shapes, dtypes and shardings of `make(*args)` on the current mesh, without computing it."""
     mesh = jax.sharding.get_mesh()

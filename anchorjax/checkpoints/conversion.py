@@ -13,11 +13,11 @@ from typing import Any
 
 import jax
 
-from anchorjax import sharding
+from anchorjax import processes, sharding
 from anchorjax.checkpoints.huggingface import checkpoint as hf_checkpoint
 from anchorjax.checkpoints.huggingface import config as hf_config
 from anchorjax.checkpoints.huggingface import tokenizer as hf_tokenizer
-from anchorjax.checkpoints.huggingface.directory import TOKENIZER, copy_files, new_directory
+from anchorjax.checkpoints.huggingface.directory import TOKENIZER, copy_files, new_directory_of_job
 from anchorjax.checkpoints.huggingface.weights import Weights
 from anchorjax.checkpoints.orbax import Checkpoints, bytes_of_largest
 from anchorjax.checkpoints.pretrained import SOURCE, Pretrained, keep_source
@@ -79,10 +79,14 @@ def from_hf(directory: Path, out: Path) -> Imported:
         "lora": {"rank": 0, "alpha": 0.0, "targets": ()},
     }
     spec = _spec(sections)
-    with new_directory(out) as part, jax.set_mesh(_mesh(spec.model)):
+    with new_directory_of_job(out) as part, jax.set_mesh(_mesh(spec.model)):
         params = pretrained.load(sharding.zeros(lambda: Decoder(jax.random.key(0), spec)), spec)
-        (part / hf_config.FILE).write_text(json.dumps(sections, indent=2) + "\n")
-        keep_source(part, pretrained)
+
+        def keep() -> None:
+            (part / hf_config.FILE).write_text(json.dumps(sections, indent=2) + "\n")
+            keep_source(part, pretrained)
+
+        processes.on_main(keep)
         checkpoints = Checkpoints(part, keep=1, host_bytes=bytes_of_largest(params))
         checkpoints.save(0, {"params": params}, sections, data=None)
         checkpoints.close()
@@ -118,18 +122,22 @@ def to_hf(checkpoint: Path, directory: Path, dtype: str | None = None) -> Export
     elif run and name == "bytes":
         fields |= {f"{key}_token_id": getattr(ByteTokenizer(), f"{key}_id") for key in ("bos", "eos", "pad")}
     written = hf_config.write(spec.model, spec.rope, max_position=positions, dtype=dtype, source=fields)
-    changes = []
-    with new_directory(directory) as part, jax.set_mesh(_mesh(spec.model)):
+    with new_directory_of_job(directory) as part, jax.set_mesh(_mesh(spec.model)):
         like = sharding.abstract(lambda: Decoder(jax.random.key(0), spec))
         checkpoints = Checkpoints(checkpoint, keep=1, read_only=True, host_bytes=bytes_of_largest(like))
         weights = checkpoints.restore_weights(named_leaves(like))
         params = jax.tree.unflatten(jax.tree.structure(like), weights.values())
         hf_checkpoint.save(params, spec.model, spec.lora, part, dtype)
-        (part / hf_config.FILE).write_text(json.dumps(written, indent=2) + "\n")
-        if source.is_dir() and name != "bytes":  # a run of bytes has that of its checkpoint there
-            copy_files(source, part, TOKENIZER)
-        if tokenizer:
-            changes = hf_tokenizer.export(part, tokenizer, positions, anchored=run["mask"] != INTRA_DOC)
+
+        def keep() -> list[str]:
+            (part / hf_config.FILE).write_text(json.dumps(written, indent=2) + "\n")
+            if source.is_dir() and name != "bytes":  # a run of bytes has that of its checkpoint there
+                copy_files(source, part, TOKENIZER)
+            if not tokenizer:
+                return []
+            return hf_tokenizer.export(part, tokenizer, positions, anchored=run["mask"] != INTRA_DOC)
+
+        changes = processes.value_of_main(keep)
     notes = tuple(_notes(sections, spec, dtype, tokenizer))
     return Exported(spec.model.family, positions, dtype, tuple(changes), notes)
 
@@ -166,6 +174,7 @@ def _spec(sections: Mapping[str, Any]) -> Spec:
 
 
 def _mesh(model: ModelConfig) -> jax.sharding.Mesh:
-    """As many of this process's devices as the width can be cut for."""
-    devices = jax.devices()[: math.gcd(jax.device_count(), model.d_model)]
-    return sharding.make_mesh({"data": 1, "fsdp": len(devices), "context": 1, "tensor": 1}, devices)
+    """As many devices as the width can be cut for; in several processes all, so that none is without a part."""
+    cut = math.gcd(jax.device_count(), model.d_model)
+    copies = jax.device_count() // cut if processes.count() > 1 else 1
+    return sharding.make_mesh({"data": copies, "fsdp": cut, "context": 1, "tensor": 1}, jax.devices()[: copies * cut])

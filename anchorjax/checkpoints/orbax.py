@@ -151,7 +151,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, ascending. Raises WorkdirError if there is none."""
-        steps = sorted(self._manager.all_steps())
+        steps = processes.value_of_main(lambda: sorted(self._manager.all_steps()))
         if not steps:
             raise WorkdirError(f"there is no checkpoint in {self.directory.parent}")
         return steps

@@ -9,14 +9,16 @@ config.json, safetensors and the tokenizer. The tokenizer is changed so that a t
 each change is printed. LoRA adapters are merged. Exit codes: 0 done, 1 failed, 2 bad input.
 """
 
+import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import logging
 
+from anchorjax import launch
 from anchorjax.checkpoints import conversion
 from anchorjax.checkpoints.huggingface.checkpoint import DTYPES
-from anchorjax.errors import run_program
 from anchorjax.parsing import Parser
 
 PROGRAM = "anchorjax convert"
@@ -32,11 +34,14 @@ def main(argv: Sequence[str]) -> int:
     writing.add_argument("checkpoint", type=Path)
     writing.add_argument("directory", type=Path)
     writing.add_argument("--dtype", choices=DTYPES, help="dtype of the weights; default: that of the source")
-    arguments = parser.parse_args(argv)
     logging.set_verbosity(logging.ERROR)  # silences Orbax's warning about read-only use
-    if arguments.command == "from-hf":
-        return run_program(PROGRAM, lambda: from_hf(arguments.directory, arguments.out))
-    return run_program(PROGRAM, lambda: to_hf(arguments.checkpoint, arguments.directory, arguments.dtype))
+
+    def convert(arguments: argparse.Namespace) -> None:
+        if arguments.command == "from-hf":
+            return from_hf(arguments.directory, arguments.out)
+        return to_hf(arguments.checkpoint, arguments.directory, arguments.dtype)
+
+    return launch.run(PROGRAM, lambda: parser.parse_args(argv), convert, command=shlex.join(argv))
 
 
 def from_hf(directory: Path, out: Path) -> None:

@@ -6,15 +6,17 @@ codes: 0 done, 2 bad input.
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import logging
 
+from anchorjax import launch
 from anchorjax.data.text import text_file
 from anchorjax.data.text.chat import frame
-from anchorjax.errors import UsageError, run_program
+from anchorjax.errors import UsageError
 from anchorjax.evaluation import options
 from anchorjax.inference import language_model
 from anchorjax.inference.generation import Generator, check_context
@@ -42,7 +44,7 @@ def main(argv: Sequence[str], program: str = "anchorjax generate") -> int:
     )
     parser.add_argument("--stop", action="append", default=[], help="a text before which to stop; several times")
     logging.set_verbosity(logging.ERROR)  # silences Orbax's warning about read-only use
-    return run_program(program, lambda: generate(parser.parse_args(argv)))
+    return launch.run(program, lambda: parser.parse_args(argv), generate, command=shlex.join(argv))
 
 
 def generate(arguments: argparse.Namespace) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from absl import logging
 
+from anchorjax import launch
 from anchorjax.data.text.chat import ChatTemplate
-from anchorjax.errors import UsageError, run_program
+from anchorjax.errors import UsageError
 from anchorjax.inference.language_model import DTYPES, Description, describe
 
 _SMALL = 2**26  # bytes: configuration, templates and tokenizers, not weights
@@ -267,7 +268,11 @@ def _contents(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def run(name: str, main: Callable[[], None]) -> int:
-    """Calls `main` as `errors.run_program` does; after Ctrl-C the same command resumes."""
+def run(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, evaluate: Callable[[argparse.Namespace], None]
+) -> int:
+    """Calls `evaluate` with the parsed arguments, in all processes of a job; after Ctrl-C the same command resumes."""
     logging.set_verbosity(logging.ERROR)  # silences Orbax's warning about read-only use
-    return run_program(name, main, "stopped; run the same command to resume")
+    stopped = "stopped; run the same command to resume"
+    command = shlex.join(sys.argv[1:] if argv is None else argv)
+    return launch.run(parser.prog, lambda: parser.parse_args(argv), evaluate, command=command, stopped=stopped)

@@ -14,8 +14,9 @@ import fcntl
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from anchorjax import processes
 from anchorjax.errors import EvaluationError
 from anchorjax.files import write_atomically
 
@@ -47,7 +48,10 @@ class Cell:
 
 
 class Record:
-    """A directory of one evaluation. Use as a context manager: no other process may write into it meanwhile."""
+    """A directory of one evaluation. Use as a context manager: no other job may write into it meanwhile.
+
+    All processes of a job have the same answers in memory; process 0 alone reads and writes the files.
+    """
 
     def __init__(self, directory: Path, request: Mapping[str, Any]):
         """
@@ -57,27 +61,34 @@ class Record:
         Raises:
           EvaluationError: the directory holds answers to another request or of an earlier version, is in use,
             damaged, or cannot be written.
+          UsageError: the job's processes have different requests.
         """
         self.directory, self.request = directory, json.loads(json.dumps(request))
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            self._file = open(directory / ANSWERS, "a+b")  # noqa: SIM115 - until __exit__
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise EvaluationError(f"another process is writing into {directory}") from error
-        except OSError as error:
-            raise EvaluationError(f"--out={directory} cannot be used: {error.strerror}") from error
         self.answers: dict[Key, Line] = {}
         self._commands: list[Line] = []
+        self._file: BinaryIO | None = None  # process 0's
+        processes.same({f"the request's {name}": json.dumps(value) for name, value in self.request.items()})
+        content = processes.value_of_main(self._open)
         try:
-            self._read()
+            self._read(content.encode("latin-1"))
         except EvaluationError:
-            self._file.close()
+            self.__exit__()
             raise
 
-    def _read(self) -> None:
-        self._file.seek(0)
-        content = self._file.read()
+    def _open(self) -> str:
+        """Locks the file and returns its bytes, as a text that JSON can hold."""
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.directory / ANSWERS, "a+b")  # noqa: SIM115 - until __exit__
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._file.seek(0)
+            return self._file.read().decode("latin-1")
+        except BlockingIOError as error:
+            raise EvaluationError(f"another process is writing into {self.directory}") from error
+        except OSError as error:
+            raise EvaluationError(f"--out={self.directory} cannot be used: {error.strerror}") from error
+
+    def _read(self, content: bytes) -> None:
         whole = content[: content.rfind(b"\n") + 1]  # a kill may leave half of the last line
         try:
             before, *lines = (json.loads(line) for line in whole.splitlines() or [b"{}"])
@@ -97,10 +108,14 @@ class Record:
             raise EvaluationError(f"{self.directory} holds answers to another request ({what}); give another --out")
         if changed or not whole:
             self._commands = []
-            self._file.truncate(0)
+            self._truncate(0)
             self._append(self.request)
         else:
-            self._file.truncate(len(whole))
+            self._truncate(len(whole))
+
+    def _truncate(self, size: int) -> None:
+        if self._file:
+            self._file.truncate(size)
 
     def _take(self, line: Line) -> None:
         if "command" in line:
@@ -159,6 +174,8 @@ class Record:
         self._append(*lines)
 
     def _append(self, *lines: Mapping[str, Any]) -> None:
+        if not self._file:
+            return
         with self._writing():
             self._file.write(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
             self._file.flush()
@@ -173,7 +190,9 @@ class Record:
             ) from error
 
     def write(self, name: str, content: Mapping[str, Any] | bytes) -> Path:
-        """Replaces a file of the directory in one move."""
+        """Replaces a file of the directory in one move, on process 0. Returns its path."""
+        if not self._file:
+            return self.directory / name
         data = content if isinstance(content, bytes) else json.dumps(content, indent=2) + "\n"
         with self._writing():
             write_atomically(self.directory / name, data)
@@ -183,4 +202,5 @@ class Record:
         return self
 
     def __exit__(self, *_) -> None:
-        self._file.close()
+        if self._file:
+            self._file.close()

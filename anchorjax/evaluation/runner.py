@@ -15,7 +15,7 @@ from typing import Any
 
 import tqdm
 
-from anchorjax import background
+from anchorjax import background, processes
 from anchorjax.evaluation import options, windows
 from anchorjax.evaluation.record import Cell, Line, Record
 from anchorjax.evaluation.task import Example, Task
@@ -134,7 +134,7 @@ def fill(
 @contextlib.contextmanager
 def progress(label: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
     """A bar of answers on a terminal, elsewhere a line every QUIET seconds; what it yields adds to those done."""
-    if sys.stderr.isatty():
+    if processes.is_main() and sys.stderr.isatty():
         with tqdm.tqdm(total=total, initial=done, desc=label) as bar:
             yield bar.update
         return
@@ -148,7 +148,9 @@ def progress(label: str, total: int, done: int) -> Iterator[Callable[[int], None
 
 
 def alive(tell: Callable[[], str]) -> contextlib.AbstractContextManager[None]:
-    """Prints what `tell` gives on stderr every QUIET seconds, however long a single step takes."""
+    """Prints what `tell` gives on stderr every QUIET seconds, however long a single step takes; on process 0 alone."""
+    if not processes.is_main():
+        return contextlib.nullcontext()
     return background.every(QUIET, lambda: print(tell(), file=sys.stderr, flush=True))
 
 
@@ -201,7 +203,7 @@ def evaluate(task: Task, model: Description, arguments: argparse.Namespace, comm
         for number, engine in enumerate(engines):
             answer(record, task, engine)
             engines[number] = engine = None  # weights of one checkpoint at a time
-        summarise(record, task, asked, record.cells(asked, ids))
+        processes.on_main(lambda: summarise(record, task, asked, record.cells(asked, ids)))
 
 
 def main(task: type[Task], name: str, about: str, argv: Sequence[str] | None):
@@ -210,11 +212,10 @@ def main(task: type[Task], name: str, about: str, argv: Sequence[str] | None):
     parser = Parser(options.program(name), about)
     task.add_options(parser)
 
-    def run() -> None:
-        arguments = parser.parse_args(argv)
+    def run(arguments: argparse.Namespace) -> None:
         model = options.description(arguments)
         with alive(lambda: f"{name}: preparing"):
-            made = task(arguments, model)
+            made = processes.main_first(lambda: task(arguments, model))
         evaluate(made, model, arguments, command)
 
-    return options.run(parser.prog, run)
+    return options.run(parser, argv, run)

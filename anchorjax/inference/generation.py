@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import reshard
 
+from anchorjax import sharding
 from anchorjax.data import Tokenizer
 from anchorjax.errors import UsageError
 from anchorjax.inference.batching import batches, bucket, check_ids
@@ -19,7 +20,7 @@ from anchorjax.inference.cached import Cache, DecodeParams, advance
 from anchorjax.inference.language_model import LanguageModel
 from anchorjax.inference.sampling import Draw, Sampling, next_tokens
 from anchorjax.models.spec import Spec
-from anchorjax.sharding import BATCH, REPLICATED, WHOLE_ROWS
+from anchorjax.sharding import BATCH, REPLICATED
 
 CHUNK = 4096  # tokens of a prompt taken in at once, at most: bounds activations
 
@@ -115,7 +116,7 @@ class Generator:
         step = functools.partial(_step, spec=spec)
         draw = sampling.traced()
         for first in range(0, columns, chunk):
-            tokens_BT = _on_mesh(tokens_BP[:, first : first + chunk])
+            tokens_BT = sharding.put(tokens_BP[:, first : first + chunk], BATCH)
             tokens_B, cache = step(self.params, cache, tokens_BT, draw, prompt_B, np.int32(0))
         for place in range(1, max_new_tokens):
             ready_B = tokens_B
@@ -158,10 +159,6 @@ def check_context(prompt: int, answer: int, context: int) -> None:
         )
 
 
-def _on_mesh(x_BT: np.ndarray) -> jax.Array:
-    return jax.device_put(x_BT, jax.NamedSharding(jax.sharding.get_mesh(), BATCH))
-
-
 @functools.partial(jax.jit, static_argnames="spec")
 def _empty_cache(start_B, spec: Spec) -> Cache:
     return Cache.empty(start_B, spec.max_position, spec)
@@ -170,8 +167,7 @@ def _empty_cache(start_B, spec: Spec) -> Cache:
 @functools.partial(jax.jit, static_argnames="spec", donate_argnames="cache")
 def _step(params: DecodeParams, cache: Cache, tokens_BT, draw: Draw, prompt_B, place, *, spec: Spec):
     logits_BV, cache = advance(params, cache, reshard(tokens_BT, BATCH), spec)
-    tokens_B = next_tokens(reshard(logits_BV, REPLICATED), draw, prompt_B, place)
-    return reshard(tokens_B, WHOLE_ROWS), cache
+    return next_tokens(reshard(logits_BV, REPLICATED), draw, prompt_B, place), cache  # whole on each process
 
 
 class _Text:

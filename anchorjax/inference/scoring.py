@@ -124,7 +124,7 @@ class Scorer:
         segment_ids_BT = np.full((self.batch_size, columns), PAD_SEGMENT, np.int32)
         for place, row in enumerate(rows):
             tokens_BT[place, : len(row)], segment_ids_BT[place, : len(row)] = row, 0
-        return jax.device_put((tokens_BT, segment_ids_BT), jax.NamedSharding(self.mesh, BATCH))
+        return sharding.put(tokens_BT, BATCH), sharding.put(segment_ids_BT, BATCH)
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "likeliest"))

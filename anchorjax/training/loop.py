@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import itertools
 import json
 import math
@@ -14,7 +13,6 @@ from pathlib import Path
 
 import jax
 
-import anchorjax
 from anchorjax import data, processes
 from anchorjax.checkpoints.orbax import Checkpoints, DataPosition
 from anchorjax.config import KEYS, Config
@@ -75,12 +73,7 @@ def _load_stores(setup: Setup) -> dict[str, TokenStore]:
 
 def _facts(setup: Setup) -> dict[str, str]:
     """What all processes of a job must have in common before they read anything."""
-    code = hashlib.sha256()
-    for file in sorted(Path(anchorjax.__file__).parent.rglob("*.py")):
-        code.update(file.read_bytes())
     return {
-        "the version of JAX": jax.__version__,
-        "the code of anchorjax": f"{anchorjax.__version__} ({code.hexdigest()[:12]})",
         **{f"config.{name}": json.dumps(operator.attrgetter(name)(setup.saved)) for name in KEYS},
         "the tokenizer": setup.store_tokenizer.name,
     }

@@ -1,7 +1,12 @@
 """One job in several processes trains as one process with as many devices, and all of them stop together."""
 
+import os
+import pathlib
+import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import jax
@@ -13,7 +18,8 @@ from anchorjax.config import load_config, resolve
 from anchorjax.models.linear import named_leaves
 from anchorjax.sharding import abstract
 from anchorjax.training.state import init_state
-from tests.training.jobs import finish, lines, saved_steps
+from tests import xla
+from tests.training.jobs import ROOT, finish, lines, saved_steps
 from tests.training.making import make_mesh, make_steps
 
 # Rows over fsdp, tokens over context. Device order puts two context neighbours in one process of two, and each device
@@ -185,3 +191,20 @@ def test_a_process_that_is_lost_ends_the_job(jobs, alone, tmp_path, fault, act, 
     said = finish(started, expect=None, timeout=150)
     assert words in said[1]
     assert saved_steps(tmp_path)[-1] >= 2
+
+
+@pytest.mark.slow
+def test_two_terminals_train_with_the_lines_of_the_page(tmp_path):
+    """docs/running.md, as printed."""
+    page = (ROOT / "docs/running.md").read_text()
+    section = page.partition("## Two terminals on a laptop")[2].partition("\n## ")[0]
+    terminals = re.findall(r"^```bash\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    assert len(terminals) == 2
+    programs = pathlib.Path(sys.executable).parent
+    env = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}", "XLA_FLAGS": xla.flags()}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen(["bash", "-e", "-c", lines], cwd=tmp_path, env=env, **pipes) for lines in terminals]
+    said = [process.communicate(timeout=400) for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    assert "finished step 20" in said[0][0] and "step 20: loss" in said[0][0]
+    assert "finished" not in said[1][0] and saved_steps(tmp_path / "runs/two") == [20]

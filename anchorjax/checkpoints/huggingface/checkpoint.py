@@ -13,10 +13,9 @@ from pathlib import Path
 import jax
 import ml_dtypes
 import numpy as np
-from jax.sharding import NamedSharding
 
 from anchorjax import precision, processes, sharding
-from anchorjax.checkpoints.huggingface.weights import BUFFERS, Weights, write_files
+from anchorjax.checkpoints.huggingface.weights import BUFFERS, Weights, order, write_files
 from anchorjax.config import LoraConfig, ModelConfig
 from anchorjax.errors import WeightsError
 from anchorjax.models import families
@@ -122,11 +121,8 @@ def _some(names) -> str:
 
 def _put(leaf: jax.Array, value: np.ndarray, layer: int | None) -> jax.Array:
     pspec = leaf.sharding.spec if layer is None else sharding.one_layer(leaf.sharding.spec)
-    # Each process puts its own devices' parts; `device_put` would send the tensor to all to compare it.
-    target = NamedSharding(leaf.sharding.mesh, pspec)
-    value = jax.make_array_from_callback(value.shape, target, lambda index: value[index])
     # Waits, so that the host never holds two tensors.
-    return jax.block_until_ready(_replace(leaf, value, layer))
+    return jax.block_until_ready(_replace(leaf, sharding.put(value, pspec), layer))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -139,7 +135,10 @@ def _replace(leaf: jax.Array, value: jax.Array, layer: jax.Array | None) -> jax.
 
 
 def save(params: Decoder, model: ModelConfig, lora: LoraConfig, directory: Path, dtype: str) -> None:
-    """Writes the weights into an existing directory, with adapters merged in fp32."""
+    """Writes the weights into an existing directory, with adapters merged in fp32.
+
+    All processes of a job must call it together: each tensor is gathered by itself, and process 0 writes.
+    """
     found, leaves, linears = places(params, model), named_leaves(params), named_linears(params)
 
     def read(name: str) -> np.ndarray:
@@ -154,7 +153,10 @@ def save(params: Decoder, model: ModelConfig, lora: LoraConfig, directory: Path,
         return narrow
 
     tensors = {name: jax.ShapeDtypeStruct(place.shape, DTYPES[dtype]) for name, place in found.items()}
-    write_files(directory, tensors, read)
+    if processes.is_main():
+        return write_files(directory, tensors, read)
+    for name in order(tensors):
+        read(name)
 
 
 def _take(leaf: jax.Array, adapter: Adapter | None, layer: int | None, lora: LoraConfig) -> jax.Array:

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from anchorjax import processes
 from anchorjax.errors import WeightsError
 
 
@@ -62,6 +63,14 @@ def new_directory(path: str | Path) -> Iterator[Path]:
         raise WeightsError(f"{path} cannot be written: {error}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)  # nothing is left of it after the renaming
+
+
+@contextlib.contextmanager
+def new_directory_of_job(path: str | Path) -> Iterator[Path]:
+    """Yields the same `new_directory` on all processes of a job; process 0 makes, renames and removes it."""
+    with contextlib.ExitStack() as stack:
+        yield Path(processes.value_of_main(lambda: str(stack.enter_context(new_directory(path)))))
+        processes.on_main(stack.close)
 
 
 def copy_files(source: Path, target: Path, names: Iterable[str]) -> None:

@@ -28,6 +28,7 @@ INDEX = "model.safetensors.index.json"
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
 # Buffers in old Llama checkpoints, in fp32 beside bf16 weights. They are not weights: the configuration defines them.
 BUFFERS = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
+SHARD_BYTES = 5 * 10**9
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
@@ -184,7 +185,7 @@ def write_files(
     tensors: Mapping[str, Shaped],
     read: Callable[[str], np.ndarray],
     *,
-    shard_bytes: int = 5 * 10**9,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Writes weights into an existing directory, in the order given: one file, or shards and their index.
 
@@ -215,6 +216,16 @@ def write_files(
     (directory / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
+def order(tensors: Mapping[str, Shaped], shard_bytes: int = SHARD_BYTES) -> list[str]:
+    """Returns the names in the order in which `write_files` reads them."""
+    return [name for names in _split(tensors, shard_bytes) for name in _aligned(tensors, names)]
+
+
+def _aligned(tensors: Mapping[str, Shaped], names: list[str]) -> list[str]:
+    """Returns the names of a shard so that each tensor is aligned to the size of its numbers."""
+    return sorted(names, key=lambda name: -tensors[name].dtype.itemsize)
+
+
 def _split(tensors: Mapping[str, Shaped], shard_bytes: int) -> list[list[str]]:
     """Returns the names of each shard."""
     shards, room = [], 0
@@ -235,7 +246,7 @@ def _write_shard(
     path: Path, tensors: Mapping[str, Shaped], names: list[str], read: Callable[[str], np.ndarray]
 ) -> None:
     """Writes the format: the header's length, the header, the bytes. The library's writer needs all tensors at once."""
-    names = sorted(names, key=lambda name: -tensors[name].dtype.itemsize)  # each is aligned to its own size
+    names = _aligned(tensors, names)
     header, end = {"__metadata__": {"format": "pt"}}, 0  # without it, transformers does not load the file
     for name in names:
         start, end = end, end + _num_bytes(tensors[name])

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from anchorjax import processes
 from anchorjax.data.text.special_tokens import read_fields
 from anchorjax.errors import EvaluationError, UsageError, UserError, install_extra
 from anchorjax.evaluation import options
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     of_bos = "auto: BOS before every text of a run, and for a Hugging Face directory where its tokenizer puts it"
     parser.add_argument("--bos", choices=("auto", "always"), default="auto", help=of_bos)
-    return options.run(parser.prog, lambda: evaluate(parser.parse_args(argv), options.as_typed("harness", argv)))
+    return options.run(parser, argv, lambda arguments: evaluate(arguments, options.as_typed("harness", argv)))
 
 
 def evaluate(arguments: argparse.Namespace, command: str) -> None:
@@ -62,7 +63,7 @@ def evaluate(arguments: argparse.Namespace, command: str) -> None:
         raise UsageError(f"lm-eval is not installed: {install_extra('eval')}")
     chat = options.chat_template(arguments, model)
     bos = arguments.bos == "always" or model.is_run
-    manager, tasks = load_tasks(arguments, model)
+    manager, tasks = processes.main_first(lambda: load_tasks(arguments, model))  # it downloads
     request = options.request(model, context=model.context, bos=bos)
     asked = {name: getattr(arguments, name) for name in ("num_fewshot", "limit", "seed", "lengths", "template")}
     asked |= {"include_path": options.absolute(arguments.include_path), "step": step}

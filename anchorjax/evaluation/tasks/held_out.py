@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from anchorjax import data
+from anchorjax import data, processes
 from anchorjax.checkpoints.orbax import Checkpoints, weights_id
 from anchorjax.config import Config, MeshConfig, load_config, resolve
 from anchorjax.errors import ConfigError, WorkdirError
@@ -19,6 +19,7 @@ from anchorjax.evaluation.runner import Way, fill
 from anchorjax.evaluation.task import Example
 from anchorjax.evaluation.tasks import perplexity as tables
 from anchorjax.inference.language_model import own_attention
+from anchorjax.sharding import rows_here
 from anchorjax.training.evaluate import Evaluator
 from anchorjax.training.setup import Setup, check_attention
 from anchorjax.training.state import TrainState
@@ -62,10 +63,11 @@ def evaluate(arguments: argparse.Namespace, command: str) -> None:
     setup = load(workdir)
     state, meta = _restore(workdir, arguments.step, setup.abstract_state())
     config, tokenizer = setup.config.data, setup.tokenizer
-    store = data.load_store(config, "validation", setup.store_tokenizer)
+    store = processes.main_first(lambda: data.load_store(config, "validation", setup.store_tokenizer))
     if store.fingerprint != meta["data"]["held_out_fingerprint"]:
         raise WorkdirError(f"the validation text or tokenizer is no longer that of {workdir}")
-    rows = list(data.eval_rows(store, tokenizer, config, most, layout=setup.layout))
+    here = rows_here(setup.mesh, config.batch_size)
+    rows = list(data.eval_rows(store, tokenizer, config, most, here, setup.layout))
     evaluator = Evaluator(setup.steps, tokenizer.token_bytes_V, setup.mesh)
     checkpoint = _Checkpoint(weights_id(meta), meta["step"])
     # The rows of a checkpoint are always the same; which of them make a batch depends on the devices.
@@ -136,4 +138,5 @@ def _fit_mesh(config: Config, devices: int) -> Config:
 
 
 def _tell(what: str) -> None:
-    print(f"{options.program('perplexity')}: {what}", file=sys.stderr)
+    if processes.is_main():
+        print(f"{options.program('perplexity')}: {what}", file=sys.stderr)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from anchorjax import processes
 from anchorjax.data.text.tokenizer import Tokenizer
 from anchorjax.errors import UsageError
 from anchorjax.evaluation import options, runner, texts, windows
@@ -175,11 +176,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--beta", type=options.number, default=rule.beta, help="least log-probability in the long context"
     )
-    return options.run(parser.prog, lambda: _run(parser, argv))
+    return options.run(parser, argv, lambda arguments: _run(parser, arguments, options.as_typed("longppl", argv)))
 
 
-def _run(parser: Parser, argv: Sequence[str] | None) -> None:
-    arguments, command = parser.parse_args(argv), options.as_typed("longppl", argv)
+def _run(parser: Parser, arguments: argparse.Namespace, command: str) -> None:
     model = options.description(arguments)
     (step,) = options.steps(arguments, model)
     text = arguments.text or texts.SHIPPED
@@ -224,7 +224,7 @@ def _run(parser: Parser, argv: Sequence[str] | None) -> None:
                 record.begin(command, asked, [cell | {"too_short": None} for cell in cells])
             runner.answer(record, task, runner.Engine(model, step, arguments.batch_size))
         cells = _cells(record, asked, weights_id, "key_tokens" if evaluator is model else "longppl")
-        runner.summarise(record, task, asked, cells)
+        processes.on_main(lambda: runner.summarise(record, task, asked, cells))
 
 
 def _cells(record: Record, asked: Mapping[str, Any], weights_id: str, task: str) -> list[Cell]:

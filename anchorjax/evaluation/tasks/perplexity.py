@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from anchorjax import processes
 from anchorjax.errors import UsageError
 from anchorjax.evaluation import options, runner, texts, windows
 from anchorjax.evaluation.record import Cell
@@ -229,18 +230,17 @@ class Perplexity:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(options.program("perplexity"), __doc__)
     Perplexity.add_options(parser)
-    return options.run(parser.prog, lambda: _run(parser, argv))
+    return options.run(parser, argv, lambda arguments: _run(parser, arguments, options.as_typed("perplexity", argv)))
 
 
-def _run(parser: Parser, argv: Sequence[str] | None) -> None:
+def _run(parser: Parser, arguments: argparse.Namespace, command: str) -> None:
     from anchorjax.evaluation.tasks import held_out  # which reports through this module
 
-    arguments, command = parser.parse_args(argv), options.as_typed("perplexity", argv)
     if arguments.hf or arguments.text or not arguments.workdir:
         options.refuse(parser, arguments, ["rows"], "is for --workdir without --text; --samples is for documents")
         model = options.description(arguments)
         with runner.alive(lambda: "perplexity: preparing"):
-            task = Perplexity(arguments, model)
+            task = processes.main_first(lambda: Perplexity(arguments, model))
         return runner.evaluate(task, model, arguments, command, "perplexity-text" if model.is_run else "perplexity")
     others = [name for name in vars(arguments) if name not in _PACKED]
     options.refuse(parser, arguments, others, "is for --text: without it the run's own split is scored")

@@ -12,6 +12,7 @@ import argparse
 import functools
 from collections.abc import Sequence
 
+from anchorjax import processes
 from anchorjax.errors import UsageError
 from anchorjax.evaluation import options
 from anchorjax.evaluation.record import Record
@@ -44,12 +45,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--document-tokens", type=options.tokens, default=256, help="of documents in layouts")
     parser.add_argument("--samples", type=options.positive, default=5, help="texts")
     options.add_texts(parser)
-    return options.run(parser.prog, lambda: evaluate(parser.parse_args(argv), options.as_typed("rope_precision", argv)))
+    return options.run(parser, argv, lambda arguments: evaluate(arguments, options.as_typed("rope_precision", argv)))
 
 
 def evaluate(arguments: argparse.Namespace, command: str) -> None:
     if arguments.dtype != "auto":
         raise UsageError(f"--dtype={arguments.dtype} is not allowed: --precisions says what is computed in which dtype")
+    if processes.count() > 1:
+        raise UsageError(f"this experiment runs in one process, and the job has {processes.count()}")
     if len(arguments.reference) != 1:
         raise UsageError(f"--reference={arguments.reference} is not allowed: it is one shift")
     arguments.dtype = "float32"  # of weights at rest

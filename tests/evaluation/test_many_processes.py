@@ -1,0 +1,136 @@
+"""Models that no single process holds are scored, continued and converted as by one process with as many devices."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from anchorjax.checkpoints.huggingface.weights import Weights
+from tests import xla
+from tests.checkpoints.huggingface import tiny
+from tests.evaluation.making import write_tokenizer
+from tests.training.jobs import ROOT, free_port
+
+# Runs several commands, one after the other, in a process of the job.
+PROGRAM = """
+import json, sys
+from anchorjax import cli
+for argv in json.loads(sys.argv[1]):
+    print("$", argv[0])
+    assert cli.main(argv) == 0, argv
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A tiny Hugging Face model."""
+    directory = tmp_path_factory.mktemp("model")
+    tiny.make("llama untied", directory)
+    write_tokenizer(directory)
+    return directory
+
+
+def start(commands: list[list[list]], environ: dict[str, str], devices: int) -> list[subprocess.Popen]:
+    """A process for each list of commands."""
+    env, pipes = os.environ | {"XLA_FLAGS": xla.flags(devices)} | environ, {"stdout": subprocess.PIPE, "text": True}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, json.dumps([list(map(str, argv)) for argv in some])],
+            cwd=ROOT,
+            env=env | ({"JAX_PROCESS_ID": str(index)} if environ else {}),
+            stderr=subprocess.PIPE,
+            **pipes,
+        )
+        for index, some in enumerate(commands)
+    ]
+
+
+def run(commands: list[list], count: int) -> list[str]:
+    """What each process of a job with four devices printed."""
+    job = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": str(count)}
+    started = start([commands] * count, job if count > 1 else {}, 4 // count)
+    try:
+        said = [process.communicate(timeout=200) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert all(process.returncode == 0 for process in started), [err[-3000:] for _, err in said]
+    # Gloo tells of its connections on stdout.
+    return ["".join(line for line in out.splitlines(True) if not line.startswith("[Gloo]")) for out, _ in said]
+
+
+def answers(out) -> list[dict]:
+    lines = map(json.loads, (out / "answers.jsonl").read_text().splitlines())
+    return [line for line in lines if "score" in line]
+
+
+def assert_close(one, other) -> None:
+    assert type(one) is type(other)
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert_close(one[name], other[name])
+    elif isinstance(one, list):
+        assert len(one) == len(other)
+        for pair in zip(one, other, strict=True):
+            assert_close(*pair)
+    elif isinstance(one, float):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+    else:
+        assert one == other
+
+
+def assert_same_answers(out, *tasks: str) -> None:
+    for task in tasks:
+        assert_close(answers(out / "two" / task), answers(out / "one" / task))
+
+
+def test_two_processes_answer_as_one(model, tmp_path):
+    def ask(out):
+        few = ["--lengths=64", "--samples=2", "--batch-size=2"]
+        return [
+            ["evaluate", "perplexity", f"--hf={model}", *few, f"--out={out}/p"],
+            ["generate", f"--hf={model}", "--prompt=Once", "--prompt=Twice", "--batch-size=2", "--max-new-tokens=8"],
+        ]
+
+    there, back = tmp_path / "ours", tmp_path / "theirs"
+    convert = [["convert", "from-hf", model, there], ["convert", "to-hf", there, back]]
+    (expected,) = run(ask(tmp_path / "one"), count=1)
+    said = run([*ask(tmp_path / "two"), *convert], count=2)
+    assert said[0].replace("/two/", "/one/").startswith(expected)
+    assert said[1] == "$ evaluate\n$ generate\n$ convert\n$ convert\n", "process 0 alone prints"
+    assert_same_answers(tmp_path, "p")
+    weights, ours = Weights.open(model), Weights.open(back)
+    assert weights.tensors.keys() == ours.tensors.keys()
+    assert all(np.array_equal(ours.read(name), weights.read(name)) for name in weights.tensors)
+
+
+@pytest.mark.slow
+def test_every_task_runs_in_two_processes(model, jobs, tmp_path):
+    jobs.run(tmp_path / "run", "--config.train.steps=2")
+
+    def commands(out):
+        hf, long = f"--hf={model}", ["--lengths=1536", "--context=1536"]
+        return [
+            ["evaluate", "needle", hf, "--lengths=576", "--context=576", "--depths=2", f"--out={out}/needle"],
+            ["evaluate", "ruler", hf, "--tasks=vt", *long, "--samples=1", f"--out={out}/vt"],
+            ["evaluate", "longppl", hf, "--lengths=256", "--samples=2", "--short-context=32", f"--out={out}/longppl"],
+            ["evaluate", "perplexity", f"--workdir={tmp_path}/run", f"--out={out}/held_out"],
+        ]
+
+    run(commands(tmp_path / "one"), count=1)
+    run(commands(tmp_path / "two"), count=2)
+    assert_same_answers(tmp_path, "needle", "vt", "longppl", "held_out")
+
+
+def test_processes_that_are_asked_different_things_end_in_one_line(model):
+    commands = [[["generate", f"--hf={model}", f"--prompt={text}"]] for text in ("Once", "Twice")]
+    job = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
+    started = start(commands, job, devices=1)
+    for process in started:
+        _, err = process.communicate(timeout=100)
+        assert process.returncode == 2 and err.count("anchorjax generate: ") == 1
+        assert "the job's processes differ in the command: 0 has" in err and "Traceback" not in err
