@@ -19,7 +19,7 @@ from absl import logging
 from anchorjax import launch
 from anchorjax.checkpoints import conversion
 from anchorjax.checkpoints.huggingface.checkpoint import DTYPES
-from anchorjax.parsing import Parser
+from anchorjax.parsing import Parser, on_disk
 
 PROGRAM = "anchorjax convert"
 
@@ -28,11 +28,11 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser(PROGRAM, __doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="from-hf|to-hf")
     reading = commands.add_parser("from-hf", help="import a Hugging Face directory")
-    reading.add_argument("directory", type=Path)
-    reading.add_argument("out", type=Path)
+    reading.add_argument("directory", type=on_disk)
+    reading.add_argument("out", type=on_disk)
     writing = commands.add_parser("to-hf", help="export a run, or what from-hf made, as a Hugging Face directory")
-    writing.add_argument("checkpoint", type=Path)
-    writing.add_argument("directory", type=Path)
+    writing.add_argument("checkpoint", type=on_disk)
+    writing.add_argument("directory", type=on_disk)
     writing.add_argument("--dtype", choices=DTYPES, help="dtype of the weights; default: that of the source")
     logging.set_verbosity(logging.ERROR)  # silences Orbax's warning about read-only use
 

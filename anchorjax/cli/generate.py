@@ -21,7 +21,7 @@ from anchorjax.evaluation import options
 from anchorjax.inference import language_model
 from anchorjax.inference.generation import Generator, check_context
 from anchorjax.inference.sampling import Sampling
-from anchorjax.parsing import Parser
+from anchorjax.parsing import Parser, on_disk
 
 
 def main(argv: Sequence[str], program: str = "anchorjax generate") -> int:
@@ -29,7 +29,7 @@ def main(argv: Sequence[str], program: str = "anchorjax generate") -> int:
     parser = Parser(program.rpartition("/")[2], __doc__)
     options.add_model(parser)
     parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
-    parser.add_argument("--prompt-file", type=Path, action="append", default=[], help="a file that holds a prompt")
+    parser.add_argument("--prompt-file", type=on_disk, action="append", default=[], help="a file that holds a prompt")
     options.add_template(parser)
     parser.add_argument("--max-new-tokens", type=options.positive, default=128, help="tokens of the answer at most")
     parser.add_argument("--temperature", type=options.number, default=0.0, help="0 takes the most likely token")

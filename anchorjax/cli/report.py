@@ -11,12 +11,11 @@ packing makes of them. Exit codes: 0 done, 2 bad input.
 
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 
 from anchorjax.config import overrides
 from anchorjax.config.options import Option
 from anchorjax.errors import run_program
-from anchorjax.parsing import Parser
+from anchorjax.parsing import Parser, on_disk
 
 PROGRAM = "anchorjax report"
 USAGE = "anchorjax report --store --config=quickstart [--config.KEY=VALUE ...] [--out=page.html]"
@@ -37,8 +36,8 @@ def report_runs(argv: Sequence[str], program: str, command: str) -> None:
     from anchorjax.pages import runs
 
     parser = Parser(program.rpartition("/")[2], __doc__)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's --workdir, or eval-results/MODEL")
-    parser.add_argument("--out", type=Path, help="the page; default: report.html in the run's directory")
+    parser.add_argument("runs", type=on_disk, nargs="+", metavar="RUN", help="a run's --workdir, or eval-results/MODEL")
+    parser.add_argument("--out", type=on_disk, help="the page; default: report.html in the run's directory")
     parser.add_argument("--store", action="store_true", help="about a store instead: takes --config, as training does")
     arguments = parser.parse_args(argv)
     print(f"written to {runs.make(arguments.runs, command, arguments.out)}")

@@ -11,7 +11,8 @@ from typing import Any
 from anchorjax import launch
 from anchorjax.config import Config, overrides
 from anchorjax.config.options import Option
-from anchorjax.errors import DONE, PREEMPTED
+from anchorjax.errors import DONE, PREEMPTED, UsageError
+from anchorjax.parsing import ALLOWED, is_address
 
 OPTIONS = {
     "workdir": Option(
@@ -32,4 +33,10 @@ def main(argv: Sequence[str], program: str = "anchorjax train") -> int:
         config, options = parsed
         return loop.run(config, options["workdir"], shlex.join([*program.split(), *argv]))
 
-    return launch.run(program, lambda: overrides.parse(argv, OPTIONS, usage), train, harmless=(DONE, PREEMPTED))
+    def parse() -> tuple[Config, dict[str, Any]]:
+        config, options = overrides.parse(argv, OPTIONS, usage)
+        if is_address(options["workdir"]):
+            raise UsageError(f"--workdir={options['workdir']} is an address: {ALLOWED}")
+        return config, options
+
+    return launch.run(program, parse, train, harmless=(DONE, PREEMPTED))

@@ -15,6 +15,7 @@ from anchorjax import launch
 from anchorjax.data.text.chat import ChatTemplate
 from anchorjax.errors import UsageError
 from anchorjax.inference.language_model import DTYPES, Description, describe
+from anchorjax.parsing import on_disk
 
 _SMALL = 2**26  # bytes: configuration, templates and tokenizers, not weights
 
@@ -38,8 +39,8 @@ def _by_package() -> bool:
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Adds the options that name a model; `description` reads them."""
-    parser.add_argument("--workdir", type=Path, help="a training run")
-    parser.add_argument("--hf", type=Path, help="a Hugging Face directory")
+    parser.add_argument("--workdir", type=on_disk, help="a training run")
+    parser.add_argument("--hf", type=on_disk, help="a Hugging Face directory")
     parser.add_argument("--step", type=positive_or_0, help="checkpoint of the run; default: the newest")
     parser.add_argument(
         "--dtype", default="auto", choices=DTYPES, help="dtype of weights and activations; auto: the run's"
@@ -63,7 +64,7 @@ def add_samples(parser: argparse.ArgumentParser, samples: int) -> None:
 
 def add_texts(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the text that samples are made of, the seed, and the directory of results."""
-    parser.add_argument("--essays", type=Path, help="text that samples are made of; default: Jane Austen")
+    parser.add_argument("--essays", type=on_disk, help="text that samples are made of; default: Jane Austen")
     parser.add_argument("--seed", type=seed, default=42, help="random seed")
     add_out(parser)
 
@@ -85,7 +86,7 @@ def add_template(parser: argparse.ArgumentParser) -> None:
 
 
 def add_out(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, help="directory; default: eval/ in the run's, else eval-results/MODEL/")
+    parser.add_argument("--out", type=on_disk, help="directory; default: eval/ in the run's, else eval-results/MODEL/")
 
 
 def lengths(text: str, least: int = 1) -> list[int]:

@@ -52,6 +52,13 @@ def test_messages_begin_with_what_was_typed(capsys, monkeypatch):
         assert capsys.readouterr().err.startswith(f"{start}nowhere is not a directory")
 
 
+def test_an_address_is_no_folder_of_its_name(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "--config=quickstart", "--workdir=gs://bucket/run"]) == 2
+    assert "--workdir=gs://bucket/run is an address: it must be a path" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "argv",
     [["--help"], ["trian"], ["evaluate", "rulr"], ["--version"]],

@@ -140,6 +140,7 @@ def test_unknown_choice_is_refused_with_the_choices(key):
         ({"model__head_dim": 15}, "model.head_dim"),
         ({"data__batch_size": 4, "train__grad_accum_steps": 3}, "train.grad_accum_steps"),
         ({"data__interleave": 1}, "data.interleave"),
+        ({"data__store": "gs://bucket/store"}, "data.store"),
         ({"optimizer__decay_steps": 2}, "optimizer.decay_steps"),
         ({"train__exact_alpha": 0.3}, "train.exact_alpha"),
         ({"train__exact_gamma": 0.3}, "train.exact_gamma"),

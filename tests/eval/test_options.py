@@ -29,6 +29,8 @@ from eval import harness, longbench, longppl, needle, perplexity, rope_precision
         (needle, ["--hf=x", "--seed=-1"], "argument --seed: '-1' is not a whole number from 0 to 4294967295"),
         (harness, ["--hf=x", "--tasks=x", "--seed=4294967296"], "argument --seed: '4294967296' is not a whole"),
         (needle, ["--hf=x", "--step=-1"], "argument --step: '-1' is not a whole number of 0 or more"),
+        (needle, ["--workdir=gs://bucket/run"], "argument --workdir: 'gs://bucket/run' is an address"),
+        (needle, ["--hf=x", "--out=gs://bucket/run"], "argument --out: 'gs://bucket/run' is an address"),
         (report, [], "the following arguments are required: RUN"),
     ],
 )

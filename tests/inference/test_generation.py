@@ -138,7 +138,7 @@ def test_a_long_prompt_is_read_in_bounded_memory(llama):
     with jax.set_mesh(made.mesh):
         start_B = np.zeros(made.batch_size, np.int32)
         cache = jax.eval_shape(functools.partial(generation._empty_cache, spec=spec), start_B)
-        tokens_BT = generation._on_mesh(np.zeros((made.batch_size, chunk), np.int32))
+        tokens_BT = sharding.put(np.zeros((made.batch_size, chunk), np.int32), sharding.BATCH)
         step = functools.partial(generation._step.lower, spec=spec)
         compiled = step(made.params, cache, tokens_BT, Sampling().traced(), start_B, np.int32(0)).compile()
     assert cache.layers[0][0].sharding.spec == jax.P(("data", "fsdp"), None, "tensor", None)

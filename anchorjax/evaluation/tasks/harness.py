@@ -27,7 +27,7 @@ from anchorjax.evaluation.record import Cell, Record
 from anchorjax.evaluation.tasks import lm_eval_model
 from anchorjax.inference.language_model import Description
 from anchorjax.pages import figures
-from anchorjax.parsing import Parser
+from anchorjax.parsing import Parser, on_disk
 
 KINDS = ("multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until")
 # Resamplings for the standard errors that have no formula. lm-eval's 100,000 are for many processes; these are one,
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.add_template(parser)
     options.add_out(parser)
     parser.add_argument("--tasks", required=True, help="comma separated names of tasks, groups or tags; * is allowed")
-    parser.add_argument("--include-path", type=Path, help="a directory with tasks of your own (YAML)")
+    parser.add_argument("--include-path", type=on_disk, help="a directory with tasks of your own (YAML)")
     parser.add_argument("--num-fewshot", type=options.positive_or_0, help="examples in a prompt; default: the task's")
     few = "documents of each task; such scores are for trying; default: all"
     parser.add_argument("--limit", "--samples", type=options.positive, help=few)

@@ -14,7 +14,6 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,7 @@ from anchorjax.evaluation.texts import digest
 from anchorjax.inference import language_model
 from anchorjax.inference.language_model import Description
 from anchorjax.pages import figures
-from anchorjax.parsing import Parser
+from anchorjax.parsing import Parser, on_disk
 
 LENGTH, SAMPLES = 32768, 50  # as the paper has them
 RULE = ("short_context", "stride", "alpha", "beta")
@@ -161,11 +160,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.add_documents(parser, LENGTH, SAMPLES)
     parser.add_argument("--shortest", type=options.tokens, help="tokens of the documents to take; default: --lengths")
     parser.add_argument(
-        "--evaluator-workdir", type=Path, help="training run of the evaluator, which finds the key tokens"
+        "--evaluator-workdir", type=on_disk, help="training run of the evaluator, which finds the key tokens"
     )
-    parser.add_argument("--evaluator-hf", type=Path, help="Hugging Face directory of the evaluator; default: the model")
+    parser.add_argument(
+        "--evaluator-hf", type=on_disk, help="Hugging Face directory of the evaluator; default: the model"
+    )
     parser.add_argument("--evaluator-context", type=options.tokens_or_0, default=0, help="--context of the evaluator")
-    parser.add_argument("--key-tokens", type=Path, help="key_tokens.json of an earlier run, in place of an evaluator")
+    parser.add_argument(
+        "--key-tokens", type=on_disk, help="key_tokens.json of an earlier run, in place of an evaluator"
+    )
     parser.add_argument(
         "--short-context", type=options.tokens, default=rule.context, help="least tokens of a short context"
     )

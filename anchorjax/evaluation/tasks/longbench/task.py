@@ -9,7 +9,6 @@ import argparse
 import functools
 import operator
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from anchorjax.evaluation import options, runner
@@ -22,6 +21,7 @@ from anchorjax.evaluation.tasks.longbench.tasks import EVEN, PUBLISHED, TASKS
 from anchorjax.inference.language_model import Description
 from anchorjax.inference.sampling import Sampling
 from anchorjax.pages import figures
+from anchorjax.parsing import on_disk
 
 
 class LongBench:
@@ -34,7 +34,7 @@ class LongBench:
         options.add_model(parser)
         options.add_template(parser)
         options.add_out(parser)
-        parser.add_argument("--data", type=Path, required=True, help="directory with TASK.jsonl files")
+        parser.add_argument("--data", type=on_disk, required=True, help="directory with TASK.jsonl files")
         of_all = "comma separated; default: all in English and Chinese with a file"
         parser.add_argument("--tasks", default="", help=of_all)
         parser.add_argument("--e", action="store_true", help="default tasks are those of LongBench-E: TASK_e.jsonl")

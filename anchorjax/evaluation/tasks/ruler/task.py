@@ -12,7 +12,6 @@ import functools
 import math
 import operator
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from anchorjax.evaluation import heat_maps, options, runner
@@ -20,6 +19,7 @@ from anchorjax.evaluation.record import Cell
 from anchorjax.evaluation.task import Example, How
 from anchorjax.evaluation.tasks.ruler import scores, tasks
 from anchorjax.inference.language_model import Description
+from anchorjax.parsing import on_disk
 
 _QUESTIONS = {"qa_1": "squad", "qa_2": "hotpot"}
 
@@ -34,8 +34,8 @@ class Ruler:
         options.add_model(parser)
         options.add_samples(parser, samples=100)
         parser.add_argument("--tasks", default="", help=f"comma separated, of {', '.join(tasks.TASKS)}; default: all")
-        parser.add_argument("--squad", type=Path, help="SQuAD's dev-v2.0.json")
-        parser.add_argument("--hotpot", type=Path, help="HotpotQA's hotpot_dev_distractor_v1.json")
+        parser.add_argument("--squad", type=on_disk, help="SQuAD's dev-v2.0.json")
+        parser.add_argument("--hotpot", type=on_disk, help="HotpotQA's hotpot_dev_distractor_v1.json")
         of_last = "mean over so many of a run's last checkpoints"
         parser.add_argument("--last", type=options.positive, dest="last_checkpoints", help=of_last)
 
