@@ -5,14 +5,13 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-ALLOWED = "it must be a path; mount the bucket, or copy what is in it"
 _RENAMED = {"--batch-rows": "--batch-size"}
 
 
 def on_disk(text: str) -> Path:
     """The type of an option that is a path. Refuses gs://BUCKET and the like, which Path takes for a folder "gs:"."""
     if is_address(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is an address: {ALLOWED}")
+        raise argparse.ArgumentTypeError(f"{text!r} is an address: it must be a path; copy what is there")
     return Path(text)
 
 

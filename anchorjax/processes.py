@@ -56,6 +56,11 @@ def gather(text: str) -> list[str]:
     return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]
 
 
+def anywhere(holds: bool) -> bool:
+    """Whether it holds on any process; all must call it together."""
+    return any(map(json.loads, gather(json.dumps(holds))))
+
+
 def together(call: Callable[[], T]) -> T:
     """Calls it on every process. If it fails on any of them, it fails on all, and no process is left waiting.
 

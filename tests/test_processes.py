@@ -11,7 +11,7 @@ from tests import xla
 from tests.training.jobs import ROOT, free_port
 
 WORKER = """
-import os
+import sys
 from anchorjax import launch, processes
 launch.start()
 import jax
@@ -20,10 +20,11 @@ from anchorjax import sharding
 from anchorjax.errors import PeerError, UsageError
 from anchorjax.types import Batch
 
-count, number = (int(os.environ[name]) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+count, number = map(int, sys.argv[1:])
 assert (processes.count(), jax.device_count()) == (count, 4)
 assert processes.is_main() == (number == 0)
 assert processes.gather("x" * number) == ["x" * n for n in range(count)]
+assert processes.anywhere(number == 1) and not processes.anywhere(False)
 
 # The same batch for any mesh, byte for byte, from the rows that each process's devices hold.
 host = np.arange(8 * 16, dtype=np.int32).reshape(8, 16)
@@ -66,14 +67,25 @@ def test_one_process_agrees_with_itself():
     assert processes.is_main() and signals.agreed("SIGTERM") == "SIGTERM" and signals.agreed(None) is None
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_processes_find_each_other_and_agree(count):
-    job = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": str(count)}
-    job |= {"XLA_FLAGS": xla.flags(4 // count), "PYTHONPATH": str(ROOT)}
+def by_variables(count: int, index: int, port: int) -> dict[str, str]:
+    address = f"127.0.0.1:{port}"
+    return {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index)}
+
+
+def by_srun(count: int, index: int, port: int) -> dict[str, str]:
+    """What srun sets for a task on a machine with all others."""
+    step = {"SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NUM_TASKS": str(count)}
+    task = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": str(count), "SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)}
+    return step | task | {"JAX_COORDINATOR_PORT": str(port)}
+
+
+@pytest.mark.parametrize(("told", "count"), [(by_srun, 2), (by_variables, 4)])
+def test_processes_find_each_other_and_agree(told, count):
+    env, port = os.environ | {"XLA_FLAGS": xla.flags(4 // count), "PYTHONPATH": str(ROOT)}, free_port()
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER],
-            env=os.environ | job | {"JAX_PROCESS_ID": str(index)},
+            [sys.executable, "-c", WORKER, str(count), str(index)],
+            env=env | told(count, index, port),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -25,6 +25,7 @@ from anchorjax import processes
 from anchorjax.checkpoints.digest import digests
 from anchorjax.errors import CheckpointError, PeerError, WorkdirError
 from anchorjax.models.linear import named_leaves
+from anchorjax.parsing import is_address
 
 FORMAT = 2
 _WEIGHTS = "params."  # in front of their names in a TrainState
@@ -56,6 +57,7 @@ class Checkpoints:
     def __init__(self, workdir: Path, *, keep: int, read_only: bool = False, host_bytes: int | None = None):
         """
         Args:
+          workdir: may be a path of etils.epath, in an object store.
           keep: how many of them stay.
           read_only: nothing is saved, moved or removed.
           host_bytes: how much of a state may be between disk and devices at once, at least `bytes_of_largest`. What is
@@ -73,7 +75,8 @@ class Checkpoints:
             create=not read_only,
         )
         self._read_only = read_only
-        self.directory = (workdir / "checkpoints").absolute()
+        checkpoints = workdir / "checkpoints"
+        self.directory = checkpoints if is_address(str(checkpoints)) else checkpoints.absolute()
         limit = None if host_bytes is None else (host_bytes + 1) / 10**9  # Orbax wants room to spare
         tree = ocp.PyTreeCheckpointHandler(
             save_concurrent_gb=limit,
@@ -127,7 +130,7 @@ class Checkpoints:
             try:
                 restored = self._restore(step, like)
             except Exception as error:  # damage surfaces as whatever Orbax's parser trips over
-                if str(True) in processes.gather(str(isinstance(error, PeerError))):
+                if processes.anywhere(isinstance(error, PeerError)):
                     raise self._unreadable(step, error) from error  # for some processes alone: it may be whole
                 reason = _first_line(error)
                 log.warning("checkpoint %d in %s cannot be read and is passed over: %s", step, self.directory, reason)

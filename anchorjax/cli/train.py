@@ -12,8 +12,9 @@ from anchorjax import launch
 from anchorjax.config import Config, overrides
 from anchorjax.config.options import Option
 from anchorjax.errors import DONE, PREEMPTED, UsageError
-from anchorjax.parsing import ALLOWED, is_address
+from anchorjax.parsing import is_address
 
+BUCKETS = ("gs://", "s3://")
 OPTIONS = {
     "workdir": Option(
         "", "the run's directory, which is created; a run that is in it is resumed", what="DIR", required=True
@@ -35,8 +36,9 @@ def main(argv: Sequence[str], program: str = "anchorjax train") -> int:
 
     def parse() -> tuple[Config, dict[str, Any]]:
         config, options = overrides.parse(argv, OPTIONS, usage)
-        if is_address(options["workdir"]):
-            raise UsageError(f"--workdir={options['workdir']} is an address: {ALLOWED}")
+        if is_address(options["workdir"]) and not options["workdir"].startswith(BUCKETS):
+            allowed = f"a path, or in an object store {' or '.join(BUCKETS)}BUCKET/RUN"
+            raise UsageError(f"--workdir={options['workdir']} is not allowed: it must be {allowed}")
         return config, options
 
     return launch.run(program, parse, train, harmless=(DONE, PREEMPTED))

@@ -52,10 +52,12 @@ def run(config: Config, workdir: str | Path, command: str = "") -> int:
     """
     # First: a SIGTERM during compilation is answered at the first step, in a job of several processes at the second.
     stop = StopSignal()
-    setup = processes.together(lambda: Setup.make(config, Path(workdir).expanduser()))
-    if processes.count() > 1:
-        processes.same(processes.together(lambda: _facts(setup)))
-    with Workdir(workdir) as directory, jax.set_mesh(setup.mesh):
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(processes.together(lambda: Workdir(workdir)))
+        setup = processes.together(lambda: Setup.make(config, directory.path))
+        if processes.count() > 1:
+            processes.same(processes.together(lambda: _facts(setup)))
+        stack.enter_context(jax.set_mesh(setup.mesh))
         processes.on_main(lambda: directory.open(setup.saved))  # before text is tokenized
         stores = processes.main_first(lambda: _load_stores(setup))
         processes.same({f"the {split} text": store.fingerprint for split, store in stores.items()})
@@ -113,7 +115,7 @@ class Job:
         packer = data.row_packer(self.store, self.tokenizer, self.config.data, self.config.seed)
         self.packing, self.targets_K = packer.report(), packer.targets_by_context()
         steps = dataclasses.replace(setup.steps, objective=objectives.make(self.config, self.targets_K))
-        self.checkpoints = Checkpoints(directory.path, keep=self.config.checkpoint.keep)
+        self.checkpoints = Checkpoints(directory.root, keep=self.config.checkpoint.keep)
         self.state, self.first_step = self._start()
         self.train_step = jax.jit(steps.train, donate_argnums=0)
         self.evaluate = Evaluator(setup.steps, self.tokenizer.token_bytes_V, setup.mesh)
@@ -146,7 +148,7 @@ class Job:
             if now != then:
                 raise WorkdirError(
                     f"{name} no longer holds the {split} text of "
-                    f"{self.directory.path} (fingerprint {now[:12]}, then {then[:12]})"
+                    f"{self.directory.name} (fingerprint {now[:12]}, then {then[:12]})"
                 )
 
     def run(self) -> int:
@@ -166,7 +168,7 @@ class Job:
                 stack.callback(self.writer.close)
             finished = self._train() and self._sum_up()
             if not finished:
-                where = self.directory.path
+                where = self.directory.name
                 self.progress.say(f"stopped by {self.stop.received}; saved in {where}, run the same command to resume")
         return DONE if finished else PREEMPTED
 
@@ -288,6 +290,7 @@ class Job:
         started = time.perf_counter()
         next_row = step * self.config.data.batch_size
         position = DataPosition(next_row, self.store.fingerprint, self.held_out.fingerprint)
+        self.directory.check()
         self.checkpoints.save(step, self.state, self.config.to_dict(), position)
         self.rates.pause(time.perf_counter() - started)
 
@@ -330,10 +333,10 @@ class Job:
         self.progress.close()
         if not processes.is_main():
             return
-        print(_report(summary, self.directory.path), flush=True)
+        print(_report(summary, self.directory), flush=True)
 
 
-def _report(summary: dict, path: Path) -> str:
+def _report(summary: dict, directory: Workdir) -> str:
     lines = [
         f"finished step {summary['step']}",
         f"validation loss  {summary['validation_loss']:.4f} nats per target over "
@@ -353,5 +356,5 @@ def _report(summary: dict, path: Path) -> str:
             f"MFU              {summary['mfu']:.1%} by live pairs ({summary['mfu_causal_equivalent']:.1%} as if causal)"
         )
     names = ("checkpoints/", "metrics.jsonl", "tensorboard/", "config.json", "summary.json")
-    outputs = ", ".join(name for name in names if (path / name).exists())
-    return "\n".join([*lines, f"outputs          {path}/: {outputs}"])
+    there = (name for name in names if any((place / name).exists() for place in (directory.path, directory.root)))
+    return "\n".join([*lines, f"outputs          {directory.name}/: {', '.join(there)}"])

@@ -16,10 +16,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from anchorjax import processes
 from anchorjax.checkpoints.pretrained import SOURCE
 from anchorjax.config import KEYS, Config, upgraded
 from anchorjax.errors import WorkdirError
 from anchorjax.files import read_json, write_atomically
+from anchorjax.parsing import is_address
+from anchorjax.training.bucket import LOCK, Bucket
 from anchorjax.training.optimizer import steps_of_any_length
 
 COMMANDS = "commands.json"
@@ -27,10 +30,20 @@ SHARED_S = 5.0  # in which all processes must see what process 0 wrote: network 
 
 
 class Workdir:
-    """Use as a context manager: the lock is held inside."""
+    """Use as a context manager: the lock is held inside.
+
+    Attributes:
+      path: the folder with all files but checkpoints.
+      root: the directory with the checkpoints: the same folder, or one in an object store (`Bucket`).
+      name: what was typed, for messages.
+    """
 
     def __init__(self, path: str | Path):
-        self.path = Path(path).expanduser()  # a shell leaves the ~ of --workdir=~/x alone
+        """Raises WorkdirError if `path` is the address of an object store, and cannot be read."""
+        self._bucket = Bucket(path) if is_address(str(path)) else None
+        self.path = self._bucket.files if self._bucket else Path(path).expanduser()  # a shell leaves the ~ alone
+        self.root = self._bucket.path if self._bucket else self.path
+        self.name = str(path) if self._bucket else str(self.path)
         self._lock = None
 
     def open(self, config: Config) -> "Workdir":
@@ -51,9 +64,11 @@ class Workdir:
     def _take(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / "run.lock", "a+")  # noqa: SIM115 - held until close
+            self._lock = open(self.path / LOCK, "a+")  # noqa: SIM115 - held until close
+            if self._bucket:
+                self._bucket.take()
         except OSError as error:
-            raise WorkdirError(f"--workdir={self.path} cannot be used: {error.strerror}") from error
+            raise WorkdirError(f"--workdir={self.name} cannot be used: {error.strerror}") from error
         try:
             self._take_lock()
             self._refuse_other_config(self._config)
@@ -69,10 +84,10 @@ class Workdir:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            fault = f"another process is training in {self.path}; give this run its own --workdir"
+            fault = f"another process is training in {self.name}; give this run its own --workdir"
             raise WorkdirError(fault) from error
         except OSError as error:
-            fault = f"--workdir={self.path} cannot be used: its file system refuses to lock run.lock ({error.strerror})"
+            fault = f"--workdir={self.name} cannot be used: its file system refuses to lock run.lock ({error.strerror})"
             raise WorkdirError(fault) from error
 
     def begin(self, command: str = "") -> "Workdir":
@@ -89,11 +104,20 @@ class Workdir:
             self.write_json("config.json", self._config.to_dict())
             self._keep_command(command)
             (self.path / "summary.json").unlink(missing_ok=True)  # after config.json, which tells that it is too short
+        if self._bucket:
+            self._bucket.start()
         return self
+
+    def check(self) -> None:
+        """Raises WorkdirError if an object store could not be written, or another job has taken this directory over."""
+        if self._bucket:
+            processes.on_main(self._bucket.check)
 
     def mark(self) -> str:
         """What the job's process 0 wrote into run.lock, as this process sees it; "" if there is none."""
-        lock = self.path / "run.lock"
+        if self._bucket:
+            return self._bucket.owner()
+        lock = self.path / LOCK
         return lock.read_text() if lock.exists() else ""
 
     def check_mark(self, mark: str) -> None:
@@ -103,13 +127,18 @@ class Workdir:
             time.sleep(0.2)
         if self.mark() != mark:
             raise WorkdirError(
-                f"--workdir={self.path} is another directory here than for the job's process 0; it must lie on a file "
+                f"--workdir={self.name} is another directory here than for the job's process 0; it must lie on a file "
                 "system that all processes share"
             )
 
     def _has_trained(self) -> bool:
-        metrics, checkpoints = self.path / "metrics.jsonl", self.path / "checkpoints"
-        return (metrics.exists() and metrics.stat().st_size > 0) or any(checkpoints.glob("*"))
+        metrics = self.path / "metrics.jsonl"
+        return (metrics.exists() and metrics.stat().st_size > 0) or bool(self._saved())
+
+    def _saved(self) -> list[str]:
+        """The names in checkpoints/."""
+        checkpoints = self.root / "checkpoints"
+        return [entry.name for entry in checkpoints.iterdir()] if checkpoints.exists() else []
 
     def _keep_command(self, command: str) -> None:
         commands = load_commands(self.path) if self._has_trained() else []  # those that failed trained nothing
@@ -130,7 +159,7 @@ class Workdir:
         if changed:
             lines = "; ".join(f"{name}: {old!r} -> {new!r}" for name, (old, new) in changed.items())
             raise WorkdirError(
-                f"{self.path} holds a run of another configuration ({lines}); "
+                f"{self.name} holds a run of another configuration ({lines}); "
                 "go back to its values or give this run its own --workdir"
             )
         for name, (old, new) in grown.items():
@@ -138,14 +167,13 @@ class Workdir:
 
     def _refuse_growth(self, config: Config, name: str, old: int, new: int) -> None:
         """Raises WorkdirError if steps that are done would have had another learning rate in a longer run."""
-        saved = (path.name for path in (self.path / "checkpoints").glob("*"))
-        done = max((int(step) for step in saved if step.isdecimal()), default=0)
+        done = max((int(step) for step in self._saved() if step.isdecimal()), default=0)
         same = steps_of_any_length(config.optimizer, old)
         if done > same:
             raise WorkdirError(
-                f"{self.path} cannot go from {name}={old} to {new}: it is at step {done}, and from step {int(same)} on "
+                f"{self.name} cannot go from {name}={old} to {new}: it is at step {done}, and from step {int(same)} on "
                 f"optimizer.schedule={config.optimizer.schedule!r} made the learning rate depend on {name}. To train "
-                f"on from its weights, give --config.init_from={self.path} and a new --workdir"
+                f"on from its weights, give --config.init_from={self.name} and a new --workdir"
             )
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
@@ -159,6 +187,8 @@ class Workdir:
     def close(self) -> None:
         if self._lock:
             self._lock.close()
+        if self._bucket:
+            self._bucket.close()
 
     def __enter__(self) -> "Workdir":
         return self

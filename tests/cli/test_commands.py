@@ -54,8 +54,8 @@ def test_messages_begin_with_what_was_typed(capsys, monkeypatch):
 
 def test_an_address_is_no_folder_of_its_name(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["train", "--config=quickstart", "--workdir=gs://bucket/run"]) == 2
-    assert "--workdir=gs://bucket/run is an address: it must be a path" in capsys.readouterr().err
+    assert cli.main(["train", "--config=quickstart", "--workdir=http://bucket/run"]) == 2
+    assert "--workdir=http://bucket/run is not allowed: it must be a path, or" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

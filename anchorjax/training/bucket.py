@@ -1,0 +1,178 @@
+"""A run's directory in an object store, such as gs://BUCKET/RUN.
+
+Orbax writes checkpoints there by itself. All other files of a run are small, and some are appended to, which an object
+store cannot do: they lie in a local folder, and process 0 copies what has changed every `PUSH_S` seconds and at the
+end. A kill loses the lines of the last `PUSH_S` seconds, which the run writes again as it repeats their steps, or not
+at all if a checkpoint is newer.
+
+An object store has no locks. run.lock there names the job, and a number that it raises with each copy. A job that
+finds one waits to see whether the number still rises. If another job takes the directory over, the first ends at its
+next save.
+"""
+
+import os
+import secrets
+import shutil
+import socket
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from etils import epath
+
+from anchorjax.checkpoints.pretrained import SOURCE
+from anchorjax.errors import WorkdirError
+
+PUSH_S = 30.0
+LOCK = "run.lock"
+CHECKPOINTS = "checkpoints"
+
+
+class Bucket:
+    """The directory at an address, and its local folder. Every process of a job makes one, and process 0 holds it.
+
+    Attributes:
+      path: the directory itself; checkpoints lie below it.
+      files: the local folder with all other files.
+    """
+
+    def __init__(self, address: str):
+        """Copies what is there. Raises WorkdirError if it cannot be read."""
+        self.address, self._owner, self._beats = address, "", 0
+        self.files = Path(tempfile.mkdtemp(prefix="anchorjax-"))
+        self._pushed: dict[str, tuple[int, int]] = {}  # size and time of each file that the directory has
+        self._busy, self._ended, self._fault = threading.Lock(), threading.Event(), None
+        self._thread: threading.Thread | None = None
+        try:
+            self.path = epath.Path(address)
+            has_begun = self._has(CHECKPOINTS)
+            for file in _files(self.path, "", skip={CHECKPOINTS, LOCK} if has_begun else {CHECKPOINTS, LOCK, SOURCE}):
+                target = self.files / file
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes((self.path / file).read_bytes())
+                self._pushed[file] = _state(target)
+        except Exception as error:  # a missing package, no permission, no network: as its library says it
+            shutil.rmtree(self.files, ignore_errors=True)
+            raise WorkdirError(f"--workdir={address} cannot be read: {_line(error)}") from error
+
+    def _has(self, name: str) -> bool:
+        return (self.path / name).exists() and any((self.path / name).iterdir())
+
+    def owner(self) -> str:
+        """The job that holds the directory; "" if none does."""
+        return self._lock().rpartition(" ")[0]
+
+    def _lock(self) -> str:
+        lock = self.path / LOCK
+        return lock.read_text() if lock.exists() else ""
+
+    def take(self) -> None:
+        """Makes the directory this job's, on process 0.
+
+        Raises:
+          WorkdirError: another job is alive in it, which takes `2.5 * PUSH_S` to see; or it cannot be written.
+        """
+        found = self._lock()
+        if found:
+            wait = f"{self.address}/{LOCK} names a job that did not end: waiting to see whether it runs"
+            print(wait, file=sys.stderr, flush=True)
+            time.sleep(2.5 * PUSH_S)
+            if self._lock() != found:
+                fault = f"another process is training in {self.address}; give this run its own --workdir"
+                raise WorkdirError(fault)
+        self._owner = f"{socket.gethostname()} {os.getpid()} {secrets.token_hex(8)}"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._beat()
+        except Exception as error:  # as in `__init__`
+            raise self._cannot_write(error) from error
+
+    def _cannot_write(self, error: Exception) -> WorkdirError:
+        return WorkdirError(f"--workdir={self.address} cannot be written: {_line(error)}")
+
+    def _beat(self) -> None:
+        self._beats += 1
+        (self.path / LOCK).write_text(f"{self._owner} {self._beats}")
+
+    def start(self) -> None:
+        """Copies what has changed, now and every `PUSH_S` seconds."""
+        self.push()
+        self._thread = threading.Thread(target=self._keep, daemon=True)
+        self._thread.start()
+
+    def _keep(self) -> None:
+        while not self._ended.wait(PUSH_S):
+            try:
+                self.push()
+            except WorkdirError as error:
+                self._fault = error
+                return
+
+    def check(self) -> None:
+        """Raises WorkdirError if the directory could not be written, or another job has taken it over."""
+        if self._fault:
+            raise self._fault
+
+    def push(self) -> None:
+        """Copies the files that have changed. Raises WorkdirError as `check` does."""
+        with self._busy:
+            try:
+                owner = self.owner()
+                if owner == self._owner:
+                    self._copy()
+                    self._beat()
+            except Exception as error:  # as in `__init__`
+                raise self._cannot_write(error) from error
+        if owner != self._owner:
+            raise WorkdirError(f"another job has taken {self.address} over ({owner or 'and has ended'}); this one ends")
+
+    def _copy(self) -> None:
+        found = {
+            str(file.relative_to(self.files)): _state(file)
+            for file in sorted(self.files.rglob("*"))
+            if file.is_file() and not file.name.endswith(".part") and file.name != LOCK
+        }
+        for name, state in found.items():
+            if self._pushed.get(name) != state:
+                target = self.path / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes((self.files / name).read_bytes())
+        for name in self._pushed.keys() - found.keys():
+            (self.path / name).unlink(missing_ok=True)
+        self._pushed = found
+
+    def close(self) -> None:
+        """Copies what is left and gives the directory free. Raises WorkdirError as `push` does."""
+        try:
+            if self._thread:
+                self._ended.set()
+                self._thread.join()
+                self.push()
+            if self._owner and self.owner() == self._owner:
+                (self.path / LOCK).write_text("")
+        finally:
+            shutil.rmtree(self.files, ignore_errors=True)
+
+
+def _files(path: epath.Path, prefix: str, skip: set[str]) -> list[str]:
+    """Names of all files below, relative to where the first call began."""
+    if not path.exists():
+        return []
+    found = []
+    for entry in path.iterdir():
+        if entry.name in skip:
+            continue
+        name = f"{prefix}{entry.name}"
+        found += _files(entry, f"{name}/", set()) if entry.is_dir() else [name]
+    return sorted(found)
+
+
+def _state(file: Path) -> tuple[int, int]:
+    stat = file.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

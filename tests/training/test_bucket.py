@@ -1,0 +1,100 @@
+"""A run in an object store: its files are there, it resumes from there, and two jobs do not both write there."""
+
+import pytest
+from etils.epath import backend, register
+from fsspec.implementations.memory import MemoryFileSystem
+
+from anchorjax.errors import DONE, WorkdirError
+from anchorjax.training import bucket, loop
+from anchorjax.training.bucket import Bucket
+from tests import tiny
+from tests.training.jobs import hex_losses, saved_steps
+
+ADDRESS = "gs://bucket/run"
+
+
+class InMemory(MemoryFileSystem):
+    """Paths as Google's have them."""
+
+    cachable = False
+    store, pseudo_dirs = {}, [""]
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(str(path).removeprefix("gs://"))
+
+    def __init__(self):
+        super().__init__()
+        self.store, self.pseudo_dirs = {}, [""]
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    """gs:// as a file system in memory, behind the library that serves Google's."""
+    monkeypatch.setattr(bucket, "PUSH_S", 0.1)
+    files = InMemory()
+    monkeypatch.setattr(type(backend.fsspec_backend), "_get_filesystem", lambda *_: files)
+    return files
+
+
+def test_files_are_copied_when_they_change_and_come_back(memory):
+    first = Bucket(ADDRESS)
+    first.take()
+    (first.files / "a.txt").write_text("one")
+    (first.files / "tensorboard").mkdir()
+    (first.files / "tensorboard/events").write_bytes(b"\0\1")
+    first.start()
+    (first.files / "b.txt").write_text("two")
+    (first.files / "a.txt").unlink()
+    first.close()
+    again = Bucket(ADDRESS)
+    assert sorted(str(file.relative_to(again.files)) for file in again.files.rglob("*") if file.is_file()) == [
+        "b.txt",
+        "tensorboard/events",
+    ]
+    assert (again.files / "b.txt").read_text() == "two" and again.owner() == "" and not first.files.exists()
+
+
+def test_a_living_job_keeps_its_directory(memory):
+    first = Bucket(ADDRESS)
+    first.take()
+    first.start()
+    with pytest.raises(WorkdirError, match="another process is training in gs://bucket/run"):
+        Bucket(ADDRESS).take()
+    first.close()
+    Bucket(ADDRESS).take()
+
+
+def test_a_job_that_was_killed_is_followed_and_one_that_was_not_ends(memory, capsys):
+    lost = Bucket(ADDRESS)
+    lost.take()  # and no copy follows
+    second = Bucket(ADDRESS)
+    second.take()
+    assert "names a job that did not end" in capsys.readouterr().err
+    with pytest.raises(WorkdirError, match="another job has taken gs://bucket/run over"):
+        lost.push()
+    second.start()
+    second.close()
+
+
+def test_a_bucket_that_cannot_be_read_is_named(monkeypatch):
+    monkeypatch.setitem(register._URI_PREFIXES_TO_CLS, "gs://", lambda _: 1 / 0)
+    with pytest.raises(WorkdirError, match="--workdir=gs://bucket/run cannot be read: division by zero"):
+        Bucket(ADDRESS)
+
+
+@pytest.mark.slow
+def test_a_run_resumes_from_a_bucket(monkeypatch, tmp_path, data_dir):
+    """The same losses as in a folder, bit for bit; `near://` is a local directory behind the same interface."""
+    (tmp_path / "bucket").mkdir()
+    near = lambda address: register.make_path(str(tmp_path / "bucket" / address.removeprefix("near://")))  # noqa: E731
+    monkeypatch.setitem(register._URI_PREFIXES_TO_CLS, "near://", near)
+    options = {"data__data_dir": data_dir, "optimizer__schedule": "constant"}
+    config = {steps: tiny.config(train__steps=steps, data__batch_size=8, **options) for steps in (4, 8)}
+    assert loop.run(config[8], tmp_path / "folder") == DONE
+    assert loop.run(config[4], "near://run") == DONE
+    assert loop.run(config[8], "near://run") == DONE
+    there = tmp_path / "bucket/run"
+    assert hex_losses(there) == hex_losses(tmp_path / "folder")
+    assert saved_steps(there) == [4, 8] and (there / "run.lock").read_text() == ""
+    assert {"config.json", "summary.json", "metrics.jsonl"} <= {file.name for file in there.iterdir()}
