@@ -78,6 +78,7 @@ def test_imports_point_downward(file):
     [
         ("ml_collections", {"config/recipes.py", "config/overrides.py"}),
         ("orbax", {"checkpoints/orbax.py"}),
+        ("etils", {"training/bucket.py"}),
         ("safetensors", {"checkpoints/huggingface/weights.py"}),
         ("tokenizers", {"data/text/tokenizer.py"}),
         ("jinja2", {"data/text/chat.py", "pages/page.py"}),

@@ -1,9 +1,9 @@
 """A run's directory in an object store, such as gs://BUCKET/RUN.
 
 Orbax writes checkpoints there by itself. All other files of a run are small, and some are appended to, which an object
-store cannot do: they lie in a local folder, and process 0 copies what has changed every `PUSH_S` seconds and at the
-end. A kill loses the lines of the last `PUSH_S` seconds, which the run writes again as it repeats their steps, or not
-at all if a checkpoint is newer.
+store cannot do: they lie in a local folder, and process 0 copies what has changed every `PUSH_S` seconds, before each
+save and at the end. So the directory has the lines of all
+steps before its newest checkpoint.
 
 An object store has no locks. run.lock there names the job, and a number that it raises with each copy. A job that
 finds one waits to see whether the number still rises. If another job takes the directory over, the first ends at its
@@ -110,14 +110,15 @@ class Bucket:
                 self._fault = error
                 return
 
-    def check(self) -> None:
-        """Raises WorkdirError if the directory could not be written, or another job has taken it over."""
-        if self._fault:
-            raise self._fault
-
     def push(self) -> None:
-        """Copies the files that have changed. Raises WorkdirError as `check` does."""
+        """Copies the files that have changed.
+
+        Raises:
+          WorkdirError: the directory cannot be written, now or earlier, or another job has taken it over.
+        """
         with self._busy:
+            if self._fault:
+                raise self._fault
             try:
                 owner = self.owner()
                 if owner == self._owner:

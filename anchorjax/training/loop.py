@@ -290,7 +290,7 @@ class Job:
         started = time.perf_counter()
         next_row = step * self.config.data.batch_size
         position = DataPosition(next_row, self.store.fingerprint, self.held_out.fingerprint)
-        self.directory.check()
+        self.directory.sync()
         self.checkpoints.save(step, self.state, self.config.to_dict(), position)
         self.rates.pause(time.perf_counter() - started)
 

@@ -108,10 +108,10 @@ class Workdir:
             self._bucket.start()
         return self
 
-    def check(self) -> None:
-        """Raises WorkdirError if an object store could not be written, or another job has taken this directory over."""
+    def sync(self) -> None:
+        """Brings an object store up to date. Raises WorkdirError if it cannot be, or another job has taken it over."""
         if self._bucket:
-            processes.on_main(self._bucket.check)
+            processes.on_main(self._bucket.push)
 
     def mark(self) -> str:
         """What the job's process 0 wrote into run.lock, as this process sees it; "" if there is none."""

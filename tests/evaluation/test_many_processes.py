@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -58,8 +59,10 @@ def run(commands: list[list], count: int) -> list[str]:
         for process in started:
             process.kill()
     assert all(process.returncode == 0 for process in started), [err[-3000:] for _, err in said]
-    # Gloo tells of its connections on stdout.
-    return ["".join(line for line in out.splitlines(True) if not line.startswith("[Gloo]")) for out, _ in said]
+    # Gloo's threads tell of their connections on stdout, at times both in one line.
+    return [
+        "".join(line for line in out.splitlines(True) if not re.search(r"\[Gloo\]|peer ranks", line)) for out, _ in said
+    ]
 
 
 def answers(out) -> list[dict]:

@@ -46,18 +46,20 @@ class Jobs:
 
     def start_processes(
         self,
-        workdir: pathlib.Path,
+        workdir: pathlib.Path | str,
         *arguments: str,
         count: int,
         devices: int = 4,
         fault: tuple[str, int] | None = None,
         own: Sequence[str] = (),
+        program: Sequence[str] = ("train.py",),
     ) -> list[subprocess.Popen]:
         """A job of `count` running processes, which share the devices.
 
         Args:
           fault: (KIND, STEP) of faulty.py for the last process.
           own: arguments that it alone is given.
+          program: what all others run, or all, without a fault.
         """
         env = self.env | {
             "XLA_FLAGS": xla.flags(devices // count),
@@ -66,7 +68,7 @@ class Jobs:
         }
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         common = [f"--config={self.config}", f"--workdir={workdir}", *arguments]
-        commands = [["train.py", *common] for _ in range(count)]
+        commands = [[*program, *common] for _ in range(count)]
         commands[-1] += own
         if fault:
             commands[-1] = [str(pathlib.Path(__file__).with_name("faulty.py")), *map(str, fault), *common]
@@ -75,7 +77,9 @@ class Jobs:
             for index, command in enumerate(commands)
         ]
 
-    def run_processes(self, workdir: pathlib.Path, *arguments: str, expect: int | None = 0, **kwargs) -> list[str]:
+    def run_processes(
+        self, workdir: pathlib.Path | str, *arguments: str, expect: int | None = 0, **kwargs
+    ) -> list[str]:
         """Waits for all of a job's processes, checks their exit codes and returns what each wrote to stderr."""
         return finish(self.start_processes(workdir, *arguments, **kwargs), expect)
 

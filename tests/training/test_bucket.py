@@ -1,13 +1,14 @@
 """A run in an object store: its files are there, it resumes from there, and two jobs do not both write there."""
 
+import pathlib
+
 import pytest
 from etils.epath import backend, register
 from fsspec.implementations.memory import MemoryFileSystem
 
-from anchorjax.errors import DONE, WorkdirError
-from anchorjax.training import bucket, loop
+from anchorjax.errors import WorkdirError
+from anchorjax.training import bucket
 from anchorjax.training.bucket import Bucket
-from tests import tiny
 from tests.training.jobs import hex_losses, saved_steps
 
 ADDRESS = "gs://bucket/run"
@@ -84,17 +85,16 @@ def test_a_bucket_that_cannot_be_read_is_named(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_run_resumes_from_a_bucket(monkeypatch, tmp_path, data_dir):
-    """The same losses as in a folder, bit for bit; `near://` is a local directory behind the same interface."""
+def test_two_processes_resume_from_a_bucket(jobs, tmp_path):
+    """The same losses as in a folder, bit for bit; `near://` is a local directory behind the same library."""
+    options = ("--config.optimizer.schedule=constant", "--config.train.steps")
+    program = [str(pathlib.Path(__file__).with_name("near.py")), str(tmp_path / "bucket")]
     (tmp_path / "bucket").mkdir()
-    near = lambda address: register.make_path(str(tmp_path / "bucket" / address.removeprefix("near://")))  # noqa: E731
-    monkeypatch.setitem(register._URI_PREFIXES_TO_CLS, "near://", near)
-    options = {"data__data_dir": data_dir, "optimizer__schedule": "constant"}
-    config = {steps: tiny.config(train__steps=steps, data__batch_size=8, **options) for steps in (4, 8)}
-    assert loop.run(config[8], tmp_path / "folder") == DONE
-    assert loop.run(config[4], "near://run") == DONE
-    assert loop.run(config[8], "near://run") == DONE
+    jobs.run_processes(tmp_path / "folder", options[0], f"{options[1]}=8", count=2)
+    for steps in (4, 8):
+        said = jobs.run_processes("near://run", options[0], f"{options[1]}={steps}", count=2, program=program)
+    assert "resuming after step 4" in said[0]
     there = tmp_path / "bucket/run"
     assert hex_losses(there) == hex_losses(tmp_path / "folder")
-    assert saved_steps(there) == [4, 8] and (there / "run.lock").read_text() == ""
+    assert saved_steps(there)[-1] == 8 and (there / "run.lock").read_text() == ""
     assert {"config.json", "summary.json", "metrics.jsonl"} <= {file.name for file in there.iterdir()}
