@@ -87,12 +87,12 @@ def test_a_bucket_that_cannot_be_read_is_named(monkeypatch):
 @pytest.mark.slow
 def test_two_processes_resume_from_a_bucket(jobs, tmp_path):
     """The same losses as in a folder, bit for bit; `near://` is a local directory behind the same library."""
-    options = ("--config.optimizer.schedule=constant", "--config.train.steps")
+    options = ("--config.optimizer.schedule=constant", "--config.mesh.fsdp=2", "--config.mesh.context=2")
     program = [str(pathlib.Path(__file__).with_name("near.py")), str(tmp_path / "bucket")]
     (tmp_path / "bucket").mkdir()
-    jobs.run_processes(tmp_path / "folder", options[0], f"{options[1]}=8", count=2)
+    jobs.run_processes(tmp_path / "folder", *options, "--config.train.steps=8", count=2)
     for steps in (4, 8):
-        said = jobs.run_processes("near://run", options[0], f"{options[1]}={steps}", count=2, program=program)
+        said = jobs.run_processes("near://run", *options, f"--config.train.steps={steps}", count=2, program=program)
     assert "resuming after step 4" in said[0]
     there = tmp_path / "bucket/run"
     assert hex_losses(there) == hex_losses(tmp_path / "folder")
