@@ -191,14 +191,16 @@ def put(x: np.ndarray, pspec: PartitionSpec) -> jax.Array:
 
 
 def abstract(make, *args):
-    """Shapes, dtypes and shardings of `make(*args)` on the current mesh, without computing it."""
-    mesh = jax.sharding.get_mesh()
+    """Shapes, dtypes, shardings and memories of `make(*args)` on the current mesh, without computing it."""
+    mesh, program = jax.sharding.get_mesh(), jax.jit(make).trace(*args).jaxpr
+    leaves, structure = jax.tree.flatten(jax.eval_shape(make, *args))
 
-    def concrete(leaf):
+    def concrete(leaf, made):
         spec = getattr(leaf.sharding, "spec", PartitionSpec())
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+        kind = HOST if made.memory_space == jax.memory.Space.Host else None
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec, memory_kind=kind))
 
-    return jax.tree.map(concrete, jax.eval_shape(make, *args))
+    return structure.unflatten(map(concrete, leaves, program.out_avals))
 
 
 def zeros(make, *args):

@@ -29,20 +29,26 @@ def digests(leaves: dict[str, jax.Array]) -> dict[str, int]:
 def _digest(leaf: jax.Array) -> jax.Array:
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
-    words = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
-    if words.ndim < 2 or _is_cut(words, axis=0):
-        return _weighted_sum(words, jnp.uint32(1))
+    if leaf.ndim < 2 or _is_cut(leaf, axis=0):
+        return _weighted_sum(_words(leaf), jnp.uint32(1))
 
     # Piece by piece: on a CPU the product is not fused into the sum, and takes twice the memory of bfloat16 words.
-    size = len(words)
+    size = len(leaf)
     length = 1 if size <= PIECES else size // math.gcd(size, PIECES)
 
     def add_piece(number: jax.Array, total: jax.Array) -> jax.Array:
-        piece = jax.lax.dynamic_slice_in_dim(words, number * length, length)
+        piece = _words(jax.lax.dynamic_slice_in_dim(leaf, number * length, length))
         piece = jax.lax.optimization_barrier(piece)  # else XLA widens the words of all pieces at once
         return total + _weighted_sum(piece, 1 + number.astype(jnp.uint32) * length * _step(0))
 
     return jax.lax.fori_loop(0, size // length, add_piece, jnp.uint32(0))
+
+
+def _words(x: jax.Array) -> jax.Array:
+    """The bits of x as integers, in the device's memory."""
+    if jax.typeof(x).memory_space == jax.memory.Space.Host:
+        x = jax.device_put(x, jax.memory.Space.Device)
+    return jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
 
 
 def _is_cut(x: jax.Array, axis: int) -> bool:

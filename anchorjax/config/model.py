@@ -67,7 +67,7 @@ class ModelConfig(Section):
     compute_dtype: str = key(
         "bfloat16", "dtype of activations and matmul inputs; sums within a device are float32", choices=DTYPES
     )
-    param_dtype: str = key("float32", "dtype of weights and optimizer moments", choices=DTYPES)
+    param_dtype: str = key("float32", "dtype of weights", choices=DTYPES)
     dropout: float = key(
         0.0,
         "dropout of the residual branches; long-context runs see each document once and need none",

@@ -54,6 +54,10 @@ class Config(Section):
         if decay and warmup + decay > steps:
             allowed = f"with optimizer.warmup_steps={warmup} it must be at most {max(0, steps - warmup)}"
             raise ConfigError("optimizer.decay_steps", decay, f"{allowed}: the run has train.steps={steps}")
+        moments = self.optimizer.moments_on, self.optimizer.moments_dtype, self.model.param_dtype
+        if moments == ("host", "weights", "bfloat16"):
+            allowed = "with model.param_dtype='bfloat16' and optimizer.moments_on='host' it must be float32 or bfloat16"
+            raise ConfigError("optimizer.moments_dtype", "weights", allowed)
         tail, T = self.train.exact_tail, self.data.seq_len
         if tail > T:
             raise ConfigError(

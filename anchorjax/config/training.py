@@ -52,6 +52,17 @@ class OptimizerConfig(Section):
     eps: float = key(1e-8, "added to the root of the second moment (AdamW)", low=0, high=1, open_low=True)
     weight_decay: float = key(0.1, "weight decay of matrices, not of norm scales", low=0, high=1)
     clip_norm: float = key(1.0, "largest global norm of the gradient; 0: no clipping", low=0)
+    moments_dtype: str = key(
+        "weights",
+        "dtype in which both moments rest (AdamW); weights: as the weights do; bfloat16 is rounded stochastically",
+        choices=("weights", "float32", "bfloat16"),
+    )
+    moments_on: str = key(
+        "device",
+        "memory in which both moments rest; host: each layer's come to the device for their update",
+        choices=("device", "host"),
+        resume="free",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ import optax
 
 from anchorjax.config import OptimizerConfig
 from anchorjax.models.linear import Bias, Scale, map_by_type
+from anchorjax.training import moments
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -50,14 +51,14 @@ def steps_of_any_length(config: OptimizerConfig, steps: int) -> float:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    adamw = optax.adamw(
-        make_schedule(config, steps),
-        b1=config.beta1,
-        b2=config.beta2,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        mask=_decays,
-    )
+    """The clip and AdamW, whose state has the same leaves wherever and in whatever dtype its moments rest."""
+    schedule = make_schedule(config, steps)
+    if config.moments_dtype == "weights" and config.moments_on == "device":
+        scale = optax.scale_by_adam(config.beta1, config.beta2, config.eps)
+    else:
+        scale = moments.scale_by_adam(config)
+    decay = optax.add_decayed_weights(config.weight_decay, _decays)
+    adamw = optax.chain(scale, decay, optax.scale_by_learning_rate(schedule))
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(clip, adamw)
 

@@ -170,10 +170,15 @@ def check_attention(config: Config, mesh_shape: Mapping[str, int]) -> None:
 
 def check_host_memory(config: Config) -> None:
     """Raises ConfigError for what is to lie in the host's memory, where these devices cannot reach it."""
-    found = {memory.kind for memory in jax.local_devices()[0].addressable_memories()}
-    if config.model.remat == "offload" and sharding.HOST not in found:
-        kind = jax.local_devices()[0].device_kind
-        raise ConfigError("model.remat", "offload", f"{kind} has no memory {sharding.HOST!r} that arrays can lie in")
+    device = jax.local_devices()[0]
+    reached = sharding.HOST in {memory.kind for memory in device.addressable_memories()}
+    for name, value, host in (
+        ("model.remat", config.model.remat, "offload"),
+        ("optimizer.moments_on", config.optimizer.moments_on, "host"),
+    ):
+        if value == host and not reached:
+            allowed = f"{device.device_kind} has no memory {sharding.HOST!r} that arrays can lie in"
+            raise ConfigError(name, value, allowed)
 
 
 def with_vocabulary(config: Config, tokenizer: Tokenizer, pretrained: Pretrained | None) -> Config:

@@ -104,9 +104,11 @@ class WithoutHostMemory:
         return jax.devices()[0].addressable_memories()[:1]
 
 
-def test_offloading_where_devices_do_not_reach_the_host_s_memory(tiny_config, monkeypatch):
-    check_host_memory(tiny_config(model__remat="offload"))
+@pytest.mark.parametrize(("key", "value"), [("model.remat", "offload"), ("optimizer.moments_on", "host")])
+def test_host_memory_that_devices_do_not_reach(tiny_config, key, value, monkeypatch):
+    config = tiny_config(**{key.replace(".", "__"): value})
+    check_host_memory(config)
     monkeypatch.setattr(jax, "local_devices", lambda: [WithoutHostMemory()])
     check_host_memory(tiny_config())
-    with pytest.raises(ConfigError, match=r"model.remat='offload' is not allowed: abacus has no memory 'pinned_host'"):
-        check_host_memory(tiny_config(model__remat="offload"))
+    with pytest.raises(ConfigError, match=f"{key}='{value}' is not allowed: abacus has no memory 'pinned_host'"):
+        check_host_memory(config)

@@ -73,7 +73,7 @@ def test_a_directory_of_something_else_is_refused_and_left_as_it_is(tmp_path):
 
 CHANGES = {"str": "elsewhere", "bool": True, "int": 3, "float": 0.25}
 CHOICES = {"implementation": "reference", "bad_rows": "skip", "context_strategy": "ulysses", "remat": "full"}
-CHOICES |= {"context_layout": "zigzag"}
+CHOICES |= {"context_layout": "zigzag", "moments_on": "host"}
 
 
 def free_keys() -> list[str]:
@@ -98,7 +98,7 @@ def test_free_keys_are_those_of_where_and_how():
         *("data.prefetch", "data.workers", "data.data_dir", "data.tokenizer", "data.store", "data.text_key"),
         *("data.source_key", "data.held_out_share", "data.bad_rows", "data.max_bad_share", "data.max_row_bytes"),
         *("attention.implementation", "attention.q_tile", "attention.kv_tile"),
-        *("model.remat", "model.ffn_chunk"),
+        *("model.remat", "model.ffn_chunk", "optimizer.moments_on"),
     }
 
 

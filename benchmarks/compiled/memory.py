@@ -1,0 +1,92 @@
+"""Memory of a device in a recipe's training step, compiled for hardware that is not here, by what saves memory.
+
+    python -m benchmarks.compiled.memory [--recipe=llama3_8b_128k_anchor] [--hardware=h100:8] [--layers=2,4] [--json]
+        [--step="model.remat=offload model.ffn_chunk=8192"] ...
+
+Compiled, not measured. Each `--step` is one row: keys that differ from the recipe; without any, the rows of
+docs/benchmarks.md. With `--layers` the step is compiled with so few layers, which takes seconds and not minutes, and
+the line through both gives the recipe's own depth ("extrapolated"). GB are 10^9 bytes of one device:
+
+    arguments   weights, moments and batch          temporaries   all else that lies in its memory
+    peak        the most that lies there at once    host          moments, and what the step keeps, in the host's memory
+
+Transfers are those that run beside other work: starts of copies and of slices to or from the host's memory.
+"""
+
+import argparse
+import json
+import re
+from typing import Any
+
+from anchorjax import targets
+from anchorjax.config import KEYS
+from benchmarks.compiled import recipe_step
+
+STEPS = (
+    "",
+    "model.ffn_chunk=8192",
+    "model.remat=full",
+    "model.remat=full model.ffn_chunk=8192",
+    "model.remat=full model.ffn_chunk=8192 optimizer.moments_dtype=bfloat16",
+    "model.remat=offload",
+    "model.remat=offload model.ffn_chunk=8192",
+    "model.remat=offload model.ffn_chunk=8192 optimizer.moments_on=host",
+)
+STARTS = r" (copy-start|dynamic-slice-start|dynamic-update-slice-start|async-start)\("
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipe", default="llama3_8b_128k_anchor")
+    parser.add_argument("--hardware", default="h100:8", help='"h100:8", or a TPU slice as "v5p:4x4x4"')
+    parser.add_argument("--layers", default="", help="two small numbers of layers; empty: the recipe's own")
+    parser.add_argument("--step", action="append", help="keys that differ, as in 'model.remat=full mesh.context=8'")
+    parser.add_argument("--json", action="store_true", help="end with one JSON line")
+    arguments = parser.parse_args()
+    targets.prepare()
+    rows = []
+    for step in arguments.step or STEPS:
+        row = {"step": step, **figures(arguments.recipe, arguments.hardware, changes_of(step), arguments.layers)}
+        print(show(row), flush=True)
+        rows.append(row)
+    if arguments.json:
+        print(json.dumps(rows))
+
+
+def changes_of(step: str) -> dict[str, Any]:
+    """Keys with their values, from "section.key=value section.key=value"."""
+    pairs = (change.split("=", 1) for change in step.split())
+    return {name: json.loads(value) if KEYS[name].type is not str else value for name, value in pairs}
+
+
+def figures(recipe: str, hardware: str, changes: dict[str, Any], layers: str = "") -> dict[str, Any]:
+    """GB of a device by name, and the number of transfers that run beside other work."""
+    if not layers:
+        return measure(recipe, hardware, changes)
+    few, more = map(int, layers.split(","))
+    depth = recipe_step.prepare(recipe, hardware, changes)[0].model.num_layers
+    low, high = (measure(recipe, hardware, changes | {"model.num_layers": n}) for n in (few, more))
+    line = {name: low[name] + (high[name] - low[name]) * (depth - few) / (more - few) for name in low}
+    return line | {"transfers": high["transfers"], "extrapolated": f"from {few} and {more} layers to {depth}"}
+
+
+def measure(recipe: str, hardware: str, changes: dict[str, Any]) -> dict[str, Any]:
+    compiled = recipe_step.compile_step(*recipe_step.prepare(recipe, hardware, changes))
+    memory, found = compiled.memory_analysis(), re.findall(STARTS, compiled.as_text())
+    in_bytes = {
+        "arguments": memory.argument_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "peak": memory.peak_memory_in_bytes,
+        "host": memory.host_argument_size_in_bytes + memory.host_temp_size_in_bytes,
+    }
+    return {**{name: count / 1e9 for name, count in in_bytes.items()}, "transfers": len(found)}
+
+
+def show(row: dict[str, Any]) -> str:
+    numbers = ", ".join(f"{name} {row[name]:.1f} GB" for name in ("peak", "arguments", "temporaries", "host"))
+    extrapolated = f"; extrapolated {row['extrapolated']}" if "extrapolated" in row else ""
+    return f"{row['step'] or 'the recipe as it is'}: {numbers}, {row['transfers']} transfers{extrapolated}"
+
+
+if __name__ == "__main__":
+    main()
