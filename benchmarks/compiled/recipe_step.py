@@ -7,6 +7,7 @@
 It is the step that training runs, with its donated state; nothing is computed.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -78,5 +79,6 @@ def compile_step(config: Config, mesh: Mesh) -> jax.stages.Compiled:
     with jax.set_mesh(mesh):
         state = sharding.abstract(lambda: init_state(config.seed, steps.spec, steps.optimizer))
         array = lambda dtype: jax.ShapeDtypeStruct(rows, dtype, sharding=NamedSharding(mesh, sharding.BATCH))  # noqa: E731
-        batch = Batch(*map(array, ("int32", "int32", "bool", "int32", "int32", "int32")))
+        dtypes = ("bool" if field.name.startswith("is_") else "int32" for field in dataclasses.fields(Batch))
+        batch = Batch(*map(array, dtypes))
         return jax.jit(steps.train, donate_argnums=0).lower(state, batch).compile()
