@@ -12,6 +12,7 @@ PACKAGE = ROOT / "anchorjax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 ALL_FILES = [file for file in sorted(ROOT.rglob("*.py")) if not file.relative_to(ROOT).parts[0].startswith(".")]
 FOUNDATION = {"types", "errors", "parsing", "config", "masks", "sharding", "precision", "processes", "launch"}
+FOUNDATION.add("compiler_flags")
 # What each part of the package may import of the package, beside itself.
 ALLOWED = {
     "__init__": set(),
@@ -22,6 +23,7 @@ ALLOWED = {
     "background": set(),
     "accelerators": set(),
     "precision": set(),
+    "compiler_flags": {"errors"},
     "masks": {"types"},
     "config": {"errors", "files", "types"},
     "sharding": {"types"},

@@ -100,6 +100,13 @@ class TrainConfig(Section):
     loss_chunk: int = key(1024, "tokens of a device whose logits exist at once", low=1)
     log_every: int = key(10, "steps between lines of metrics.jsonl, which hold their mean loss", low=1, resume="free")
     tensorboard: bool = key(True, "write TensorBoard events beside metrics.jsonl", resume="free")
+    compiler_flags: str = key(
+        "auto",
+        "options of the compiler of accelerators, which let collectives run beside computation. auto: those of "
+        "anchorjax/compiler_flags.py for the devices; none: the compiler's defaults",
+        choices=("auto", "none"),
+        resume="free",
+    )
     timeout_s: float = key(
         1800.0,
         "seconds that one step, save or evaluated batch of a job of several processes may take, with its compilation; "

@@ -117,7 +117,7 @@ class Job:
         steps = dataclasses.replace(setup.steps, objective=objectives.make(self.config, self.targets_K))
         self.checkpoints = Checkpoints(directory.root, keep=self.config.checkpoint.keep)
         self.state, self.first_step = self._start()
-        self.train_step = jax.jit(steps.train, donate_argnums=0)
+        self.train_step = jax.jit(steps.train, donate_argnums=0, compiler_options=setup.compiler_options)
         self.evaluate = Evaluator(setup.steps, self.tokenizer.token_bytes_V, setup.mesh)
         self.writer = None  # process 0's, made when there is something to write
         self.progress = Progress(self.config.train.steps, self.first_step, quiet=not processes.is_main())

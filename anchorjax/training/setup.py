@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from anchorjax import attention, sharding
+from anchorjax import attention, compiler_flags, sharding
 from anchorjax.attention.parallel import STRATEGIES
 from anchorjax.attention.plan import MAX_TILES
 from anchorjax.checkpoints.huggingface.tokenizer import check_ends
@@ -41,6 +41,7 @@ class Setup:
     mesh: Mesh
     steps: Steps
     pretrained: Pretrained | None  # where the weights come from, if the run starts from a checkpoint
+    compiler_options: Mapping[str, bool]  # for jit of the training step
 
     @classmethod
     def make(cls, config: Config, workdir: Path | None = None) -> "Setup":
@@ -71,7 +72,8 @@ class Setup:
         schedule = make_schedule(config.optimizer, config.train.steps)
         steps = Steps(config, anchors_of(config.data.mask), optimizer, schedule)
         saved = dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=given))
-        return cls(config, saved, store_tokenizer, tokenizer, mesh, steps, pretrained)
+        compiler_options = compiler_flags.options(config.train.compiler_flags)
+        return cls(config, saved, store_tokenizer, tokenizer, mesh, steps, pretrained, compiler_options)
 
     @functools.cached_property
     def make_state(self):

@@ -13,10 +13,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 
-from anchorjax import sharding, targets
+from anchorjax import compiler_flags, sharding, targets
 from anchorjax.attention import MODULES
 from anchorjax.config import Config, resolve
 from anchorjax.config.recipes import load
@@ -26,38 +25,20 @@ from anchorjax.training.state import init_state
 from anchorjax.training.step import Steps
 from anchorjax.types import Batch
 
-GPUS_OF_A_HOST = 8
-
-
-def devices(hardware: str) -> list[jax.Device]:
-    """Compile-only devices: "h100:8" are eight GPUs of a host, "v5p:4x4x4" a slice of 64 TPUs.
-
-    Raises:
-      ValueError: unknown hardware.
-      MissingCompiler: its compiler is not installed.
-    """
-    target, _, size = hardware.partition(":")
-    targets.device(target)
-    if target in targets.TPUS:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=hardware).devices)
-    count = int(size)
-    hosts, local = max(1, count // GPUS_OF_A_HOST), min(count, GPUS_OF_A_HOST)
-    topology = topologies.get_topology_desc(
-        platform="cuda", topology_name="", target_config=targets.GPUS[target], topology=f"1x{hosts}x{local}"
-    )
-    return list(topology.devices)
-
 
 def prepare(recipe: str, hardware: str, changes: Mapping[str, Any] | None = None) -> tuple[Config, Mesh]:
     """A shipped recipe with some keys changed, as in {"mesh.context": 1}, and its mesh on the hardware.
 
-    Attention is the hardware's kernel with its own tiles, unless `changes` says otherwise.
+    Attention is the hardware's kernel with its own tiles, unless `changes` says otherwise. `hardware` is a name of
+    `targets.Topology`.
 
     Raises:
+      ValueError: unknown hardware.
+      MissingCompiler: its compiler is not installed.
       ConfigError: an impossible value, or shapes that do not divide over the devices.
     """
-    found, changes = devices(hardware), dict(changes or {})
-    implementation = "pallas_tpu" if hardware.partition(":")[0] in targets.TPUS else "pallas_gpu"
+    found, changes = targets.devices(hardware), dict(changes or {})
+    implementation = "pallas_tpu" if found[0].platform == "tpu" else "pallas_gpu"
     config = load(recipe)
     with config.unlocked():
         seq_len = changes.get("data.seq_len", config.data.seq_len)
@@ -70,8 +51,8 @@ def prepare(recipe: str, hardware: str, changes: Mapping[str, Any] | None = None
     return resolved, sharding.make_mesh(shape, found[: math.prod(shape.values())])
 
 
-def compile_step(config: Config, mesh: Mesh) -> jax.stages.Compiled:
-    """The donated training step of the recipe, compiled for the mesh's devices."""
+def lower_step(config: Config, mesh: Mesh) -> jax.stages.Lowered:
+    """The donated training step of the recipe, lowered for the mesh's devices."""
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     schedule = make_schedule(config.optimizer, config.train.steps)
     steps = Steps(config, anchors_of(config.data.mask), optimizer, schedule)
@@ -81,4 +62,10 @@ def compile_step(config: Config, mesh: Mesh) -> jax.stages.Compiled:
         array = lambda dtype: jax.ShapeDtypeStruct(rows, dtype, sharding=NamedSharding(mesh, sharding.BATCH))  # noqa: E731
         dtypes = ("bool" if field.name.startswith("is_") else "int32" for field in dataclasses.fields(Batch))
         batch = Batch(*map(array, dtypes))
-        return jax.jit(steps.train, donate_argnums=0).lower(state, batch).compile()
+        return jax.jit(steps.train, donate_argnums=0).lower(state, batch)
+
+
+def compile_step(config: Config, mesh: Mesh) -> jax.stages.Compiled:
+    """That step compiled with the options of `train.compiler_flags`."""
+    flags = compiler_flags.options(config.train.compiler_flags, mesh.devices.flat[0])
+    return lower_step(config, mesh).compile(compiler_options=flags)

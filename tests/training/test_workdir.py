@@ -74,6 +74,7 @@ def test_a_directory_of_something_else_is_refused_and_left_as_it_is(tmp_path):
 CHANGES = {"str": "elsewhere", "bool": True, "int": 3, "float": 0.25}
 CHOICES = {"implementation": "reference", "bad_rows": "skip", "context_strategy": "ulysses", "remat": "full"}
 CHOICES |= {"context_layout": "zigzag", "moments_on": "host"}
+CHOICES |= {"compiler_flags": "none"}
 
 
 def free_keys() -> list[str]:
@@ -90,6 +91,7 @@ def test_free_keys_are_those_of_where_and_how():
             "mesh.slices",
             *("mesh.context_strategy", "mesh.context_layout"),
             "train.timeout_s",
+            "train.compiler_flags",
             "eval.every",
             "eval.rows",
             "eval.final_rows",
