@@ -84,16 +84,35 @@ def test_an_order_holds_each_token_once_and_begins_with_the_anchor(segment_ids_T
 
 @settings(max_examples=100, deadline=None)
 @given(rows(), layouts)
-def test_the_most_loaded_device_has_at_most_one_chunk_more_than_the_mean(segment_ids_T, layout):
-    """So it has at most that much more than the most loaded one of any other layout of the same chunks."""
+def test_the_most_loaded_device_has_little_more_than_the_mean(segment_ids_T, layout):
+    """A chunk and the slack. So it has at most that much more than with the same chunks in the row's order."""
     layout = dataclasses.replace(layout, name="documents")
     chunks = layout.shards * balance.chunks_of_shard(T // layout.shards, layout.tile)
     work_K = layout._work_of_chunks(segment_ids_T)
     assert len(work_K) == chunks
     place_K = layout.order(segment_ids_T).reshape(chunks, -1)[:, 0] // (T // chunks)
     load_C = work_K[place_K].reshape(layout.shards, -1).sum(1)
-    assert load_C.max() - load_C.mean() <= work_K.max()
-    assert load_C.max() <= work_K.reshape(layout.shards, -1).sum(1).max() + work_K.max()
+    more = work_K.max() + balance.SLACK * load_C.mean()
+    assert load_C.max() - load_C.mean() <= more
+    assert load_C.max() <= work_K.reshape(layout.shards, -1).sum(1).max() + more
+
+
+def test_documents_of_tiles():
+    segment_ids_T = np.array([0, 5, 5, 2, 2, 5, 7, -1, -1, -1, -1, -1])
+    assert balance.documents_of_tiles(segment_ids_T, 3) == [{0, 1}, {1, 2}, {3}, set()]
+
+
+def test_a_document_lies_on_few_devices_where_work_allows():
+    """Fewer than plain LPT puts it on, on rows of uneven documents."""
+    rng, spread = np.random.default_rng(0), {True: 0, False: 0}
+    for _ in range(20):
+        segment_ids_T = np.repeat(np.arange(40), rng.geometric(1 / 30, 40) + 8)[:1024].astype(np.int32)
+        segment_ids_T = np.pad(segment_ids_T, (0, 1024 - len(segment_ids_T)), constant_values=-1)
+        work_K, documents_K = live_tiles(segment_ids_T, 16), balance.documents_of_tiles(segment_ids_T, 16)
+        for kept in spread:
+            for chunks in deal(work_K, 8, documents_K if kept else None):
+                spread[kept] += len(set.union(*(documents_K[k] for k in chunks)))
+    assert spread[True] < 0.9 * spread[False]
 
 
 @given(st.lists(st.integers(0, 1000), min_size=8, max_size=8), st.sampled_from([1, 2, 4, 8]))
