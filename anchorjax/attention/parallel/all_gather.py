@@ -2,7 +2,7 @@
 
 The devices along `context` all-gather keys and values; the transpose reduce-scatters their gradients, which libtpu
 0.0.42 compiles for v5p to an all-reduce and a slice, of twice the bytes. A device holds all keys and values of its rows
-while it attends. Late queries of a row see more keys, so under a causal mask the last device has the most tiles.
+while it attends. How even their tiles are depends on the order of a row's tokens (data/rows/balance.py).
 Source: context parallelism in Llama 3 (arXiv 2407.21783, Section 3.3.2).
 """
 
