@@ -14,6 +14,10 @@ An implementation is a module here that describes itself, with its name in `type
     supports(q_tile, kv_tile, head_dim, dtype)   None, or (the argument that is not supported, what is allowed)
     apply(q_BTNH, k_BSKH, v_BSKH, plan)          (out_BTNH in q's dtype, fp32 lse_BTN), one device's arrays;
                                                  NotImplementedError for arrays that it does not support
+    forward_pass(q, k, v, plan)                  the same without a gradient
+    backward_pass(q, k, v, plan, dout, lse, delta)
+                                                 fp32 (dq, dk, dv) without the anchors' share, see gradient.py; lse
+                                                 may be of more keys than k holds
 
 The contract suite (tests/attention/contract.py) runs on every name. What an implementation does not support is an
 error; none is ever replaced silently by another.

@@ -44,11 +44,13 @@ def locate(mask: Mask) -> tuple[jax.Array, jax.Array]:
 def find(k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask) -> Anchors:
     slots_BA, exists_BA = locate(mask)
     rows_B1 = jnp.arange(k_BSKH.shape[0])[:, None]
-    visible_BTA = sees_anchor(
-        mask.q_index_BT[..., None], mask.q_segment_ids_BT[..., None], jnp.arange(mask.num_anchors)
-    )
     k_BAKH, v_BAKH = (x[rows_B1, slots_BA].astype(jnp.float32) for x in (k_BSKH, v_BSKH))
-    return Anchors(slots_BA, k_BAKH, v_BAKH, visible_BTA & exists_BA[:, None])
+    return Anchors(slots_BA, k_BAKH, v_BAKH, visible(mask) & exists_BA[:, None])
+
+
+def visible(mask: Mask) -> jax.Array:
+    """The queries that see each anchor, bool [B, T, A], if the row has it."""
+    return sees_anchor(mask.q_index_BT[..., None], mask.q_segment_ids_BT[..., None], jnp.arange(mask.num_anchors))
 
 
 def state(q_BTNH: jax.Array, anchors: Anchors, mask: Mask) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -24,17 +24,17 @@ NAME = "attention"  # of the saved output and log-sum-exp, for remat policies
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def attend(forward, backward, q_BTNH, k_BSKH, v_BSKH, plan) -> tuple[jax.Array, jax.Array]:
     """Output and log-sum-exp of `forward`, differentiable in q, k and v through both."""
-    return forward(*_real(q_BTNH, k_BSKH, v_BSKH, plan.mask), plan)
+    return forward(*real(q_BTNH, k_BSKH, v_BSKH, plan.mask), plan)
 
 
-def _real(q_BTNH, k_BSKH, v_BSKH, mask: Mask) -> tuple[jax.Array, jax.Array, jax.Array]:
-    # In here and not around: gradients at padding are zeros already, and need no select of their own.
+def real(q_BTNH, k_BSKH, v_BSKH, mask: Mask) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The arrays with zeros at padding, for use inside of a custom gradient: its results are zeros there already."""
     keys = (padding_as_zeros(x_BSKH, mask.kv_segment_ids_BS) for x_BSKH in (k_BSKH, v_BSKH))
     return padding_as_zeros(q_BTNH, mask.q_segment_ids_BT), *keys
 
 
 def _forward(forward, backward, q_BTNH, k_BSKH, v_BSKH, plan):
-    q_BTNH, k_BSKH, v_BSKH = _real(q_BTNH, k_BSKH, v_BSKH, plan.mask)
+    q_BTNH, k_BSKH, v_BSKH = real(q_BTNH, k_BSKH, v_BSKH, plan.mask)
     out_BTNH, lse_BTN = forward(q_BTNH, k_BSKH, v_BSKH, plan)
     out_BTNH, lse_BTN = checkpoint_name(out_BTNH, NAME), checkpoint_name(lse_BTN, NAME)
     return (out_BTNH, lse_BTN), (q_BTNH, k_BSKH, v_BSKH, plan, out_BTNH, lse_BTN)

@@ -34,6 +34,39 @@ def apply(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, plan: Plan) -
     return out_BTNH.astype(q_BTNH.dtype), jnp.moveaxis(lse_BKGT, 3, 1).reshape(q_BTNH.shape[:3])
 
 
+forward_pass = apply
+
+
+def backward_pass(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    plan: Plan,
+    dout_BTNH: jax.Array,
+    lse_BTN: jax.Array,
+    delta_BTN: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """fp32 (dq, dk, dv) of keys that are a part of those in `lse_BTN`, for a mask without anchors.
+
+    `delta_BTN` is sum(dout * out) - dlse (FlashAttention-2, arXiv 2307.08691, Algorithm 2).
+    """
+    K = k_BSKH.shape[2]
+    by_head = lambda x_BTN: jnp.moveaxis(x_BTN.reshape(*x_BTN.shape[:2], K, -1), 1, 3)  # noqa: E731 - [B, K, G, T]
+    logits_BKGTS, vjp = jax.vjp(
+        lambda q, k: logits(q, k, plan.mask), *(x.astype(jnp.float32) for x in (q_BTNH, k_BSKH))
+    )
+    weights_BKGTS = jnp.exp(logits_BKGTS - by_head(lse_BTN)[..., None])
+    dweights_BKGTS, dv_BSKH = _transposed(weights_BKGTS, v_BSKH, dout_BTNH)
+    dq_BTNH, dk_BSKH = vjp(weights_BKGTS * (dweights_BKGTS - by_head(delta_BTN)[..., None]))
+    return dq_BTNH, dk_BSKH, dv_BSKH
+
+
+def _transposed(weights_BKGTS, v_BSKH, dout_BTNH):
+    """The cotangents of weights and values for one of `weighted`."""
+    _, vjp = jax.vjp(weighted, weights_BKGTS, v_BSKH.astype(jnp.float32))
+    return vjp(dout_BTNH.astype(jnp.float32))
+
+
 def logits(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mask) -> jax.Array:
     """fp32 q k' / sqrt(H) [B, K, G, T, S], capped as the mask says; -inf where it forbids."""
     B, T, N, H = q_BTNH.shape

@@ -41,10 +41,10 @@ def supports(q_tile: int, kv_tile: int, head_dim: int = 1, dtype: str = "float32
 
 def apply(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, plan: Plan) -> tuple[jax.Array, jax.Array]:
     """Output and log-sum-exp of one device's arrays; the contract is that of `attention.attention_with_lse`."""
-    return gradient.attend(_forward, _backward, q_BTNH, k_BSKH, v_BSKH, plan)
+    return gradient.attend(forward_pass, backward_pass, q_BTNH, k_BSKH, v_BSKH, plan)
 
 
-def _forward(q_BTNH, k_BSKH, v_BSKH, plan):
+def forward_pass(q_BTNH, k_BSKH, v_BSKH, plan):
     tiles, mask = _Tiles(q_BTNH, k_BSKH, v_BSKH, plan), plan.mask
     visits, entries = plan.by_query, plan.by_query.entries_CP.reshape(-1)
     anchors = anchors_lib.find(k_BSKH, v_BSKH, mask)
@@ -85,7 +85,7 @@ def _forward(q_BTNH, k_BSKH, v_BSKH, plan):
     return tiles.join(out_RtNH, tiles.T), tiles.join(lse_RtN, tiles.T)
 
 
-def _backward(q_BTNH, k_BSKH, v_BSKH, plan, dout_BTNH, lse_BTN, delta_BTN):
+def backward_pass(q_BTNH, k_BSKH, v_BSKH, plan, dout_BTNH, lse_BTN, delta_BTN):
     tiles, mask = _Tiles(q_BTNH, k_BSKH, v_BSKH, plan), plan.mask
     visits, entries = plan.by_key, plan.by_key.entries_CP.reshape(-1)
     # Scores are key-major, dq is transposed, and q and do come in both layouts: then no matmul needs a transposed copy

@@ -170,7 +170,8 @@ class MeshConfig(Section):
     )
     context_strategy: str = key(
         "all_gather",
-        "what the devices along mesh.context exchange. all_gather: keys and values; ulysses: tokens for heads",
+        "what the devices along mesh.context exchange. all_gather: keys and values; ring: those that a device "
+        "needs; ulysses: tokens for heads",
         choices=CONTEXT_STRATEGIES,
         resume="free",
     )
@@ -181,6 +182,13 @@ class MeshConfig(Section):
         "contiguous: one stretch",
         choices=CONTEXT_LAYOUTS,
         resume="free",
+    )
+    ulysses_head_chunks: int = key(
+        1,
+        "parts of the heads that are exchanged and attended one after another; more take less memory (ulysses)",
+        low=1,
+        resume="free",
+        used_with=("context_strategy", "ulysses"),
     )
 
     def __post_init__(self):

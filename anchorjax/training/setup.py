@@ -160,7 +160,7 @@ def check_attention(config: Config, mesh_shape: Mapping[str, int]) -> None:
     # Evaluation takes all rows of a batch at once, of which a training step with accumulation takes a part.
     rows = config.data.batch_size // (mesh_shape["data"] * mesh_shape["fsdp"])
     strategy = STRATEGIES[config.mesh.context_strategy]
-    strategy.check(config.model, mesh_shape)
+    strategy.check(config.model, config.mesh, mesh_shape)
     on_device = strategy.tokens(config.data.seq_len, mesh_shape["context"])
     for key, tokens in zip(("q_tile", "kv_tile"), on_device, strict=True):
         tile = getattr(chosen, key)

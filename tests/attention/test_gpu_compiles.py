@@ -73,37 +73,3 @@ def test_a_row_of_a_million_tokens_compiles(target):
     """32 query heads are 4 * 2^30 numbers: past what 32 bits count."""
     (memory,) = temporaries(target, (2**20, 128, "bfloat16", 32, 8))
     assert memory < AT_A_MILLION[target]
-
-
-SHARDED = """
-import json, sys
-from anchorjax import targets
-targets.prepare()
-import jax, jax.numpy as jnp
-from jax.sharding import NamedSharding
-from anchorjax import sharding
-from anchorjax.attention import parallel
-from anchorjax.config import AttentionConfig, MeshConfig
-from anchorjax.masks import Mask
-from anchorjax.sharding import make_mesh
-
-mesh = make_mesh({"data": 1, "fsdp": 1, "context": 1, "tensor": 1}, devices=[targets.device(sys.argv[1])])
-config = AttentionConfig("pallas_gpu", 128, 128)
-
-def gradients(q, k, v, segment_ids):
-    mask = Mask.from_segments(segment_ids, 1)
-    plan = parallel.plan(mask, config, MeshConfig())
-    loss = lambda *qkv: parallel.apply(*qkv, plan)[0].astype(jnp.float32).sum()
-    return jax.grad(loss, (0, 1, 2))(q, k, v)
-
-with jax.set_mesh(mesh):
-    put = lambda spec, dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
-    q, k, v = (put(sharding.HEADS, jnp.bfloat16, 1, 4096, heads, 128) for heads in (4, 2, 2))
-    jax.jit(gradients).lower(q, k, v, put(sharding.BATCH, jnp.int32, 1, 4096)).compile()
-print(json.dumps("compiled"))
-"""
-
-
-def test_compiles_on_a_mesh():
-    require_compiler("h100")
-    assert run_program(SHARDED, "h100") == "compiled"

@@ -10,7 +10,7 @@ from anchorjax.config import AttentionConfig, MeshConfig, ModelConfig
 from anchorjax.masks import Mask
 
 
-def check(model: ModelConfig, mesh_shape: Mapping[str, int]) -> None:
+def check(model: ModelConfig, mesh: MeshConfig, mesh_shape: Mapping[str, int]) -> None:
     """Accepts every model and mesh."""
 
 
@@ -23,7 +23,7 @@ def plan(mask: Mask, config: AttentionConfig, mesh: MeshConfig) -> ShardedPlan:
 
 
 def apply(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, plan: ShardedPlan) -> tuple[jax.Array, jax.Array]:
-    def attend(q_BTNH, k_BSKH, v_BSKH, local):
+    def attend(q_BTNH, k_BSKH, v_BSKH, local, _):
         arrays = (per_device.all_tokens(x) for x in (q_BTNH, k_BSKH, v_BSKH))
         out_BTNH, lse_BTN = attention_with_lse(*arrays, local, implementation=plan.config.implementation)
         return _own(out_BTNH), _own(lse_BTN)

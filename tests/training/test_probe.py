@@ -1,15 +1,12 @@
 """The leakage probe at the start of training: on the run's mesh, and before the first step."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from anchorjax import data
-from anchorjax.attention import anchors, parallel
-from anchorjax.attention.plan import make_plan
+from anchorjax.attention import anchors
 from anchorjax.data.text.tokenizer import ByteTokenizer
 from anchorjax.errors import LeakageError
 from anchorjax.sharding import BATCH, shard_batch
@@ -70,14 +67,8 @@ def test_the_probe_of_a_run_sees_one_micro_batch(tiny_config, data_dir, tmp_path
 
 
 def test_an_attention_that_forgets_the_anchor_is_named(started, monkeypatch):
-    strategy = parallel.STRATEGIES[started[1].mesh.context_strategy]
-    right = strategy.attention_with_lse
-
-    def wrong(q, k, v, plan, **kwargs):
-        forgetful = make_plan(dataclasses.replace(plan.mask, num_anchors=0), plan.q_tile, plan.kv_tile)
-        return right(q, k, v, forgetful, **kwargs)
-
-    monkeypatch.setattr(strategy, "attention_with_lse", wrong)
+    right = anchors.visible
+    monkeypatch.setattr(anchors, "visible", lambda mask: right(mask) & False)
     with pytest.raises(LeakageError, match="token 0 of row 0 does not reach token"):
         probe_attention(*started)
 

@@ -75,6 +75,7 @@ CHANGES = {"str": "elsewhere", "bool": True, "int": 3, "float": 0.25}
 CHOICES = {"implementation": "reference", "bad_rows": "skip", "context_strategy": "ulysses", "remat": "full"}
 CHOICES |= {"context_layout": "zigzag", "moments_on": "host"}
 CHOICES |= {"compiler_flags": "none"}
+NEEDS = {"ulysses_head_chunks": {"mesh__context_strategy": "ulysses"}}
 
 
 def free_keys() -> list[str]:
@@ -89,7 +90,7 @@ def test_free_keys_are_those_of_where_and_how():
             "mesh.context",
             "mesh.tensor",
             "mesh.slices",
-            *("mesh.context_strategy", "mesh.context_layout"),
+            *("mesh.context_strategy", "mesh.context_layout", "mesh.ulysses_head_chunks"),
             "train.timeout_s",
             "train.compiler_flags",
             "eval.every",
@@ -110,7 +111,7 @@ def test_free_key_may_change(tmp_path, key):
     section, name = key.split(".")
     old = tiny.mapping()[section][name]
     new = CHOICES.get(name, CHANGES[type(old).__name__])
-    changed = tiny.config(**{f"{section}__{name}": new})
+    changed = tiny.config(**{f"{section}__{name}": new}, **NEEDS.get(name, {}))
     assert changed != tiny.config()
     Workdir(tmp_path).open(changed).begin().close()
     assert load_config(tmp_path) == changed.to_dict()

@@ -59,9 +59,7 @@ def apply(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, plan: Plan) -
     Raises:
       NotImplementedError: heads wider than 256.
     """
-    if q_BTNH.shape[-1] > WIDEST:
-        raise NotImplementedError(f"attention pallas_gpu: q has shape {q_BTNH.shape}; allowed: heads of 1 to {WIDEST}")
-    return gradient.attend(_forward, _backward, q_BTNH, k_BSKH, v_BSKH, plan)
+    return gradient.attend(forward_pass, backward_pass, q_BTNH, k_BSKH, v_BSKH, plan)
 
 
 def interpreted() -> contextlib.AbstractContextManager:
@@ -73,14 +71,16 @@ def interpreted() -> contextlib.AbstractContextManager:
     return interpret_context(True)
 
 
-def _forward(q_BTNH, k_BSKH, v_BSKH, plan):
+def forward_pass(q_BTNH, k_BSKH, v_BSKH, plan):
+    if q_BTNH.shape[-1] > WIDEST:
+        raise NotImplementedError(f"attention pallas_gpu: q has shape {q_BTNH.shape}; allowed: heads of 1 to {WIDEST}")
     from anchorjax.attention.pallas_gpu import forward
     from anchorjax.attention.pallas_gpu.arrays import Arrays
 
     return forward.call(Arrays(q_BTNH, k_BSKH, v_BSKH, plan))
 
 
-def _backward(q_BTNH, k_BSKH, v_BSKH, plan, dout_BTNH, lse_BTN, delta_BTN):
+def backward_pass(q_BTNH, k_BSKH, v_BSKH, plan, dout_BTNH, lse_BTN, delta_BTN):
     from anchorjax.attention.pallas_gpu import backward
     from anchorjax.attention.pallas_gpu.arrays import Arrays
 

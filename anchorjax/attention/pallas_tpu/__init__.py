@@ -71,10 +71,10 @@ def apply(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, plan: Plan) -
 
     Off the TPU it runs inside `pltpu.force_tpu_interpret_mode()` only, which simulates memories and copies.
     """
-    return gradient.attend(_forward, _backward, q_BTNH, k_BSKH, v_BSKH, plan)
+    return gradient.attend(forward_pass, backward_pass, q_BTNH, k_BSKH, v_BSKH, plan)
 
 
-def _forward(q_BTNH, k_BSKH, v_BSKH, plan):
+def forward_pass(q_BTNH, k_BSKH, v_BSKH, plan):
     from anchorjax.attention.pallas_tpu import forward
     from anchorjax.attention.pallas_tpu.arrays import Arrays
 
@@ -83,7 +83,7 @@ def _forward(q_BTNH, k_BSKH, v_BSKH, plan):
     return arrays.join(out_NXH), arrays.join(lse_NX[..., None])[..., 0]
 
 
-def _backward(q_BTNH, k_BSKH, v_BSKH, plan, dout_BTNH, lse_BTN, delta_BTN):
+def backward_pass(q_BTNH, k_BSKH, v_BSKH, plan, dout_BTNH, lse_BTN, delta_BTN):
     from anchorjax.attention.pallas_tpu import backward
     from anchorjax.attention.pallas_tpu.arrays import Arrays
 

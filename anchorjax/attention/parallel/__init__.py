@@ -1,14 +1,19 @@
 """Attention on the mesh, and strategies by which the devices along its `context` axis share a row.
 
-| strategy   | file          | sent over `context` in the forward pass         | each device attends with          |
-|------------|---------------|-------------------------------------------------|-----------------------------------|
-| all_gather | all_gather.py | keys and values, to all devices                 | its queries, all keys, all heads  |
-| ulysses    | ulysses.py    | a part of queries, keys, values and outputs     | all queries, all keys, its heads  |
+| strategy   | sent over `context`                        | a device attends with     | bytes received, forward        |
+|------------|--------------------------------------------|---------------------------|--------------------------------|
+| all_gather | keys and values, to all devices            | its queries, all keys     | 2 S K H e (C - 1) / C          |
+| ring       | keys and values, to devices that need them | its queries, needed keys  | 2 S K H e / C * sends / PIECES |
+| ulysses    | parts of queries, keys, values, outputs    | all tokens, its heads     | 2 S (N + K') H e (C - 1) / C^2 |
+
+C devices along `context`; K' = lcm(K, C); e bytes of a number; `sends` is at most (C - 1) PIECES and depends on the
+documents. The backward pass sends as many bytes of gradients. It sends the forward pass's bytes again where a layer is
+recomputed, and always in a ring.
 
 Every strategy takes and returns arrays whose rows are split over `data` and `fsdp`, tokens over `context` and heads
 over `tensor`. `mesh.context_strategy` selects one. A strategy is a file here with four functions:
 
-    check(model, mesh_shape)          raises ConfigError for a model or a mesh that it cannot split
+    check(model, mesh, mesh_shape)    raises ConfigError for a model or a mesh that it cannot split
     tokens(seq_len, context)          -> (queries, keys) of one row on one device
     plan(mask, config, mesh)          -> ShardedPlan, for `apply` of the same strategy
     apply(q, k, v, plan)              -> (out, lse), differentiable through both
