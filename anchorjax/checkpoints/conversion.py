@@ -68,7 +68,7 @@ def from_hf(directory: Path, out: Path) -> Imported:
     Raises:
       WeightsError: the checkpoint cannot be read or is not supported, or `out` exists and is not empty.
     """
-    pretrained = Pretrained.open(directory)
+    pretrained = processes.together(lambda: Pretrained.open(directory))
     if "model_type" not in hf_config.load(pretrained.directory):
         raise WeightsError(f"{directory} is a run's, or what from-hf made, and not a Hugging Face directory")
     dtype = "bfloat16" if Weights.open(directory).dtype == "bfloat16" else "float32"
@@ -104,7 +104,7 @@ def to_hf(checkpoint: Path, directory: Path, dtype: str | None = None) -> Export
       WorkdirError, CheckpointError: `checkpoint` is not one of ours, or cannot be read.
       WeightsError: the family cannot express the model, or `directory` exists and is not empty.
     """
-    sections = load_config(checkpoint)
+    sections = processes.together(lambda: load_config(checkpoint))
     if not {"model", "rope", "lora"} <= sections.keys():
         raise WorkdirError(f"{checkpoint} is no run, and was not made by from-hf")
     spec, source = _spec(sections), checkpoint / SOURCE

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from absl import logging
 
-from anchorjax import launch
+from anchorjax import launch, processes
 from anchorjax.data.text.chat import ChatTemplate
 from anchorjax.errors import UsageError
 from anchorjax.inference.language_model import DTYPES, Description, describe
@@ -154,13 +154,15 @@ def refuse(parser: argparse.ArgumentParser, arguments: argparse.Namespace, names
 
 
 def description(arguments: argparse.Namespace) -> Description:
-    """The model that the arguments name. Raises UserError; see `describe`."""
-    return describe(
-        workdir=arguments.workdir,
-        hf=arguments.hf,
-        dtype=arguments.dtype,
-        context=arguments.context,
-        rope_theta=arguments.rope_theta,
+    """The model that the arguments name, on every process. Raises UserError; see `describe`."""
+    return processes.together(
+        lambda: describe(
+            workdir=arguments.workdir,
+            hf=arguments.hf,
+            dtype=arguments.dtype,
+            context=arguments.context,
+            rope_theta=arguments.rope_theta,
+        )
     )
 
 

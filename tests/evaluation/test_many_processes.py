@@ -117,9 +117,11 @@ def test_every_task_runs_in_two_processes(model, jobs, tmp_path):
 
     def commands(out):
         hf, long = f"--hf={model}", ["--lengths=1536", "--context=1536"]
+        rope = ["--tokens=64", "--lengths=32,100", "--samples=1", "--shifts=0,16", "--precisions=bf16-phases32"]
         return [
             ["evaluate", "needle", hf, "--lengths=576", "--context=576", "--depths=2", f"--out={out}/needle"],
             ["evaluate", "ruler", hf, "--tasks=vt", *long, "--samples=1", f"--out={out}/vt"],
+            ["evaluate", "rope_precision", hf, *rope, f"--out={out}/rope"],
             ["evaluate", "longppl", hf, "--lengths=256", "--samples=2", "--short-context=32", f"--out={out}/longppl"],
             ["evaluate", "perplexity", f"--workdir={tmp_path}/run", f"--out={out}/held_out"],
         ]
@@ -127,6 +129,7 @@ def test_every_task_runs_in_two_processes(model, jobs, tmp_path):
     run(commands(tmp_path / "one"), count=1)
     run(commands(tmp_path / "two"), count=2)
     assert_same_answers(tmp_path, "needle", "vt", "longppl", "held_out")
+    assert (tmp_path / "two/rope/rope_precision.json").exists()  # rounding in bfloat16 differs by the mesh's sums
 
 
 def test_processes_that_are_asked_different_things_end_in_one_line(model):

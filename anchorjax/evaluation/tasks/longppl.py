@@ -192,7 +192,7 @@ def _run(parser: Parser, arguments: argparse.Namespace, command: str) -> None:
         spans, made = from_json(arguments.key_tokens, texts.read(text, arguments.text_key))
         judge, evaluator, pieces = None, None, list(spans)
     else:
-        evaluator = _describe_evaluator(arguments) or model
+        evaluator = processes.together(lambda: _describe_evaluator(arguments)) or model
         rule = Rule(*(getattr(arguments, name) for name in RULE))
         asked = {name: getattr(arguments, name) for name in ("samples", "seed", "shortest")}
         asked["evaluator_context"] = None if evaluator is model else evaluator.context

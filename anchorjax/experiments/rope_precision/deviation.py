@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import reshard
 
+from anchorjax import processes, sharding
 from anchorjax.attention import reference
 from anchorjax.experiments.rope_precision.rotation import Precision, tables
 from anchorjax.inference.language_model import LanguageModel
@@ -119,12 +120,12 @@ def measure(
     positions_BT = np.concatenate([positions_BT, np.repeat(positions_BT[:1], rows - len(positions_BT), 0)])
     tokens_BT = np.repeat(padded(row.tokens_T, 0)[None], rows, 0)
     with jax.set_mesh(model.mesh):
-        put = functools.partial(jax.device_put, device=jax.NamedSharding(model.mesh, BATCH))
+        put = functools.partial(sharding.put, pspec=BATCH)
         contexts = tuple(
             _context(mask, put(positions_BT), lengths, spec, precision)
             for mask in masks_of_kinds(Mask.from_segments(jnp.asarray(segment_ids_T)[None], spec.num_anchors), spec)
         )
-        found = jax.tree.map(np.asarray, _forward(model.params, put(tokens_BT), contexts, spec))
+        found = jax.tree.map(processes.to_host, _forward(model.params, put(tokens_BT), contexts, spec))
     attention_LpgMN, logit_LpMN, all_logits_LpMN, columns_LpS = (x.astype(np.float64) for x in found)
     compared = len(row.positions_PT) - 1
     return Deviation(

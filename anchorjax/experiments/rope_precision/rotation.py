@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from anchorjax import sharding
+from anchorjax import processes, sharding
 from anchorjax.config import RopeConfig
 from anchorjax.models import rope
 
@@ -58,9 +58,9 @@ def tables(
     if precision.phases == "float64":
         pair = rope.tables(positions_BT, length, head_dim, config, local)
     else:
-        mesh, spec = positions_BT.sharding.mesh, positions_BT.sharding.spec
-        place = jax.NamedSharding(mesh, sharding.with_whole_axis(spec))
-        pair = jax.device_put(with_float32_phases(np.asarray(positions_BT), length, head_dim, config, local), place)
+        place = sharding.with_whole_axis(positions_BT.sharding.spec)
+        rounded = with_float32_phases(processes.to_host(positions_BT), length, head_dim, config, local)
+        pair = tuple(sharding.put(x, place) for x in rounded)
     return tuple(x.astype(precision.tables).astype(jnp.float32) for x in pair)
 
 
