@@ -118,6 +118,7 @@ def test_every_task_runs_in_two_processes(model, jobs, tmp_path):
     def commands(out):
         hf, long = f"--hf={model}", ["--lengths=1536", "--context=1536"]
         rope = ["--tokens=64", "--lengths=32,100", "--samples=1", "--shifts=0,16", "--precisions=bf16-phases32"]
+        rope.append("--document-tokens=30")
         return [
             ["evaluate", "needle", hf, "--lengths=576", "--context=576", "--depths=2", f"--out={out}/needle"],
             ["evaluate", "ruler", hf, "--tasks=vt", *long, "--samples=1", f"--out={out}/vt"],
