@@ -272,6 +272,8 @@ def run(
         if start():
             processes.together(lambda: _raise(refused, code))
             processes.same({"the command": command, **processes.versions()})
+        if refused:  # by a process that has no others, as is known only here
+            return code
         with contextlib.ExitStack() as stack:
             if not processes.is_main():
                 stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))

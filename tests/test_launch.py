@@ -236,3 +236,13 @@ def test_a_typing_error_of_one_process_needs_no_jax(asked, monkeypatch, capsys):
 
     assert launch.run("anchorjax train", parse, lambda _: DONE) == 2
     assert capsys.readouterr().err == "anchorjax train: no such key\n"
+
+
+def test_a_typing_error_where_there_might_be_others_is_one_line_too(asked, monkeypatch, capsys):
+    in_environment(monkeypatch, SLURM | {"SLURM_STEP_NUM_TASKS": "1"})
+
+    def parse():
+        raise UsageError("no such key")
+
+    assert launch.run("anchorjax train", parse, lambda _: pytest.fail("it ran")) == 2
+    assert capsys.readouterr().err == "anchorjax train: no such key\n" and not asked
