@@ -12,6 +12,7 @@ import argparse
 import functools
 from collections.abc import Sequence
 
+from anchorjax import processes
 from anchorjax.errors import UsageError
 from anchorjax.evaluation import options
 from anchorjax.evaluation.record import Record
@@ -78,7 +79,8 @@ def evaluate(arguments: argparse.Namespace, command: str) -> None:
         record.begin(command, {"weights": weights_id}, [])
         found = rope_precision.run(plan, passes, weights_id, load, record)
         result = rope_precision.summary(passes, weights_id, found)
-        errors = rotation.table_errors(model.rope, model.model.head_dim, POSITIONS)
+        head_dim = model.model.head_dim
+        errors = processes.value_of_main(lambda: rotation.table_errors(model.rope, head_dim, POSITIONS))
         result["tables"] = {"positions": POSITIONS, "errors": errors}
         told = {"context": model.context, "step": step, "weights": weights_id, "commands": record.commands}
         path = record.write("rope_precision.json", request | told | result)
