@@ -96,7 +96,7 @@ def error_on_mesh(case, axes, strategy: str, config: AttentionConfig = XLA, **me
 
 
 @pytest.mark.parametrize(
-    ("heads", "chunks"), [((8, 2, 8), 2), ((8, 2, 8), 4), ((8, 8, 8), 2), ((12, 2, 8), 3), ((12, 6, 8), 2)]
+    ("heads", "chunks"), [((8, 2, 8), 2), ((8, 2, 8), 4), ((8, 8, 8), 2), ((12, 2, 8), 3), ((8, 4, 8), 4)]
 )
 def test_ulysses_in_chunks_of_heads(heads, chunks):
     case = make_case(segments_of("anchor", 2), 1, *heads, window=20, soft_cap=3.0)
