@@ -47,6 +47,7 @@ RECEIVED = {
 }
 LAYOUTS = ("contiguous", "zigzag", "documents")
 BATCHES = (1, 8)
+PIECES = (1, 4, 8, 16)  # of a shard, to compare
 
 
 def main() -> None:
@@ -57,9 +58,8 @@ def main() -> None:
     arguments = parser.parse_args()
     targets.prepare()
     T, names = arguments.seq_len, arguments.strategies.split(",")
-    sends = (
-        {name: {batch: mean_sends(T, name, batch) for batch in BATCHES} for name in LAYOUTS} if "ring" in names else {}
-    )
+    layouts = LAYOUTS if "ring" in names else ()
+    sends = {layout: {batch: mean_sends(T, layout, batch) for batch in BATCHES} for layout in layouts}
     rows = [row for name in names for row in figures(name, T, sends)]
     for row in rows:
         for which in ("forward", "backward"):
@@ -67,6 +67,10 @@ def main() -> None:
             total, formula = (x / MIB for x in (sum(row[which].values()), row["formula"][which]))
             print(f"{row['strategy']} {which}: {parts}; {total:.1f} MiB received, {formula:.1f} by formula")
         print(f"{row['strategy']} both: {row['temporaries'] / MIB:.0f} MiB of temporaries")
+    for layout in layouts:
+        for batch in BATCHES:
+            shards = ", ".join(f"{mean_sends(T, layout, batch, pieces) / pieces:.2f}" for pieces in PIECES)
+            print(f"ring, {layout}, batch of {batch}: {shards} shards received of 7, with {PIECES} pieces")
     if arguments.json:
         print(json.dumps(rows))
 
@@ -113,7 +117,7 @@ def formulas(strategy: str, T: int, sends: float = 0.0) -> dict[str, float]:
     return {"forward": forward, "backward": 2 * forward}
 
 
-def mean_sends(T: int, layout: str, batch: int) -> float:
+def mean_sends(T: int, layout: str, batch: int, pieces: int = ring.PIECES) -> float:
     """Pieces that each device of a ring sends: the mean over batches of rows of linux's documents."""
     order = Layout(layout, CONTEXT, tile=512).order
     config = AttentionConfig("pallas_tpu", *pallas_tpu.default_tiles(TARGET, T))
@@ -122,7 +126,7 @@ def mean_sends(T: int, layout: str, batch: int) -> float:
     segments = np.take_along_axis(rows, index, axis=1)
 
     def count(segments_BU, index_BU):
-        return ring.schedule(config, Mask(segments_BU, segments_BU, index_BU, index_BU, 1))[1].count
+        return ring.schedule(config, Mask(segments_BU, segments_BU, index_BU, index_BU, 1), pieces)[1].count
 
     for axis in ("context", *sharding.ROWS):
         count = jax.vmap(count, axis_name=axis)

@@ -34,7 +34,8 @@ from anchorjax.masks import Mask, padding_as_zeros
 from anchorjax.sharding import TOKENS
 from anchorjax.types import PAD_SEGMENT
 
-# Of a shard. On rows of 128K tokens over eight shards, 4 send a quarter more than 8, and 16 send 3% less.
+# Of a shard. On rows of 128K tokens over eight shards in the order of `documents`, 4 pieces send a third more than 8,
+# and 16 send 5% less (benchmarks/compiled/context_parallel.py).
 PIECES = 8
 
 
@@ -89,11 +90,11 @@ def apply(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, plan: Sharded
     return per_device.apply(q_BTNH, k_BSKH, v_BSKH, plan, functools.partial(attend, plan.config.implementation))
 
 
-def schedule(config: AttentionConfig, mask: Mask) -> tuple[Local, Sends]:
-    """What one device plans, inside shard_map."""
+def schedule(config: AttentionConfig, mask: Mask, pieces: int = PIECES) -> tuple[Local, Sends]:
+    """What one device plans, inside shard_map; `pieces` is of a shard."""
     C, here = jax.lax.axis_size("context"), jax.lax.axis_index("context")
     (B, U), rows_B = mask.kv_index_BS.shape, jnp.arange(mask.kv_index_BS.shape[0])
-    P = math.gcd(U, PIECES)
+    P = math.gcd(U, pieces)
     without_anchors = dataclasses.replace(
         mask,
         kv_segment_ids_BS=jnp.where(mask.kv_index_BS < mask.num_anchors, PAD_SEGMENT, mask.kv_segment_ids_BS),

@@ -33,7 +33,7 @@ from anchorjax.masks import Mask
 
 
 def check(model: ModelConfig, mesh: MeshConfig, mesh_shape: Mapping[str, int]) -> None:
-    """Raises ConfigError if C times the number of chunks does not divide N. K may be any number, as keys are repeated."""
+    """Raises ConfigError if C times the number of chunks does not divide N. K may be any number: keys are repeated."""
     context, heads, chunks = mesh_shape["context"], model.num_heads // mesh_shape["tensor"], mesh.ulysses_head_chunks
     if heads % context:
         taken = f"mesh.context_strategy='ulysses' takes a divisor of model.num_heads / mesh.tensor = {heads}"
