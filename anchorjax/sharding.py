@@ -37,7 +37,8 @@ WHOLE_ROWS = PartitionSpec(ROWS)  # [B, ...]: whole rows, for what goes along a 
 EACH_DEVICE = PartitionSpec(AXES)  # [devices]: one number for each
 REPLICATED = PartitionSpec()  # the same on each device: what the host reads
 
-# Weights where they rest: D along fsdp; heads and the feed-forward width along tensor. By their axes.
+# Weights where they rest: D along fsdp, to which `at_rest` adds context where the configuration says so; heads and the
+# feed-forward width along tensor. By their axes.
 WEIGHTS = {
     "D->NH": PartitionSpec("fsdp", "tensor", None),
     "D->KH": PartitionSpec("fsdp", "tensor", None),
@@ -62,9 +63,27 @@ CACHE = PartitionSpec(ROWS, None, "tensor", None)  # [B, S, K, H]
 ALL_ROWS = PartitionSpec(None, None, "tensor", None)  # [B, T, N, H]
 
 
+def at_rest(pspec: PartitionSpec, shard_weights_over: str) -> PartitionSpec:
+    """A weight's spec of those above, cut along what `mesh.shard_weights_over` says: fsdp, or fsdp and context."""
+    if shard_weights_over == "fsdp":
+        return pspec
+    return PartitionSpec(*((*names, "context") if "fsdp" in (names := axes_of(axis)) else axis for axis in pspec))
+
+
+def axes_of(axis: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The mesh's axes along which one axis of an array is cut, the outermost first."""
+    return () if axis is None else (axis,) if isinstance(axis, str) else tuple(axis)
+
+
 def used(pspec: PartitionSpec) -> PartitionSpec:
-    """Where a weight is used: nothing is cut along fsdp."""
-    return PartitionSpec(*(None if axis == "fsdp" else axis for axis in pspec))
+    """Where a weight is used: nothing is cut along fsdp, nor along context."""
+    return PartitionSpec(*(None if "fsdp" in axes_of(axis) else axis for axis in pspec))
+
+
+def gathering(pspec: PartitionSpec) -> list[PartitionSpec]:
+    """The specs of a weight on its way to where it is used: along one axis of the mesh after the other."""
+    along_fsdp = PartitionSpec(*("fsdp" if "fsdp" in axes_of(axis) else axis for axis in pspec))
+    return [along_fsdp, used(pspec)]
 
 
 def adapter(pspec: PartitionSpec, num_inputs: int) -> tuple[PartitionSpec, PartitionSpec]:

@@ -5,6 +5,7 @@ Every error is a `ConfigError`, whose one line names the key, the value and what
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -117,8 +118,9 @@ class Config(Section):
             divides("data.seq_len", self.data.seq_len, 2 * shape["context"], "2 * mesh.context, as zigzag cuts a row")
         for name in ("num_heads", "num_kv_heads", "d_ff"):
             divides(f"model.{name}", getattr(self.model, name), shape["tensor"], "mesh.tensor")
-        shards = shape["fsdp"] * shape["tensor"]
-        divides("model.d_model", self.model.d_model, shards, "mesh.fsdp * mesh.tensor")
+        axes = ["fsdp", "tensor"] + ["context"] * (self.mesh.shard_weights_over == "fsdp_context")
+        shards, names = math.prod(shape[axis] for axis in axes), " * ".join(f"mesh.{axis}" for axis in axes)
+        divides("model.d_model", self.model.d_model, shards, names)
         return shape
 
 

@@ -162,6 +162,18 @@ class MeshConfig(Section):
     tensor: int = key(
         1, "devices that share heads, feed-forward and embeddings; -1: all that are left", low=-1, resume="free"
     )
+    shard_weights_over: str = key(
+        "fsdp",
+        "axes that share the weights and their moments. fsdp; fsdp_context: also context, for less memory",
+        choices=("fsdp", "fsdp_context"),
+        resume="free",
+    )
+    gradient_dtype: str = key(
+        "auto",
+        "dtype in which devices exchange and add up weight gradients; auto: model.compute_dtype",
+        choices=("auto", "bfloat16", "float32"),
+        resume="free",
+    )
     slices: int = key(
         1,
         "TPU slices of the job, which only the hosts' network joins; they split data, and fsdp by what is left",

@@ -117,8 +117,8 @@ def _linears(weights: dict[str, tuple[str, jax.Array]], key: jax.Array, spec: Sp
     for place, (name, (letters, weight)) in enumerate(weights.items()):
         adapter = None
         if spec.lora.rank and name in spec.lora.targets:
-            adapter = Adapter(jax.random.fold_in(key, place), letters, weight.shape, spec.lora.rank)
-        made.append(Linear(letters, weight, name in biased, adapter))
+            adapter = Adapter(jax.random.fold_in(key, place), letters, weight.shape, spec)
+        made.append(Linear(letters, weight, spec, name in biased, adapter))
     return made
 
 
@@ -152,16 +152,16 @@ class Decoder(nnx.Module):
     def __init__(self, key: jax.Array, spec: Spec):
         config = spec.model
         embed, common, unembed, blocks = jax.random.split(key, 4)
-        V, D = config.vocab_size, config.d_model
+        V, D, over = config.vocab_size, config.d_model, spec.mesh.shard_weights_over
         # A part common to all tokens, which the softmax over tokens does not see, lets heads tell distance.
         common_1D = draw(common, (1, D), D, spec.weight_dtype)
         embed_VD = draw(embed, (V, D), D, spec.weight_dtype) + common_1D
-        self.embed_VD = nnx.Param(reshard(embed_VD, sharding.EMBEDDING))
+        self.embed_VD = nnx.Param(reshard(embed_VD, sharding.at_rest(sharding.EMBEDDING, over)))
         self.blocks = jax.vmap(lambda key: Block(key, spec))(jax.random.split(blocks, config.num_layers))
         self.final_norm_D = norm_scale(D, spec)
         if not config.tie_embeddings:
             unembed_DV = draw(unembed, (D, V), D, spec.weight_dtype)
-            self.unembed_DV = nnx.Param(reshard(unembed_DV, sharding.UNEMBEDDING))
+            self.unembed_DV = nnx.Param(reshard(unembed_DV, sharding.at_rest(sharding.UNEMBEDDING, over)))
 
     def hidden(
         self,

@@ -1,6 +1,6 @@
 """Looking tokens up in an embedding that no device holds whole.
 
-Token ids travel and not the table: each device looks the tokens of all devices along `fsdp` up in its own columns,
+Token ids travel and not the table: each device looks the tokens of all that share it up in its own columns,
 and an all-to-all brings each token's columns to its device. A device with n tokens exchanges n * D values in each pass.
 Gathering the table takes V * D values, and summing its gradient over all devices twice as many, in fp32.
 """
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import reshard
 
-from anchorjax.sharding import ACTIVATIONS, BATCH, EMBEDDED, EMBEDDING
+from anchorjax.sharding import ACTIVATIONS, BATCH, EMBEDDED, axes_of
 
 
 def looked_up(tokens_BT: jax.Array, embed_VD: jax.Array, dtype: str) -> jax.Array:
@@ -21,17 +21,19 @@ def looked_up(tokens_BT: jax.Array, embed_VD: jax.Array, dtype: str) -> jax.Arra
       tokens_BT: int32 [B, T], sharded as a batch.
       embed_VD: cut along D as it rests. Its gradient is summed in its own dtype; what travels has `dtype`.
     """
-    if jax.sharding.get_abstract_mesh().shape["fsdp"] == 1:  # no token travels
+    pspec, mesh = jax.typeof(embed_VD).sharding.spec, jax.sharding.get_abstract_mesh()
+    axes = tuple(name for name in axes_of(pspec[1]) if name != "tensor")
+    if all(mesh.shape[name] == 1 for name in axes):  # no token travels
         x_BTD = embed_VD.at[tokens_BT].get(out_sharding=EMBEDDED).astype(dtype)
     else:
-        local = functools.partial(_local, dtype=dtype)
-        x_BTD = jax.shard_map(local, in_specs=(BATCH, EMBEDDING), out_specs=EMBEDDED)(tokens_BT, embed_VD)
+        local = functools.partial(_local, dtype=dtype, axes=axes)
+        x_BTD = jax.shard_map(local, in_specs=(BATCH, pspec), out_specs=EMBEDDED)(tokens_BT, embed_VD)
     return reshard(x_BTD, ACTIVATIONS)
 
 
-def _local(tokens_BT: jax.Array, embed_Vd: jax.Array, dtype: str) -> jax.Array:
-    tokens_fBT = jax.lax.all_gather(tokens_BT, "fsdp")
+def _local(tokens_BT: jax.Array, embed_Vd: jax.Array, dtype: str, axes: tuple[str, ...]) -> jax.Array:
+    tokens_fBT = jax.lax.all_gather(tokens_BT, axes)
     x_fBTd = embed_Vd[tokens_fBT].astype(dtype)
-    x_fBTd = jax.lax.all_to_all(x_fBTd, "fsdp", 0, 0)  # from tokens of each device to columns of each device
+    x_fBTd = jax.lax.all_to_all(x_fBTd, axes, 0, 0)  # from tokens of each device to columns of each device
     x_BTfd = jnp.moveaxis(x_fBTd, 0, 2)
     return x_BTfd.reshape(*tokens_BT.shape, -1)

@@ -10,6 +10,8 @@ these names.
 Sources: LoRA (arXiv 2106.09685). Letters: types.py; r is the rank of an adapter.
 """
 
+import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.custom_derivatives import CustomVJPPrimal
 from jax.sharding import PartitionSpec, reshard
 
 from anchorjax import precision, sharding
@@ -40,9 +43,11 @@ def draw(key: jax.Array, shape: tuple[int, ...], fan_in: float, dtype: str) -> j
     return fan_in**-0.5 * jax.random.truncated_normal(key, -3, 3, shape, dtype)
 
 
-def gathered(param: nnx.Param, pspec: PartitionSpec, dtype: str) -> jax.Array:
-    """The weight as its user wants it: cast first, so that half as many bytes travel."""
-    return reshard(param[...].astype(dtype), pspec)
+def gathered(weight: jax.Array, dtype: str) -> jax.Array:
+    """The weight as it is used: cast first, so that half as many bytes travel."""
+    for pspec in sharding.gathering(jax.typeof(weight).sharding.spec):
+        weight = reshard(weight.astype(dtype), pspec)
+    return weight.astype(dtype)
 
 
 class Adapter(nnx.Module):
@@ -53,9 +58,9 @@ class Adapter(nnx.Module):
       up: [r, outputs...], zeros.
     """
 
-    def __init__(self, key: jax.Array, letters: str, size: tuple[int, ...], rank: int):
-        inputs = _num_inputs(letters)
-        down_pspec, up_pspec = sharding.adapter(sharding.WEIGHTS[letters], inputs)
+    def __init__(self, key: jax.Array, letters: str, size: tuple[int, ...], spec: Spec):
+        inputs, rank = _num_inputs(letters), spec.lora.rank
+        down_pspec, up_pspec = sharding.adapter(_at_rest(letters, spec), inputs)
         down = draw(key, (*size[:inputs], rank), math.prod(size[:inputs]), "float32")
         self.down = nnx.LoRAParam(reshard(down, down_pspec))
         self.up = nnx.LoRAParam(reshard(jnp.zeros((rank, *size[inputs:]), "float32"), up_pspec))
@@ -71,8 +76,10 @@ class Linear(nnx.Module):
       adapter: an Adapter, or None.
     """
 
-    def __init__(self, letters: str, weight: jax.Array, has_bias: bool = False, adapter: Adapter | None = None):
-        pspec, inputs = sharding.WEIGHTS[letters], _num_inputs(letters)
+    def __init__(
+        self, letters: str, weight: jax.Array, spec: Spec, has_bias: bool = False, adapter: Adapter | None = None
+    ):
+        pspec, inputs = _at_rest(letters, spec), _num_inputs(letters)
         self.letters = letters
         self.weight = nnx.Param(reshard(weight, pspec))
         zeros = jnp.zeros(weight.shape[inputs:], weight.dtype)
@@ -82,13 +89,11 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array, spec: Spec) -> jax.Array:
         """Returns the outputs in compute_dtype, which the weights are cast to before they are gathered."""
         inputs, outputs = self.letters.lower().split("->")
-        pspec, dtype = sharding.used(sharding.WEIGHTS[self.letters]), spec.model.compute_dtype
         out = sharding.OUTPUTS[outputs.upper()]
-        y = _matmul(x, gathered(self.weight, pspec, dtype), inputs, outputs, out)
+        y = _matmul(x, self.weight[...], inputs, outputs, out, spec)
         if self.adapter is not None:
-            down_pspec, up_pspec = sharding.adapter(pspec, len(inputs))
-            down, up = gathered(self.adapter.down, down_pspec, dtype), gathered(self.adapter.up, up_pspec, dtype)
-            share = _matmul(_matmul(x, down, inputs, "r", ACTIVATIONS), up, "r", outputs, out)
+            low = _matmul(x, self.adapter.down[...], inputs, "r", ACTIVATIONS, spec)
+            share = _matmul(low, self.adapter.up[...], "r", outputs, out, spec)
             y = y + share * (spec.lora.alpha / spec.lora.rank)
         if self.bias is not None:
             y += broadcast(self.bias[...].astype(y.dtype), y)
@@ -107,11 +112,15 @@ class Linear(nnx.Module):
         return y
 
 
-def at_rest(linears):
+def _at_rest(letters: str, spec: Spec) -> PartitionSpec:
+    return sharding.at_rest(sharding.WEIGHTS[letters], spec.mesh.shard_weights_over)
+
+
+def at_rest(linears, spec: Spec):
     """A tree of linear layers with the PartitionSpec of each weight in its place."""
 
     def of_linear(node: Linear):
-        pspec, inputs = sharding.WEIGHTS[node.letters], _num_inputs(node.letters)
+        pspec, inputs = _at_rest(node.letters, spec), _num_inputs(node.letters)
         down, up = sharding.adapter(pspec, inputs)
         by_name = {"weight": pspec, "bias": sharding.bias(pspec, inputs), "down": down, "up": up}
         return jax.tree.map_with_path(
@@ -130,12 +139,12 @@ def whole(linears, spec: Spec):
 
     def one(weight: jax.Array, pspec: PartitionSpec) -> jax.Array:
         weight = weight.astype(spec.model.compute_dtype)
-        axes, others = _gathered_axes(pspec)
-        for axis, names in axes.items():
-            weight = jax.lax.all_gather(weight, names, axis=axis, tiled=True)
+        cut, others = _gathered_axes(pspec)
+        for axis, name in reversed(cut):
+            weight = jax.lax.all_gather(weight, name, axis=axis, tiled=True)
         return jax.lax.pcast(weight, others, to="varying")  # each device has other tokens: the gradients differ
 
-    return jax.tree.map(one, linears, at_rest(linears))
+    return jax.tree.map(one, linears, at_rest(linears, spec))
 
 
 def reduced(gradients, linears, spec: Spec):
@@ -147,41 +156,108 @@ def reduced(gradients, linears, spec: Spec):
     """
 
     def one(gradient: jax.Array, weight: jax.Array, pspec: PartitionSpec) -> jax.Array:
-        gradient = gradient.astype(spec.model.compute_dtype)
-        axes, others = _gathered_axes(pspec)
-        for axis, names in axes.items():
-            gradient = jax.lax.psum_scatter(gradient, names, scatter_dimension=axis, tiled=True)
-        return jax.lax.psum(gradient, others).astype(weight.dtype)
+        return _reduced(gradient.astype(spec.gradient_dtype), pspec).astype(weight.dtype)
 
-    return jax.tree.map(one, gradients, linears, at_rest(linears))
+    return jax.tree.map(one, gradients, linears, at_rest(linears, spec))
 
 
-def _gathered_axes(pspec: PartitionSpec) -> tuple[dict[int, str | tuple[str, ...]], tuple[str, ...]]:
-    """The axes of a weight that are cut only where it rests, by the mesh's axes; and those of TOKENS that cut none."""
-    used = sharding.used(pspec)
-    axes = {axis: names for axis, names in enumerate(pspec) if names is not None and used[axis] is None}
-    found = {name for names in axes.values() for name in ([names] if isinstance(names, str) else names)}
-    return axes, tuple(name for name in TOKENS if name not in found)
+def _reduced(gradient: jax.Array, pspec: PartitionSpec) -> jax.Array:
+    """Inside of a `shard_map`: the sum over all tokens of a whole weight's gradient, cut as the weight rests."""
+    cut, others = _gathered_axes(pspec)
+    for axis, name in cut:
+        gradient = jax.lax.psum_scatter(gradient, name, scatter_dimension=axis, tiled=True)
+    return jax.lax.psum(gradient, others)
+
+
+def _gathered_axes(pspec: PartitionSpec) -> tuple[list[tuple[int, str]], tuple[str, ...]]:
+    """(axis of a weight, axis of the mesh) by which it is cut only where it rests, and those of TOKENS that cut none.
+
+    One axis of the mesh at a time: for v5p:4x4x4, libtpu 0.0.42 makes all-reduces of the whole weight from gathers and
+    reductions over both of 8 x 8.
+    """
+    cut = [(axis, name) for axis, names in enumerate(pspec) for name in sharding.axes_of(names) if name in TOKENS]
+    return cut, tuple(name for name in TOKENS if name not in dict(map(reversed, cut)))
 
 
 def _num_inputs(letters: str) -> int:
     return letters.index("->")
 
 
-def _matmul(x: jax.Array, weight: jax.Array, inputs: str, outputs: str, out: PartitionSpec) -> jax.Array:
-    """x [B, T, inputs...] times weight [inputs..., outputs...].
+def _matmul(x: jax.Array, weight: jax.Array, inputs: str, outputs: str, out: PartitionSpec, spec: Spec) -> jax.Array:
+    """x [B, T, inputs...] times weight [inputs..., outputs...], as it rests.
 
     If no device holds only a part of the tokens, rows and tokens are made one axis: the weight's gradient sums over
     both, and for a sum over two axes XLA on CPUs first makes transposed copies, a third of a feed-forward layer's time.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if any(mesh.shape[axis] > 1 for axis in TOKENS):
-        return precision.einsum(f"bt{inputs},{inputs}{outputs}->bt{outputs}", x, weight, out_sharding=out)
+        pspec = jax.typeof(weight).sharding.spec
+        return _product(_Product(inputs, outputs, out, pspec, weight.dtype.name, spec), x, weight)
+    weight = gathered(weight, spec.model.compute_dtype)
     B, T = x.shape[:2]
     x_X = reshard(x, sharding.whole_tokens(jax.typeof(x).sharding.spec)).reshape(B * T, *x.shape[2:])
     joined = sharding.joined_tokens(out)
     y_X = precision.einsum(f"x{inputs},{inputs}{outputs}->x{outputs}", x_X, weight, out_sharding=joined)
     return reshard(y_X.reshape(B, T, *y_X.shape[1:]), out)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Product:
+    """What is static of a product: letters and places of its three arrays, and the weight's dtype as it rests."""
+
+    inputs: str
+    outputs: str
+    out: PartitionSpec
+    at_rest: PartitionSpec
+    param_dtype: str
+    spec: Spec
+
+    @property
+    def into(self) -> PartitionSpec:
+        return sharding.OUTPUTS.get(self.inputs.upper(), ACTIVATIONS)
+
+    def __call__(self, x: jax.Array, whole: jax.Array) -> jax.Array:
+        letters = f"bt{self.inputs},{self.inputs}{self.outputs}->bt{self.outputs}"
+        return precision.einsum(letters, x, whole, out_sharding=self.out)
+
+    def pulled(self, dy: jax.Array, whole: jax.Array) -> jax.Array:
+        """The gradient of the input."""
+        letters = f"bt{self.outputs},{self.inputs}{self.outputs}->bt{self.inputs}"
+        return precision.einsum(letters, dy, whole, out_sharding=self.into)
+
+    def gradient(self, x: jax.Array, dy: jax.Array) -> jax.Array:
+        """The gradient of the weight, as it rests: summed over tokens by each device, then over devices by parts."""
+        letters = f"bt{self.inputs},bt{self.outputs}->{self.inputs}{self.outputs}"
+        exact = jnp.promote_types(x.dtype, self.spec.gradient_dtype)
+
+        def local(x, dy):
+            gradient = precision.einsum(letters, x, dy, preferred_element_type=exact)
+            return _reduced(gradient.astype(self.spec.gradient_dtype), self.at_rest).astype(self.param_dtype)
+
+        return jax.shard_map(local, in_specs=(self.into, self.out), out_specs=self.at_rest)(x, dy)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product(product: _Product, x: jax.Array, weight: jax.Array) -> jax.Array:
+    """`product` of x and a weight that rests cut, where devices have different tokens.
+
+    JAX's own gradient sums the whole weight's over all devices and then cuts it, which takes twice the bytes and more.
+    """
+    return product(x, gathered(weight, product.spec.model.compute_dtype))
+
+
+def _product_forward(product: _Product, x: CustomVJPPrimal, weight: CustomVJPPrimal):
+    whole = gathered(weight.value, product.spec.model.compute_dtype)
+    kept = x.value if weight.perturbed else None  # a frozen weight (beside adapters) has no gradient
+    return product(x.value, whole), (kept, whole)
+
+
+def _product_backward(product: _Product, residuals, dy: jax.Array):
+    x, whole = residuals
+    return product.pulled(dy, whole), None if x is None else product.gradient(x, dy)
+
+
+_product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)
 
 
 def broadcast(weight: jax.Array, x: jax.Array) -> jax.Array:

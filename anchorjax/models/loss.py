@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import CustomVJPPrimal
 
 from anchorjax import precision
-from anchorjax.sharding import ACTIVATIONS, BATCH, TOKENS, UNEMBEDDING, VOCABULARY
+from anchorjax.sharding import ACTIVATIONS, BATCH, TOKENS, VOCABULARY, axes_of
 
 Weigh = Callable[[jax.Array, jax.Array, Any], jax.Array]
 
@@ -84,17 +84,24 @@ weighted_nats.defvjp(_forward, _backward, symbolic_zeros=True)
 
 def _by_chunks(hidden_BTD, unembedding_DV, targets_BT, weights_BT, aux, chunk: int, soft_cap: float, weigh, wanted):
     """Nats of every token, and the gradients of their weighted sum in hidden states and output matrix, if wanted."""
-    local = functools.partial(_local, chunk=chunk, soft_cap=soft_cap, weigh=weigh, wanted=wanted)
-    out_specs = BATCH, ACTIVATIONS if wanted[0] else None, UNEMBEDDING if wanted[1] else None
-    in_specs = ACTIVATIONS, UNEMBEDDING, BATCH, BATCH if any(wanted) else None, BATCH
+    pspec = jax.typeof(unembedding_DV).sharding.spec  # of UNEMBEDDING, or along `context` too
+    also = tuple(name for name in axes_of(pspec[0]) if name not in VOCABULARY)
+    local = functools.partial(_local, also=also, chunk=chunk, soft_cap=soft_cap, weigh=weigh, wanted=wanted)
+    out_specs = BATCH, ACTIVATIONS if wanted[0] else None, pspec if wanted[1] else None
+    in_specs = ACTIVATIONS, pspec, BATCH, BATCH if any(wanted) else None, BATCH
     on_mesh = jax.shard_map(local, in_specs=in_specs, out_specs=out_specs)
     return on_mesh(hidden_BTD, unembedding_DV, targets_BT, weights_BT, aux)
 
 
-def _local(hidden_BTD, unembedding_dV, targets_BT, weights_BT, aux, *, chunk: int, soft_cap: float, weigh, wanted):
+def _local(
+    hidden_BTD, unembedding_dV, targets_BT, weights_BT, aux, *, also, chunk: int, soft_cap: float, weigh, wanted
+):
     B, T = targets_BT.shape
     V, dtype = unembedding_dV.shape[1], hidden_BTD.dtype
-    unembedding_VD = _cut_words(unembedding_dV.T)  # as an embedding that is tied to it rests: no copy is made of that
+    unembedding_Vd = unembedding_dV.T  # as an embedding that is tied to it rests: no copy is made of that
+    for axis in also:
+        unembedding_Vd = jax.lax.all_gather(unembedding_Vd, axis, axis=1, tiled=True)
+    unembedding_VD = _cut_words(unembedding_Vd)
     ids_V = jnp.arange(len(unembedding_VD)) + len(unembedding_VD) * jax.lax.axis_index(VOCABULARY)
     matmul = functools.partial(precision.einsum, preferred_element_type=jnp.float32)
 
@@ -139,8 +146,7 @@ def _local(hidden_BTD, unembedding_dV, targets_BT, weights_BT, aux, *, chunk: in
         nats_nc = jax.lax.dynamic_slice_in_dim(nats_nc, size * jax.lax.axis_index("fsdp"), size, 1)
     sums_dV = None
     if wanted[1]:
-        sums_VD = jax.lax.psum(sums_VD, ("data", "context")).astype(unembedding_dV.dtype)
-        sums_dV = _cut_columns(sums_VD, V).T
+        sums_dV = _cut_columns(_over_devices(sums_VD, also).astype(unembedding_dV.dtype), V).T
     join = lambda x_nc: x_nc.reshape(-1, *x_nc.shape[2:])[: B * T].reshape(B, T, *x_nc.shape[2:])  # noqa: E731
     return join(nats_nc), join(dhidden_ncD) if wanted[0] else None, sums_dV
 
@@ -158,8 +164,17 @@ def _gathered(x_c: jax.Array, axis: int = 0) -> jax.Array:
 
 def _summed(x_cD: jax.Array) -> jax.Array:
     """The sum over all words of what each device has of its own, for the device's tokens: F * c becomes c."""
-    x_cD = jax.lax.psum(x_cD, "tensor")
+    x_cD = x_cD if jax.lax.axis_size("tensor") == 1 else jax.lax.psum(x_cD, "tensor")
     return x_cD if jax.lax.axis_size("fsdp") == 1 else jax.lax.psum_scatter(x_cD, "fsdp", tiled=True)
+
+
+def _over_devices(x_VD: jax.Array, also: tuple[str, ...]) -> jax.Array:
+    """The sum over the devices with other tokens; those along `also` keep the columns that rest there."""
+    x_VD = jax.lax.psum(x_VD, tuple(name for name in ("data", "context") if name not in also))
+    for axis in also:
+        x_VSCd = x_VD.reshape(len(x_VD), jax.lax.axis_size(VOCABULARY), jax.lax.axis_size(axis), -1)
+        x_VD = jax.lax.psum_scatter(x_VSCd, axis, scatter_dimension=2).reshape(len(x_VD), -1)
+    return x_VD
 
 
 def _cut_words(x_Vd: jax.Array) -> jax.Array:

@@ -26,6 +26,11 @@ class Spec:
     mesh: MeshConfig = MeshConfig()  # noqa: RUF009 - frozen
 
     @property
+    def gradient_dtype(self) -> str:
+        """What devices exchange and add up gradients of the blocks' weights in."""
+        return self.model.compute_dtype if self.mesh.gradient_dtype == "auto" else self.mesh.gradient_dtype
+
+    @property
     def weight_dtype(self) -> str:
         """Matrices rest in param_dtype; beside adapters they are frozen, and no step needs more than compute_dtype."""
         return self.model.compute_dtype if self.lora.rank else self.model.param_dtype

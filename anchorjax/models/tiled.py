@@ -52,14 +52,14 @@ def _forward(each: Each, x: CustomVJPPrimal, linears: Any, spec: Spec):
         _, y_ncD = jax.lax.scan(lambda _, x_cD: (None, each(x_cD, whole, spec)), None, _split(x_BTD, spec))
         return _join(y_ncD, x_BTD)
 
-    on_mesh = jax.shard_map(local, in_specs=_pspecs(*arrays), out_specs=ACTIVATIONS)
+    on_mesh = jax.shard_map(local, in_specs=_pspecs(*arrays, spec), out_specs=ACTIVATIONS)
     return on_mesh(*arrays), arrays
 
 
 def _backward(each: Each, spec: Spec, residuals, dy_BTD: jax.Array):
     x_BTD, trained, frozen = residuals
     arrays = x_BTD, trained, frozen
-    pspecs = _pspecs(*arrays)
+    pspecs = _pspecs(*arrays, spec)
 
     def local(x_BTD, trained, frozen, dy_BTD):
         whole_trained, whole_frozen = (linear.whole(part, spec) for part in (trained, frozen))
@@ -81,8 +81,8 @@ def _backward(each: Each, spec: Spec, residuals, dy_BTD: jax.Array):
 by_chunks.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def _pspecs(x_BTD, trained, frozen):
-    return ACTIVATIONS, linear.at_rest(trained), linear.at_rest(frozen)
+def _pspecs(x_BTD, trained, frozen, spec: Spec):
+    return ACTIVATIONS, linear.at_rest(trained, spec), linear.at_rest(frozen, spec)
 
 
 def _joined(trained, frozen):

@@ -64,7 +64,22 @@ def one_step(model: str, sizes: tuple[int, ...], **overrides):
 )
 def test_the_step_is_that_of_one_device(model, sizes, parts):
     """Loss, gradients (the first moments hold them) and weights, with vocabularies that no mesh divides."""
-    metrics, state = one_step(model, sizes, train__grad_accum_steps=parts)
+    assert_step_is_that_of_one_device(model, sizes, train__grad_accum_steps=parts)
+
+
+@pytest.mark.parametrize(
+    ("model", "sizes"),
+    [("tied", (1, 1, 8, 1)), ("untied, soft cap", (1, 2, 2, 2)), ("biases", (2, 2, 2, 1)), ("adapters", (1, 2, 4, 1))],
+    ids=str,
+)
+def test_the_step_with_weights_shared_over_context_is_that_of_one_device(model, sizes):
+    """Tiled feed-forward layers gather and reduce for themselves."""
+    tiled = {"model__ffn_chunk": 8} if model == "biases" else {}
+    assert_step_is_that_of_one_device(model, sizes, mesh__shard_weights_over="fsdp_context", **tiled)
+
+
+def assert_step_is_that_of_one_device(model, sizes, **overrides):
+    metrics, state = one_step(model, sizes, **overrides)
     expected_metrics, expected_state = one_step(model, (1, 1, 1, 1))
     assert_trees_close(metrics, expected_metrics, rtol=1e-5)
     for leaf, expected in zip(jax.tree.leaves(state.params), jax.tree.leaves(expected_state.params), strict=True):
@@ -73,13 +88,13 @@ def test_the_step_is_that_of_one_device(model, sizes, parts):
         np.testing.assert_allclose(leaf, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
-def shapes(compiled) -> set[tuple[int, ...]]:
-    """Sides, ascending, of all arrays of a compiled program."""
-    found = re.findall(r"\b(?:pred|bf16|[sfu]\d+)\[([\d,]+)\]", compiled.as_text())
+def shapes(text: str) -> set[tuple[int, ...]]:
+    """Sides, ascending, of all arrays of a part of a compiled program."""
+    found = re.findall(r"\b(?:pred|bf16|[sfu]\d+)\[([\d,]+)\]", text)
     return {tuple(sorted(int(side) for side in sides.split(",") if side != "1")) for sides in found}
 
 
-V, D, F, L = 640, 96, 160, 3
+V, D, F, L = 640, 96, 224, 3
 
 
 @pytest.mark.parametrize("tie", [True, False])
@@ -92,6 +107,20 @@ def test_no_device_holds_a_whole_matrix_of_the_vocabulary_or_a_whole_stack(sizes
     with jax.set_mesh(mesh):
         state = abstract(lambda: init_state(0, steps.spec, steps.optimizer))
         compiled = jax.jit(steps.train).lower(state, shard_batch(make_batch(4, T), mesh)).compile()
-    found, (_, fsdp, _, tensor) = shapes(compiled), sizes
+    text, (_, fsdp, _, tensor) = compiled.as_text(), sizes
+    found, summed = shapes(text), shapes("\n".join(re.findall(r"= (.*) all-reduce\(", text)))
     assert (D // fsdp // tensor, V) in found and (D, V // fsdp // tensor) in found  # as they rest, and in the loss
     assert not found & {(D, V), (D, V // tensor), (L, D, F), (L, D, F // tensor)}
+    # Over `context` devices sum up what rests on them.
+    assert (D // fsdp, F // tensor) in summed and (D, F // tensor) not in summed
+
+
+def test_gradients_are_exchanged_in_the_dtype_that_the_configuration_names():
+    mesh = make_mesh(1, 4, 2, 1)
+    for name, dtype in {"auto": "f32", "bfloat16": "bf16"}.items():
+        steps = make("tied", mesh__gradient_dtype=name)
+        with jax.set_mesh(mesh):
+            state = abstract(lambda steps=steps: init_state(0, steps.spec, steps.optimizer))
+            text = jax.jit(steps.train).lower(state, shard_batch(make_batch(B, T), mesh)).as_text()
+        kinds = re.findall(r"reduce_scatter.*?-> tensor<(?:\d+x)+(\w+)>", text, re.DOTALL)
+        assert kinds.count(dtype) >= 7, kinds  # as many as a layer has matrices

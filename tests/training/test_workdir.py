@@ -74,7 +74,7 @@ def test_a_directory_of_something_else_is_refused_and_left_as_it_is(tmp_path):
 CHANGES = {"str": "elsewhere", "bool": True, "int": 3, "float": 0.25}
 CHOICES = {"implementation": "reference", "bad_rows": "skip", "context_strategy": "ulysses", "remat": "full"}
 CHOICES |= {"context_layout": "zigzag", "moments_on": "host"}
-CHOICES |= {"compiler_flags": "none"}
+CHOICES |= {"compiler_flags": "none", "shard_weights_over": "fsdp_context", "gradient_dtype": "float32"}
 NEEDS = {"ulysses_head_chunks": {"mesh__context_strategy": "ulysses"}}
 
 
@@ -91,6 +91,7 @@ def test_free_keys_are_those_of_where_and_how():
             "mesh.tensor",
             "mesh.slices",
             *("mesh.context_strategy", "mesh.context_layout", "mesh.ulysses_head_chunks"),
+            *("mesh.shard_weights_over", "mesh.gradient_dtype"),
             "train.timeout_s",
             "train.compiler_flags",
             "eval.every",
