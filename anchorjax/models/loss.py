@@ -164,7 +164,7 @@ def _gathered(x_c: jax.Array, axis: int = 0) -> jax.Array:
 
 def _summed(x_cD: jax.Array) -> jax.Array:
     """The sum over all words of what each device has of its own, for the device's tokens: F * c becomes c."""
-    x_cD = x_cD if jax.lax.axis_size("tensor") == 1 else jax.lax.psum(x_cD, "tensor")
+    x_cD = jax.lax.psum(x_cD, "tensor")
     return x_cD if jax.lax.axis_size("fsdp") == 1 else jax.lax.psum_scatter(x_cD, "fsdp", tiled=True)
 
 
