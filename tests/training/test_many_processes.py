@@ -204,7 +204,7 @@ def test_two_terminals_train_with_the_lines_of_the_page(tmp_path):
     env = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}", "XLA_FLAGS": xla.flags()}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     started = [subprocess.Popen(["bash", "-e", "-c", lines], cwd=tmp_path, env=env, **pipes) for lines in terminals]
-    said = [process.communicate(timeout=400) for process in started]
+    said = [process.communicate(timeout=900) for process in started]
     assert [process.returncode for process in started] == [0, 0], said
     assert "finished step 20" in said[0][0] and "step 20: loss" in said[0][0]
     assert "finished" not in said[1][0] and saved_steps(tmp_path / "runs/two") == [20]
