@@ -187,3 +187,21 @@ def test_a_run_lays_its_rows_out_by_its_mesh():
     assert layout == Layout("documents", 4, TILE, ((None, 1), (20, 1)), 2, 2)
     other = config_of(mesh__fsdp=2, mesh__context=4, mesh__context_strategy="ulysses")
     assert Setup.make(other).layout.shards == 1
+
+
+@pytest.mark.parametrize("rows", [(0, 1, 2, 3), (2, 3), (7,)])
+def test_processes_make_parts_of_one_batch(rows):
+    """From their own rows alone, and from any step on: the order of rows and tokens depends on no process."""
+    layout, config = layout_of(MESHES[0], "documents"), config_of().data
+
+    def first(start_step: int, rows=None, number: int = 1) -> Batch:
+        batches = data.train_batches(
+            documents(), ByteTokenizer(), config, seed=1, start_step=start_step, rows=rows, layout=layout
+        )
+        found = [next(batches) for _ in range(number)][-1]
+        batches.close()
+        return found
+
+    whole, part = first(0, number=3), first(2, rows)
+    for name, x in vars(part).items():
+        np.testing.assert_array_equal(x, getattr(whole, name)[list(rows)], err_msg=name)
