@@ -202,16 +202,17 @@ class LanguageModel:
 
 
 def make_mesh(model: ModelConfig, devices: int | None = None) -> Mesh:
-    """All devices: as many along `tensor` as divide heads, feed-forward and D; the others along `fsdp`.
+    """All devices: as many of a slice along `tensor` as divide heads, feed-forward and D; the others along `fsdp`.
 
     Rows of a batch lie along `fsdp`, and so do the weights, which may be more than a device holds. `context` is 1: one
     token at a time cannot be cut.
     """
     count = devices or jax.device_count()
-    tensor = math.gcd(count, model.num_kv_heads, model.d_ff, model.d_model)
+    found = jax.devices()[:count]
+    tensor = math.gcd(count // sharding.count_slices(found), model.num_kv_heads, model.d_ff, model.d_model)
     fsdp = math.gcd(count // tensor, model.d_model // tensor)
     shape = {"data": count // tensor // fsdp, "fsdp": fsdp, "context": 1, "tensor": tensor}
-    return sharding.make_mesh(shape, jax.devices()[:count])
+    return sharding.make_mesh(shape, found)
 
 
 def load(description: Description, mesh: Mesh | None = None, step: int | None = None) -> LanguageModel:

@@ -19,7 +19,7 @@ from anchorjax.config import Config, resolve
 from anchorjax.errors import ConfigError
 from anchorjax.models import families
 from anchorjax.training.state import init_state
-from anchorjax.types import Batch
+from anchorjax.types import CONTEXT_STRATEGIES, Batch
 from tests.training.jobs import ROOT
 from tests.training.making import make_batch, make_steps
 
@@ -78,6 +78,36 @@ def test_the_step_lowers_on_a_mesh_of_the_recipe_s_size(recipe, implementation, 
     text = lower(config, config.check_devices(devices), platform)
     assert f"mhlo.num_partitions = {devices} " in text
     assert ("tpu_custom_call" in text) == (implementation == "pallas_tpu")
+
+
+ANCHOR = [recipe for recipe in RECIPES if recipe.endswith("k_anchor")]
+MORE = [(recipe, devices) for recipe in ANCHOR for devices in (128, 256, 512)]
+
+
+@pytest.mark.parametrize(("recipe", "devices"), MORE)
+def test_the_step_lowers_on_more_devices(recipe, devices):
+    config = read(recipe, "pallas_tpu")
+    shape = config.check_devices(devices)
+    assert shape == {"data": 1, "fsdp": 8, "context": devices // 8, "tensor": 1}
+    assert f"mhlo.num_partitions = {devices} " in lower(config, shape, "tpu")
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"context": 64}, {"context": 8, "tensor": 8}, {"context": 64, "tensor": 4}, {"context": 64, "tensor": 8}]
+)
+def test_one_row_of_a_million_tokens_lowers(sizes):
+    config = read("llama3_8b_128k_anchor", "pallas_tpu")
+    mesh = dataclasses.replace(config.mesh, fsdp=1, **sizes)
+    data = dataclasses.replace(config.data, seq_len=2**20, batch_size=1)
+    config, devices = dataclasses.replace(config, mesh=mesh, data=data), math.prod(sizes.values())
+    assert f"mhlo.num_partitions = {devices} " in lower(config, config.check_devices(devices), "tpu")
+
+
+@pytest.mark.parametrize("strategy", CONTEXT_STRATEGIES)
+def test_every_context_strategy_lowers(strategy):
+    config = read("llama3_8b_128k_anchor", "pallas_tpu")
+    config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, context_strategy=strategy))
+    assert "mhlo.num_partitions = 64 " in lower(config, config.check_devices(64), "tpu")
 
 
 def test_sizes_are_those_of_the_docstrings():

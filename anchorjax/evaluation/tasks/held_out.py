@@ -19,7 +19,7 @@ from anchorjax.evaluation.runner import Way, fill
 from anchorjax.evaluation.task import Example
 from anchorjax.evaluation.tasks import perplexity as tables
 from anchorjax.inference.language_model import own_attention
-from anchorjax.sharding import rows_here
+from anchorjax.sharding import count_slices, rows_here
 from anchorjax.training.evaluate import Evaluator
 from anchorjax.training.setup import Setup, check_attention
 from anchorjax.training.state import TrainState
@@ -121,8 +121,9 @@ def _fit_devices(config: Config, devices: int) -> Config:
 
 
 def _fit_mesh(config: Config, devices: int) -> Config:
-    """Takes the run's own mesh where it fits, else one row a device. One process has the devices of one slice."""
-    config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, slices=1))
+    """Takes the run's own mesh where it fits, else one row a device; either over the slices that are there."""
+    slices = count_slices(jax.devices())
+    config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, slices=slices))
     try:
         config.check_devices(devices)
         return config
@@ -131,7 +132,7 @@ def _fit_mesh(config: Config, devices: int) -> Config:
     rows = -(-config.data.batch_size // devices) * devices
     return dataclasses.replace(
         config,
-        mesh=MeshConfig(data=devices, fsdp=1, context=1, tensor=1),
+        mesh=MeshConfig(data=devices, fsdp=1, context=1, tensor=1, slices=slices),
         data=dataclasses.replace(config.data, batch_size=rows),
         train=dataclasses.replace(config.train, grad_accum_steps=1),
     )
