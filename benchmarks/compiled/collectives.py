@@ -172,6 +172,8 @@ def formula(config: Config, mesh: Mesh) -> dict[str, dict[str, float]]:
     gathered = wide * W * (1 - 1 / (F * also)) * layers
     padded = -(-V // (F * X)) * F * X
     to_words = padded / (F * X) * (1 - 1 / (F * X))
+    # The loss takes the output matrix whole along `context`, and its fp32 gradient goes back by parts.
+    along_context = parts * padded * D / (F * X) * (1 - 1 / also)
     return {
         "forward layer": {"all-gather": gathered},
         "backward layer": {
@@ -188,6 +190,8 @@ def formula(config: Config, mesh: Mesh) -> dict[str, dict[str, float]]:
             "all-to-all": parts * wide * D * (2 * t / X * (1 - 1 / (F * also)) + 2 * to_words),
             # In fp32: gradients of the embedding and of the output matrix.
             "all-reduce": parts * 2 * 4 * D * (V / also + (padded if also == 1 else 0)) / (F * X) * (1 - 1 / others),
+            "all-gather": wide * along_context,
+            "reduce-scatter": 4 * along_context,
         },
     }
 

@@ -26,10 +26,11 @@ MESHES = [(1, 1, 1, 1), (1, 8, 1, 1), (1, 4, 1, 2), (2, 2, 2, 1)]
 
 
 @functools.cache
-def layout(sizes: tuple[int, ...]) -> TrainState:
-    """The abstract state on a mesh of these sizes."""
+def layout(sizes: tuple[int, ...], over: str = "fsdp") -> TrainState:
+    """The abstract state on a mesh of these sizes, its weights shared over `over`."""
+    config = dataclasses.replace(CONFIG, mesh=dataclasses.replace(CONFIG.mesh, shard_weights_over=over))
     with jax.set_mesh(make_mesh(*sizes)):
-        return abstract(lambda: init_state(0, STEPS.spec, STEPS.optimizer))
+        return abstract(lambda: init_state(0, make_steps(config).spec, STEPS.optimizer))
 
 
 @functools.cache
@@ -65,10 +66,10 @@ def save(workdir, *steps: int, sizes=MESHES[0], keep: int = 3) -> None:
     checkpoints.close()
 
 
-def restore(workdir, sizes=MESHES[0]):
+def restore(workdir, sizes=MESHES[0], over: str = "fsdp"):
     checkpoints = Checkpoints(workdir, keep=3)
     try:
-        return checkpoints.restore_latest(layout(sizes))
+        return checkpoints.restore_latest(layout(sizes, over))
     finally:
         checkpoints.close()
 
@@ -84,6 +85,14 @@ def test_state_comes_back_bit_for_bit_on_any_mesh(tmp_path, target):
     assert meta.pop("digests").keys() == raw(state).keys()
     expected = {"format": 2, "step": 4, "config": CONFIG.to_dict(), "data": dataclasses.asdict(POSITION)}
     assert meta == expected
+
+
+def test_weights_that_rested_on_some_devices_come_back_on_more(tmp_path):
+    sizes = (1, 2, 4, 1)
+    save(tmp_path, 4, sizes=sizes)
+    state, _ = restore(tmp_path, sizes, "fsdp_context")
+    assert_same(raw(state), raw(state_on(sizes, 4)))
+    assert state.params.embed_VD[...].sharding.shard_shape(state.params.embed_VD.shape) == (320, 32 // 8)
 
 
 def test_nothing_saved_is_none(tmp_path):
