@@ -10,8 +10,8 @@ Hardware: the recipe has not run. It takes 8 devices, or any multiple: fsdp 8, a
 command on each host (docs/runs.md). Several TPU slices: --config.mesh.slices=2. Peak memory of a device, compiled in
 November 2026:
 64 TPU v5p 32.3 GB, 64 H100 34.5 GB (fsdp 8, context 8).
-8 H100 30.2 GB (fsdp 8) with --config.model.remat=offload --config.model.ffn_chunk=8192, and 69.3 GB of the host's
-memory for each of them.
+8 H100 64.9 GB (fsdp 8) with --config.model.remat=full --config.model.ffn_chunk=8192.
+8 H100 30.2 GB with --config.model.remat=offload instead, and 69.3 GB of the host's memory for each of them.
 """
 
 from anchorjax.config import paper
