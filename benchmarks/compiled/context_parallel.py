@@ -86,7 +86,7 @@ def figures(name: str, T: int, sends: dict) -> list[dict]:
     chunks = int(chunks or 1)
     first, all_bytes, temporaries = compiled(strategy, T, chunks)
     if strategy != "ring":
-        return [result(name, first, all_bytes, temporaries, formulas(strategy, T))]
+        return [result(name, first, all_bytes, temporaries, formulas(strategy, T, chunks=chunks))]
     results = []
     for layout, by_batch in sends.items():
         for batch, count in by_batch.items():
@@ -102,13 +102,13 @@ def result(title: str, first: dict, all_bytes: dict, temporaries: int, formula: 
     return {"strategy": title, "forward": first, "backward": backward, "formula": formula, "temporaries": temporaries}
 
 
-def formulas(strategy: str, T: int, sends: float = 0.0) -> dict[str, float]:
+def formulas(strategy: str, T: int, sends: float = 0.0, chunks: int = 1) -> dict[str, float]:
     """Bytes that a device receives in each pass, without masks, anchors and the log-sum-exp.
 
     The backward pass repeats the forward pass's exchange and sends as many bytes of gradients.
     """
     queries, keys, others = T * N * H * 2, 2 * T * K * H * 2, (CONTEXT - 1) / CONTEXT
-    copies = math.lcm(K, CONTEXT) / K
+    copies = chunks * math.lcm(math.lcm(K, chunks) // chunks, CONTEXT) / K
     forward = {
         "all_gather": keys * others,
         "ulysses": (2 * queries + keys * copies) / CONTEXT * others,

@@ -57,7 +57,7 @@ print(json.dumps(figures(sys.argv[1], 8192, {"contiguous": {1: 7.0}})[0]))
 EXCHANGED = {
     "all_gather": {"forward": {"all-gather": 28}, "backward": {"all-gather": 28, "all-to-all": 28}},
     "ulysses": {"forward": {"all-to-all": 17.5}, "backward": {"all-to-all": 35}},
-    "ulysses:2": {"forward": {"all-to-all": 17.5}, "backward": {"all-to-all": 35}},
+    "ulysses:2": {"forward": {"all-to-all": 21}, "backward": {"all-to-all": 42}},
     "ring": {"forward": {"collective-permute": 3.5}, "backward": {"collective-permute": 7}},
 }
 
