@@ -146,7 +146,10 @@ def _local(
         nats_nc = jax.lax.dynamic_slice_in_dim(nats_nc, size * jax.lax.axis_index("fsdp"), size, 1)
     sums_dV = None
     if wanted[1]:
-        sums_dV = _cut_columns(_over_devices(sums_VD, also).astype(unembedding_dV.dtype), V).T
+        sums_VD = _over_devices(sums_VD, also)
+        if any(jax.lax.axis_size(axis) > 1 for axis in TOKENS):
+            sums_VD = jax.lax.optimization_barrier(sums_VD)  # or libtpu rounds before it sums
+        sums_dV = _cut_columns(sums_VD.astype(unembedding_dV.dtype), V).T
     join = lambda x_nc: x_nc.reshape(-1, *x_nc.shape[2:])[: B * T].reshape(B, T, *x_nc.shape[2:])  # noqa: E731
     return join(nats_nc), join(dhidden_ncD) if wanted[0] else None, sums_dV
 

@@ -6,7 +6,10 @@
 Compiled, not measured: no accelerator is needed, and bytes say nothing about time. A row is what one execution of a
 collective delivers to a device, how many of them the program has there, and how often the place runs. `received` is
 what a device receives from the others in a whole step, by the usual algorithms: an all-reduce is a reduce-scatter and
-an all-gather. Attention's collectives and those below 1 MB are counted and have no formula.
+an all-gather. Attention's collectives have no formula, and those below 1 MB are left out.
+
+Counts are of the program's text. They are too high where a compiler prints a collective more than once: libtpu does so
+with asynchronous all-gathers, and XLA for GPUs unrolls the loops over layers and chunks.
 """
 
 import argparse
@@ -123,7 +126,7 @@ def collectives(hlo: str) -> list[Collective]:
         if line.startswith(("%", "ENTRY")) and line.rstrip().endswith("{"):
             computation = line.split()[0]
         match = re.search(rf"= (.*?) ({KINDS})(-start)?\(", line)
-        if not match or (computation.startswith("%async") and not match[3]):
+        if not match or (not match[3] and f" {match[2]}-start(" in hlo):  # what a start wraps is printed again
             continue
         shapes, kind = re.findall(r"(\w+)\[([\d,]*)\]", match[1]), match[2]
         if match[3] and kind != "all-reduce":
@@ -146,6 +149,9 @@ def group_size(line: str) -> int:
         return len(match[1].split(","))
     if match := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
         return int(match[1])
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
+        return math.prod(int(sizes[name]) for name in re.findall(r"'(\w+)'", match[2]))
     return 1
 
 
