@@ -33,7 +33,7 @@ STEPS = (
     "model.remat=offload",
     "model.remat=offload model.ffn_chunk=8192",
     "model.remat=offload model.ffn_chunk=8192 optimizer.moments_on=host",
-    "model.ffn_chunk=8192 mesh.fsdp=1 mesh.context=8 train.grad_accum_steps=8",
+    "model.ffn_chunk=8192 mesh.fsdp=1 mesh.context=8 mesh.shard_weights_over=fsdp_context train.grad_accum_steps=8",
 )
 HOST_SPACE = "S(5)"  # in the layout of arrays in the host's memory
 
