@@ -10,6 +10,10 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
     FAST += " --xla_cpu_use_fusion_emitters=false"
 
 
+# XLA ends a process whose simulated devices wait 40 s for each other, as they may on two cores beside other work.
+PATIENT = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+
+
 def flags(num_devices: int = 1) -> str:
     """XLA_FLAGS for fast compilation and so many simulated devices."""
-    return f"{FAST} --xla_force_host_platform_device_count={num_devices}"
+    return f"{FAST} {PATIENT} --xla_force_host_platform_device_count={num_devices}"
