@@ -4,7 +4,7 @@
 
 Options of one `jit` need no environment variable, change no other program, and raise if the compiler does not know
 one; an unknown flag in XLA_FLAGS aborts the process. `benchmarks/compiled/async_collectives.py` counts what each set
-gives in a small model's step (docs/benchmarks.md). No set has been timed on the hardware.
+gives in a small model's step (docs/scaling.md). No set has been timed on the hardware.
 
 Sources: MaxText, benchmarks/xla_flags_library.py (CF_FOR_ALL_GATHER); AXLearn, axlearn/common/compiler_options.py;
 NVIDIA JAX-Toolbox, rosetta/docs/GPU_performance.md (pipelined collectives).

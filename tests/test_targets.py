@@ -10,7 +10,7 @@ from tests.compilers import require_compiler, run_program
 # Of each mesh: its shape; whether it has each device once; the most slices, nodes, and chips of the bounding box (on a
 # TPU) among the groups of devices that share a row's tokens, which are those along context and tensor.
 PROGRAM = """
-import json, math, sys
+import dataclasses, json, math, sys
 from anchorjax import targets
 targets.prepare()
 import numpy as np
@@ -51,7 +51,7 @@ for name in names:
             made[key] = facts(config, here)
         found[name][recipe] = made[key]
 print(json.dumps(found))
-""".replace("import json", "import dataclasses, json")
+"""
 
 
 def names(target: str) -> list[str]:

@@ -1,192 +1,129 @@
-"""Collectives of a recipe's compiled training step, beside a formula from its configuration.
+"""Collectives of a recipe's compiled training step, by place and kind, beside a formula from its configuration.
 
-    python -m benchmarks.compiled.collectives --target=v5p:4x4x4 [--config=llama3_8b_128k_anchor] [--layers=2]
-        [--set=mesh.fsdp=8 --set=mesh.context=8] [--json]
+    python -m benchmarks.compiled.collectives [--recipe=llama3_8b_128k_anchor] [--hardware=v5p:4x4x4] [--layers=2]
+        [--step="mesh.context_strategy=ulysses mesh.shard_weights_over=fsdp_context"] [--json]
 
-Compiled, not measured: no accelerator is needed, and bytes say nothing about time. A row is what one execution of a
-collective delivers to a device, how many of them the program has there, and how often the place runs. `received` is
-what a device receives from the others in a whole step, by the usual algorithms: an all-reduce is a reduce-scatter and
-an all-gather. Attention's collectives have no formula, and those below 1 MB are left out.
-
-Counts are of the program's text. They are too high where a compiler prints a collective more than once: libtpu does so
-with asynchronous all-gathers, and XLA for GPUs unrolls the loops over layers and chunks.
+Compiled, not measured: no accelerator is needed, and bytes say nothing about time. `received` is what a device receives
+from the others in a whole step, by the usual algorithms: an all-reduce is a reduce-scatter and an all-gather.
+program.py finds how often each collective runs. Those whose result is below 1 MB are left out. The formula has nothing
+for a ring, whose bytes depend on the documents (context_parallel.py), nor for chunks of `ulysses`.
 """
 
 import argparse
-import ast
-import dataclasses
 import json
 import math
 import re
 from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
 from jax.sharding import Mesh
 
 from anchorjax import sharding, targets
 from anchorjax.config import Config
-from benchmarks.compiled import recipe_step
+from benchmarks.compiled import program, recipe_step
+from benchmarks.compiled.program import Collective
 
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
-RECEIVED = {  # in results of the collective on one device, among n devices
-    "all-gather": lambda n: (n - 1) / n,
-    "all-to-all": lambda n: (n - 1) / n,
-    "reduce-scatter": lambda n: n - 1,
-    "all-reduce": lambda n: 2 * (n - 1) / n,
-    "collective-permute": lambda n: 1,
-}
-KINDS = "|".join(RECEIVED)
 SMALL = 1e6
-PLACES = {  # by the path of JAX's operations; the rest runs once a step
+_ATTENTION = r"while/body.*/shard_map/.*(all_gather|all_to_all|ppermute)"
+PLACES = {  # by the path of JAX's operations, the first that fits; the rest runs once a micro-batch or step
+    "backward attention": r"transpose\(jvp\(\)\)/" + _ATTENTION,
     "backward layer": r"transpose\(jvp\(\)\)/while/body",
     "loss chunk": r"jvp\(\)/shard_map/while/body",
+    "forward attention": r"jvp\(\)/" + _ATTENTION,
     "forward layer": r"jvp\(\)/while/body",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Collective:
-    """One operation of the compiled program."""
-
-    place: str
-    kind: str
-    dtype: str
-    result_bytes: int
-    devices: int
-
-    @property
-    def received(self) -> float:
-        return RECEIVED[self.kind](self.devices) * self.result_bytes
+DTYPES = {"bfloat16": "bf16", "float32": "f32"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--target", default="v5p:4x4x4", help='hardware, as "v5p:4x4x4" or "h100:64"')
-    parser.add_argument("--config", default="llama3_8b_128k_anchor")
+    parser.add_argument("--recipe", default="llama3_8b_128k_anchor")
+    parser.add_argument("--hardware", default="v5p:4x4x4", help='a TPU slice, or GPUs as "h100:64"')
     parser.add_argument("--layers", type=int, default=0, help="0: the recipe's")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="changes a key of the recipe")
+    parser.add_argument("--step", default="", help="keys that differ, as in 'mesh.fsdp=8 mesh.context=8'")
     parser.add_argument("--json", action="store_true", help="end with one JSON line")
     arguments = parser.parse_args()
     targets.prepare()
-    changes = dict(each.split("=", 1) for each in arguments.set)
-    changes = {name: _value(text) for name, text in changes.items()}
+    changes = recipe_step.changes_of(arguments.step)
     if arguments.layers:
         changes["model.num_layers"] = arguments.layers
-    config, mesh = recipe_step.prepare(arguments.config, arguments.target, changes)
+    config, mesh = recipe_step.prepare(arguments.recipe, arguments.hardware, changes)
     compiled = recipe_step.compile_step(config, mesh)
-    found, wanted = counted(compiled.as_text(), runs(config, mesh)), formula(config, mesh)
+    rows, wanted = table(program.collectives(compiled.as_text())), formula(config, mesh)
     peak = compiled.memory_analysis().peak_memory_in_bytes
-    print(f"{arguments.config} on {arguments.target}, {dict(mesh.shape)}: peak {peak / 1e9:.1f} GB")
-    for row in found:
-        print("{place:>14} {kind:>18} {dtype:>5} {devices:>3} devices {mb:>9.1f} MB {times:>3} x {runs}".format(**row))
+    print(f"{arguments.recipe} on {arguments.hardware}, {dict(mesh.shape)}: peak {peak / 1e9:.1f} GB")
+    for row in rows:
+        print(
+            "{place:>18} {kind:>18} {dtype:>5}, {devices:>3} devices, {mb:>7.1f} MB, {times:>4} times: "
+            "{gb:>6.3f} GB received".format(**row, mb=row["result_bytes"] / 1e6, gb=row["received"] / 1e9)
+        )
     for place, kinds in wanted.items():
         for kind, expected in kinds.items():
-            got = sum(row["received"] for row in found if (row["place"], row["kind"]) == (place, kind))
-            print(f"{place:>14} {kind:>18}: received {got / 1e9:6.2f} GB a step, formula {expected / 1e9:6.2f}")
-    print(f"received in all: {sum(row['received'] for row in found) / 1e9:.1f} GB a step and device")
+            got = sum(row["received"] for row in rows if (row["place"], row["kind"]) == (place, kind))
+            print(f"{place:>18} {kind:>18}: {got / 1e9:6.3f} GB received, by formula {expected / 1e9:6.3f}")
+    total = sum(row["received"] for row in rows)
+    print(f"{total / 1e9:.1f} GB received in all, by formula {sum(sum(x.values()) for x in wanted.values()) / 1e9:.1f}")
     if arguments.json:
-        print(json.dumps({"peak": peak, "counted": found, "formula": wanted}))
+        print(json.dumps({"peak": peak, "counted": rows, "formula": wanted}))
 
 
-def _value(text: str):
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+def table(found: Sequence[Collective]) -> list[dict[str, Any]]:
+    """Rows of equal collectives of at least 1 MB, with the times that a step runs them and the bytes received."""
+    times, received = Counter(), Counter()
+    for one, place in zip(found, places(found), strict=True):
+        row = place, one.kind, one.dtype, one.result_bytes, one.devices
+        times[row] += one.times
+        received[row] += one.received
+    names = "place", "kind", "dtype", "result_bytes", "devices"
+    rows = [dict(zip(names, row, strict=True)) | {"times": times[row], "received": received[row]} for row in times]
+    rows = [row for row in rows if row["result_bytes"] >= SMALL and row["devices"] > 1]
+    return sorted(rows, key=lambda row: (row["place"], -row["received"]))
 
 
-def runs(config: Config, mesh: Mesh) -> dict[str, int]:
-    """How often a step runs each place."""
-    parts, layers = config.train.grad_accum_steps, config.model.num_layers
-    chunks = -(-tokens(config, mesh) // config.train.loss_chunk)
-    return {"forward layer": layers * parts, "backward layer": layers * parts, "loss chunk": chunks * parts, "once": 1}
+def places(found: Sequence[Collective]) -> list[str]:
+    """The place of each collective: by its path, or without one where an equal collective of a loop is.
+
+    XLA for GPUs takes an iteration out of each loop, and what it joins of several operations has no path there.
+    """
+    in_loops = {one.equal: place_of(one.path) for one in found if not one.is_in_main}
+    return [place_of(one.path) if one.path else in_loops.get(one.equal, "once") for one in found]
 
 
-def tokens(config: Config, mesh: Mesh) -> int:
-    """Of a device and micro-batch."""
-    shards = math.prod(mesh.shape[axis] for axis in sharding.TOKENS) * config.train.grad_accum_steps
-    return config.data.batch_size * config.data.seq_len // shards
-
-
-def counted(hlo: str, runs: dict[str, int]) -> list[dict]:
-    """Rows of equal collectives of at least 1 MB, and one for each place of all that are smaller."""
-    rows = Counter(collectives(hlo))
-    found = []
-    for one, times in sorted(rows.items(), key=lambda item: (item[0].place, -item[0].result_bytes)):
-        total = one.received * times * runs[one.place]
-        row = dataclasses.asdict(one) | {"mb": one.result_bytes / 1e6, "times": times, "runs": runs[one.place]}
-        if one.result_bytes >= SMALL:
-            found.append(row | {"received": total})
-    return found
-
-
-def collectives(hlo: str) -> list[Collective]:
-    """All collectives of an optimized program. A fusion that libtpu names all-reduce-scatter is a reduce-scatter."""
-    found, computation = [], ""
-    for line in hlo.splitlines():
-        if line.startswith(("%", "ENTRY")) and line.rstrip().endswith("{"):
-            computation = line.split()[0]
-        match = re.search(rf"= (.*?) ({KINDS})(-start)?\(", line)
-        if not match or (not match[3] and f" {match[2]}-start(" in hlo):  # what a start wraps is printed again
-            continue
-        shapes, kind = re.findall(r"(\w+)\[([\d,]*)\]", match[1]), match[2]
-        if match[3] and kind != "all-reduce":
-            shapes = shapes[len(shapes) // 2 :]  # behind the operands
-        devices, place = group_size(line), place_of(line)
-        scatters = computation.startswith("%all-reduce-scatter") and kind == "all-reduce"
-        for dtype, sides in shapes:
-            if dtype in BYTES:
-                size = BYTES[dtype] * math.prod(int(side) for side in sides.split(",") if side)
-                if scatters:
-                    found.append(Collective(place, "reduce-scatter", dtype, size // devices, devices))
-                else:
-                    found.append(Collective(place, kind, dtype, size, devices))
-    return found
-
-
-def group_size(line: str) -> int:
-    """Devices that one collective joins, from any of the ways in which XLA prints groups."""
-    if match := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
-        return len(match[1].split(","))
-    if match := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
-        return int(match[1])
-    if match := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
-        return math.prod(int(sizes[name]) for name in re.findall(r"'(\w+)'", match[2]))
-    return 1
-
-
-def place_of(line: str) -> str:
-    path = re.search(r'op_name="([^"]*)"', line)
-    return next((place for place, pattern in PLACES.items() if path and re.search(pattern, path[1])), "once")
+def place_of(path: str) -> str:
+    return next((place for place, pattern in PLACES.items() if re.search(pattern, path)), "once")
 
 
 def formula(config: Config, mesh: Mesh) -> dict[str, dict[str, float]]:
-    """Bytes that a device receives in a step for weights, embedding and loss, by place and collective.
+    """Bytes that a device receives in a step, by place and collective, without biases, norms and log-sum-exps.
 
-    Letters: F, C, X devices along fsdp, context and tensor; W weights of a layer; t tokens of a device.
+    Letters: F, C, X, R devices along fsdp, context, tensor and data; W weights of a layer, t tokens of a micro-batch,
+    both of one device.
     """
     model, (F, C, X, R) = config.model, (mesh.shape[name] for name in ("fsdp", "context", "tensor", "data"))
-    D, V, L, parts = model.d_model, model.vocab_size, model.num_layers, config.train.grad_accum_steps
+    D, V, parts = model.d_model, model.vocab_size, config.train.grad_accum_steps
     heads = model.head_dim * (2 * model.num_heads + 2 * model.num_kv_heads)
     W, t = D * (heads + 3 * model.d_ff) / X, tokens(config, mesh)
-    wide = BYTES[{"bfloat16": "bf16", "float32": "f32"}[model.compute_dtype]]
+    wide = program.BYTES[DTYPES[model.compute_dtype]]
     exchanged = config.mesh.gradient_dtype if config.mesh.gradient_dtype != "auto" else model.compute_dtype
-    sums = BYTES[{"bfloat16": "bf16", "float32": "f32"}[exchanged]]
+    sums = program.BYTES[DTYPES[exchanged]]
     also = C if config.mesh.shard_weights_over == "fsdp_context" else 1
-    others = R * C // also
-    layers = L * parts
+    others, layers = R * C // also, model.num_layers * parts
     gathered = wide * W * (1 - 1 / (F * also)) * layers
     padded = -(-V // (F * X)) * F * X
     to_words = padded / (F * X) * (1 - 1 / (F * X))
     # The loss takes the output matrix whole along `context`, and its fp32 gradient goes back by parts.
     along_context = parts * padded * D / (F * X) * (1 - 1 / also)
+    forward, backward = attention(config, mesh)
     return {
+        "forward attention": forward,
         "forward layer": {"all-gather": gathered},
         "backward layer": {
             "all-gather": gathered,
             "reduce-scatter": sums * W * (1 - 1 / (F * also)) * layers,
             "all-reduce": 2 * sums * W / (F * also) * (1 - 1 / others) * layers,
         },
+        "backward attention": backward,
         "loss chunk": {
             "all-gather": wide * t * D * (F - 1) * parts,
             "reduce-scatter": 4 * t * D * (F - 1) * parts,
@@ -200,6 +137,30 @@ def formula(config: Config, mesh: Mesh) -> dict[str, dict[str, float]]:
             "reduce-scatter": 4 * along_context,
         },
     }
+
+
+def attention(config: Config, mesh: Mesh) -> tuple[dict[str, float], dict[str, float]]:
+    """What attention exchanges in a step's forward and backward passes; nothing is said of a ring, nor of chunks.
+
+    The backward pass exchanges the same once more, since layers are recomputed, and gradients of as many bytes.
+    """
+    model, C, X = config.model, mesh.shape["context"], mesh.shape["tensor"]
+    N, K = model.num_heads // X, model.num_kv_heads // X
+    size = 2 * model.head_dim * program.BYTES[DTYPES[model.compute_dtype]] * tokens(config, mesh)
+    size *= model.num_layers * config.train.grad_accum_steps * (C - 1)
+    if config.mesh.context_strategy == "all_gather":
+        keys = K * size
+        return {"all-gather": keys}, {"all-gather": keys, "all-to-all": keys}
+    if config.mesh.context_strategy == "ulysses" and config.mesh.ulysses_head_chunks == 1:
+        heads = (N + math.lcm(K, C)) * size / C
+        return {"all-to-all": heads}, {"all-to-all": 2 * heads}
+    return {}, {}
+
+
+def tokens(config: Config, mesh: Mesh) -> int:
+    """The tokens of one device and micro-batch."""
+    shards = math.prod(mesh.shape[axis] for axis in sharding.TOKENS) * config.train.grad_accum_steps
+    return config.data.batch_size * config.data.seq_len // shards
 
 
 if __name__ == "__main__":

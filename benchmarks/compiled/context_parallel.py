@@ -32,19 +32,11 @@ from anchorjax.config import AttentionConfig, MeshConfig
 from anchorjax.data.rows.balance import Layout
 from anchorjax.masks import Mask
 from benchmarks.compiled import tpu_modelled
+from benchmarks.compiled.program import BYTES, RECEIVED
 
 TARGET, TOPOLOGY, CONTEXT = "v5p", "v5p:2x2x2", 8
 N, K, H = 32, 8, 128
 MIB = 2**20
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
-# What a device receives, in sizes of the collective's result on that device, among C devices.
-RECEIVED = {
-    "all-gather": lambda C: (C - 1) / C,
-    "all-to-all": lambda C: (C - 1) / C,
-    "reduce-scatter": lambda C: C - 1,
-    "all-reduce": lambda C: 2 * (C - 1) / C,  # a reduce-scatter and an all-gather
-    "collective-permute": lambda C: 1,
-}
 LAYOUTS = ("contiguous", "zigzag", "documents")
 BATCHES = (1, 8)
 PIECES = (1, 4, 8, 16)  # of a shard, to compare

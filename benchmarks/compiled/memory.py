@@ -4,7 +4,7 @@
         [--step="model.remat=offload model.ffn_chunk=8192"] ...
 
 Compiled, not measured. Each `--step` is one row: keys that differ from the recipe; without any, the rows of
-docs/benchmarks.md. With `--layers` the step is compiled with so few layers, which takes seconds and not minutes, and
+docs/scaling.md. With `--layers` the step is compiled with so few layers, which takes seconds and not minutes, and
 the line through both gives the recipe's own depth ("extrapolated"). GB are 10^9 bytes of one device:
 
     device      all that the program allocates in its memory: arguments and temporaries
@@ -21,7 +21,6 @@ import re
 from typing import Any
 
 from anchorjax import targets
-from anchorjax.config import KEYS
 from benchmarks.compiled import recipe_step
 
 STEPS = (
@@ -49,17 +48,14 @@ def main() -> None:
     targets.prepare()
     rows = []
     for step in arguments.step or STEPS:
-        row = {"step": step, **figures(arguments.recipe, arguments.hardware, changes_of(step), arguments.layers)}
+        row = {
+            "step": step,
+            **figures(arguments.recipe, arguments.hardware, recipe_step.changes_of(step), arguments.layers),
+        }
         print(show(row), flush=True)
         rows.append(row)
     if arguments.json:
         print(json.dumps(rows))
-
-
-def changes_of(step: str) -> dict[str, Any]:
-    """Keys with their values, from "section.key=value section.key=value"."""
-    pairs = (change.split("=", 1) for change in step.split())
-    return {name: json.loads(value) if KEYS[name].type is not str else value for name, value in pairs}
 
 
 def figures(recipe: str, hardware: str, changes: dict[str, Any], layers: str = "") -> dict[str, Any]:

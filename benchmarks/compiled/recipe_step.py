@@ -8,6 +8,7 @@ It is the step that training runs, with its donated state; nothing is computed.
 """
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from anchorjax import compiler_flags, sharding, targets
 from anchorjax.attention import MODULES
-from anchorjax.config import Config, resolve
+from anchorjax.config import KEYS, Config, resolve
 from anchorjax.config.recipes import load
 from anchorjax.masks import anchors_of
 from anchorjax.training.optimizer import make_optimizer, make_schedule
@@ -49,6 +50,12 @@ def prepare(recipe: str, hardware: str, changes: Mapping[str, Any] | None = None
     resolved = resolve(config.to_dict()).completed()
     shape = resolved.check_devices(len(found))
     return resolved, sharding.make_mesh(shape, found[: math.prod(shape.values())])
+
+
+def changes_of(step: str) -> dict[str, Any]:
+    """Keys with their values, from "section.key=value section.key=value"."""
+    pairs = (change.split("=", 1) for change in step.split())
+    return {name: json.loads(value) if KEYS[name].type is not str else value for name, value in pairs}
 
 
 def lower_step(config: Config, mesh: Mesh) -> jax.stages.Lowered:

@@ -9,10 +9,10 @@ import json, sys
 from anchorjax import targets
 
 targets.prepare()
-from benchmarks.compiled import memory
+from benchmarks.compiled import memory, recipe_step
 
 step = "data.seq_len=8192 model.d_ff=1024 model.vocab_size=1024 model.remat=offload model.ffn_chunk=1024"
-print(json.dumps(memory.figures("llama3_8b_128k_anchor", "h100:8", memory.changes_of(step), "1,2")))
+print(json.dumps(memory.figures("llama3_8b_128k_anchor", "h100:8", recipe_step.changes_of(step), "1,2")))
 """
 
 

@@ -1,0 +1,121 @@
+"""benchmarks/compiled/collectives.py: how often a program runs its collectives, and its bytes against the formula."""
+
+import pytest
+
+from benchmarks.compiled import collectives, program
+from tests.compilers import require_compiler, run_program
+
+# A loop of three layers as libtpu writes it: an asynchronous all-gather in three parts, a reduce-scatter as a fusion
+# without a path, and a condition with the number of iterations.
+TPU = """
+%fused_computation.1 (p: bf16[8]) -> bf16[64] {
+  ROOT %all-gather.1 = bf16[512,1024]{1,0} all-gather(%p), MESH_GROUPS
+}
+
+%async_collective_fusion.2 (p: bf16[8]) -> bf16[64] {
+  ROOT %all-gather.2 = bf16[512,1024]{1,0} all-gather(%p), MESH_GROUPS
+}
+
+%fused_computation.3 (p: bf16[8]) -> bf16[64] {
+  ROOT %all-gather.3 = bf16[512,1024]{1,0} all-gather(%p), MESH_GROUPS
+}
+
+%all-reduce-scatter.4 (p: f32[1024,1024]) -> f32[256,1024] {
+  %all-reduce.4 = f32[1024,1024]{1,0} all-reduce(%p), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+}
+
+%body.5 (p: (s32[])) -> (s32[]) {
+  %async-collective-start.1 = bf16[512,1024]{1,0} fusion(%p), calls=%fused_computation.1
+  %fusion.2 = bf16[512,1024]{1,0} fusion(%p), calls=%async_collective_fusion.2, metadata={op_name="jvp()/while/body/x"}
+  %async-collective-done.1 = bf16[512,1024]{1,0} fusion(%p), calls=%fused_computation.3
+  %fusion.4 = f32[256,1024]{1,0} fusion(%p), calls=%all-reduce-scatter.4
+}
+
+%condition.6 (p: (s32[])) -> pred[] {
+  %constant.6 = s32[]{:T(128)} constant(3)
+  ROOT %lt.6 = pred[]{:T(512)} compare(%p, %constant.6), direction=LT
+}
+
+ENTRY %main.7 (p: bf16[8]) -> bf16[8] {
+  %while.7 = (s32[]) while(%p), condition=%condition.6, body=%body.5
+  ROOT %all-reduce.7 = f32[512,1024]{1,0} all-reduce(%p), replica_groups=[4,2]<=[8], to_apply=%add
+}
+""".replace(
+    "MESH_GROUPS", "replica_groups=mesh['a'=2,'b'=4] {'b'}, metadata={op_name=\"jit(train)/jvp()/while/body/reshard\"}"
+)
+
+# The same loop as XLA for GPUs writes it: one iteration before it, and gradients that were joined have no path.
+GPU = """
+%body.5 (p: (s32[])) -> (s32[]) {
+  %all-gather-start.1 = (bf16[128,1024]{1,0}, bf16[512,1024]{1,0}) all-gather-start(%p), GROUPS
+  %all-gather-done.1 = bf16[512,1024]{1,0} all-gather-done(%all-gather-start.1)
+  %all-reduce-start.2 = bf16[1048576]{0} all-reduce-start(%p), replica_groups=[4,2]<=[8], to_apply=%add
+  %collective-permute-start.3 = (bf16[512,1024], bf16[512,1024], u32[], u32[]) collective-permute-start(%p), PAIRS
+}
+
+ENTRY %main.7 (p: bf16[8]) -> bf16[8] {
+  %all-gather-start.4 = (bf16[128,1024]{1,0}, bf16[512,1024]{1,0}) all-gather-start(%p), GROUPS
+  %all-reduce-start.5 = bf16[1048576]{0} all-reduce-start(%p), replica_groups=[4,2]<=[8], to_apply=%add
+  %while.7 = (s32[]) while(%p), condition=%condition.6, body=%body.5, backend_config={"known_trip_count":{"n":"2"}}
+}
+""".replace("PAIRS", "source_target_pairs={{0,1},{1,0}}").replace(
+    "GROUPS", 'replica_groups=[2,4]<=[8], metadata={op_name="jit(train)/transpose(jvp())/while/body/reshard"}'
+)
+
+
+def rows(hlo: str) -> list[tuple]:
+    names = "place", "kind", "dtype", "devices", "times", "received"
+    return [tuple(row[name] for name in names) for row in collectives.table(program.collectives(hlo))]
+
+
+def test_parts_of_an_asynchronous_collective_count_once_and_a_loop_as_often_as_its_condition_says():
+    MB = 2**20
+    assert rows(TPU) == [
+        ("forward layer", "reduce-scatter", "f32", 4, 3, 3 * 3 * MB),
+        ("forward layer", "all-gather", "bf16", 4, 3, 3 * 3 / 4 * MB),
+        ("once", "all-reduce", "f32", 2, 1, 2 * MB),
+    ]
+
+
+def test_an_iteration_outside_of_its_loop_counts_once_and_in_the_loop_s_place():
+    MB = 2**20
+    assert rows(GPU) == [
+        ("backward layer", "all-reduce", "bf16", 2, 3, 3 * 2 * MB),
+        ("backward layer", "all-gather", "bf16", 4, 3, 3 * 3 / 4 * MB),
+        ("backward layer", "collective-permute", "bf16", 2, 2, 2 * MB),
+    ]
+
+
+def test_a_collective_of_attention_has_a_place_of_its_own():
+    path = "jit(train)/transpose(jvp())/while/body/closed_call/checkpoint/shard_map/"
+    assert collectives.place_of(path + "all_to_all") == "backward attention"
+    assert collectives.place_of(path + "reduce_scatter") == "backward layer"
+    assert collectives.place_of("jit(train)/jvp()/while/body/shard_map/while/body/ppermute") == "forward attention"
+    assert collectives.place_of("jit(train)/jvp()/shard_map/while/body/closed_call/all_gather") == "loss chunk"
+    assert collectives.place_of("jit(train)/jvp()/shard_map/all_to_all") == "once"
+
+
+PROGRAM = """
+import json, sys
+from anchorjax import targets
+targets.prepare()
+from benchmarks.compiled import collectives, program, recipe_step
+changes = recipe_step.changes_of(
+    "model.num_layers=3 model.d_model=2048 model.d_ff=4096 model.num_heads=16 model.num_kv_heads=8 model.head_dim=128 "
+    "model.vocab_size=8192 data.seq_len=8192 mesh.fsdp=4 mesh.context=2 mesh.context_strategy=" + sys.argv[1]
+)
+config, mesh = recipe_step.prepare("llama3_8b_128k_anchor", "h100:8", changes)
+rows = collectives.table(program.collectives(recipe_step.compile_step(config, mesh).as_text()))
+print(json.dumps([rows, collectives.formula(config, mesh)]))
+"""
+
+
+@pytest.mark.parametrize("strategy", ["all_gather", "ulysses"])
+def test_h100_exchanges_what_the_formula_says(strategy):
+    require_compiler("h100")
+    found, formula = run_program(PROGRAM, strategy)
+    for place, kinds in formula.items():
+        for kind, wanted in kinds.items():
+            got = sum(row["received"] for row in found if (row["place"], row["kind"]) == (place, kind))
+            assert got == pytest.approx(wanted, rel=0.001), (place, kind, found)
+    assert {(row["place"], row["kind"]) for row in found} <= {(x, kind) for x in formula for kind in formula[x]}
