@@ -7,7 +7,7 @@
 
 Tokens: 8 rows of 131,072 a step, 1.05M; 2000 steps, 2.1B in all.
 Hardware: the recipe has not run. It takes 8 devices, or any multiple: fsdp 8, and the others along context. Start the
-command on each host (docs/runs.md). Several TPU slices: --config.mesh.slices=2. Peak memory of a device, compiled in
+command on each host (docs/running.md). Several TPU slices: --config.mesh.slices=2. Peak memory of a device, compiled in
 November 2026:
 64 TPU v5p 32.3 GB, 64 H100 34.5 GB (fsdp 8, context 8).
 8 H100 64.9 GB (fsdp 8) with --config.model.remat=full --config.model.ffn_chunk=8192.
