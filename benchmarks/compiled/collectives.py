@@ -82,12 +82,17 @@ def table(found: Sequence[Collective]) -> list[dict[str, Any]]:
 
 
 def places(found: Sequence[Collective]) -> list[str]:
-    """The place of each collective: by its path, or without one where an equal collective of a loop is.
+    """The place of each collective: by its path, or without one of its own where an equal collective of a loop is.
 
-    XLA for GPUs takes an iteration out of each loop, and what it joins of several operations has no path there.
+    XLA for GPUs takes iterations out of a loop, and joins their collectives there: the path is then "" or "a/(b:c)".
     """
     in_loops = {one.equal: place_of(one.path) for one in found if not one.is_in_main}
-    return [place_of(one.path) if one.path else in_loops.get(one.equal, "once") for one in found]
+
+    def place(one: Collective) -> str:
+        is_joined = not one.path or ":" in one.path
+        return in_loops.get(one.equal, "once") if one.is_in_main and is_joined else place_of(one.path)
+
+    return [place(one) for one in found]
 
 
 def place_of(path: str) -> str:

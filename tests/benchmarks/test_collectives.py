@@ -45,7 +45,8 @@ ENTRY %main.7 (p: bf16[8]) -> bf16[8] {
 )
 
 # The same loop as XLA for GPUs writes it: one iteration before it, and gradients that were joined have no path.
-GPU = """
+GPU = (
+    """
 %body.5 (p: (s32[])) -> (s32[]) {
   %all-gather-start.1 = (bf16[128,1024]{1,0}, bf16[512,1024]{1,0}) all-gather-start(%p), GROUPS
   %all-gather-done.1 = bf16[512,1024]{1,0} all-gather-done(%all-gather-start.1)
@@ -55,11 +56,12 @@ GPU = """
 
 ENTRY %main.7 (p: bf16[8]) -> bf16[8] {
   %all-gather-start.4 = (bf16[128,1024]{1,0}, bf16[512,1024]{1,0}) all-gather-start(%p), GROUPS
-  %all-reduce-start.5 = bf16[1048576]{0} all-reduce-start(%p), replica_groups=[4,2]<=[8], to_apply=%add
+  %all-reduce-start.5 = bf16[1048576]{0} all-reduce-start(%p), replica_groups=[4,2]<=[8], to_apply=%add, JOINED
   %while.7 = (s32[]) while(%p), condition=%condition.6, body=%body.5, backend_config={"known_trip_count":{"n":"2"}}
 }
-""".replace("PAIRS", "source_target_pairs={{0,1},{1,0}}").replace(
-    "GROUPS", 'replica_groups=[2,4]<=[8], metadata={op_name="jit(train)/transpose(jvp())/while/body/reshard"}'
+""".replace("PAIRS", "source_target_pairs={{0,1},{1,0}}")
+    .replace("JOINED", 'metadata={op_name="jit(train)/(psum:psum)"}')
+    .replace("GROUPS", 'replica_groups=[2,4]<=[8], metadata={op_name="jit(train)/transpose(jvp())/while/body/reshard"}')
 )
 
 
@@ -101,7 +103,7 @@ from anchorjax import targets
 targets.prepare()
 from benchmarks.compiled import collectives, program, recipe_step
 changes = recipe_step.changes_of(
-    "model.num_layers=3 model.d_model=2048 model.d_ff=4096 model.num_heads=16 model.num_kv_heads=8 model.head_dim=128 "
+    "model.num_layers=3 model.d_model=2048 model.d_ff=6144 model.num_heads=16 model.num_kv_heads=8 model.head_dim=128 "
     "model.vocab_size=8192 data.seq_len=8192 mesh.fsdp=4 mesh.context=2 mesh.context_strategy=" + sys.argv[1]
 )
 config, mesh = recipe_step.prepare("llama3_8b_128k_anchor", "h100:8", changes)
