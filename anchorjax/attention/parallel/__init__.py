@@ -6,9 +6,9 @@
 | ring       | keys and values, to devices that need them | its queries, needed keys  | 2 S K H e / C * sends / PIECES |
 | ulysses    | parts of queries, keys, values, outputs    | all tokens, its heads     | 2 S (N + K') H e (C - 1) / C^2 |
 
-C devices along `context`; K' = lcm(K, C); e bytes of a number; `sends` is at most (C - 1) PIECES and depends on the
-documents. The backward pass sends as many bytes of gradients. It sends the forward pass's bytes again where a layer is
-recomputed, and always in a ring.
+C devices along `context`; e bytes of a number; K' = lcm(K, C), and more with chunks of heads; `sends` is at most
+(C - 1) PIECES and depends on the documents. The backward pass sends as many bytes of gradients. It sends the forward
+pass's bytes again where a layer is recomputed, and always in a ring.
 
 Every strategy takes and returns arrays whose rows are split over `data` and `fsdp`, tokens over `context` and heads
 over `tensor`. `mesh.context_strategy` selects one. A strategy is a file here with four functions:

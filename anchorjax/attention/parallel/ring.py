@@ -1,10 +1,11 @@
-"""Ring: keys and values travel between devices, only those that another device needs, and partial results are merged.
+"""Ring: the keys and values that another device needs travel to it, and each device merges partial results.
 
 A device attends to its own keys first. Then all devices take the same steps. In each step a device receives up to a
-shard of keys and values from the others, attends to them, and merges the result into its own by the log-sum-exp, in
-fp32. The plan decides what is sent, and in how many steps, from documents and indices alone (`schedule`): shards are
-cut into pieces, and a piece goes straight to each device with a query that may see it. No piece travels for the
-anchors: all devices get their keys and values once, and the gradients' sum is added where the anchors lie.
+shard of keys and values from the others, attends to them, and merges the result, which has the queries' dtype, into
+its own by the log-sum-exp, in fp32. The plan decides what is sent, and in how many steps, from documents and indices
+alone (`schedule`): shards are cut into pieces, and a piece goes straight to each device with a query that may see it.
+No piece travels for the anchors: all devices get their keys and values once, and the gradients' sum is added where the
+anchors lie.
 
 The backward pass takes the same steps again, with the output and the log-sum-exp of the whole row. The gradients of
 received pieces go back in the dtype of the keys, and their owner adds them up in fp32.
@@ -42,7 +43,7 @@ PIECES = 8
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Sends:
-    """What all devices send at once, in this order: the same on each device.
+    """The order of the sends, the same on all devices: a collective runs on all of them or waits for ever.
 
     Attributes:
       offsets_E: int32; device c sends to device c + 1 + offset.
@@ -91,7 +92,13 @@ def apply(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, plan: Sharded
 
 
 def schedule(config: AttentionConfig, mask: Mask, pieces: int = PIECES) -> tuple[Local, Sends]:
-    """What one device plans, inside shard_map; `pieces` is of a shard."""
+    """One device's plan, and the sends of all devices; call it inside shard_map.
+
+    Args:
+      config: its tiles are those of the steps' plans.
+      mask: of the device's own tokens.
+      pieces: of a shard, at most; fewer if they do not divide it.
+    """
     C, here = jax.lax.axis_size("context"), jax.lax.axis_index("context")
     (B, U), rows_B = mask.kv_index_BS.shape, jnp.arange(mask.kv_index_BS.shape[0])
     P = math.gcd(U, pieces)
@@ -107,20 +114,10 @@ def schedule(config: AttentionConfig, mask: Mask, pieces: int = PIECES) -> tuple
         lambda keys: jnp.any(classify_tiles(_with_keys(without_anchors, *keys), config.q_tile, U // P)[0], 1),
         (segments_CBU, index_CBU),
     )
-    # By how far the owner is: first the piece of the neighbour, then that of the one behind it.
-    distance_o = jnp.arange(1, C, dtype=jnp.int32)
-    needed_oBP = needed_CBP[(here - distance_o) % C]
-    counts_o = jax.lax.pmax(jnp.max(jnp.sum(needed_oBP, -1, dtype=jnp.int32), -1), TOKENS)
-    ends_o = jnp.cumsum(counts_o)
+    sends, wanted_EB = _agree(needed_CBP)
     sends_E = jnp.arange((C - 1) * P, dtype=jnp.int32)
-    offsets_E = jnp.minimum(jnp.searchsorted(ends_o, sends_E, side="right").astype(jnp.int32), C - 2)
-    nth_E = jnp.clip(sends_E - (ends_o - counts_o)[offsets_E], 0, P - 1)
-    # Needed pieces come first. A row that needs fewer than another gets pieces that its mask hides.
-    order_oBP = jnp.argsort(~needed_oBP, axis=-1, stable=True).astype(jnp.int32)
-    wanted_EB = order_oBP[offsets_E, :, nth_E]
-    owner_E1 = ((here - 1 - offsets_E) % C)[:, None]
-    count = jnp.sum(counts_o)
-    comes_EB = needed_CBP[owner_E1, rows_B, wanted_EB] & (sends_E < count)[:, None]
+    owner_E1 = ((here - 1 - sends.offsets_E) % C)[:, None]
+    comes_EB = needed_CBP[owner_E1, rows_B, wanted_EB] & (sends_E < sends.count)[:, None]
 
     def received(x_CBU, fill):
         x_EBp = x_CBU.reshape(C, B, P, -1)[owner_E1, rows_B, wanted_EB]
@@ -139,8 +136,27 @@ def schedule(config: AttentionConfig, mask: Mask, pieces: int = PIECES) -> tuple
     )
     any_live_C = jnp.concatenate([jnp.ones_like(comes_EB[:1, 0]), jnp.any(comes_EB.reshape(C - 1, P * B), -1)])
     wanted_CEB = jax.lax.all_gather(wanted_EB, "context")
-    pieces_EB = wanted_CEB[(here + 1 + offsets_E) % C, sends_E]
-    return Local(mask, steps, any_live_C, pieces_EB), Sends(offsets_E, count)
+    pieces_EB = wanted_CEB[(here + 1 + sends.offsets_E) % C, sends_E]
+    return Local(mask, steps, any_live_C, pieces_EB), sends
+
+
+def _agree(needed_CBP: jax.Array) -> tuple[Sends, jax.Array]:
+    """The sends of all devices, and which piece of each row comes to this device in each send: int32 [E, B].
+
+    At each distance all devices send as many pieces as the neediest row needs; other rows get some that a mask hides.
+
+    Args:
+      needed_CBP: bool; whether a query of this device may see a key of the piece.
+    """
+    C, _, P = needed_CBP.shape
+    # By the distance to the owner, the neighbour first.
+    needed_oBP = needed_CBP[(jax.lax.axis_index("context") - jnp.arange(1, C, dtype=jnp.int32)) % C]
+    counts_o = jax.lax.pmax(jnp.max(jnp.sum(needed_oBP, -1, dtype=jnp.int32), -1), TOKENS)
+    ends_o, sends_E = jnp.cumsum(counts_o), jnp.arange((C - 1) * P, dtype=jnp.int32)
+    offsets_E = jnp.minimum(jnp.searchsorted(ends_o, sends_E, side="right").astype(jnp.int32), C - 2)
+    nth_E = jnp.clip(sends_E - (ends_o - counts_o)[offsets_E], 0, P - 1)
+    needed_first_oBP = jnp.argsort(~needed_oBP, axis=-1, stable=True).astype(jnp.int32)
+    return Sends(offsets_E, jnp.sum(counts_o)), needed_first_oBP[offsets_E, :, nth_E]
 
 
 def _with_keys(mask: Mask, segments_BS: jax.Array, index_BS: jax.Array) -> Mask:
