@@ -1,8 +1,9 @@
-"""Looking tokens up in an embedding that no device holds whole.
+"""The look-up of tokens in an embedding that no device holds whole.
 
-Token ids travel and not the table: each device looks the tokens of all that share it up in its own columns,
-and an all-to-all brings each token's columns to its device. A device with n tokens exchanges n * D values in each pass.
-Gathering the table takes V * D values, and summing its gradient over all devices twice as many, in fp32.
+Token ids travel, and the table does not. The devices that share the table all-gather their token ids; each looks all of
+these up in its own columns, and an all-to-all brings the columns of each token to the token's device. A device with n
+tokens exchanges n * D values in each pass. Gathering the table would take V * D values, and summing its gradient over
+the devices twice as many, in fp32.
 """
 
 import functools

@@ -170,7 +170,7 @@ def _reduced(gradient: jax.Array, pspec: PartitionSpec) -> jax.Array:
 
 
 def _gathered_axes(pspec: PartitionSpec) -> tuple[list[tuple[int, str]], tuple[str, ...]]:
-    """(axis of a weight, axis of the mesh) by which it is cut only where it rests, and those of TOKENS that cut none.
+    """Pairs (axis of the weight, axis of the mesh) of the cuts that a gather undoes, and the rest of TOKENS.
 
     One axis of the mesh at a time: for v5p:4x4x4, libtpu 0.0.42 makes all-reduces of the whole weight from gathers and
     reductions over both of 8 x 8.

@@ -5,11 +5,11 @@ once on a device. The gradient of a sum of weighted losses is known but for a fa
 `weighted_nats` takes it then: logits are neither kept nor computed twice (as in Liger Kernel, arXiv 2410.10989).
 An objective may make the weights from the nats themselves; that too happens chunk by chunk, before the gradient.
 
-The vocabulary is cut over the devices along `fsdp` and `tensor`, so that none of them holds the output matrix or its
-gradient. The output matrix rests cut along D; one all-to-all makes it [V / S, D] on each of the S devices, and another
-one brings its gradient back. In each chunk the devices along `fsdp` all-gather their hidden states, compute the logits
-of their words for all of these tokens, and reduce-scatter the gradient. Sums over other devices are taken once, behind
-the last chunk. Letters: n chunks of c tokens of each of F devices along fsdp.
+The vocabulary is cut over the S devices along `fsdp` and `tensor`, each of which holds a part of the output matrix and
+of its gradient. The output matrix rests cut along D; one all-to-all makes it [V / S, D] on each device, and another one
+brings its gradient back. In each chunk the devices along `fsdp` all-gather their hidden states, compute the logits of
+their words for all of these tokens, and reduce-scatter the gradient. Sums over other devices are taken once, behind the
+last chunk. Letters: n chunks of c tokens of each of F devices along fsdp.
 """
 
 import functools
@@ -35,8 +35,8 @@ def token_nats(
       hidden_BTD: final hidden states, rows and tokens sharded as usual.
       unembedding_DV: output matrix, cut along D as it rests.
       targets_BT: int32 target ids; those without weight may be any id of the vocabulary.
-      chunk: tokens per chunk on each device; it need not divide the row. A device holds chunk * V fp32 logits, of
-        its own words for F times as many tokens.
+      chunk: tokens per chunk on each device; it need not divide the row. A device holds the fp32 logits of its V / S
+        words for F * chunk tokens: chunk * V / tensor numbers.
       soft_cap: of the logits; 0 leaves them.
     """
     return _by_chunks(hidden_BTD, unembedding_DV, targets_BT, None, (), chunk, soft_cap, None, (False, False))[0]
@@ -96,6 +96,7 @@ def _by_chunks(hidden_BTD, unembedding_DV, targets_BT, weights_BT, aux, chunk: i
 def _local(
     hidden_BTD, unembedding_dV, targets_BT, weights_BT, aux, *, also, chunk: int, soft_cap: float, weigh, wanted
 ):
+    """`_by_chunks` of one device's arrays; `also`: axes by which the output matrix is cut, beside VOCABULARY."""
     B, T = targets_BT.shape
     V, dtype = unembedding_dV.shape[1], hidden_BTD.dtype
     unembedding_Vd = unembedding_dV.T  # as an embedding that is tied to it rests: no copy is made of that
@@ -126,7 +127,7 @@ def _local(
             dlogits_cV *= 1.0 - (logits_cV / soft_cap) ** 2
         # In fp32: over the vocabulary it sums to zero, which rounded to bf16 it does not, and what embeddings have in
         # common then moves (0.07 bits per byte worse on the quickstart). Its sum over devices is in fp32 for the same
-        # reason: a device's words alone sum to no zero.
+        # reason: the sum over one device's words alone is not zero.
         dhidden_cD = None
         if wanted[0]:
             dhidden_cD = _summed(matmul("cv,vd->cd", dlogits_cV, unembedding_VD)).astype(dtype)

@@ -1,8 +1,8 @@
-"""A layer that takes each token by itself, some tokens of a device at a time: tiled MLP (ALST, arXiv 2506.13996).
+"""A layer that needs no other tokens, computed for a chunk of tokens at a time: tiled MLP (ALST, arXiv 2506.13996).
 
 A feed-forward layer of width 14,336 keeps six arrays [tokens, F] in its backward pass: 3.8 GB each for 131,072 tokens
-in bfloat16. By chunks it keeps those of one chunk. Each device goes over its own tokens, gathers the weights once for
-all chunks, computes a chunk again in the backward pass, and adds the chunks' weight gradients up in fp32: a bf16 sum
+in bfloat16. In chunks it keeps those of one chunk. Each device goes over its own tokens, gathers the weights once for
+all chunks, computes a chunk again in the backward pass, and adds up the chunks' weight gradients in fp32: a bf16 sum
 of many small parts loses most of them. They are summed over devices once, behind the last chunk.
 
 Letters: types.py; n chunks of c tokens, t tokens of a device.
@@ -26,6 +26,7 @@ Each = Callable[[jax.Array, Any, Spec], jax.Array]
 
 
 def tokens_of_device(x_BTD: jax.Array) -> int:
+    """Rows times tokens that each device of the current mesh holds."""
     mesh = jax.sharding.get_abstract_mesh()
     return math.prod(x_BTD.shape[:2]) // math.prod(mesh.shape[axis] for axis in TOKENS)
 

@@ -40,10 +40,10 @@ layouts = st.builds(
 )
 
 
-def dense_tiles(segment_ids_T, tile: int, window: int | None) -> np.ndarray:
+def dense_tiles(segment_ids_T, tile: int) -> np.ndarray:
     """Live tiles by query tile, from every pair; the anchor is a document that has no tile of its own."""
     segments_BT = jnp.asarray(np.where(np.arange(T) == 0, -1, segment_ids_T))[None]
-    seen_TT = np.asarray(Mask.from_segments(segments_BT, 0, window).materialize()[0])
+    seen_TT = np.asarray(Mask.from_segments(segments_BT, 0).materialize()[0])
     return seen_TT.reshape(T // tile, tile, T // tile, tile).any((1, 3)).sum(1)
 
 
@@ -51,7 +51,7 @@ def dense_tiles(segment_ids_T, tile: int, window: int | None) -> np.ndarray:
 @given(rows(), st.sampled_from([2, 3, 4, 8, 32]))
 def test_live_tiles_are_those_of_the_dense_mask(segment_ids_T, tile):
     found_I = live_tiles(segment_ids_T, tile)
-    wanted_I = dense_tiles(segment_ids_T, tile, None)
+    wanted_I = dense_tiles(segment_ids_T, tile)
     assert found_I[1:].tolist() == wanted_I[1:].tolist()
     assert found_I[0] in (wanted_I[0], 1)  # a first tile of the anchor and padding alone counts as one
 

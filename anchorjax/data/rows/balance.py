@@ -61,7 +61,8 @@ class Layout:
     def order(self, segment_ids_T: np.ndarray) -> np.ndarray:
         """The place in its row of each token, in the order in which the devices hold them: int32 [T].
 
-        The first token, a row's anchor, stays the first. T must be a multiple of `shards`.
+        The first token, a row's anchor, stays the first. T must be a multiple of `shards`, and for `zigzag` of twice as
+        many.
         """
         index_T, T = np.arange(len(segment_ids_T), dtype=np.int32), len(segment_ids_T)
         if self.shards == 1 or self.name == "contiguous":
@@ -119,10 +120,14 @@ def chunks_of_shard(tokens: int, tile: int) -> int:
 
 
 def deal(work_K: np.ndarray, shards: int, documents_K: Sequence[set[int]] | None = None) -> np.ndarray:
-    """Deals things of known work to shards, equal numbers to each: int64 [shards, K / shards], each shard's ascending.
+    """Deals chunks or rows to shards by their work: int64 [shards, K / shards], each shard's numbers ascending.
 
-    The largest goes first, to the shard with the least work among those with room. If the things hold documents, it
-    goes to the shard that has most of them already, among those with room whose work is within SLACK of the least.
+    The largest goes first, to the shard with the least work among those with room. If documents are given, it goes to
+    the shard that has most of its documents already, among those with room whose work is within SLACK of the least.
+
+    Args:
+      work_K: of each chunk or row; K must be a multiple of `shards`.
+      documents_K: of each chunk; None: they play no part.
     """
     room, load, dealt = len(work_K) // shards, [0] * shards, [[] for _ in range(shards)]
     held = [set() for _ in range(shards)]
@@ -179,7 +184,7 @@ def _live_of_whole_documents(pieces_D: Iterable[list[range]], tiles: int, farthe
 
 
 def documents_of_tiles(segment_ids_T: np.ndarray, tile: int) -> list[set[int]]:
-    """The documents in each tile, by any number of theirs."""
+    """The documents in each tile, numbered as they first appear in the row."""
     documents_I: list[set[int]] = [set() for _ in range(-(-len(segment_ids_T) // tile))]
     for document, pieces in enumerate(_pieces_of_documents(segment_ids_T, tile)):
         for i in itertools.chain(*pieces):
@@ -188,7 +193,7 @@ def documents_of_tiles(segment_ids_T: np.ndarray, tile: int) -> list[set[int]]:
 
 
 def _pieces_of_documents(segment_ids_T: np.ndarray, tile: int) -> list[list[range]]:
-    """For each document the tiles that each of its pieces lies in."""
+    """The tiles of each piece of each document, in the order in which the documents first appear."""
     starts = np.flatnonzero(np.diff(segment_ids_T, prepend=segment_ids_T[0] - 1))
     segments = segment_ids_T[starts]
     first, last = starts // tile, (np.append(starts[1:], len(segment_ids_T)) - 1) // tile
