@@ -10,14 +10,15 @@ benchmarks/data/linux_doc_lengths.json), the last one cut. For each layout of a 
                                    (balanced is mesh.context_layout=documents)
     of full                        the same under the causal mask over the whole row
     batch                          the same over all devices of batches of 8 rows, one row a group of devices
-    ring                           share of pairs (queries of one device, keys of one) that have a live tile: the steps
-                                   of a ring that cannot be left out
+    ring                           share of the C^2 pairs (queries of one device, keys of one, the same included) that
+                                   have a live tile: the keys of the others must travel
 
 Groups of devices gather weights together in each layer, so a micro-batch takes as long as its heaviest row. `waits`
 says how much longer a batch takes than if all groups had the mean work: rows in the order in which they were drawn, and
 in the order of the balance (`dealt`), by rows of a batch, groups and micro-batches. `rows_at_once` is one device count
 with other meshes: a batch of 8 rows on 8 groups, or on fewer groups of more devices along `context` and as many more
-micro-batches.
+micro-batches. `choices` are the balance and the share of pairs over 8 devices with other values of CHUNKS and SLACK
+(anchorjax/data/rows/balance.py).
 """
 
 import argparse
@@ -25,15 +26,18 @@ import itertools
 import json
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
+from anchorjax.data.rows import balance
 from anchorjax.data.rows.balance import Layout, live_tiles
 
 LENGTHS, SHARDS, TILE = (2**15, 2**16, 2**17), (8, 16), 512
 LAYOUTS = {"contiguous": "contiguous", "zigzag": "zigzag", "balanced": "documents"}
 BATCH = 8
 BATCHES = [(rows, parts) for rows, parts in itertools.product((8, 16, 32), (1, 2, 4)) if rows >= 8 * parts]
+CHOICES = ((4, 0.1), (8, 0.0), (8, 0.1), (8, 0.2), (16, 0.1))  # CHUNKS, SLACK
 POOL = Path(__file__).parent / "data/linux_doc_lengths.json"
 
 
@@ -55,6 +59,8 @@ def main() -> None:
         for which in ("waits", "rows_at_once"):
             for name, value in of_length[which].items():
                 print(f"{T:>7} tokens, {name}: {value['drawn']:.2f} as drawn, {value['dealt']:.2f} dealt")
+        for name, value in of_length["choices"].items():
+            print(f"{T:>7} tokens, {name}: {value['balance']:.3f}, ring {value['ring']:.0%}")
     if arguments.json:
         print(json.dumps(result))
 
@@ -72,6 +78,7 @@ def figures(T: int, num_rows: int) -> dict:
         f"{groups} groups of {64 // groups}": waits(work_R, BATCH, groups, BATCH // groups, draws=1000)
         for groups in (8, 4, 2, 1)
     }
+    result["choices"] = choices(rows, 8)
     return result
 
 
@@ -99,6 +106,20 @@ def of_shards(rows: list[np.ndarray], C: int) -> dict:
         result["batch"][name] = round(float(np.mean(load_bBC.max((1, 2)) / load_bBC.mean((1, 2)))), 3)
         result["full"][name] = round(float(full_C.max() / full_C.mean()), 3)
         result["ring"][name] = round(float(np.mean([pairs(*x, C) for x in zip(rows, orders, strict=True)])), 3)
+    return result
+
+
+def choices(rows: list[np.ndarray], C: int) -> dict:
+    """Balance and share of pairs over C devices, by other constants of the layout."""
+    result = {}
+    for chunks, slack in CHOICES:
+        with mock.patch.multiple(balance, CHUNKS=chunks, SLACK=slack):
+            orders = [Layout("documents", C, TILE).order(row) for row in rows]
+        load_RC = np.array([loads(*x, C) for x in zip(rows, orders, strict=True)])
+        result[f"{chunks} chunks, slack {slack}"] = {
+            "balance": round(float(np.mean(load_RC.max(1) / load_RC.mean(1))), 3),
+            "ring": round(float(np.mean([pairs(*x, C) for x in zip(rows, orders, strict=True)])), 3),
+        }
     return result
 
 

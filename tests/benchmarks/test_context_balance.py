@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from anchorjax.attention.plan import classify_tiles
+from anchorjax.data.rows import balance
 from anchorjax.data.rows.balance import Layout
 from anchorjax.masks import Mask
 from benchmarks import context_balance as lib
@@ -39,6 +40,13 @@ def test_balance_of_rows_of_128k():
         assert found["balanced"] < 1.08 < found["zigzag"] < found["contiguous"]
         assert found["full"]["balanced"] < 1.01 and found["full"]["contiguous"] > 1.8
         assert found["batch"]["balanced"] < found["batch"]["contiguous"]
+
+
+def test_choices_have_the_figures_of_the_layout_where_they_are_its_own(row):
+    found, wanted = lib.choices([row], C), lib.of_shards([row], C)
+    own = found[f"{balance.CHUNKS} chunks, slack {balance.SLACK}"]
+    assert own == {"balance": wanted["balanced"], "ring": wanted["ring"]["balanced"]}
+    assert found["4 chunks, slack 0.1"] != own
 
 
 def test_dealt_rows_wait_less():
