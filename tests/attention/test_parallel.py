@@ -82,6 +82,11 @@ def test_output_log_sum_exp_and_gradients_equal_those_of_one_device(strategy, na
 def error_on_mesh(case, axes, strategy: str, config: AttentionConfig = XLA, **mesh: int) -> float:
     """The largest difference of output, log-sum-exp and gradients from those of one device."""
     wanted = on_one_device((case.q, case.k, case.v, case.cotangent), case.mask)
+    return max_error(on_devices_of(case, axes, strategy, config, **mesh), wanted)
+
+
+def on_devices_of(case, axes, strategy: str, config: AttentionConfig = XLA, **mesh: int) -> list[np.ndarray]:
+    """Output, log-sum-exp and gradients of a mesh."""
 
     @jax.jit
     def on_devices(arrays, mask):
@@ -92,7 +97,21 @@ def error_on_mesh(case, axes, strategy: str, config: AttentionConfig = XLA, **me
         mask = jax.tree.map(lambda x: reshard(x, sharding.BATCH), case.mask)
         found = on_devices(on_mesh(case), mask)
         assert found[0].sharding.spec == sharding.HEADS and found[1].shape == case.q.shape[:3]
-    return max_error([np.asarray(x) for x in found], wanted)
+    return [np.asarray(x) for x in found]
+
+
+@pytest.mark.parametrize("strategy", parallel.STRATEGIES)
+def test_bfloat16_is_hardly_worse_on_eight_devices_than_on_one(strategy):
+    """Errors against fp32 products of the same numbers."""
+    case = make_case(segments_of("anchor", 2), 1, 8, 2, 16, dtype="bfloat16")
+    arrays = case.q, case.k, case.v, case.cotangent
+    exact = on_one_device([x.astype(jnp.float32) for x in arrays], case.mask)
+    one, many = (on_devices_of(case, (1, 1, context, 1), strategy) for context in (1, 8))
+    for name, *results in zip(("out", "lse", "dq", "dk", "dv"), exact, one, many, strict=True):
+        wanted, alone, found = (np.asarray(x, np.float64) for x in results)
+        errors = [np.sqrt(np.mean((x - wanted) ** 2)) for x in (found, alone)]
+        print(strategy, name, errors)
+        assert errors[0] < 1.5 * errors[1] + 1e-6, name
 
 
 @pytest.mark.parametrize(
