@@ -204,7 +204,7 @@ class Decoder(nnx.Module):
         config = spec.model
         # Rounded after the look-up: the gradient of a frequent token is a sum over the whole row, and in
         # bfloat16 it stalls (64K equal terms gave 1/20 of their sum).
-        x_BTD = embedded(tokens_BT, self.embed_VD[...].astype("float32"), config)
+        x_BTD = embedded(tokens_BT, precision.widened(self.embed_VD[...]), config)
 
         def one_block(x_BTD, layer):
             block, number = layer

@@ -156,7 +156,7 @@ def reduced(gradients, linears, spec: Spec):
     """
 
     def one(gradient: jax.Array, weight: jax.Array, pspec: PartitionSpec) -> jax.Array:
-        return _reduced(gradient.astype(spec.gradient_dtype), pspec).astype(weight.dtype)
+        return precision.rounded(_reduced(gradient.astype(spec.gradient_dtype), pspec), weight.dtype)
 
     return jax.tree.map(one, gradients, linears, at_rest(linears, spec))
 
@@ -232,7 +232,8 @@ class _Product:
 
         def local(x, dy):
             gradient = precision.einsum(letters, x, dy, preferred_element_type=exact)
-            return _reduced(gradient.astype(self.spec.gradient_dtype), self.at_rest).astype(self.param_dtype)
+            gradient = _reduced(gradient.astype(self.spec.gradient_dtype), self.at_rest)
+            return precision.rounded(gradient, self.param_dtype)
 
         return jax.shard_map(local, in_specs=(self.into, self.out), out_specs=self.at_rest)(x, dy)
 

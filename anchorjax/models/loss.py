@@ -130,7 +130,7 @@ def _local(
         # reason: the sum over one device's words alone is not zero.
         dhidden_cD = None
         if wanted[0]:
-            dhidden_cD = _summed(matmul("cv,vd->cd", dlogits_cV, unembedding_VD)).astype(dtype)
+            dhidden_cD = precision.rounded(_summed(matmul("cv,vd->cd", dlogits_cV, unembedding_VD)), dtype)
         if wanted[1]:
             dunembedding_VD += matmul("cv,cd->vd", dlogits_cV, hidden_cD)
         return dunembedding_VD, (nats_c, dhidden_cD)
@@ -147,10 +147,8 @@ def _local(
         nats_nc = jax.lax.dynamic_slice_in_dim(nats_nc, size * jax.lax.axis_index("fsdp"), size, 1)
     sums_dV = None
     if wanted[1]:
-        sums_VD = _over_devices(sums_VD, also)
-        if any(jax.lax.axis_size(axis) > 1 for axis in TOKENS):
-            sums_VD = jax.lax.optimization_barrier(sums_VD)  # or libtpu rounds before it sums
-        sums_dV = _cut_columns(sums_VD.astype(unembedding_dV.dtype), V).T
+        sums_VD = precision.rounded(_over_devices(sums_VD, also), unembedding_dV.dtype)
+        sums_dV = _cut_columns(sums_VD, V).T
     join = lambda x_nc: x_nc.reshape(-1, *x_nc.shape[2:])[: B * T].reshape(B, T, *x_nc.shape[2:])  # noqa: E731
     return join(nats_nc), join(dhidden_ncD) if wanted[0] else None, sums_dV
 

@@ -11,6 +11,7 @@ import pytest
 from anchorjax.sharding import abstract, shard_batch
 from anchorjax.training.state import init_state
 from tests import tiny
+from tests.compilers import require_compiler, run_program
 from tests.training.making import assert_trees_close, make_batch, make_mesh, make_state, make_steps
 
 B, T = 8, 64
@@ -124,3 +125,40 @@ def test_gradients_are_exchanged_in_the_dtype_that_the_configuration_names():
             text = jax.jit(steps.train).lower(state, shard_batch(make_batch(B, T), mesh)).as_text()
         kinds = re.findall(r"reduce_scatter.*?-> tensor<(?:\d+x)+(\w+)>", text, re.DOTALL)
         assert kinds.count(dtype) >= 7, kinds  # as many as a layer has matrices
+
+
+PROGRAM = """
+import json, re
+from anchorjax import targets
+targets.prepare()
+import jax
+from jax.sharding import NamedSharding
+from anchorjax import sharding
+from anchorjax.training.state import init_state
+from tests import tiny
+from tests.training.making import make_batch, make_steps
+
+mesh = sharding.make_mesh({"data": 1, "fsdp": 2, "context": 2, "tensor": 1}, targets.devices("v5p"))
+config = tiny.config(
+    data__batch_size=2,
+    data__seq_len=256,
+    model__param_dtype="bfloat16",
+    model__compute_dtype="bfloat16",
+    model__tie_embeddings=False,
+    mesh__gradient_dtype="float32",
+    attention__implementation="xla",
+)
+steps, place = make_steps(config), NamedSharding(mesh, sharding.BATCH)
+with jax.set_mesh(mesh):
+    state = sharding.abstract(lambda: init_state(0, steps.spec, steps.optimizer))
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), make_batch(2, 256))
+    text = jax.jit(steps.train).lower(state, batch).compile().as_text()
+found = re.findall(r"= (.*?) all-reduce(?:-start)?\\(", text)
+print(json.dumps([kind for line in found for kind in re.findall(r"(bf16|f32)\\[\\d+,[\\d,]+\\]", line)]))
+"""
+
+
+def test_v5p_sums_gradients_of_bfloat16_weights_in_float32():
+    require_compiler("v5p")
+    found = run_program(PROGRAM)
+    assert found.count("f32") >= 9 and "bf16" not in found, found
