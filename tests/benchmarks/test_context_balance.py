@@ -43,7 +43,7 @@ def test_balance_of_rows_of_128k():
 
 
 def test_choices_have_the_figures_of_the_layout_where_they_are_its_own(row):
-    found, wanted = lib.choices([row], C), lib.of_shards([row], C)
+    found, wanted = lib.choices([row] * lib.BATCH, C), lib.of_shards([row] * lib.BATCH, C)
     own = found[f"{balance.CHUNKS} chunks, slack {balance.SLACK}"]
     assert own == {"balance": wanted["balanced"], "ring": wanted["ring"]["balanced"]}
     assert found["4 chunks, slack 0.1"] != own
