@@ -13,8 +13,10 @@ import contextlib
 import dataclasses
 import importlib.util
 import os
+import signal
 import socket
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
@@ -23,12 +25,12 @@ from typing import Any, TypeVar
 from anchorjax.errors import UsageError, UserError, run_program
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-# What JAX detects a cluster by, beside the chips of a TPU.
+# Variables by which JAX detects a cluster. It detects TPUs by their chips too.
 SIGNS = (
     *("SLURM_STEP_NODELIST", "OMPI_COMM_WORLD_SIZE", "KUBERNETES_SERVICE_HOST"),
     *("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES", "TPU_PROCESS_ADDRESSES_PATH", "MEGASCALE_NUM_SLICES"),
 )
-# Seconds until every process must have joined, until a silent process ends the job, and for the shutdown together.
+# Seconds that all processes have to join, that one may be silent before it counts as lost, and that all have to exit.
 START_S, HEARTBEAT_S, SHUTDOWN_S = 300, 100, 60
 _NAMES = {
     "SlurmCluster": "Slurm",
@@ -48,11 +50,11 @@ class Job:
 
     Attributes:
       coordinator: "host:port" where process 0 listens.
-      count: of processes.
-      index: of this process.
-      found_by: what told of the job, in words.
-      device: the only device that this process uses, of those of its machine; None: all.
-      has_machines: whether its processes are on several machines.
+      count: the number of processes.
+      index: the number of this process.
+      found_by: where the job was found, for messages.
+      device: the only device of its machine that this process uses; None: all.
+      on_several_machines: whether its processes are on more than one machine.
     """
 
     coordinator: str
@@ -60,7 +62,7 @@ class Job:
     index: int
     found_by: str = ", ".join(VARIABLES)
     device: int | None = None
-    has_machines: bool = True
+    on_several_machines: bool = True
 
 
 def named(environ: Mapping[str, str]) -> Job | None:
@@ -134,14 +136,17 @@ def _cluster() -> Any:
             try:
                 is_here = cluster.is_env_present()
             except Exception as error:
-                raise UsageError(f"{_NAMES.get(cluster.__name__)} cannot be asked: {_line(error)}; {_ALONE}") from error
+                name = _NAMES.get(cluster.__name__, cluster.__name__)
+                raise UsageError(
+                    f"{name} cannot be asked for the job: {_line(error)}; set {', '.join(VARIABLES)}, {_ALONE}"
+                ) from error
         if is_here:
             return cluster
     return None
 
 
 def _several(environ: Mapping[str, str]) -> str | None:
-    """What tells of several processes where JAX detects no cluster, and why; None if nothing does."""
+    """A sentence on the other processes that JAX does not detect, and why it does not; None if there are none."""
     if environ.get("OMPI_COMM_WORLD_SIZE", "1") != "1":
         size = environ["OMPI_COMM_WORLD_SIZE"]
         return f"Open MPI started {size} processes, and JAX finds those of Open MPI 4 and earlier alone"
@@ -154,21 +159,21 @@ def _several(environ: Mapping[str, str]) -> str | None:
 
 
 def _on_this_machine(cluster: Any, count: int) -> tuple[int | None, bool]:
-    """(the one device that this process uses or None, whether there are other machines).
+    """(the one device that this process uses or None, whether the job is on several machines).
 
     JAX's own rule is one GPU for each process, also for a process that has its machine alone.
     """
     name = cluster.__name__
     if name == "SlurmCluster":
         machines = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
-        is_alone, has_machines = machines == count, machines > 1
+        is_alone, is_spread = machines == count, machines > 1
     elif name == "OmpiCluster":
         here = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "")
-        is_alone, has_machines = here == "1", here != str(count)
+        is_alone, is_spread = here == "1", here != str(count)
     else:
         return None, True
     takes_all = is_alone or bool(os.environ.get("JAX_LOCAL_DEVICE_IDS"))
-    return None if takes_all else cluster.get_local_process_id(), has_machines
+    return None if takes_all else cluster.get_local_process_id(), is_spread
 
 
 def start() -> bool:
@@ -185,24 +190,51 @@ def start() -> bool:
     if jax.distributed.is_initialized():  # by an earlier command of this process
         return True
 
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        jax.distributed.initialize(
-            coordinator_address=job.coordinator,
-            num_processes=job.count,
-            process_id=job.index,
-            local_device_ids=None if job.device is None else [job.device],
-            cluster_detection_method="deactivate",
-            coordinator_bind_address=_listens_at(job),
-            initialization_timeout=START_S,
-            heartbeat_timeout_seconds=HEARTBEAT_S,
-            shutdown_timeout_seconds=SHUTDOWN_S,
-        )
-    except (RuntimeError, ValueError) as error:
+        _join(job)
+    except (TimeoutError, RuntimeError, ValueError) as error:
         raise UsageError(
             f"the job's {job.count} processes, found by {job.found_by}, did not come together at {job.coordinator}: "
             f"{_line(error)}"
         ) from error
+    # JAX catches the signal for its preemption service, which nothing here asks: no command but training would end.
+    signal.signal(signal.SIGTERM, on_sigterm or signal.SIG_DFL)
     return True
+
+
+def _join(job: Job) -> None:
+    """Calls `jax.distributed.initialize`; raises what it raises, and TimeoutError after `START_S`.
+
+    At its own time-out JAX aborts the process with a stack trace, so this one comes first.
+    """
+    import jax
+
+    failed: list[BaseException] = []
+
+    def initialize() -> None:
+        try:
+            jax.distributed.initialize(
+                coordinator_address=job.coordinator,
+                num_processes=job.count,
+                process_id=job.index,
+                local_device_ids=None if job.device is None else [job.device],
+                cluster_detection_method="deactivate",
+                coordinator_bind_address=_listens_at(job),
+                initialization_timeout=2 * START_S,
+                heartbeat_timeout_seconds=HEARTBEAT_S,
+                shutdown_timeout_seconds=SHUTDOWN_S,
+            )
+        except BaseException as error:  # raised below, in the main thread
+            failed.append(error)
+
+    joining = threading.Thread(target=initialize, daemon=True)
+    joining.start()
+    joining.join(START_S)
+    if joining.is_alive():
+        raise TimeoutError(f"not all of them came within {START_S} s")
+    for error in failed:
+        raise error
 
 
 def _listens_at(job: Job) -> str:
@@ -212,7 +244,7 @@ def _listens_at(job: Job) -> str:
     """
     host, _, port = job.coordinator.rpartition(":")
     is_detected = job.found_by != Job.found_by
-    if job.index or not (is_detected and job.has_machines):
+    if job.index or not (is_detected and job.on_several_machines):
         return job.coordinator
     with contextlib.suppress(OSError):
         if not host[0].isdigit() and all(info[4][0].startswith("127.") for info in socket.getaddrinfo(host, port)):
@@ -240,7 +272,7 @@ def run(
       parse: reads the command line, without JAX.
       act: the command; takes what `parse` returned.
       command: what all processes must have in common of what was typed.
-      harmless: exit codes that are no errors, which all processes have together.
+      harmless: exit codes that are no errors, and that all processes return together.
       stopped: what to say after Ctrl-C.
     """
     refused: list[Exception | SystemExit] = []

@@ -1,6 +1,6 @@
-"""The processes of one job: how they find each other, what they must do together, and how they end.
+"""The processes of one job: what they must do together, and how they end.
 
-A TPU v5p-64 is 16 hosts and two GPU nodes are two processes; each runs the same command, and `launch.start` joins
+A TPU v5p-64 is 8 hosts and two GPU nodes are two processes; each runs the same command, and `launch.start` joins
 them. Everything that differs with the number of processes is asked here, so that the rest of the code reads as for
 one. Every function here does for a process without others what it does for process 0.
 
@@ -198,7 +198,7 @@ def ended(call: Callable[[], int], harmless: tuple[int, ...] = (0,)) -> int:
     its exit code is lost.
 
     Args:
-      harmless: exit codes that are no errors, which all processes have together.
+      harmless: exit codes that are no errors, and that all processes return together.
     """
     try:
         code = call()
@@ -210,7 +210,7 @@ def ended(call: Callable[[], int], harmless: tuple[int, ...] = (0,)) -> int:
     if code not in harmless and _in_job():
         sys.stdout.flush()
         sys.stderr.flush()
-        if is_main():
+        if _is_coordinator():
             time.sleep(LAST_S)
         os._exit(code)
     return code
@@ -219,3 +219,10 @@ def ended(call: Callable[[], int], harmless: tuple[int, ...] = (0,)) -> int:
 def _in_job() -> bool:
     """Whether `launch.start` joined this process to others. Asks no device, as that may be what fails."""
     return jax.distributed.is_initialized()
+
+
+def _is_coordinator() -> bool:
+    """`is_main` without a device, where JAX may fail to start them: it has no public name."""
+    from jax._src.distributed import global_state
+
+    return global_state.service is not None

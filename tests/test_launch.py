@@ -1,6 +1,7 @@
 """A process finds its job as each cluster tells of it; one process joins nothing; a bad command line ends all."""
 
 import os
+import subprocess
 import sys
 import types
 
@@ -8,6 +9,7 @@ import pytest
 
 from anchorjax import launch
 from anchorjax.errors import DONE, UsageError
+from tests.training.jobs import ROOT, free_port
 
 JOB = {"JAX_COORDINATOR_ADDRESS": "localhost:1234", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
 # Two machines with two tasks each, as srun sets the variables of the last.
@@ -91,7 +93,7 @@ def assert_joined(asked, address: str, count: int, index: int, devices: list[int
         "local_device_ids": devices,
         "cluster_detection_method": "deactivate",
         "coordinator_bind_address": address,
-        "initialization_timeout": 300,
+        "initialization_timeout": 600,  # twice that after which the process gives up by itself
         "heartbeat_timeout_seconds": 100,
         "shutdown_timeout_seconds": 60,
     }
@@ -215,6 +217,26 @@ def test_processes_that_do_not_meet_are_told_what_made_them_a_job(asked, monkeyp
     fault = r"the job's 4 processes, found by Slurm, did not come together at node07:61441: no coordinator"
     with pytest.raises(UsageError, match=fault):
         launch.start()
+
+
+ALONE = """
+import sys
+from anchorjax import launch
+launch.START_S = 1
+sys.exit(launch.run("anchorjax train", lambda: None, lambda _: sys.exit("it ran")))
+"""
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_process_that_waits_for_the_others_in_vain_ends_in_one_line(index):
+    """JAX itself would abort it with a stack trace."""
+    address = f"127.0.0.1:{free_port()}"
+    environ = os.environ | JOB | {"JAX_COORDINATOR_ADDRESS": address, "JAX_PROCESS_ID": str(index)}
+    command, pipes = [sys.executable, "-c", ALONE], {"capture_output": True, "text": True}
+    done = subprocess.run(command, env=environ, cwd=ROOT, timeout=60, **pipes)
+    fault = f"did not come together at {address}: not all of them came within 1 s"
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].endswith(fault), done.stderr
+    assert done.stderr.count("anchorjax train: ") == 1 and "Traceback" not in done.stderr
 
 
 def test_a_machine_that_knows_itself_by_a_loopback_address_is_reached_from_others(asked, monkeypatch, capsys):

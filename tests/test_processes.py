@@ -10,8 +10,8 @@ from anchorjax import processes
 from tests import xla
 from tests.training.jobs import ROOT, free_port
 
-WORKER = """
-import sys
+WORKER = r"""
+import pathlib, re, signal, sys
 from anchorjax import launch, processes
 launch.start()
 import jax
@@ -23,6 +23,10 @@ from anchorjax.types import Batch
 count, number = map(int, sys.argv[1:])
 assert (processes.count(), jax.device_count()) == (count, 4)
 assert processes.is_main() == (number == 0)
+status = pathlib.Path("/proc/self/status")  # of Linux
+if status.exists():
+    caught = int(re.search(r"SigCgt:\s*(\w+)", status.read_text())[1], 16)
+    assert not caught & 1 << signal.SIGTERM - 1, "SIGTERM would not end this process"
 assert processes.gather("x" * number) == ["x" * n for n in range(count)]
 assert processes.anywhere(number == 1) and not processes.anywhere(False)
 
