@@ -2,14 +2,13 @@
 
 Orbax writes checkpoints there by itself. All other files of a run are small, and some are appended to, which an object
 store cannot do: they lie in a local folder, and process 0 copies what has changed every `PUSH_S` seconds, before each
-save and at the end. So the directory has the lines of all
-steps before its newest checkpoint.
+save and at the end. So metrics.jsonl there has the lines of all steps up to the newest checkpoint.
 
-An object store has no locks. run.lock there names the job, and a number that it raises with each copy. A job that
-finds one waits to see whether the number still rises. If another job takes the directory over, the first ends at its
-next save.
+An object store has no locks. run.lock there names the job and counts its copies. A job that finds the name of another
+waits to see whether its count still rises. If another job takes the directory over, the first ends at its next save.
 """
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -43,7 +42,7 @@ class Bucket:
         self.address, self._owner, self._beats = address, "", 0
         self.files = Path(tempfile.mkdtemp(prefix="anchorjax-"))
         self._pushed: dict[str, tuple[int, int]] = {}  # size and time of each file that the directory has
-        self._busy, self._ended, self._fault = threading.Lock(), threading.Event(), None
+        self._busy, self._ended = threading.Lock(), threading.Event()
         self._thread: threading.Thread | None = None
         try:
             self.path = epath.Path(address)
@@ -55,24 +54,30 @@ class Bucket:
                 self._pushed[file] = _state(target)
         except Exception as error:  # a missing package, no permission, no network: as its library says it
             shutil.rmtree(self.files, ignore_errors=True)
-            raise WorkdirError(f"--workdir={address} cannot be read: {_line(error)}") from error
+            raise self._fault("read", error) from error
+
+    def _fault(self, done: str, error: Exception) -> WorkdirError:
+        return WorkdirError(f"--workdir={self.address} cannot be {done}: {_line(error)}")
 
     def _has(self, name: str) -> bool:
         return (self.path / name).exists() and any((self.path / name).iterdir())
 
     def owner(self) -> str:
-        """The job that holds the directory; "" if none does."""
+        """The job that holds the directory; "" if none does. Raises WorkdirError if that cannot be read."""
         return self._lock().rpartition(" ")[0]
 
     def _lock(self) -> str:
         lock = self.path / LOCK
-        return lock.read_text() if lock.exists() else ""
+        try:
+            return lock.read_text() if lock.exists() else ""
+        except Exception as error:  # as in `__init__`
+            raise self._fault("read", error) from error
 
     def take(self) -> None:
         """Makes the directory this job's, on process 0.
 
         Raises:
-          WorkdirError: another job is alive in it, which takes `2.5 * PUSH_S` to see; or it cannot be written.
+          WorkdirError: another job is alive in it, which takes `2.5 * PUSH_S` to see; or it cannot be read or written.
         """
         found = self._lock()
         if found:
@@ -87,10 +92,7 @@ class Bucket:
             self.path.mkdir(parents=True, exist_ok=True)
             self._beat()
         except Exception as error:  # as in `__init__`
-            raise self._cannot_write(error) from error
-
-    def _cannot_write(self, error: Exception) -> WorkdirError:
-        return WorkdirError(f"--workdir={self.address} cannot be written: {_line(error)}")
+            raise self._fault("written", error) from error
 
     def _beat(self) -> None:
         self._beats += 1
@@ -104,30 +106,25 @@ class Bucket:
 
     def _keep(self) -> None:
         while not self._ended.wait(PUSH_S):
-            try:
+            with contextlib.suppress(WorkdirError):  # the next copy tries again; that before a save raises
                 self.push()
-            except WorkdirError as error:
-                self._fault = error
-                return
 
     def push(self) -> None:
         """Copies the files that have changed.
 
         Raises:
-          WorkdirError: the directory cannot be written, now or earlier, or another job has taken it over.
+          WorkdirError: the directory cannot be read or written, or another job has taken it over.
         """
         with self._busy:
-            if self._fault:
-                raise self._fault
+            owner = self.owner()
+            if owner != self._owner:
+                other = owner or "and has ended"
+                raise WorkdirError(f"another job has taken {self.address} over ({other}); this one ends")
             try:
-                owner = self.owner()
-                if owner == self._owner:
-                    self._copy()
-                    self._beat()
+                self._copy()
+                self._beat()
             except Exception as error:  # as in `__init__`
-                raise self._cannot_write(error) from error
-        if owner != self._owner:
-            raise WorkdirError(f"another job has taken {self.address} over ({owner or 'and has ended'}); this one ends")
+                raise self._fault("written", error) from error
 
     def _copy(self) -> None:
         found = {
@@ -145,16 +142,22 @@ class Bucket:
         self._pushed = found
 
     def close(self) -> None:
-        """Copies what is left and gives the directory free. Raises WorkdirError as `push` does."""
-        try:
-            if self._thread:
-                self._ended.set()
-                self._thread.join()
+        """Copies what is left and releases the directory.
+
+        Raises:
+          WorkdirError: as `push` does; the local folder stays.
+        """
+        if self._thread:
+            self._ended.set()
+            self._thread.join()
+            try:
                 self.push()
+            except WorkdirError as error:
+                raise WorkdirError(f"{error}; the newest files are in {self.files}") from error
+        with contextlib.suppress(Exception):  # the next job finds the lock of one that does not run
             if self._owner and self.owner() == self._owner:
                 (self.path / LOCK).write_text("")
-        finally:
-            shutil.rmtree(self.files, ignore_errors=True)
+        shutil.rmtree(self.files, ignore_errors=True)
 
 
 def _files(path: epath.Path, prefix: str, skip: set[str]) -> list[str]:

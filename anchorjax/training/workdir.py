@@ -170,10 +170,11 @@ class Workdir:
         done = max((int(step) for step in self._saved() if step.isdecimal()), default=0)
         same = steps_of_any_length(config.optimizer, old)
         if done > same:
+            source = "PATH_OF_A_COPY" if self._bucket else self.name  # init_from takes paths alone
             raise WorkdirError(
                 f"{self.name} cannot go from {name}={old} to {new}: it is at step {done}, and from step {int(same)} on "
                 f"optimizer.schedule={config.optimizer.schedule!r} made the learning rate depend on {name}. To train "
-                f"on from its weights, give --config.init_from={self.name} and a new --workdir"
+                f"on from its weights, give --config.init_from={source} and a new --workdir"
             )
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:

@@ -1,6 +1,8 @@
 """A run in an object store: its files are there, it resumes from there, and two jobs do not both write there."""
 
 import pathlib
+import shutil
+import threading
 
 import pytest
 from etils.epath import backend, register
@@ -76,6 +78,27 @@ def test_a_job_that_was_killed_is_followed_and_one_that_was_not_ends(memory, cap
         lost.push()
     second.start()
     second.close()
+
+
+def test_a_copy_in_between_that_fails_ends_nothing_and_the_last_keeps_its_files(memory, monkeypatch):
+    first = Bucket(ADDRESS)
+    first.take()
+    first.start()
+    with monkeypatch.context() as broken:
+        failed = threading.Event()
+        broken.setattr(Bucket, "_copy", lambda _: failed.set() or 1 / 0)
+        (first.files / "summary.json").write_text("{}")
+        assert failed.wait(10)
+    first.push()
+    there = Bucket(ADDRESS)
+    assert (there.files / "summary.json").exists()
+    monkeypatch.setattr(Bucket, "_copy", lambda _: 1 / 0)
+    fault = f"cannot be written: division by zero; the newest files are in {first.files}"
+    with pytest.raises(WorkdirError, match=fault):
+        first.close()
+    assert (first.files / "summary.json").exists()
+    for one in (first, there):
+        shutil.rmtree(one.files)
 
 
 def test_a_bucket_that_cannot_be_read_is_named(monkeypatch):
