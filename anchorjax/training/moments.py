@@ -76,7 +76,8 @@ def _one(key: jax.Array, gradient: jax.Array, mu: jax.Array, nu: jax.Array, coun
 def rounded(x: jax.Array, noise: jax.Array) -> jax.Array:
     """fp32 values that bfloat16 can hold: x's neighbours, whose mean over `noise`, uint32 below 2^16, is x."""
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + noise
-    return jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32)
+    neighbours = jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32)
+    return jnp.where(jnp.isfinite(x), neighbours, x)  # a GPU's NaN is 0x7FFFFFFF: with noise it would become -0.0
 
 
 def _rest(x: jax.Array, config: OptimizerConfig) -> jax.Array:

@@ -73,6 +73,13 @@ def test_rounding_takes_a_neighbour_and_keeps_the_mean():
     np.testing.assert_allclose(values.mean(0), np.asarray(x, np.float64), rtol=1e-7)
 
 
+def test_rounding_keeps_what_is_no_number():
+    """NaN of a GPU and of a CPU, and infinities, with all noise: 0x7FFFFFFF + 1 would be -0.0."""
+    x = np.array([0x7FFFFFFF, 0xFFFFFFFF, 0x7FC00000, 0x7F800000, 0xFF800000], np.uint32).view(np.float32)
+    for noise in (0, 1, 0xFFFF):
+        np.testing.assert_array_equal(moments.rounded(jnp.asarray(x), jnp.uint32(noise)), x)
+
+
 def test_in_fp32_updates_are_those_of_optax():
     config, plain = optimizer_config(moments_dtype="float32"), optimizer_config()
     ours, theirs = moments.scale_by_adam(config), optax.scale_by_adam(plain.beta1, plain.beta2, plain.eps)
