@@ -109,8 +109,9 @@ class TrainConfig(Section):
     )
     timeout_s: float = key(
         1800.0,
-        "seconds that one step, save or evaluated batch of a job of several processes may take, with its compilation; "
-        "then the process ends with its stacks printed, as one that is stuck would hold up all; 0: no limit",
+        "seconds that reading the first weights, a step, a save or an evaluated batch may take in a job of several "
+        "processes, with compilation; then the process ends and prints its stacks, as one that is stuck would hold up "
+        "all; 0: no limit",
         low=0,
         resume="free",
     )

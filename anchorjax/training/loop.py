@@ -116,12 +116,13 @@ class Job:
         self.packing, self.targets_K = packer.report(), packer.targets_by_context()
         steps = dataclasses.replace(setup.steps, objective=objectives.make(self.config, self.targets_K))
         self.checkpoints = Checkpoints(directory.root, keep=self.config.checkpoint.keep)
-        self.state, self.first_step = self._start()
+        self.watchdog = processes.Watchdog(self.config.train.timeout_s)
+        with self.watchdog:
+            self.state, self.first_step = self._start()
         self.train_step = jax.jit(steps.train, donate_argnums=0, compiler_options=setup.compiler_options)
         self.evaluate = Evaluator(setup.steps, self.tokenizer.token_bytes_V, setup.mesh)
         self.writer = None  # process 0's, made when there is something to write
         self.progress = Progress(self.config.train.steps, self.first_step, quiet=not processes.is_main())
-        self.watchdog = processes.Watchdog(self.config.train.timeout_s)
         self._rows = rows_here(setup.mesh, self.config.data.batch_size)
         self.rates, self.mean_loss = Rates(self.config), MeanLoss(self.config.train.log_every)
 

@@ -1,8 +1,8 @@
 """`python faulty.py KIND STEP train.py-arguments...`: train.py that fails when it is about to take a step.
 
-KIND is "raise" (an error of this process alone), "sleep" (it is alive, and gets no further), "unreadable" (at any
-step: it cannot read the arrays of checkpoints) or "kill in save" (kill -9 during save number STEP, when the writing of
-its arrays has begun).
+KIND is "raise" (an error of this process alone), "sleep" (it is alive, and gets no further), "sleep at start" (before
+any step), "unreadable" (at any step: it cannot read the arrays of checkpoints) or "kill in save" (kill -9 during save
+number STEP, when the writing of its arrays has begun).
 """
 
 import os
@@ -42,6 +42,8 @@ def main() -> int:
     shard_batch, taken = loop.shard_batch, []
     if kind == "unreadable":
         orbax.Checkpoints._leaves = unreadable
+    if kind == "sleep at start":
+        orbax.Checkpoints.restore_latest = lambda *_: time.sleep(600)
     if kind == "kill in save":
         kill_in_save(int(step))
 

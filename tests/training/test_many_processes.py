@@ -194,6 +194,13 @@ def test_a_process_that_is_lost_ends_the_job(jobs, alone, tmp_path, fault, act, 
 
 
 @pytest.mark.slow
+def test_a_process_that_is_stuck_before_the_first_step_ends_the_job(jobs, tmp_path):
+    started = jobs.start_processes(tmp_path, *MESH, "--config.train.timeout_s=10", count=2, fault=("sleep at start", 0))
+    said = finish(started, expect=None, timeout=100)
+    assert "in _start" in said[1] and "Timeout" in said[1]
+
+
+@pytest.mark.slow
 def test_two_terminals_train_with_the_lines_of_the_page(tmp_path):
     """docs/running.md, as printed."""
     page = (ROOT / "docs/running.md").read_text()
