@@ -6,6 +6,7 @@ codes: 0 done, 2 bad input.
 """
 
 import argparse
+import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -13,11 +14,12 @@ from pathlib import Path
 
 from absl import logging
 
-from anchorjax import launch
+from anchorjax import launch, processes
 from anchorjax.data.text import text_file
 from anchorjax.data.text.chat import frame
 from anchorjax.errors import UsageError
 from anchorjax.evaluation import options
+from anchorjax.evaluation.texts import digest
 from anchorjax.inference import language_model
 from anchorjax.inference.generation import Generator, check_context
 from anchorjax.inference.sampling import Sampling
@@ -49,7 +51,8 @@ def main(argv: Sequence[str], program: str = "anchorjax generate") -> int:
 
 def generate(arguments: argparse.Namespace) -> None:
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
-    texts = [*arguments.prompt, *map(_read, arguments.prompt_file)]
+    texts = [*arguments.prompt, *processes.together(lambda: list(map(_read, arguments.prompt_file)))]
+    processes.same({"the prompts": digest(json.dumps(texts))})
     if not texts:
         raise UsageError("give a --prompt or a --prompt-file")
     for text in arguments.prompt:
