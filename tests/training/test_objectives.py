@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from anchorjax.errors import ConfigError
 from anchorjax.models.loss import weighted_nats
-from anchorjax.sharding import ACTIVATIONS, BATCH, abstract, shard_batch
+from anchorjax.sharding import ACTIVATIONS, BATCH, UNEMBEDDING, abstract, shard_batch
 from anchorjax.training import objectives
 from anchorjax.training.objectives import OBJECTIVES
 from anchorjax.training.objectives.exact import Exact, exact_weights
@@ -95,7 +94,7 @@ def test_the_gradient_takes_weights_from_the_chunks_own_nats_as_constants(sizes)
     """Against jax.grad of the dense loss whose weights are explicit numbers; chunks that do not divide the row."""
     mesh, rng = make_mesh(*sizes), np.random.default_rng(0)
     values = rng.normal(size=(B, T, D)), rng.normal(size=(D, V)), rng.integers(0, V, (B, T)), rng.random((B, T))
-    dtypes, specs = ("float32", "float32", "int32", "float32"), (ACTIVATIONS, P(None, "tensor"), BATCH, BATCH)
+    dtypes, specs = ("float32", "float32", "int32", "float32"), (ACTIVATIONS, UNEMBEDDING, BATCH, BATCH)
     short_BT = np.float32(rng.random((B, T)) * 6)
     weigh = LikeLongCE().weigh
 

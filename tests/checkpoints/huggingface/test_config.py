@@ -256,7 +256,7 @@ def write(model: ModelConfig, rope: RopeConfig, **source) -> dict[str, Any]:
 
 def without_training(section) -> dict[str, Any]:
     fields = dataclasses.asdict(section)
-    ours_alone = ("compute_dtype", "param_dtype", "remat", "dropout", "dtype")
+    ours_alone = ("compute_dtype", "param_dtype", "remat", "ffn_chunk", "dropout", "dtype")
     return {key: x for key, x in fields.items() if key not in ours_alone}
 
 
