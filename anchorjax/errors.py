@@ -112,6 +112,11 @@ class LeakageError(UserError):
     """Attention uses a key that its mask forbids, or ignores one that it allows: the results would be wrong."""
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in one line; its type if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def run_program(name: str, main: Callable[[], int | None], stopped: str = "stopped") -> int:
     """Calls `main` and returns its exit code; a user's faults and Ctrl-C become one line on stderr.
 

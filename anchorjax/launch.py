@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from anchorjax.errors import UsageError, UserError, run_program
+from anchorjax.errors import UsageError, UserError, first_line, run_program
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 # Variables by which JAX detects a cluster. It detects TPUs by their chips too.
@@ -115,7 +115,7 @@ def detected() -> Job | None:
         return Job(address, count, cluster.get_process_id(), found_by, *_on_this_machine(cluster, count))
     except Exception as error:  # whatever a scheduler's variables, Kubernetes or a metadata server lead to
         raise UsageError(
-            f"{found_by} started this process, and the others cannot be found: {_line(error)}; "
+            f"{found_by} started this process, and the others cannot be found: {first_line(error)}; "
             f"set {', '.join(VARIABLES)}, {_ALONE}"
         ) from error
 
@@ -138,7 +138,7 @@ def _cluster() -> Any:
             except Exception as error:
                 name = _NAMES.get(cluster.__name__, cluster.__name__)
                 raise UsageError(
-                    f"{name} cannot be asked for the job: {_line(error)}; set {', '.join(VARIABLES)}, {_ALONE}"
+                    f"{name} cannot be asked for the job: {first_line(error)}; set {', '.join(VARIABLES)}, {_ALONE}"
                 ) from error
         if is_here:
             return cluster
@@ -196,7 +196,7 @@ def start() -> bool:
     except (TimeoutError, RuntimeError, ValueError) as error:
         raise UsageError(
             f"the job's {job.count} processes, found by {job.found_by}, did not come together at {job.coordinator}: "
-            f"{_line(error)}"
+            f"{first_line(error)}"
         ) from error
     # JAX catches the signal for its preemption service, which nothing here asks: no command but training would end.
     signal.signal(signal.SIGTERM, on_sigterm or signal.SIG_DFL)
@@ -330,7 +330,3 @@ def _raise(refused: list[Exception | SystemExit], code: int) -> None:
 def _may_have_others() -> bool:
     """Whether this process may be one of several, as far as can be told without JAX."""
     return any(os.environ.get(name) for name in (*VARIABLES, *SIGNS)) or bool(importlib.util.find_spec("libtpu"))
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

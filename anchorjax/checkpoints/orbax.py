@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 
 from anchorjax import processes
 from anchorjax.checkpoints.digest import digests
-from anchorjax.errors import CheckpointError, PeerError, WorkdirError
+from anchorjax.errors import CheckpointError, PeerError, WorkdirError, first_line
 from anchorjax.models.linear import named_leaves
 from anchorjax.parsing import is_address
 
@@ -132,7 +132,7 @@ class Checkpoints:
             except Exception as error:  # damage surfaces as whatever Orbax's parser trips over
                 if processes.anywhere(isinstance(error, PeerError)):
                     raise self._unreadable(step, error) from error  # for some processes alone: it may be whole
-                reason = _first_line(error)
+                reason = first_line(error)[:200]
                 log.warning("checkpoint %d in %s cannot be read and is passed over: %s", step, self.directory, reason)
                 continue
             self._set_aside(steps[:place])
@@ -199,7 +199,7 @@ class Checkpoints:
         return {name.removeprefix(_WEIGHTS): x.astype(prefixed[name].dtype) for name, x in leaves.items()}
 
     def _unreadable(self, step: int, error: Exception) -> CheckpointError:
-        return CheckpointError(f"checkpoint {step} in {self.directory} cannot be read: {_first_line(error)}")
+        return CheckpointError(f"checkpoint {step} in {self.directory} cannot be read: {first_line(error)[:200]}")
 
     def _restore(self, step: int, like: State) -> tuple[State, dict[str, Any]]:
         meta, target = processes.together(lambda: self._meta(step)), named_leaves(like)
@@ -248,7 +248,3 @@ def weights_id(meta: Mapping[str, Any]) -> str:
     """A checkpoint's step and eight hexadecimal digits of a digest of its weights, from its `meta`."""
     weights = sorted(item for item in meta["digests"].items() if item[0].startswith(_WEIGHTS))
     return f"{meta['step']}-{hashlib.sha256(json.dumps(weights).encode()).hexdigest()[:8]}"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error) else type(error).__name__

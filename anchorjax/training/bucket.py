@@ -22,7 +22,7 @@ from pathlib import Path
 from etils import epath
 
 from anchorjax.checkpoints.pretrained import SOURCE
-from anchorjax.errors import WorkdirError
+from anchorjax.errors import WorkdirError, first_line
 
 PUSH_S = 30.0
 LOCK = "run.lock"
@@ -57,7 +57,7 @@ class Bucket:
             raise self._fault("read", error) from error
 
     def _fault(self, done: str, error: Exception) -> WorkdirError:
-        return WorkdirError(f"--workdir={self.address} cannot be {done}: {_line(error)}")
+        return WorkdirError(f"--workdir={self.address} cannot be {done}: {first_line(error)}")
 
     def _has(self, name: str) -> bool:
         return (self.path / name).exists() and any((self.path / name).iterdir())
@@ -176,7 +176,3 @@ def _files(path: epath.Path, prefix: str, skip: set[str]) -> list[str]:
 def _state(file: Path) -> tuple[int, int]:
     stat = file.stat()
     return stat.st_size, stat.st_mtime_ns
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
