@@ -37,10 +37,12 @@ ALLOWED = {
     "training": FOUNDATION | {"attention", "models", "data", "checkpoints", "files"},
     "inference": FOUNDATION | {"accelerators", "attention", "models", "data", "checkpoints", "files"},
     "evaluation": FOUNDATION | {"inference", "training", "data", "checkpoints", "files", "pages", "background"},
-    "experiments": FOUNDATION | {"attention", "models", "data", "inference", "evaluation", "pages"},
+    "experiments": FOUNDATION | {"attention", "models", "data", "inference", "evaluation", "pages", "plan", "targets"},
+    "plan": FOUNDATION | {"attention", "models", "data", "checkpoints", "training", "pages", "files", "targets"},
     "pages": FOUNDATION | {"attention", "data", "evaluation", "training", "files"},
     "cli": FOUNDATION
-    | {"accelerators", "models", "data", "checkpoints", "training", "inference", "evaluation", "pages"},
+    | {"accelerators", "models", "data", "checkpoints", "training", "inference", "evaluation", "pages"}
+    | {"plan", "targets"},
     "__main__": {"cli"},
 }
 OUTSIDE = {"configs", "train", "eval", "tests", "benchmarks"}

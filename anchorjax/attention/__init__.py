@@ -40,21 +40,25 @@ DTYPES = ("float32", "bfloat16")
 MODULES = {name: importlib.import_module(f"anchorjax.attention.{name}") for name in IMPLEMENTATIONS}
 
 
-def default_implementation() -> str:
-    """The fastest implementation for this process's backend."""
-    found = jax.default_backend()
+def default_implementation(platform: str = "") -> str:
+    """The fastest implementation for a platform of JAX, "cpu", "gpu" or "tpu"; default: this process's."""
+    found = platform or jax.default_backend()
     return next((name for name, module in MODULES.items() if module.BACKEND == found), "xla")
 
 
-def choose(config: AttentionConfig, seq_len: int) -> AttentionConfig:
-    """`config` with an implementation and tiles in place of `auto` and 0, for this process's devices and rows.
+def choose(config: AttentionConfig, seq_len: int, device: jax.Device | None = None) -> AttentionConfig:
+    """`config` with an implementation and tiles in place of `auto` and 0, for rows on this device.
+
+    Args:
+      device: default: the process's first.
 
     Raises:
       ConfigError: tiles that the implementation does not take.
     """
-    name = default_implementation() if config.implementation == "auto" else config.implementation
+    device = device or jax.devices()[0]
+    name = default_implementation(device.platform) if config.implementation == "auto" else config.implementation
     module = MODULES[name]
-    tiles = module.default_tiles(jax.devices()[0].device_kind, seq_len)
+    tiles = module.default_tiles(device.device_kind, seq_len)
     q_tile, kv_tile = (given or best for given, best in zip((config.q_tile, config.kv_tile), tiles, strict=True))
     refused = module.supports(q_tile, kv_tile)
     if refused:

@@ -14,7 +14,7 @@ import re
 from collections import Counter
 
 from anchorjax import compiler_flags, targets
-from benchmarks.compiled import recipe_step
+from anchorjax.plan import step
 
 HARDWARE = ("v5p:2x2x2", "v5e:2x4", "v6e:2x4", "tpu7x:2x2x1", "h100:8")
 COLLECTIVE = r"(?:all-gather|all-reduce|all-to-all|ragged-all-to-all|reduce-scatter|collective-permute)"
@@ -52,8 +52,8 @@ def main() -> None:
 
 def figures(hardware: str, recipe: str = "") -> list[dict]:
     """Counts of the step with the compiler's defaults, and with the hardware's flags if it has any."""
-    config, mesh = recipe_step.prepare(recipe or "llama3_8b_128k_anchor", hardware, {} if recipe else CHANGES)
-    lowered, rows = recipe_step.lower_step(config, mesh), []
+    config, mesh = step.prepare(step.recipe(recipe or "llama3_8b_128k_anchor", {} if recipe else CHANGES), hardware)
+    lowered, rows = step.lower(config, mesh), []
     auto = compiler_flags.options("auto", mesh.devices.flat[0])
     for name, flags in {"default": {}, **({"auto": auto} if auto else {})}.items():
         compiled = lowered.compile(compiler_options=flags)

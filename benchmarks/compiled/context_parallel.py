@@ -31,8 +31,8 @@ from anchorjax.attention.parallel import ring
 from anchorjax.config import AttentionConfig, MeshConfig
 from anchorjax.data.rows.balance import Layout
 from anchorjax.masks import Mask
+from anchorjax.plan.program import BYTES, RECEIVED
 from benchmarks.compiled import tpu_modelled
-from benchmarks.compiled.program import BYTES, RECEIVED
 
 TARGET, TOPOLOGY, CONTEXT = "v5p", "v5p:2x2x2", 8
 N, K, H = 32, 8, 128

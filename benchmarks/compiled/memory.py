@@ -21,7 +21,7 @@ import re
 from typing import Any
 
 from anchorjax import targets
-from benchmarks.compiled import recipe_step
+from anchorjax.plan import step
 
 STEPS = (
     "",
@@ -47,10 +47,10 @@ def main() -> None:
     arguments = parser.parse_args()
     targets.prepare()
     rows = []
-    for step in arguments.step or STEPS:
+    for keys in arguments.step or STEPS:
         row = {
-            "step": step,
-            **figures(arguments.recipe, arguments.hardware, recipe_step.changes_of(step), arguments.layers),
+            "step": keys,
+            **figures(arguments.recipe, arguments.hardware, step.changes_of(keys), arguments.layers),
         }
         print(show(row), flush=True)
         rows.append(row)
@@ -63,14 +63,14 @@ def figures(recipe: str, hardware: str, changes: dict[str, Any], layers: str = "
     if not layers:
         return measure(recipe, hardware, changes)
     few, more = map(int, layers.split(","))
-    depth = recipe_step.prepare(recipe, hardware, changes)[0].model.num_layers
+    depth = step.recipe(recipe, changes).model.num_layers
     low, high = (measure(recipe, hardware, changes | {"model.num_layers": n}) for n in (few, more))
     line = {name: low[name] + (high[name] - low[name]) * (depth - few) / (more - few) for name in low}
     return line | {"transfers": high["transfers"], "extrapolated": f"from {few} and {more} layers to {depth}"}
 
 
 def measure(recipe: str, hardware: str, changes: dict[str, Any]) -> dict[str, Any]:
-    compiled = recipe_step.compile_step(*recipe_step.prepare(recipe, hardware, changes))
+    compiled = step.compile(*step.prepare(step.recipe(recipe, changes), hardware))
     memory, lines = compiled.memory_analysis(), compiled.as_text().splitlines()
     beside_arguments = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     in_bytes = {

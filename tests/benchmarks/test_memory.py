@@ -9,10 +9,11 @@ import json, sys
 from anchorjax import targets
 
 targets.prepare()
-from benchmarks.compiled import memory, recipe_step
+from anchorjax.plan import step
+from benchmarks.compiled import memory
 
-step = "data.seq_len=8192 model.d_ff=1024 model.vocab_size=1024 model.remat=offload model.ffn_chunk=1024"
-print(json.dumps(memory.figures("llama3_8b_128k_anchor", "h100:8", recipe_step.changes_of(step), "1,2")))
+keys = "data.seq_len=8192 model.d_ff=1024 model.vocab_size=1024 model.remat=offload model.ffn_chunk=1024"
+print(json.dumps(memory.figures("llama3_8b_128k_anchor", "h100:8", step.changes_of(keys), "1,2")))
 """
 
 

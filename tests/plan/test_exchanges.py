@@ -1,8 +1,8 @@
-"""benchmarks/compiled/collectives.py: how often a program runs its collectives, and its bytes against the formula."""
+"""Exchanges of a step: how often a program runs its collectives, and its bytes against the formula."""
 
 import pytest
 
-from benchmarks.compiled import collectives, program
+from anchorjax.plan import exchanges, program
 from tests.compilers import require_compiler, run_program
 
 # A loop of three layers as libtpu writes it: an asynchronous all-gather in three parts, a reduce-scatter as a fusion
@@ -67,7 +67,7 @@ ENTRY %main.7 (p: bf16[8]) -> bf16[8] {
 
 def rows(hlo: str) -> list[tuple]:
     names = "place", "kind", "dtype", "devices", "times", "received"
-    return [tuple(row[name] for name in names) for row in collectives.table(program.collectives(hlo))]
+    return [tuple(row[name] for name in names) for row in exchanges.table(program.collectives(hlo))]
 
 
 def test_parts_of_an_asynchronous_collective_count_once_and_a_loop_as_often_as_its_condition_says():
@@ -90,25 +90,25 @@ def test_an_iteration_outside_of_its_loop_counts_once_and_in_the_loop_s_place():
 
 def test_a_collective_of_attention_has_a_place_of_its_own():
     path = "jit(train)/transpose(jvp())/while/body/closed_call/checkpoint/shard_map/"
-    assert collectives.place_of(path + "all_to_all") == "backward attention"
-    assert collectives.place_of(path + "reduce_scatter") == "backward layer"
-    assert collectives.place_of("jit(train)/jvp()/while/body/shard_map/while/body/ppermute") == "forward attention"
-    assert collectives.place_of("jit(train)/jvp()/shard_map/while/body/closed_call/all_gather") == "loss chunk"
-    assert collectives.place_of("jit(train)/jvp()/shard_map/all_to_all") == "once"
+    assert exchanges.place_of(path + "all_to_all") == "backward attention"
+    assert exchanges.place_of(path + "reduce_scatter") == "backward layer"
+    assert exchanges.place_of("jit(train)/jvp()/while/body/shard_map/while/body/ppermute") == "forward attention"
+    assert exchanges.place_of("jit(train)/jvp()/shard_map/while/body/closed_call/all_gather") == "loss chunk"
+    assert exchanges.place_of("jit(train)/jvp()/shard_map/all_to_all") == "once"
 
 
 PROGRAM = """
 import json, sys
 from anchorjax import targets
 targets.prepare()
-from benchmarks.compiled import collectives, program, recipe_step
-changes = recipe_step.changes_of(
+from anchorjax.plan import exchanges, program, step
+changes = step.changes_of(
     "model.num_layers=3 model.d_model=2048 model.d_ff=6144 model.num_heads=16 model.num_kv_heads=8 model.head_dim=128 "
     "model.vocab_size=8192 data.seq_len=8192 mesh.fsdp=4 mesh.context=2 mesh.context_strategy=" + sys.argv[1]
 )
-config, mesh = recipe_step.prepare("llama3_8b_128k_anchor", "h100:8", changes)
-rows = collectives.table(program.collectives(recipe_step.compile_step(config, mesh).as_text()))
-print(json.dumps([rows, collectives.formula(config, mesh)]))
+config, mesh = step.prepare(step.recipe("llama3_8b_128k_anchor", changes), "h100:8")
+rows = exchanges.table(program.collectives(step.compile(config, mesh).as_text()))
+print(json.dumps([rows, exchanges.formula(config, mesh)]))
 """
 
 
