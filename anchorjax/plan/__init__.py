@@ -3,4 +3,5 @@
 step.py       the training step, compiled for the hardware
 program.py    collectives of a compiled program, and how often each runs
 exchanges.py  what devices exchange in a step, counted and by formula
+documents.py  live tiles, visible pairs and balance of packed rows, counted from the lengths of documents
 """

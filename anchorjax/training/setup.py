@@ -105,22 +105,30 @@ class Setup:
 
     @property
     def layout(self) -> Layout:
-        """How rows and their tokens lie on the mesh, so that the devices have equal work."""
-        config, mesh, attention = self.config, self.mesh.shape, self.steps.spec.attention
-        queries, _ = STRATEGIES[config.mesh.context_strategy].tokens(config.data.seq_len, mesh["context"])
-        return Layout(
-            name=config.mesh.context_layout,
-            # Where each device attends from all queries of a row, it has the same work in any order.
-            shards=1 if queries == config.data.seq_len else mesh["context"],
-            tile=math.lcm(attention.q_tile, attention.kv_tile),
-            windows=tuple(zip(kinds_of_layers(config.model), layers_of_kinds(config.model), strict=True)),
-            groups=mesh["data"] * mesh["fsdp"],
-            parts=config.train.grad_accum_steps,
-        )
+        return layout(dataclasses.replace(self.config, attention=self.steps.spec.attention), self.mesh.shape)
 
     def abstract_state(self) -> TrainState:
         with jax.set_mesh(self.mesh):
             return sharding.abstract(self.make_state)
+
+
+def layout(config: Config, mesh_shape: Mapping[str, int]) -> Layout:
+    """How rows and their tokens lie on the mesh, so that the devices have equal work.
+
+    Args:
+      config: with attention's tiles, as `attention.choose` gives them.
+    """
+    context = mesh_shape["context"]
+    queries, _ = STRATEGIES[config.mesh.context_strategy].tokens(config.data.seq_len, context)
+    return Layout(
+        name=config.mesh.context_layout,
+        # Where each device attends from all queries of a row, it has the same work in any order.
+        shards=1 if queries == config.data.seq_len else context,
+        tile=math.lcm(config.attention.q_tile, config.attention.kv_tile),
+        windows=tuple(zip(kinds_of_layers(config.model), layers_of_kinds(config.model), strict=True)),
+        groups=mesh_shape["data"] * mesh_shape["fsdp"],
+        parts=config.train.grad_accum_steps,
+    )
 
 
 def complete(config: Config, pretrained: Pretrained | None) -> Config:

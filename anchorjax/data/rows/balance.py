@@ -144,43 +144,59 @@ def deal(work_K: np.ndarray, shards: int, documents_K: Sequence[set[int]] | None
     return np.sort(np.array(dealt, np.int64), axis=1)
 
 
-def live_tiles(segment_ids_T: np.ndarray, tile: int, windows: Windows = ALL_KEYS) -> np.ndarray:
+def live_tiles(
+    segment_ids_T: np.ndarray, tile: int, windows: Windows = ALL_KEYS, kv_tile: int | None = None
+) -> np.ndarray:
     """Tiles that hold two tokens of one document, the key not behind the query, by query tile: int64 [ceil(T / tile)].
 
     They are summed over the layers of `windows`; a window hides a tile whose nearest tokens are too far apart, as in
-    `masks.may_hold`. Anchors make no tile live (attention/plan.py).
+    `masks.may_hold`. Anchors make no tile live (attention/plan.py). Padding lies at the row's end.
+
+    Args:
+      tile: tokens along the side of the queries.
+      kv_tile: tokens along the side of the keys; None: as many.
     """
-    tiles = -(-len(segment_ids_T) // tile)
+    kv_tile, tiles = kv_tile or tile, -(-len(segment_ids_T) // tile)
     pieces_D = _pieces_of_documents(segment_ids_T, tile)
+    keys_D = pieces_D if kv_tile == tile else _pieces_of_documents(segment_ids_T, kv_tile)
+    live = _live_of_whole_documents if all(len(pieces) == 1 for pieces in pieces_D) else _live_of_documents
+    first_token_I = np.arange(tiles) * tile
+    last_I = (np.minimum(first_token_I + tile, np.count_nonzero(segment_ids_T != PAD_SEGMENT)) - 1) // kv_tile
     live_I = np.zeros(tiles, np.int64)
     for window, layers in windows:
-        farthest = tiles if window is None else (window + tile - 2) // tile
-        if all(len(pieces) == 1 for pieces in pieces_D):
-            live_I += layers * _live_of_whole_documents(pieces_D, tiles, farthest)
-        else:
-            live_I += layers * _live_of_documents(pieces_D, tiles, farthest)
+        hidden_I = np.zeros(tiles, np.int64) if window is None else (first_token_I + 1 - window) // kv_tile
+        live_I += layers * live(pieces_D, keys_D, hidden_I, last_I)
     return live_I
 
 
-def _live_of_documents(pieces_D: Iterable[list[range]], tiles: int, farthest: int) -> np.ndarray:
-    """Live tiles by query tile of documents in any pieces, up to `farthest` tiles before the query's: int64 [I]."""
-    live_IJ = np.zeros((tiles, tiles), bool)
-    for pieces in pieces_D:
-        own = np.unique(np.concatenate(pieces))
-        live_IJ[own[:, None], own] = True
-    return np.count_nonzero(np.triu(np.tril(live_IJ), -farthest), axis=1)
+def _live_of_documents(
+    pieces_D: Iterable[list[range]], keys_D: Iterable[list[range]], hidden_I: np.ndarray, last_I: np.ndarray
+) -> np.ndarray:
+    """Live tiles by query tile of documents in any pieces, of key tiles from hidden_I to last_I: int64 [I].
+
+    Args:
+      pieces_D: query tiles of each document; keys_D: its key tiles.
+    """
+    live_IJ = np.zeros((len(last_I), last_I[-1] + 1), bool)
+    for pieces, keys in zip(pieces_D, keys_D, strict=True):
+        live_IJ[np.unique(np.concatenate(pieces))[:, None], np.unique(np.concatenate(keys))] = True
+    number_J = np.arange(last_I[-1] + 1)
+    return np.count_nonzero(live_IJ & (number_J >= hidden_I[:, None]) & (number_J <= last_I[:, None]), axis=1)
 
 
-def _live_of_whole_documents(pieces_D: Iterable[list[range]], tiles: int, farthest: int) -> np.ndarray:
+def _live_of_whole_documents(
+    pieces_D: Iterable[list[range]], keys_D: Iterable[list[range]], hidden_I: np.ndarray, last_I: np.ndarray
+) -> np.ndarray:
     """`_live_of_documents` of documents in one piece each: all tiles from the first of any document in the query's on.
 
     It takes 1 ms for a row of 1024 tiles, where the matrix takes 8.
     """
-    first_I, number_I = np.full(tiles, tiles), np.arange(tiles)
-    for (piece,) in pieces_D:
+    none = last_I[-1] + 1
+    first_I = np.full(len(last_I), none)
+    for (piece,), (keys,) in zip(pieces_D, keys_D, strict=True):
         own = slice(piece.start, piece.stop)
-        first_I[own] = np.minimum(first_I[own], piece.start)
-    return np.where(first_I < tiles, number_I - np.maximum(first_I, number_I - farthest) + 1, 0)
+        first_I[own] = np.minimum(first_I[own], keys.start)
+    return np.where(first_I < none, last_I - np.maximum(first_I, hidden_I) + 1, 0)
 
 
 def documents_of_tiles(segment_ids_T: np.ndarray, tile: int) -> list[set[int]]:
