@@ -14,8 +14,10 @@ Nothing may run eagerly on such a device. A topology has more of them, as its na
     2xv5e:8x8      two such slices, which only a network joins
     h100:64        64 GPUs, eight in a node
     v5p, h100      four of the target, of one host
+    cpu:8, cpu     eight simulated devices of this machine, or one: these do run what is compiled for them
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import os
@@ -35,6 +37,7 @@ TPUS = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"
 _TORUS_3D, _TORUS_2D = ("4x4x4", "4x4x8", "4x8x8", "8x8x8"), ("8x8", "8x16", "16x16")
 SLICES = {"v4": _TORUS_3D, "v5e": _TORUS_2D, "v5p": _TORUS_3D, "v6e": _TORUS_2D, "tpu7x": _TORUS_3D}
 NODE = 8  # GPUs of a node, which NVLink joins
+CPU = "cpu"
 
 # What XLA wants to know of a GPU (GpuTargetConfigProto); from the vendor's data sheets and cudaGetDeviceProperties.
 _GPU = """
@@ -94,11 +97,14 @@ GPUS = {
 def prepare(dump_to: str | Path | None = None) -> None:
     """Makes the compilers findable and JAX's default device the CPU. Call it before JAX is first used.
 
+    JAX's cache of compilations is not used: JAX cannot read back what was compiled for hardware that is not here.
+
     Args:
       dump_to: directory for the compilers' outputs: final schedules of TPU kernels, PTX of GPU kernels.
     """
     sys.path.append(str(Path(sys.prefix) / "compilers"))
-    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_platforms", CPU)
+    jax.config.update("jax_enable_compilation_cache", False)
     os.environ |= {
         "TPU_SKIP_MDS_QUERY": "1",  # no metadata server to ask on a machine without TPUs
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nobody's TPU is taken by compiling
@@ -114,8 +120,9 @@ class Topology:
     """Hardware by its name.
 
     Attributes:
-      target: a key of TPUS or GPUS.
-      size: chips of a TPU slice, as in "4x4x4", or the number of GPUs; "" for four of the target.
+      target: a key of TPUS or GPUS, or CPU.
+      size: chips of a TPU slice, as in "4x4x4", or the number of GPUs or simulated devices; "" for four of the target,
+        or one of the CPU.
       slices: TPU slices of that size.
     """
 
@@ -127,19 +134,22 @@ class Topology:
     def parse(cls, name: str) -> "Topology":
         """Raises ValueError for an unknown target, or a size that is none of its kind."""
         slices, target, size = re.fullmatch(r"(?:(\d+)x)?([^:]*):?(.*)", name).groups()
-        if target not in TPUS and target not in GPUS:
-            raise ValueError(f"target {name!r} is unknown; there are {', '.join([*TPUS, *GPUS])}")
+        if target not in (*TPUS, *GPUS, CPU):
+            raise ValueError(f"target {name!r} is unknown; there are {', '.join([*TPUS, *GPUS, CPU])}")
         example = TPUS.get(target, f"{target}:64")
         if target in TPUS:
             fits = re.fullmatch("x".join([r"\d+"] * (example.count("x", len(target)) + 1)), size)
         else:
-            fits = size.isdigit() and not slices and int(size) and (int(size) < NODE or int(size) % NODE == 0)
+            fits = size.isdigit() and not slices and int(size)
+            fits = fits and (target == CPU or int(size) < NODE or int(size) % NODE == 0)
         if (size or slices) and not (fits and int(slices or 1)):
             raise ValueError(f"topology {name!r} is no size of {target}; an example is {example}")
         return cls(target, size, int(slices or 1))
 
     def devices(self) -> list[jax.Device]:
-        """Compile-only devices. Raises MissingCompiler if the target's compiler is not installed."""
+        """Devices to compile for; see `devices`."""
+        if self.target == CPU:
+            return _simulated(int(self.size or 1))
         if not has_compiler(self.target):
             raise MissingCompiler(self.target)
         if self.target in GPUS:
@@ -155,8 +165,19 @@ class Topology:
         return list(found.devices if self.size else found.devices[:4])
 
 
+def _simulated(count: int) -> list[jax.Device]:
+    with contextlib.suppress(RuntimeError):  # JAX has been used, and has as many as it was given
+        jax.config.update("jax_num_cpu_devices", count)
+    found = jax.devices(CPU)
+    if len(found) < count:
+        raise ValueError(f"topology '{CPU}:{count}' is more than the {len(found)} devices that this process has")
+    return found[:count]
+
+
 def has_compiler(target: str) -> bool:
     """Is the compiler for this target installed? Call `prepare` first."""
+    if target == CPU:
+        return True
     if target in TPUS:
         return importlib.util.find_spec("libtpu") is not None
     try:
@@ -166,10 +187,10 @@ def has_compiler(target: str) -> bool:
 
 
 def devices(name: str) -> list[jax.Device]:
-    """Compile-only devices of a topology, or four of a target, of one host.
+    """Devices of a topology, or four of a target, of one host; compile-only ones, unless they are the CPU's.
 
     Raises:
-      ValueError: the name is unknown.
+      ValueError: the name is unknown, or this process has fewer simulated devices.
       MissingCompiler: the target's compiler is not installed.
     """
     return Topology.parse(name).devices()

@@ -10,7 +10,9 @@ It is the step that training runs, with its donated state; nothing is computed.
 import dataclasses
 import json
 import math
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,6 +22,8 @@ from anchorjax import attention, compiler_flags, sharding, targets
 from anchorjax.config import KEYS, Config, resolve
 from anchorjax.config.recipes import load
 from anchorjax.masks import anchors_of
+from anchorjax.plan import buffers, memory
+from anchorjax.plan.buffers import Allocation
 from anchorjax.training.optimizer import make_optimizer, make_schedule
 from anchorjax.training.state import init_state
 from anchorjax.training.step import Steps
@@ -82,7 +86,36 @@ def lower(config: Config, mesh: Mesh) -> jax.stages.Lowered:
         return jax.jit(steps.train, donate_argnums=0).lower(state, batch)
 
 
-def compile(config: Config, mesh: Mesh) -> jax.stages.Compiled:
-    """That step compiled with the options of `train.compiler_flags`."""
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A compiled program, and the memory that its compiler assigned to its buffers."""
+
+    program: jax.stages.Compiled
+    allocations: tuple[Allocation, ...]
+
+    def as_text(self) -> str:
+        """The optimized HLO."""
+        return self.program.as_text()
+
+    def memory_analysis(self) -> Any:
+        """Bytes of arguments, results and temporaries; `memory.of` says more."""
+        return self.program.memory_analysis()
+
+
+def compile(config: Config, mesh: Mesh) -> Compiled:
+    """That step compiled with the options of `train.compiler_flags`.
+
+    Raises:
+      TooLarge: the compiler finds no room for the program in a device's memory. Those for TPUs say so; those for GPUs
+        and CPUs compile programs of any size.
+    """
     flags = compiler_flags.options(config.train.compiler_flags, mesh.devices.flat[0])
-    return lower(config, mesh).compile(compiler_options=flags)
+    lowered = lower(config, mesh)
+    with tempfile.TemporaryDirectory() as directory:
+        try:
+            program = lowered.compile(compiler_options=flags | {"xla_dump_to": directory})
+        except jax.errors.JaxRuntimeError as error:
+            if sizes := memory.refusal(str(error)):
+                raise memory.TooLarge(*sizes, buffers.read(Path(directory))) from error
+            raise
+        return Compiled(program, tuple(buffers.read(Path(directory))))

@@ -1,0 +1,153 @@
+"""Memory of a compiled step by kind: from a compiler's files, of programs that are refused, and in a real run."""
+
+import dataclasses
+import types
+
+import pytest
+
+from anchorjax.plan import buffers, memory
+
+# A step of a scan forward and one backward, as compilers write it: instructions 0 to 22, the loops at 8 and 17.
+ASSIGNMENT = """\
+BufferAssignment:
+allocation 0: size 100, parameter 0, shape |f32[25]| at ShapeIndex {}, maybe-live-out:
+ value: <0 param.1 @0> (size=100,offset=0): f32[25]{0}
+ value: <1 new_weights @0> (size=100,offset=0): f32[25]{0}
+allocation 1: size 200, parameter 1, shape |f32[50]| at ShapeIndex {}, maybe-live-out:
+ value: <2 param.2 @0> (size=200,offset=0): f32[50]{0}
+allocation 2: size 10, parameter 2, shape |pred[10]| at ShapeIndex {}:
+ value: <3 param.3 @0> (size=10,offset=0): pred[10]{0}
+allocation 3: size 4, output shape is |f32[]|, maybe-live-out:
+ value: <4 loss @0> (size=4,offset=0): f32[]
+allocation 4: size 4, constant:
+ value: <5 constant.1 @0> (size=4,offset=0): f32[]
+allocation 5: size 1000, preallocated-temp:
+ value: <6 zeros.1 @0> (size=400,offset=0): bf16[2,100]{1,0}
+ value: <7 carry.1{1} (phi) @0> (size=400,offset=0): bf16[2,100]{1,0}
+ value: <8 keep.1 @0> (size=400,offset=0): bf16[2,100]{1,0}
+ value: <9 while.1{1} (phi) @0> (size=400,offset=0): bf16[2,100]{1,0}
+ value: <10 zeros.2 @0> (size=200,offset=400): f32[2,25]{1,0}
+ value: <11 carry.2{1} (phi) @0> (size=200,offset=400): f32[2,25]{1,0}
+ value: <12 add_layer.1 @0> (size=200,offset=400): f32[2,25]{1,0}
+ value: <13 while.2{1} (phi) @0> (size=200,offset=400): f32[2,25]{1,0}
+ value: <14 all-gather.1 @0> (size=100,offset=600): bf16[50]{0}
+ value: <15 update.1 @0> (size=100,offset=600): f32[25]{0}
+ value: <16 fusion.1 @0> (size=50,offset=700): bf16[25]{0}
+ value: <17 inside.1 @0> (size=50,offset=750): bf16[25]{0}
+allocation 6: size 77, color 5, preallocated-temp:
+ value: <18 kept.1 @5> (size=77,offset=0): bf16[38]{0:S(5)}
+allocation 7: size 16, color 1, preallocated-temp:
+ value: <19 on_chip.1 @1> (size=16,offset=0): bf16[8]{0:S(1)}
+
+Total bytes used: 1411 (1.4KiB)
+"""
+LIVE = """\
+HloLiveRange (max 22):
+  InstructionSequence:
+    0:param.1
+  BufferLiveRange:
+    param.1{}:0-22
+    param.2{}:0-22
+    param.3{}:0-22
+    new_weights{}:20-22
+    loss{}:8-22
+    constant.1{}:0-22
+    zeros.1{}:1-3
+    carry.1{1}:3-5
+    keep.1{}:5-8
+    while.1{1}:8-17
+    zeros.2{}:9-10
+    carry.2{1}:10-14
+    add_layer.1{}:14-17
+    while.2{1}:17-20
+    all-gather.1{}:12-13
+    fusion.1{}:13-14
+    update.1{}:19-20
+    kept.1{}:5-12
+    on_chip.1{}:6-7
+  Live ranges at 13 (peak):
+    zeros.1{}: 400 bytes (cumulative: 400 bytes)
+"""
+MADE_BY = {
+    "param.1": ("parameter(0)", "state.params.blocks.q.value"),
+    "param.2": ("parameter(1)", "state.opt_state[1][0].mu.blocks.q.value"),
+    "param.3": ("parameter(2)", "batch.is_target_BT"),
+    "zeros.1": ("broadcast(%zero)", "jit(train)/jvp()/broadcast_in_dim"),
+    "carry.1": ("parameter(0)", ""),
+    "keep.1": ("fusion(%carry.1)", "jit(train)/jvp()/while/body/dynamic_update_slice"),
+    "while.1": ("while(%tuple.1)", "jit(train)/jvp()/while"),
+    "zeros.2": ("broadcast(%zero)", "jit(train)/broadcast_in_dim"),
+    "carry.2": ("parameter(0)", ""),
+    "add_layer.1": ("fusion(%carry.2)", "jit(train)/transpose(jvp())/while/body/dynamic_update_slice"),
+    "while.2": ("while(%tuple.2)", "jit(train)/transpose(jvp())/while"),
+    "all-gather.1": (
+        "all-gather(%x)",
+        "jit(train)/transpose(jvp())/while/body/checkpoint/reshard",
+    ),
+    "fusion.1": ("fusion(%x)", "jit(train)/transpose(jvp())/while/body/mul"),
+    "update.1": ("fusion(%x)", "jit(train)/mul"),
+}
+
+
+@pytest.fixture
+def program(tmp_path):
+    made = [
+        f' from instruction: %{name} = f32[] {op}, metadata={{op_name="{at}"}}\n' for name, (op, at) in MADE_BY.items()
+    ]
+    texts = {"buffer-assignment": ASSIGNMENT, "live-range": LIVE, "buffer-assignment-values": "".join(made)}
+    for name, text in texts.items():
+        (tmp_path / f"module_0001.jit_train.after_optimizations-{name}.txt").write_text(text)
+    return types.SimpleNamespace(allocations=buffers.read(tmp_path))
+
+
+def test_kinds_sum_to_what_the_compiler_allocates(program):
+    found = memory.of(program)
+    assert dataclasses.asdict(found) == {
+        "parameters": 100,
+        "moments": 200,
+        "other_arguments": 10,
+        "saved_activations": 400,
+        "gradients": 200,
+        "collectives": 100,
+        "temporaries": 4 + 4 + 50 + 250,
+        "host": 77,
+    }
+    assert found.total == sum(one.bytes for one in program.allocations if one.space == 0)
+    assert memory.explained(program) == 0.75
+
+
+def test_bytes_that_one_value_after_another_takes_count_once(program):
+    temporary = next(one for one in program.allocations if one.bytes == 1000)
+    assert [(slot.bytes, slot.start, slot.end) for slot in temporary.slots] == [
+        (400, 1, 17),
+        (200, 9, 20),
+        (100, 12, 13),
+        (100, 19, 20),
+        (50, 13, 14),
+    ]
+
+
+def test_without_a_file_of_the_compiler_nothing_is_guessed(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"wrote no \*-buffer-assignment.txt"):
+        buffers.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("message", "sizes"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (18.03G) "
+            "exceeds available HBM (15.75G).",
+            (round(18.03 * 2**30), round(15.75 * 2**30)),
+        ),
+        (
+            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 512.50M "
+            "of 16K hbm. Exceeded hbm capacity by 3.43G.",
+            (round(512.5 * 2**20), 16 * 2**10),
+        ),
+        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 17.00M of 16.00M vmem.", None),
+        ("INTERNAL: Mosaic failed to compile TPU kernel", None),
+    ],
+)
+def test_a_refusal_is_known_by_its_message(message, sizes):
+    assert memory.refusal(message) == sizes
