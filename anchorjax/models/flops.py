@@ -16,9 +16,11 @@ PEAK_TFLOPS = {
     "TPU v5 lite": 197.0,
     "TPU v5": 459.0,
     "TPU v6 lite": 918.0,
+    "TPU7x": 2307.0 / 2,  # of a chip, which is two devices
     "NVIDIA A100-SXM4-80GB": 312.0,
     "NVIDIA H100 80GB HBM3": 989.0,
     "NVIDIA H200": 989.0,
+    "NVIDIA B200": 2250.0,
 }
 
 

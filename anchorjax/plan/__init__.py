@@ -1,5 +1,6 @@
 """The planner: does a run fit the hardware, how long does a step take, and what does it cost, known on a laptop.
 
+hardware.py   memory, peaks and links of one device of each target
 step.py       the training step, compiled for the hardware
 program.py    collectives of a compiled program, and how often each runs
 exchanges.py  what devices exchange in a step, counted and by formula
