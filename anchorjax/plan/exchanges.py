@@ -1,13 +1,15 @@
 """What devices exchange in a training step: counted from its compiled program by place, and by formula from its sizes.
 
 Bytes are those that a device receives from the others in a whole step, by the usual algorithms: an all-reduce is a
-reduce-scatter and an all-gather. `program` finds how often each collective runs.
+reduce-scatter and an all-gather. `program` finds how often each collective runs, and `groups` along which axes of the
+mesh.
 """
 
+import dataclasses
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jax.sharding import Mesh
@@ -15,6 +17,7 @@ from jax.sharding import Mesh
 from anchorjax import sharding
 from anchorjax.config import Config
 from anchorjax.plan import program
+from anchorjax.plan.groups import axes_of
 from anchorjax.plan.program import Collective
 
 SMALL = 1e6
@@ -29,14 +32,60 @@ PLACES = {  # by the path of JAX's operations, the first that fits; the rest run
 DTYPES = {"bfloat16": "bf16", "float32": "f32"}
 
 
-def table(found: Sequence[Collective]) -> list[dict[str, Any]]:
+@dataclasses.dataclass(frozen=True)
+class Exchange:
+    """What one kind of collective moves in one place of a step.
+
+    Attributes:
+      place: a key of PLACES, or "once".
+      kind: of the collective.
+      axes: of the mesh, along which devices exchange.
+      received: bytes that a device receives from others in a step.
+      is_overlapped: whether the schedule has computation beside it; by formula, whether it can have: in a layer, and
+        not in attention, which waits for it.
+    """
+
+    place: str
+    kind: str
+    axes: tuple[str, ...]
+    received: float
+    is_overlapped: bool
+
+
+def of(hlo: str, mesh: Mesh) -> tuple[Exchange, ...]:
+    """The exchanges of a compiled step, summed over collectives that differ in nothing else.
+
+    Args:
+      hlo: the optimized program's text.
+      mesh: that it was compiled for.
+
+    Raises:
+      ValueError: see `program.collectives`.
+    """
+    found, received = program.collectives(hlo), Counter()
+    for one, place in zip(found, places(found), strict=True):
+        received[place, one.kind, axes_of(one.groups, mesh), one.is_overlapped] += one.received
+    rows = (Exchange(*row[:3], total, row[3]) for row, total in received.items())
+    return tuple(sorted((row for row in rows if row.axes and row.received), key=dataclasses.astuple))
+
+
+def by_axis(found: Iterable[Exchange]) -> dict[str, float]:
+    """Bytes received by axes of the mesh, as "fsdp" or, where devices along both exchange at once, "fsdp+context"."""
+    total = Counter()
+    for one in found:
+        total["+".join(one.axes)] += one.received
+    return dict(sorted(total.items()))
+
+
+def table(found: Sequence[Collective], mesh: Mesh) -> list[dict[str, Any]]:
     """Rows of equal collectives of at least 1 MB, with the times that a step runs them and the bytes received."""
     times, received = Counter(), Counter()
     for one, place in zip(found, places(found), strict=True):
-        row = place, one.kind, one.dtype, one.result_bytes, one.devices
+        axes = "+".join(axes_of(one.groups, mesh))
+        row = place, one.kind, axes, one.dtype, one.result_bytes, one.devices
         times[row] += one.times
         received[row] += one.received
-    names = "place", "kind", "dtype", "result_bytes", "devices"
+    names = "place", "kind", "axes", "dtype", "result_bytes", "devices"
     rows = [dict(zip(names, row, strict=True)) | {"times": times[row], "received": received[row]} for row in times]
     rows = [row for row in rows if row["result_bytes"] >= SMALL and row["devices"] > 1]
     return sorted(rows, key=lambda row: (row["place"], -row["received"]))
@@ -60,70 +109,83 @@ def place_of(path: str) -> str:
     return next((place for place, pattern in PLACES.items() if re.search(pattern, path)), "once")
 
 
-def formula(config: Config, mesh: Mesh) -> dict[str, dict[str, float]]:
-    """Bytes that a device receives in a step, by place and collective, without biases, norms and log-sum-exps.
+def formula(config: Config, shape: Mapping[str, int]) -> tuple[Exchange, ...]:
+    """What devices exchange in a step by formula, without biases, norms and log-sum-exps.
 
     Letters: F, C, X, R devices along fsdp, context, tensor and data; W weights of a layer, t tokens of a micro-batch,
     both of one device.
+
+    Args:
+      shape: devices along each axis of the mesh.
     """
-    model, (F, C, X, R) = config.model, (mesh.shape[name] for name in ("fsdp", "context", "tensor", "data"))
+    model, (F, C, X, R) = config.model, (shape[name] for name in ("fsdp", "context", "tensor", "data"))
     D, V, parts = model.d_model, model.vocab_size, config.train.grad_accum_steps
     heads = model.head_dim * (2 * model.num_heads + 2 * model.num_kv_heads)
-    W, t = D * (heads + 3 * model.d_ff) / X, tokens(config, mesh)
+    W, t = D * (heads + 3 * model.d_ff) / X, tokens(config, shape)
     wide = program.BYTES[DTYPES[model.compute_dtype]]
     exchanged = config.mesh.gradient_dtype if config.mesh.gradient_dtype != "auto" else model.compute_dtype
     sums = program.BYTES[DTYPES[exchanged]]
     also = C if config.mesh.shard_weights_over == "fsdp_context" else 1
     others, layers = R * C // also, model.num_layers * parts
-    gathered = wide * W * (1 - 1 / (F * also)) * layers
     padded = -(-V // (F * X)) * F * X
     to_words = padded / (F * X) * (1 - 1 / (F * X))
     # The loss takes the output matrix whole along `context`, and its fp32 gradient goes back by parts.
     along_context = parts * padded * D / (F * X) * (1 - 1 / also)
-    forward, backward = attention(config, mesh)
-    return {
-        "forward attention": forward,
-        "forward layer": {"all-gather": gathered},
-        "backward layer": {
-            "all-gather": gathered,
-            "reduce-scatter": sums * W * (1 - 1 / (F * also)) * layers,
-            "all-reduce": 2 * sums * W / (F * also) * (1 - 1 / others) * layers,
-        },
-        "backward attention": backward,
-        "loss chunk": {
-            "all-gather": wide * t * D * (F - 1) * parts,
-            "reduce-scatter": 4 * t * D * (F - 1) * parts,
-        },
-        "once": {
-            # Embedded tokens and their gradients; columns for words of the output matrix, and back.
-            "all-to-all": parts * wide * D * (2 * t / X * (1 - 1 / (F * also)) + 2 * to_words),
-            # In fp32: gradients of the embedding and of the output matrix.
-            "all-reduce": parts * 2 * 4 * D * (V / also + (padded if also == 1 else 0)) / (F * X) * (1 - 1 / others),
-            "all-gather": wide * along_context,
-            "reduce-scatter": 4 * along_context,
-        },
-    }
+    over_weights = ("fsdp", "context") if also > 1 else ("fsdp",)
+    over_others = ("data",) if also > 1 else ("data", "context")
+    # Along one axis after the other: along fsdp a whole layer's weights, along context the parts of them.
+    shares = [("fsdp", W * (1 - 1 / F) * layers), ("context", W / F * (1 - 1 / also) * layers)]
+    rows = [
+        *(("forward layer", "all-gather", (axis,), wide * share) for axis, share in shares),
+        *(("backward layer", "all-gather", (axis,), wide * share) for axis, share in shares),
+        *(("backward layer", "reduce-scatter", (axis,), sums * share) for axis, share in shares),
+        ("backward layer", "all-reduce", over_others, 2 * sums * W / (F * also) * (1 - 1 / others) * layers),
+        ("loss chunk", "all-gather", ("fsdp",), wide * t * D * (F - 1) * parts),
+        ("loss chunk", "reduce-scatter", ("fsdp",), 4 * t * D * (F - 1) * parts),
+        # Embedded tokens and their gradients; columns for words of the output matrix, and back.
+        ("once", "all-to-all", over_weights, parts * wide * D * 2 * t / X * (1 - 1 / (F * also))),
+        ("once", "all-to-all", ("fsdp", "tensor"), parts * wide * D * 2 * to_words),
+        # In fp32: gradients of the embedding and of the output matrix.
+        ("once", "all-reduce", over_others, parts * 2 * 4 * D * V / also / (F * X) * (1 - 1 / others)),
+        ("once", "all-reduce", over_others, (also == 1) * parts * 2 * 4 * D * padded / (F * X) * (1 - 1 / others)),
+        ("once", "all-gather", ("context",), wide * along_context),
+        ("once", "reduce-scatter", ("context",), 4 * along_context),
+        *attention(config, shape),
+    ]
+    hidden = "forward layer", "backward layer"
+    used = lambda axes: tuple(name for name in sharding.AXES if name in axes and shape[name] > 1)  # noqa: E731
+    return tuple(Exchange(place, kind, used(axes), x, place in hidden) for place, kind, axes, x in rows if x)
 
 
-def attention(config: Config, mesh: Mesh) -> tuple[dict[str, float], dict[str, float]]:
-    """What attention exchanges in a step's forward and backward passes; nothing is said of a ring, nor of chunks.
+def attention(config: Config, shape: Mapping[str, int]) -> list[tuple[str, str, tuple[str, ...], float]]:
+    """Rows (place, kind, axes, bytes) of what attention exchanges.
 
-    The backward pass exchanges the same once more, since layers are recomputed, and gradients of as many bytes.
+    The backward pass exchanges the same once more, since layers are recomputed, and gradients of as many bytes. A ring
+    sends what documents ask for: here all keys and values, which is the most.
     """
-    model, C, X = config.model, mesh.shape["context"], mesh.shape["tensor"]
-    N, K = model.num_heads // X, model.num_kv_heads // X
-    size = 2 * model.head_dim * program.BYTES[DTYPES[model.compute_dtype]] * tokens(config, mesh)
+    model, C, X = config.model, shape["context"], shape["tensor"]
+    N, K, chunks = model.num_heads // X, model.num_kv_heads // X, config.mesh.ulysses_head_chunks
+    size = 2 * model.head_dim * program.BYTES[DTYPES[model.compute_dtype]] * tokens(config, shape)
     size *= model.num_layers * config.train.grad_accum_steps * (C - 1)
-    if config.mesh.context_strategy == "all_gather":
-        keys = K * size
-        return {"all-gather": keys}, {"all-gather": keys, "all-to-all": keys}
-    if config.mesh.context_strategy == "ulysses" and config.mesh.ulysses_head_chunks == 1:
-        heads = (N + math.lcm(K, C)) * size / C
-        return {"all-to-all": heads}, {"all-to-all": 2 * heads}
-    return {}, {}
+    forward, backward, axes = "forward attention", "backward attention", ("context",)
+    if config.mesh.context_strategy == "ulysses":
+        heads = (N + chunks * math.lcm(math.lcm(K, chunks) // chunks, C)) * size / C
+        return [(forward, "all-to-all", axes, heads), (backward, "all-to-all", axes, 2 * heads)]
+    keys, there, back = K * size, "all-gather", "all-to-all"
+    if config.mesh.context_strategy == "ring":
+        there = back = "collective-permute"
+    return [(forward, there, axes, keys), (backward, there, axes, keys), (backward, back, axes, keys)]
 
 
-def tokens(config: Config, mesh: Mesh) -> int:
+def sums(found: Iterable[Exchange]) -> dict[tuple[str, str], float]:
+    """Bytes received by (place, kind)."""
+    total = Counter()
+    for one in found:
+        total[one.place, one.kind] += one.received
+    return dict(total)
+
+
+def tokens(config: Config, shape: Mapping[str, int]) -> int:
     """The tokens of one device and micro-batch."""
-    shards = math.prod(mesh.shape[axis] for axis in sharding.TOKENS) * config.train.grad_accum_steps
+    shards = math.prod(shape[axis] for axis in sharding.TOKENS) * config.train.grad_accum_steps
     return config.data.batch_size * config.data.seq_len // shards

@@ -15,7 +15,10 @@ import functools
 import math
 import re
 
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
+from anchorjax.plan.groups import Groups, groups
+
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "f8e4m3fn": 1, "f8e5m2": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
+BYTES |= {"s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
 # What a device receives, in sizes of the collective's result on that device, among n devices.
 RECEIVED = {
     "all-gather": lambda n: (n - 1) / n,
@@ -25,6 +28,7 @@ RECEIVED = {
     "collective-permute": lambda n: 1,
 }
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(RECEIVED)})(-start)?\(")
+_WORK = ("fusion", "custom-call", "dot", "convolution", "while", "call", "conditional")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +42,8 @@ class Collective:
       result_bytes: on one device.
       devices: that exchange with one another.
       times: that a run of the program runs it.
+      groups: of devices that exchange with one another, or pairs (source, target).
+      is_overlapped: whether the schedule has computation between its start and its end.
     """
 
     path: str
@@ -47,6 +53,8 @@ class Collective:
     result_bytes: int
     devices: int
     times: int
+    groups: Groups = ()
+    is_overlapped: bool = False
 
     @property
     def equal(self) -> tuple:
@@ -60,13 +68,16 @@ class Collective:
 
 
 def collectives(hlo: str) -> list[Collective]:
-    """All collectives of the program. A fusion that libtpu names all-reduce-scatter is a reduce-scatter."""
-    lines_of, main = computations(hlo), re.search(r"^ENTRY %?([\w.\-]+)", hlo, re.MULTILINE)[1]
-    callers = callers_of(lines_of)
+    """All collectives of the program. A fusion that libtpu names all-reduce-scatter is a reduce-scatter.
 
-    @functools.cache
-    def times(name: str) -> int:
-        return 1 if name == main else sum(count * times(caller) for caller, count, _ in callers.get(name, ()))
+    Raises:
+      ValueError: a result's dtype or the print of groups is unknown.
+    """
+    lines_of, main = computations(hlo), main_of(hlo)
+    callers, times = callers_of(lines_of), times_of(hlo)
+    partitions = re.search(r"num_partitions=(\d+)", hlo)
+    num_devices = int(partitions[1]) if partitions else 1
+    overlapped = {name: found for name, lines in lines_of.items() for name, found in pairs(lines).items()}
 
     def loop_of(name: str) -> str:
         while name in callers and all(is_fusion for *_, is_fusion in callers[name]):
@@ -75,16 +86,73 @@ def collectives(hlo: str) -> list[Collective]:
 
     found = []
     for name, lines in lines_of.items():
-        for line in lines if times(name) else ():
+        for line in lines if times[name] else ():
             if match := _COLLECTIVE.search(line):
-                kind, loop, devices = match[2], loop_of(name), group_size(line)
+                together = groups(line, num_devices)
+                kind, loop, devices = match[2], loop_of(name), max(map(len, together))
                 is_in_main = loop == main
+                is_overlapped = overlapped.get(name_of(line), overlapped.get(name, False))
                 path = path_of([line]) or ("" if is_in_main else path_of(lines_of[loop], within="while/body"))
                 scatters = name.startswith("all-reduce-scatter") and kind == "all-reduce"
                 for dtype, size in results(match[1], kind, bool(match[3])):
                     made = ("reduce-scatter", dtype, size // devices) if scatters else (kind, dtype, size)
-                    found.append(Collective(path, is_in_main, *made, devices, times(name)))
+                    found.append(Collective(path, is_in_main, *made, devices, times[name], together, is_overlapped))
     return found
+
+
+def main_of(hlo: str) -> str:
+    """The name of the computation that the program runs."""
+    return re.search(r"^ENTRY %?([\w.\-]+)", hlo, re.MULTILINE)[1]
+
+
+def times_of(hlo: str) -> dict[str, int]:
+    """How often a run of the program runs each computation."""
+    lines_of, main = computations(hlo), main_of(hlo)
+    callers = callers_of(lines_of)
+
+    @functools.cache
+    def times(name: str) -> int:
+        return 1 if name == main else sum(count * times(caller) for caller, count, _ in callers.get(name, ()))
+
+    return {name: times(name) for name in lines_of}
+
+
+def name_of(line: str) -> str:
+    """The name of an instruction; "" of a line that is none."""
+    match = re.match(r"\s+(?:ROOT )?%([\w.\-]+) = ", line)
+    return match[1] if match else ""
+
+
+def pairs(lines: list[str]) -> dict[str, bool]:
+    """Whether computation runs between start and end of each asynchronous collective that a computation starts.
+
+    By the start's name, and by the name of the computation that it calls: libtpu writes a pair as two fusions,
+    async-collective-start and -done, or for a SparseCore as call-start and call-done, with the collective in them.
+    """
+    found, open_pairs, called = {}, {}, {}
+    kinds = "|".join((*RECEIVED, "ragged-all-to-all", "async-collective"))
+    for line in lines:
+        instruction = re.match(r"\s+(?:ROOT )?%([\w.\-]+) = .*?[})\]] ([a-z\-]+)\((.*)", line)
+        if not instruction:
+            continue
+        name, operation, rest = instruction.groups()
+        pair = re.match(
+            rf"(?:{kinds}|ragged-all-to-all|async-collective)-(start|done)",
+            operation if operation != "fusion" else name,
+        )
+        if not pair and re.match(kinds, name):
+            pair = re.fullmatch(r"call-(start|done)", operation)
+        if pair and pair[1] == "start":
+            open_pairs[name] = False
+            if computation := re.search(r"(?:calls|to_apply)=%?([\w.\-]+)", rest):
+                called[name] = computation[1]
+        elif pair:
+            started = [other for other in open_pairs if re.search(rf"%{re.escape(other)}[,)\s]", rest)]
+            start = started[0] if started else name.replace("done", "start", 1)
+            found[start] = open_pairs.pop(start)
+        elif operation in _WORK:
+            open_pairs = dict.fromkeys(open_pairs, True)
+    return found | {called[name]: found[name] for name in called if name in found}
 
 
 def path_of(lines: list[str], within: str = "") -> str:
@@ -133,24 +201,21 @@ def trips(line: str, lines_of: dict[str, list[str]]) -> int:
 
 
 def results(shapes: str, kind: str, is_start: bool) -> list[tuple[str, int]]:
-    """Dtype and bytes of each result of an instruction, from the text of its type."""
-    found = [
-        (dtype, BYTES[dtype] * math.prod(int(side) for side in sides.split(",") if side))
-        for dtype, sides in re.findall(r"([a-z]\w*)\[([\d,]*)\]", shapes)
-        if dtype in BYTES
-    ]
+    """Dtype and bytes of each result of an instruction, from the text of its type.
+
+    Raises:
+      ValueError: a dtype whose size is not known.
+    """
+    found = [(dtype, size(dtype, sides)) for dtype, sides in re.findall(r"([a-z]\w*)\[([\d,]*)\]", shapes)]
     if is_start and kind == "collective-permute":
         return found[1:2]  # (operand, result, two counters)
     return found[len(found) // 2 :] if is_start and kind != "all-reduce" else found  # behind the operands
 
 
-def group_size(line: str) -> int:
-    """Devices that one collective joins, from any of the ways in which XLA prints groups."""
-    if match := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
-        return len(match[1].split(","))
-    if match := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
-        return int(match[1])
-    if match := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", line):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
-        return math.prod(int(sizes[name]) for name in re.findall(r"'(\w+)'", match[2]))
-    return 2  # a permutation has pairs
+def size(dtype: str, sides: str) -> int:
+    """Bytes of an array, from "bf16" and "8,128". Raises ValueError for an unknown dtype."""
+    if dtype not in BYTES:
+        raise ValueError(
+            f"dtype {dtype} of a collective in the compiled program; sizes are known of {', '.join(BYTES)}"
+        )
+    return BYTES[dtype] * math.prod(int(side) for side in sides.split(",") if side)

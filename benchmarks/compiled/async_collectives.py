@@ -14,7 +14,7 @@ import re
 from collections import Counter
 
 from anchorjax import compiler_flags, targets
-from anchorjax.plan import step
+from anchorjax.plan import program, step
 
 HARDWARE = ("v5p:2x2x2", "v5e:2x4", "v6e:2x4", "tpu7x:2x2x1", "h100:8")
 COLLECTIVE = r"(?:all-gather|all-reduce|all-to-all|ragged-all-to-all|reduce-scatter|collective-permute)"
@@ -68,31 +68,16 @@ def counts(hlo: str) -> Counter:
     A TPU's compiler writes a pair as two fusions, async-collective-start and -done, or for a SparseCore as a call-start
     and a call-done. Both have the collective again in computations of their own.
     """
-    found, open_pairs, apart = Counter(synchronous=0, pairs=0, overlapped=0), {}, False
+    found = Counter(synchronous=0, pairs=0, overlapped=0)
     calls = set(re.findall(r" call-start\(.*to_apply=%([\w.\-]+)", hlo))
-    for line in hlo.splitlines():
-        if computation := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{\s*$", line):
-            name = computation[1]
-            open_pairs, apart = {}, name in calls or bool(re.match("fused_computation|async_collective_fusion", name))
-        instruction = re.match(r"\s+(?:ROOT )?%([\w.\-]+) = .*?[})\]] ([a-z\-]+)\((.*)", line)
-        if apart or not instruction:
+    for name, lines in program.computations(hlo).items():
+        if name in calls or re.match("fused_computation|async_collective_fusion", name):
             continue
-        name, operation, rest = instruction.groups()
-        pair = re.match(
-            rf"(?:{COLLECTIVE}|async-collective)-(start|done)", operation if operation != "fusion" else name
-        )
-        if not pair and re.match(COLLECTIVE, name):
-            pair = re.fullmatch(r"call-(start|done)", operation)
-        if pair and pair[1] == "start":
-            found["pairs"] += 1
-            open_pairs[name] = False
-        elif pair:
-            started = [other for other in open_pairs if re.search(rf"%{re.escape(other)}[,)\s]", rest)]
-            found["overlapped"] += open_pairs.pop(started[0] if started else name.replace("done", "start", 1))
-        elif re.fullmatch(COLLECTIVE, operation):
-            found["synchronous"] += 1
-        elif operation in ("fusion", "custom-call", "dot", "convolution", "while", "call", "conditional"):
-            open_pairs = dict.fromkeys(open_pairs, True)
+        starts = {program.name_of(line) for line in lines}
+        overlapped = [is_overlapped for start, is_overlapped in program.pairs(lines).items() if start in starts]
+        found["pairs"] += len(overlapped)
+        found["overlapped"] += sum(overlapped)
+        found["synchronous"] += sum(bool(re.search(rf"[}})\]] {COLLECTIVE}\(", line)) for line in lines)
     return found
 
 

@@ -5,8 +5,9 @@
 
 Compiled, not measured: no accelerator is needed, and bytes say nothing about time. `received` is what a device receives
 from the others in a whole step, by the usual algorithms: an all-reduce is a reduce-scatter and an all-gather.
-anchorjax/plan/program.py finds how often each collective runs. Those whose result is below 1 MB are left out. The
-formula has nothing for a ring, whose bytes depend on the documents (context_parallel.py), nor for chunks of `ulysses`.
+anchorjax/plan/program.py finds how often each collective runs, and the axes of the mesh are those along which it
+exchanges. Those whose result is below 1 MB are left out. The bytes of a ring depend on the documents
+(context_parallel.py): its loop counts once, and the formula has the most that it can send.
 """
 
 import argparse
@@ -30,22 +31,26 @@ def main() -> None:
         changes["model.num_layers"] = arguments.layers
     config, mesh = step.prepare(step.recipe(arguments.recipe, changes), arguments.hardware)
     compiled = step.compile(config, mesh)
-    rows, wanted = exchanges.table(program.collectives(compiled.as_text())), exchanges.formula(config, mesh)
+    hlo = compiled.as_text()
+    rows, wanted = exchanges.table(program.collectives(hlo), mesh), exchanges.formula(config, mesh.shape)
     peak = compiled.memory_analysis().peak_memory_in_bytes
     print(f"{arguments.recipe} on {arguments.hardware}, {dict(mesh.shape)}: peak {peak / 1e9:.1f} GB")
     for row in rows:
         print(
-            "{place:>18} {kind:>18} {dtype:>5}, {devices:>3} devices, {mb:>7.1f} MB, {times:>4} times: "
+            "{place:>18} {kind:>18} {axes:>12} {dtype:>5}, {devices:>3} devices, {mb:>7.1f} MB, {times:>4} times: "
             "{gb:>6.3f} GB received".format(**row, mb=row["result_bytes"] / 1e6, gb=row["received"] / 1e9)
         )
-    for place, kinds in wanted.items():
-        for kind, expected in kinds.items():
-            got = sum(row["received"] for row in rows if (row["place"], row["kind"]) == (place, kind))
-            print(f"{place:>18} {kind:>18}: {got / 1e9:6.3f} GB received, by formula {expected / 1e9:6.3f}")
+    for (place, kind), expected in exchanges.sums(wanted).items():
+        got = sum(row["received"] for row in rows if (row["place"], row["kind"]) == (place, kind))
+        print(f"{place:>18} {kind:>18}: {got / 1e9:6.3f} GB received, by formula {expected / 1e9:6.3f}")
+    by_axis, by_formula = (exchanges.by_axis(found) for found in (exchanges.of(hlo, mesh), wanted))
+    for axes in sorted(by_axis | by_formula):
+        got, expected = (found.get(axes, 0) / 1e9 for found in (by_axis, by_formula))
+        print(f"along {axes:>12}: {got:6.3f} GB received, by formula {expected:6.3f}")
     total = sum(row["received"] for row in rows)
-    print(f"{total / 1e9:.1f} GB received in all, by formula {sum(sum(x.values()) for x in wanted.values()) / 1e9:.1f}")
+    print(f"{total / 1e9:.1f} GB received in all, by formula {sum(one.received for one in wanted) / 1e9:.1f}")
     if arguments.json:
-        print(json.dumps({"peak": peak, "counted": rows, "formula": wanted}))
+        print(json.dumps({"peak": peak, "counted": rows, "by_axis": by_axis, "formula": by_formula}))
 
 
 if __name__ == "__main__":

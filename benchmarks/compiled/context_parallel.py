@@ -31,7 +31,8 @@ from anchorjax.attention.parallel import ring
 from anchorjax.config import AttentionConfig, MeshConfig
 from anchorjax.data.rows.balance import Layout
 from anchorjax.masks import Mask
-from anchorjax.plan.program import BYTES, RECEIVED
+from anchorjax.plan import program
+from anchorjax.plan.program import RECEIVED
 from benchmarks.compiled import tpu_modelled
 
 TARGET, TOPOLOGY, CONTEXT = "v5p", "v5p:2x2x2", 8
@@ -162,24 +163,18 @@ def received(hlo: str) -> dict[str, float]:
     """Bytes that a device receives from others, by collective; each counts once, whatever loop it is in.
 
     Raises:
-      ValueError: a collective of another kind, or an asynchronous one but collective-permute.
+      ValueError: a collective of another kind, an asynchronous one but collective-permute, or an unknown dtype.
     """
     total = Counter()
-    for shape, kind in re.findall(r"= (.*?) ((?:all-|reduce-scatter|collective-|ragged-)[\w-]*)\(", hlo):
-        sizes = list(map(size, re.findall(r"([a-z]\w*)\[([\d,]*)\]", shape)))
+    for shapes, kind in re.findall(r"= (.*?) ((?:all-|reduce-scatter|collective-|ragged-)[\w-]*)\(", hlo):
         if kind == "collective-permute-done":
             continue
-        if kind == "collective-permute-start":  # (operand, result, two counters)
-            kind, sizes = "collective-permute", sizes[1:2]
+        is_start = kind == "collective-permute-start"
+        kind = "collective-permute" if is_start else kind
         if kind not in RECEIVED:
             raise ValueError(f"{kind} in the compiled program; this script counts {', '.join(RECEIVED)}")
-        total[kind] += RECEIVED[kind](CONTEXT) * sum(sizes)
+        total[kind] += RECEIVED[kind](CONTEXT) * sum(size for _, size in program.results(shapes, kind, is_start))
     return dict(total)
-
-
-def size(shape: tuple[str, str]) -> int:
-    dtype, sides = shape
-    return BYTES[dtype] * math.prod(map(int, filter(None, sides.split(","))))
 
 
 if __name__ == "__main__":

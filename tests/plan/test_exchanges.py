@@ -1,5 +1,8 @@
 """Exchanges of a step: how often a program runs its collectives, and its bytes against the formula."""
 
+import types
+
+import numpy as np
 import pytest
 
 from anchorjax.plan import exchanges, program
@@ -65,26 +68,57 @@ ENTRY %main.7 (p: bf16[8]) -> bf16[8] {
 )
 
 
+MESH = types.SimpleNamespace(devices=np.zeros((1, 2, 4, 1)), axis_names=("data", "fsdp", "context", "tensor"))
+
+
 def rows(hlo: str) -> list[tuple]:
-    names = "place", "kind", "dtype", "devices", "times", "received"
-    return [tuple(row[name] for name in names) for row in exchanges.table(program.collectives(hlo))]
+    names = "place", "kind", "axes", "dtype", "devices", "times", "received"
+    return [tuple(row[name] for name in names) for row in exchanges.table(program.collectives(hlo), MESH)]
 
 
 def test_parts_of_an_asynchronous_collective_count_once_and_a_loop_as_often_as_its_condition_says():
     MB = 2**20
     assert rows(TPU) == [
-        ("forward layer", "reduce-scatter", "f32", 4, 3, 3 * 3 * MB),
-        ("forward layer", "all-gather", "bf16", 4, 3, 3 * 3 / 4 * MB),
-        ("once", "all-reduce", "f32", 2, 1, 2 * MB),
+        ("forward layer", "reduce-scatter", "context", "f32", 4, 3, 3 * 3 * MB),
+        ("forward layer", "all-gather", "context", "bf16", 4, 3, 3 * 3 / 4 * MB),
+        ("once", "all-reduce", "context", "f32", 2, 1, 2 * MB),
     ]
 
 
 def test_an_iteration_outside_of_its_loop_counts_once_and_in_the_loop_s_place():
     MB = 2**20
     assert rows(GPU) == [
-        ("backward layer", "all-reduce", "bf16", 2, 3, 3 * 2 * MB),
-        ("backward layer", "all-gather", "bf16", 4, 3, 3 * 3 / 4 * MB),
-        ("backward layer", "collective-permute", "bf16", 2, 2, 2 * MB),
+        ("backward layer", "all-reduce", "context", "bf16", 2, 3, 3 * 2 * MB),
+        ("backward layer", "all-gather", "context", "bf16", 4, 3, 3 * 3 / 4 * MB),
+        ("backward layer", "collective-permute", "context", "bf16", 2, 2, 2 * MB),
+    ]
+
+
+def test_bytes_by_axis_are_those_of_the_table_and_computation_between_start_and_end_overlaps():
+    MB = 2**20
+    found = exchanges.of(TPU, MESH)
+    assert exchanges.by_axis(found) == {"context": 9 * MB + 9 / 4 * MB + 2 * MB}
+    assert {one.kind: one.is_overlapped for one in found} == {
+        "all-gather": True,  # the fusion between its start and its end
+        "reduce-scatter": False,
+        "all-reduce": False,
+    }
+    across = TPU.replace("replica_groups=[4,2]<=[8]", "replica_groups=[4,2]<=[2,4]T(1,0)")
+    assert exchanges.by_axis(exchanges.of(across, MESH))["fsdp"] == 2 * MB
+    everywhere = TPU.replace("replica_groups=[4,2]<=[8]", "replica_groups=[1,8]<=[8]")
+    assert exchanges.by_axis(exchanges.of(everywhere, MESH))["fsdp+context"] == 2 * 2 * 7 / 8 * MB
+
+
+@pytest.mark.parametrize("dtype", ["s4", "f4e2m1fn", "c64"])
+def test_a_dtype_of_unknown_size_is_refused(dtype):
+    with pytest.raises(ValueError, match=f"dtype {dtype} of a collective"):
+        program.collectives(TPU.replace("f32[512,1024]", f"{dtype}[512,1024]"))
+
+
+def test_an_8_bit_float_is_one_byte():
+    assert program.results("(f8e4m3fn[8,128]{1,0:T(8,128)}, bf16[8]{0})", "all-to-all", False) == [
+        ("f8e4m3fn", 1024),
+        ("bf16", 16),
     ]
 
 
@@ -107,17 +141,19 @@ changes = step.changes_of(
     "model.vocab_size=8192 data.seq_len=8192 mesh.fsdp=4 mesh.context=2 mesh.context_strategy=" + sys.argv[1]
 )
 config, mesh = step.prepare(step.recipe("llama3_8b_128k_anchor", changes), "h100:8")
-rows = exchanges.table(program.collectives(step.compile(config, mesh).as_text()))
-print(json.dumps([rows, exchanges.formula(config, mesh)]))
+hlo = step.compile(config, mesh).as_text()
+rows, formula = exchanges.table(program.collectives(hlo), mesh), exchanges.formula(config, mesh.shape)
+by_place = [[*place, received] for place, received in exchanges.sums(formula).items()]
+print(json.dumps([rows, by_place, exchanges.by_axis(exchanges.of(hlo, mesh)), exchanges.by_axis(formula)]))
 """
 
 
 @pytest.mark.parametrize("strategy", ["all_gather", "ulysses"])
 def test_h100_exchanges_what_the_formula_says(strategy):
     require_compiler("h100")
-    found, formula = run_program(PROGRAM, strategy)
-    for place, kinds in formula.items():
-        for kind, wanted in kinds.items():
-            got = sum(row["received"] for row in found if (row["place"], row["kind"]) == (place, kind))
-            assert got == pytest.approx(wanted, rel=0.001), (place, kind, found)
-    assert {(row["place"], row["kind"]) for row in found} <= {(x, kind) for x in formula for kind in formula[x]}
+    found, formula, by_axis, formula_by_axis = run_program(PROGRAM, strategy)
+    for place, kind, wanted in formula:
+        got = sum(row["received"] for row in found if (row["place"], row["kind"]) == (place, kind))
+        assert got == pytest.approx(wanted, rel=0.001), (place, kind, found)
+    assert {(row["place"], row["kind"]) for row in found} <= {(place, kind) for place, kind, _ in formula}
+    assert by_axis == pytest.approx(formula_by_axis, rel=0.001, abs=2e6)
