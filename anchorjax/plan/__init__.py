@@ -6,4 +6,5 @@ program.py    collectives of a compiled program, and how often each runs
 groups.py     along which axes of the mesh a collective exchanges
 exchanges.py  what devices exchange in a step, counted and by formula
 documents.py  live tiles, visible pairs and balance of packed rows, counted from the lengths of documents
+links.py      how long an exchange along an axis takes
 """
