@@ -32,6 +32,7 @@ import numpy as np
 
 from anchorjax.data.rows import balance
 from anchorjax.data.rows.balance import Layout, live_tiles
+from anchorjax.plan.documents import loads, wait
 
 LENGTHS, SHARDS, TILE = (2**15, 2**16, 2**17), (8, 16), 512
 LAYOUTS = {"contiguous": "contiguous", "zigzag": "zigzag", "balanced": "documents"}
@@ -94,14 +95,14 @@ def of_shards(rows: list[np.ndarray], C: int) -> dict:
     """The figures of all layouts over C devices along `context`."""
     result = {"batch": {}, "full": {}, "ring": {}, "ms": {}}
     T = len(rows[0])
-    for name, layout in LAYOUTS.items():
-        started = time.perf_counter()
-        orders = [Layout(layout, C, TILE).order(row) for row in rows]
+    for name, layout_name in LAYOUTS.items():
+        layout, started = Layout(layout_name, C, TILE), time.perf_counter()
+        orders = [layout.order(row) for row in rows]
         result["ms"][name] = round(1000 * (time.perf_counter() - started) / len(rows), 2)
-        load_RC = np.array([loads(row, order, C) for row, order in zip(rows, orders, strict=True)])
+        load_RC = np.array([loads(*x, (TILE, TILE), layout) for x in zip(rows, orders, strict=True)])
         load_bBC = load_RC[: len(rows) // BATCH * BATCH].reshape(-1, BATCH, C)
         one_document = np.zeros(T, np.int32)
-        full_C = loads(one_document, Layout(layout, C, TILE).order(one_document), C)
+        full_C = loads(one_document, layout.order(one_document), (TILE, TILE), layout)
         result[name] = round(float(np.mean(load_RC.max(1) / load_RC.mean(1))), 3)
         result["batch"][name] = round(float(np.mean(load_bBC.max((1, 2)) / load_bBC.mean((1, 2)))), 3)
         result["full"][name] = round(float(full_C.max() / full_C.mean()), 3)
@@ -113,20 +114,15 @@ def choices(rows: list[np.ndarray], C: int) -> dict:
     """Balance and share of pairs over C devices, by other constants of the layout."""
     result = {}
     for chunks, slack in CHOICES:
+        layout = Layout("documents", C, TILE)
         with mock.patch.multiple(balance, CHUNKS=chunks, SLACK=slack):
-            orders = [Layout("documents", C, TILE).order(row) for row in rows]
-        load_RC = np.array([loads(*x, C) for x in zip(rows, orders, strict=True)])
+            orders = [layout.order(row) for row in rows]
+        load_RC = np.array([loads(*x, (TILE, TILE), layout) for x in zip(rows, orders, strict=True)])
         result[f"{chunks} chunks, slack {slack}"] = {
             "balance": round(float(np.mean(load_RC.max(1) / load_RC.mean(1))), 3),
             "ring": round(float(np.mean([pairs(*x, C) for x in zip(rows, orders, strict=True)])), 3),
         }
     return result
-
-
-def loads(segment_ids_T: np.ndarray, order_T: np.ndarray, C: int) -> np.ndarray:
-    """Live tiles of each device, int64 [C]. The chunks of all layouts here are whole tiles, so tiles only move."""
-    tiles_I = order_T[::TILE] // TILE
-    return live_tiles(segment_ids_T, TILE)[tiles_I].reshape(C, -1).sum(1)
 
 
 def pairs(segment_ids_T: np.ndarray, order_T: np.ndarray, C: int) -> float:
@@ -150,8 +146,7 @@ def waits(work_R: np.ndarray, B: int, groups: int, parts: int, draws: int) -> di
     for _ in range(draws):
         work_B = rng.choice(work_R, B, replace=False)
         for name, order_B in (("drawn", np.arange(B)), ("dealt", layout.order_of_rows(work_B))):
-            work_gbp = work_B[order_B].reshape(groups, -1, parts)
-            times[name].append(work_gbp.sum(1).max(0).sum() / work_B.sum() * groups)
+            times[name].append(wait(work_B[order_B], layout))
     return {name: round(float(np.mean(of)), 3) for name, of in times.items()}
 
 

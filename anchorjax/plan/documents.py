@@ -57,8 +57,8 @@ class Documents:
       live_ratio: live_tiles / causal_tiles; live_ratio_error: its standard error over the rows.
       pairs: visible (query, key) pairs of a row, anchors included, the mean over the layers.
       causal_pairs: those of a row that is one document, in a layer without a window.
-      imbalance_contiguous: live tiles of the device along `context` that has most, over the mean of all, if they hold
-        the row in its own order.
+      imbalance_contiguous: live tiles of the device along `context` that has most in a row, over the mean of the
+        devices, if they hold the row in its own order; summed over the rows first, as time is.
       imbalance: the same in the configuration's layout.
       batch_wait: time of a batch's attention over that of a batch of even rows. The groups of devices along data and
         fsdp wait for one another in each micro-batch; rows are in the order that the layout gives them.
@@ -137,19 +137,20 @@ def count(config: Config, shape: Mapping[str, int], lengths: Lengths) -> Documen
     layout, plan = setup.layout(config, shape), packer.plan(0)
     layers = sum(number for _, number in layout.windows)
     T, B, tiles = config.data.seq_len, config.data.batch_size, (config.attention.q_tile, config.attention.kv_tile)
-    work, pairs, imbalances, error = [], [], [], math.inf
+    layouts = dataclasses.replace(layout, name="contiguous"), layout
+    work, pairs, loads_RlC, error = [], [], [], math.inf
     while len(work) < min(MOST, max(FEWEST_BALANCED, MOST_TOKENS // T)) and error > ENOUGH:
         row = packer.row(len(work))
         work.append(int(_live_tiles(row.segment_ids_T, tiles, layout.windows).sum()))
         pairs.append(visible_pairs(row, config, layout.windows) / layers)
-        if len(imbalances) < max(FEWEST_BALANCED, BALANCED_TOKENS // T):
-            layouts = dataclasses.replace(layout, name="contiguous"), layout
-            imbalances.append([imbalance(loads(row.segment_ids_T, tiles, each)) for each in layouts])
+        if len(loads_RlC) < max(FEWEST_BALANCED, BALANCED_TOKENS // T):
+            segments_T = row.segment_ids_T
+            loads_RlC.append([loads(segments_T, each.order(segments_T), tiles, each) for each in layouts])
         if len(work) % max(FEWEST, B) == 0:
             error = float(np.std(work, ddof=1) / np.mean(work)) / math.sqrt(len(work))
     live, causal = float(np.mean(work)) / layers, int(_live_tiles(np.zeros(T, np.int32), tiles, ALL_KEYS).sum())
     error = float(np.std(work)) / layers / math.sqrt(len(work))
-    contiguous, own = np.mean(imbalances, axis=0).tolist()
+    contiguous, own = (imbalance(load_RC) for load_RC in np.swapaxes(loads_RlC, 0, 1))
     return Documents(
         source=source,
         rows=len(work),
@@ -172,16 +173,16 @@ def count(config: Config, shape: Mapping[str, int], lengths: Lengths) -> Documen
     )
 
 
-def loads(segment_ids_T: np.ndarray, tiles: tuple[int, int], layout: Layout) -> np.ndarray:
+def loads(segment_ids_T: np.ndarray, order_T: np.ndarray, tiles: tuple[int, int], layout: Layout) -> np.ndarray:
     """Live tiles of each device along `context`, summed over the layers: int64 [layout.shards].
 
     A layout of whole tiles only moves them. Other chunks are cut into tiles anew, as the plan of attention does.
 
     Args:
+      order_T: of the tokens, from `layout.order`.
       tiles: tokens along the sides of a tile, queries first; `layout.tile` is a multiple of both.
     """
-    order_T, C, tile = layout.order(segment_ids_T), layout.shards, layout.tile
-    first_I = order_T[::tile]
+    C, tile, first_I = layout.shards, layout.tile, order_T[:: layout.tile]
     moves_tiles = len(order_T) % (C * tile) == 0 and np.all(first_I % tile == 0)
     if moves_tiles and np.array_equal(order_T.reshape(-1, tile), first_I[:, None] + np.arange(tile)):
         live_I = _live_tiles(segment_ids_T, tiles, layout.windows).reshape(-1, tile // tiles[0]).sum(1)
@@ -198,9 +199,9 @@ def loads(segment_ids_T: np.ndarray, tiles: tuple[int, int], layout: Layout) -> 
 _classify = jax.jit(classify_tiles, static_argnums=(1, 2))
 
 
-def imbalance(load_C: np.ndarray) -> float:
-    """The largest load over the mean."""
-    return float(load_C.max() / load_C.mean())
+def imbalance(load_RC: np.ndarray) -> float:
+    """The largest load of each row over its mean, both summed over the rows: a row without work has no weight."""
+    return float(load_RC.max(1).sum() / load_RC.mean(1).sum())
 
 
 def visible_pairs(row: Row, config: Config, windows: Windows) -> float:

@@ -20,13 +20,14 @@ def row() -> np.ndarray:
 
 @pytest.mark.parametrize("layout", lib.LAYOUTS.values())
 def test_loads_and_pairs_are_those_of_the_plan(layout, row):
-    order_T = Layout(layout, C, lib.TILE).order(row)
+    layout = Layout(layout, C, lib.TILE)
+    order_T = layout.order(row)
     assert row.shape == (T,) and row[0] == 0 and set(np.diff(row)) == {0, 1}
     segments_BT, index_BT = (jnp.asarray(x)[None] for x in (row[order_T], order_T))
     live_IJ = np.asarray(
         classify_tiles(Mask.from_segments(segments_BT, 1, index_BT=index_BT), lib.TILE, lib.TILE)[0][0]
     )
-    assert lib.loads(row, order_T, C).tolist() == live_IJ.reshape(C, -1).sum(1).tolist()
+    assert lib.loads(row, order_T, (lib.TILE, lib.TILE), layout).tolist() == live_IJ.reshape(C, -1).sum(1).tolist()
     by_device = live_IJ.reshape(C, T // lib.TILE // C, C, -1).any((1, 3))
     assert lib.pairs(row, order_T, C) == by_device.mean()
 
