@@ -8,7 +8,7 @@ which takes 0.3 seconds to import and is therefore imported when the first figur
 import dataclasses
 import io
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -47,6 +47,24 @@ class Series:
     high: Sequence[float] | None = None
     style: int | None = None
     marked: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Stacks:
+    """Upright bars, each of them in parts.
+
+    Attributes:
+      labels: one for each bar.
+      parts: the values of a part by bar, by the part's name; the first lies at the bottom.
+      limit: a height that is drawn as a line, with its name; None: no line.
+    """
+
+    title: str
+    labels: Sequence[str]
+    parts: Mapping[str, Sequence[float]]
+    x_label: str
+    y_label: str
+    limit: tuple[str, float] | None = None
 
 
 def lines(
@@ -113,6 +131,33 @@ def bars(
     axes[0].invert_yaxis()
     _label(axes[0], x_label, "")
     axes[0].grid(False, axis="y")
+    return figure
+
+
+def stacks(panels: Sequence[Stacks], *, name_value: Callable[[float], str]) -> "Figure":
+    """Draws one or two panels of stacked bars. Each bar has its sum above it, and each panel a legend below it."""
+    figure, axes = _figure(len(panels), 4.4)
+    longest = 40 // len(panels)  # of a name in a legend of two columns
+    for one, panel, side in zip(axes, panels, ("left", "right"), strict=False):
+        sums, width = np.zeros(len(panel.labels)), 0.7 if len(panel.labels) > 2 else 0.4
+        for number, (name, values) in enumerate(panel.parts.items()):
+            color = COLORS[number % MOST]
+            one.bar(range(len(sums)), values, width, bottom=sums, color=color, label=label(name, longest))
+            sums = sums + np.asarray(values, float)
+        for place, value in enumerate(sums):
+            at = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "fontsize": 7, "color": _INK}
+            one.annotate(label(name_value(value)), (place, value), **at)
+        if panel.limit:
+            name, height = panel.limit
+            one.axhline(height, color=_INK, linestyle="--", linewidth=1.2, label=label(name, longest))
+        one.set_xticks(range(len(sums)), [label(text, max(3, 40 // len(sums))) for text in panel.labels])
+        one.set_xlim(-0.6, len(sums) - 0.4)
+        one.margins(y=0.1)
+        one.set_title(label(panel.title, 84 // len(panels)), fontsize=10, color=_INK, loc="left")
+        one.grid(False, axis="x")
+        _label(one, panel.x_label, panel.y_label)
+        handles = {"handles": one.get_legend_handles_labels()[0], "reverse": True}  # the last part is on top
+        figure.legend(**handles, loc=f"outside lower {side}", ncols=2, frameon=False, fontsize=8)
     return figure
 
 

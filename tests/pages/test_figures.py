@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from anchorjax.pages import figures
-from anchorjax.pages.figures import Series
+from anchorjax.pages.figures import Series, Stacks
 from tests import html as pages
 
 ODD = [
@@ -47,6 +47,10 @@ def kinds() -> dict:
             np.eye(3), rows=ODD[:3], columns=ODD[:3], x_label="x", title=ODD[2], narrow=True, scale=(0, 100)
         ),
         "pictures": figures.pictures([image] * 3, titles=ODD[:3], kinds=colors, x_label="keys", y_label="queries"),
+        "stacks": figures.stacks(
+            [Stacks(ODD[2], ODD[:4], {name: range(4) for name in ODD[:7]}, "x", "y", ("of $a", 9))] * 2,
+            name_value=percent,
+        ),
     }
 
 
@@ -80,6 +84,17 @@ def test_histogram_is_the_share_in_each_bin():
     values = np.array([1, 1, 2, 5, 9, 9, 9])
     figure = figures.histogram([("a", values)], edges=np.array([1, 2, 4, 10]), x_label="x", y_label="y")
     np.testing.assert_allclose(figure.axes[0].patches[0].get_data().values, [200 / 7, 100 / 7, 400 / 7])
+
+
+def test_parts_of_a_bar_lie_on_each_other():
+    panel = Stacks("memory", ["a", "b"], {"weights": [1, 2], "moments": [3, 0.5]}, "plan", "GB", ("capacity", 5))
+    axes = figures.stacks([panel], name_value=str).axes[0]
+    drawn = [(bar.get_y(), bar.get_height()) for bar in axes.patches]
+    assert drawn == [(0, 1), (0, 2), (1, 3), (2, 0.5)]
+    assert [(text.get_text(), text.xy) for text in axes.texts] == [("4.0", (0, 4)), ("2.5", (1, 2.5))]
+    assert axes.get_ylim()[1] > 5 and list(axes.get_lines()[0].get_ydata()) == [5, 5]
+    names = [text.get_text() for text in axes.figure.legends[0].get_texts()]
+    assert sorted(names) == ["capacity", "moments", "weights"]
 
 
 def test_heat_map_has_its_numbers_in_its_cells():
