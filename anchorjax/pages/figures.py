@@ -7,6 +7,7 @@ which takes 0.3 seconds to import and is therefore imported when the first figur
 
 import dataclasses
 import io
+import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -137,27 +138,27 @@ def bars(
 def stacks(panels: Sequence[Stacks], *, name_value: Callable[[float], str]) -> "Figure":
     """Draws one or two panels of stacked bars. Each bar has its sum above it, and each panel a legend below it."""
     figure, axes = _figure(len(panels), 4.4)
-    longest = 40 // len(panels)  # of a name in a legend of two columns
-    for one, panel, side in zip(axes, panels, ("left", "right"), strict=False):
-        sums, width = np.zeros(len(panel.labels)), 0.7 if len(panel.labels) > 2 else 0.4
-        for number, (name, values) in enumerate(panel.parts.items()):
-            color = COLORS[number % MOST]
-            one.bar(range(len(sums)), values, width, bottom=sums, color=color, label=label(name, longest))
+    for one, panel, side in zip(axes, panels, ("left", "right")[: len(panels)], strict=True):
+        handles, sums, width = [], np.zeros(len(panel.labels)), 0.7 if len(panel.labels) > 2 else 0.4
+        for color, values in zip(itertools.cycle(COLORS), panel.parts.values()):
+            handles.append(one.bar(range(len(sums)), values, width, bottom=sums, color=color))
             sums = sums + np.asarray(values, float)
         for place, value in enumerate(sums):
             at = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "fontsize": 7, "color": _INK}
             one.annotate(label(name_value(value)), (place, value), **at)
+        names = list(panel.parts)
         if panel.limit:
-            name, height = panel.limit
-            one.axhline(height, color=_INK, linestyle="--", linewidth=1.2, label=label(name, longest))
+            names.append(panel.limit[0])
+            handles.append(one.axhline(panel.limit[1], color=_INK, linestyle="--", linewidth=1.2))
         one.set_xticks(range(len(sums)), [label(text, max(3, 40 // len(sums))) for text in panel.labels])
         one.set_xlim(-0.6, len(sums) - 0.4)
         one.margins(y=0.1)
-        one.set_title(label(panel.title, 84 // len(panels)), fontsize=10, color=_INK, loc="left")
+        one.set_title(label(panel.title, 66 // len(panels)), fontsize=10, color=_INK, loc="left")
         one.grid(False, axis="x")
         _label(one, panel.x_label, panel.y_label)
-        handles = {"handles": one.get_legend_handles_labels()[0], "reverse": True}  # the last part is on top
-        figure.legend(**handles, loc=f"outside lower {side}", ncols=2, frameon=False, fontsize=8)
+        names = [label(name, 40 // len(panels)) for name in names]
+        place = {"loc": f"outside lower {side}", "ncols": 2, "frameon": False, "fontsize": 8}
+        figure.legend(handles, names, reverse=True, **place)  # the last part is on top
     return figure
 
 
