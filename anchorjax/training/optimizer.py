@@ -2,6 +2,8 @@
 
 import math
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from anchorjax.config import OptimizerConfig
@@ -59,8 +61,31 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         scale = moments.scale_by_adam(config)
     decay = optax.add_decayed_weights(config.weight_decay, _decays)
     adamw = optax.chain(scale, decay, optax.scale_by_learning_rate(schedule))
-    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    clip = clip_by_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(clip, adamw)
+
+
+def norm(gradients) -> jax.Array:
+    """The Euclidean norm of all leaves together, fp32 [].
+
+    Squares are taken and summed in fp32 whatever the leaves' dtype: optax sums bfloat16 leaves in bfloat16, which is
+    2% off for 50 matrices of 40 x 40 beside one of 300 x 300.
+    """
+    return optax.tree.norm(optax.tree.cast(gradients, jnp.float32))
+
+
+def clip_by_norm(most: float) -> optax.GradientTransformation:
+    """Scales gradients whose `norm` is above `most` down to it (Pascanu et al., arXiv 1211.5063).
+
+    optax's, in fp32: a bfloat16 gradient is rounded once, after it was scaled.
+    """
+    clip = optax.clip_by_global_norm(most)
+
+    def update(gradients, state, params=None):
+        clipped, state = clip.update(optax.tree.cast(gradients, jnp.float32), state, params)
+        return optax.tree.cast_like(clipped, gradients), state
+
+    return optax.GradientTransformation(clip.init, update)
 
 
 def _decays(params):

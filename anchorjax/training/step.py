@@ -20,6 +20,7 @@ from anchorjax.models.spec import Spec
 from anchorjax.sharding import MICRO_BATCHES, WHOLE_ROWS
 from anchorjax.training import objectives, trainable
 from anchorjax.training.objectives import Objective
+from anchorjax.training.optimizer import norm
 from anchorjax.training.state import TrainState
 from anchorjax.types import PAD_SEGMENT, Batch
 
@@ -70,7 +71,7 @@ class Steps:
         params = trainable.put_back(optax.apply_updates(trained, updates), state.params)
         metrics = {
             "loss": loss,
-            "grad_norm": optax.tree.norm(grads),
+            "grad_norm": norm(grads),
             "learning_rate": self.schedule(state.step),
             "targets": jnp.sum(batch.is_target_BT, dtype=jnp.float32),
             "tokens": jnp.sum(batch.segment_ids_BT != PAD_SEGMENT, dtype=jnp.float32),

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from anchorjax.models.linear import Scale
-from anchorjax.training.optimizer import make_optimizer, make_schedule, steps_of_any_length
+from anchorjax.training.optimizer import make_optimizer, make_schedule, norm, steps_of_any_length
 from tests import tiny
 
 PEAK = 0.5
@@ -123,3 +123,22 @@ def test_clip_scales_the_whole_gradient(clip, scale):
     got = update(config, grads, params)
     for key, g in (("a", 6.0), ("b", 8.0)):
         np.testing.assert_allclose(got[key], -PEAK * scale * g / (scale * g + 1), rtol=1e-6)
+
+
+def test_norm_and_clip_of_bfloat16_gradients_are_those_of_float64():
+    """One large leaf and many small ones: a bfloat16 sum takes none of those that are below half a unit of it."""
+    rng = np.random.default_rng(0)
+    exact = {f"{i}": rng.normal(size=(300, 300) if i == 0 else (40, 40)) for i in range(51)}
+    grads = {name: jnp.asarray(x, jnp.bfloat16) for name, x in exact.items()}
+    exact = {name: np.asarray(x, np.float64) for name, x in grads.items()}
+    length = np.sqrt(sum((x**2).sum() for x in exact.values()))
+    np.testing.assert_allclose(jax.jit(norm)(grads), length, rtol=1e-6)
+    assert abs(float(optax.tree.norm(grads)) / length - 1) > 1e-2, "these leaves cannot tell"
+
+    config = optimizer_config(clip_norm=1.0, eps=1.0, beta1=0.0, beta2=0.0, warmup_steps=0, schedule="constant")
+    optimizer = make_optimizer(config, steps=10)
+    (_, (adam, *_)) = jax.jit(lambda grads: optimizer.update(grads, optimizer.init(grads), grads)[1])(grads)
+    clipped = {name: np.asarray(x, np.float64) for name, x in adam.mu.items()}
+    for name, x in exact.items():  # rounded once to 8 bits
+        np.testing.assert_allclose(clipped[name], x / length, rtol=2**-8, err_msg=name)
+    assert np.sqrt(sum((x**2).sum() for x in clipped.values())) == pytest.approx(1, rel=1e-4)

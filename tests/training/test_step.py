@@ -86,6 +86,17 @@ def test_accumulation_in_bfloat16_takes_the_step_of_the_whole_batch():
         np.testing.assert_allclose(moments[1][name], whole, rtol=0, atol=2**-6 * np.abs(whole).max(), err_msg=name)
 
 
+def test_the_logged_norm_of_bfloat16_gradients_is_that_of_float64():
+    steps = make_steps(tiny.config(data__batch_size=B, model__param_dtype="bfloat16", **LINEAR))
+    with jax.set_mesh(ONE):
+        state, batch = make_state(steps), shard_batch(make_batch(B, T), ONE)
+        _, grads = jax.jit(steps._gradients)(state.params, batch, state.key)
+        _, metrics = jax.jit(steps.train)(state, batch)
+    assert {x.dtype for x in jax.tree.leaves(grads)} == {jnp.dtype("bfloat16")}
+    length = np.sqrt(sum((np.asarray(x, np.float64) ** 2).sum() for x in jax.tree.leaves(grads)))
+    assert metrics["grad_norm"].dtype == jnp.float32 and float(metrics["grad_norm"]) == pytest.approx(length, rel=1e-4)
+
+
 def test_loss_is_the_mean_over_all_valid_targets():
     loss, steps = float(one_step((1, 1, 1, 1), 1)[0]["loss"]), make_steps(tiny.config())
     with jax.set_mesh(ONE):
