@@ -114,8 +114,6 @@ class Config(Section):
         micro = row_shards * self.train.grad_accum_steps
         divides("data.batch_size", self.data.batch_size, micro, "mesh.data * mesh.fsdp * train.grad_accum_steps")
         divides("data.seq_len", self.data.seq_len, shape["context"], "mesh.context")
-        if self.mesh.context_layout == "zigzag" and shape["context"] > 1:
-            divides("data.seq_len", self.data.seq_len, 2 * shape["context"], "2 * mesh.context, as zigzag cuts a row")
         for name in ("num_heads", "num_kv_heads", "d_ff"):
             divides(f"model.{name}", getattr(self.model, name), shape["tensor"], "mesh.tensor")
         axes = ["fsdp", "tensor"] + ["context"] * (self.mesh.shard_weights_over == "fsdp_context")

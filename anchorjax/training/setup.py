@@ -151,7 +151,7 @@ def check_slices(config: Config, devices: Sequence[jax.Device]) -> None:
 
 
 def check_attention(config: Config, mesh_shape: Mapping[str, int]) -> None:
-    """Raises ConfigError for an implementation, tiles or heads that this process's devices do not run."""
+    """Raises ConfigError for an implementation, tiles, heads or a layout that this process's devices do not run."""
     chosen, found = attention.choose(config.attention, config.data.seq_len), jax.default_backend()
     name = chosen.implementation
     module = attention.MODULES[name]
@@ -169,7 +169,12 @@ def check_attention(config: Config, mesh_shape: Mapping[str, int]) -> None:
     rows = config.data.batch_size // (mesh_shape["data"] * mesh_shape["fsdp"])
     strategy = STRATEGIES[config.mesh.context_strategy]
     strategy.check(config.model, config.mesh, mesh_shape)
-    on_device = strategy.tokens(config.data.seq_len, mesh_shape["context"])
+    seq_len, context = config.data.seq_len, mesh_shape["context"]
+    on_device = strategy.tokens(seq_len, context)
+    is_laid_out = on_device[0] < seq_len  # see `Setup.layout`
+    if config.mesh.context_layout == "zigzag" and is_laid_out and seq_len % (2 * context):
+        allowed = f"mesh.context_layout='zigzag' takes a multiple of 2 * mesh.context = {2 * context}"
+        raise ConfigError("data.seq_len", seq_len, allowed)
     for key, tokens in zip(("q_tile", "kv_tile"), on_device, strict=True):
         tile = getattr(chosen, key)
         tiles = rows * -(-tokens // tile)

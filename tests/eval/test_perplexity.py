@@ -192,3 +192,17 @@ def test_faults_are_one_line(jobs, arguments, code, message):
     done = perplexity(jobs, *arguments)
     assert done.returncode == code
     assert message in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "unfit",
+    [
+        {"mesh__context_layout": "zigzag", "data__seq_len": 66},
+        {"mesh__context_strategy": "ulysses", "mesh__ulysses_head_chunks": 2},
+    ],
+)
+def test_what_does_not_fit_the_devices_is_left_to_the_defaults_with_a_line(tiny_config, unfit, capsys):
+    config = tiny_config(mesh__fsdp=1, mesh__context=2, **unfit)
+    fitted = held_out._fit_devices(config, 2)
+    assert capsys.readouterr().err.startswith("perplexity.py: the run's attention does not fit (config.")
+    assert fitted.mesh == tiny_config(mesh__fsdp=1, mesh__context=2).mesh

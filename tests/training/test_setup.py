@@ -55,6 +55,18 @@ def test_heads_that_ulysses_cannot_split(tiny_config):
         check_attention(config, ALONE | {"context": 4})
 
 
+def test_zigzag_cuts_a_row_in_two_for_each_device_where_devices_hold_parts_of_it(tiny_config):
+    """Under ulysses each device attends from whole rows, which keep their order."""
+    zigzag = {"mesh__context_layout": "zigzag", "data__seq_len": 66}
+    words = r"data.seq_len=66 is not allowed: mesh.context_layout='zigzag' takes a multiple of 2 \* mesh.context = 4"
+    for strategy in ("all_gather", "ring"):
+        with pytest.raises(ConfigError, match=words):
+            check_attention(tiny_config(mesh__context_strategy=strategy, **zigzag), ALONE | {"context": 2})
+    config = tiny_config(**ULYSSES, **zigzag, mesh__fsdp=1, mesh__context=2)
+    check_attention(config, config.check_devices(2))
+    check_attention(tiny_config(**zigzag), ALONE)
+
+
 @pytest.mark.parametrize(
     ("overrides", "axes", "words"),
     [

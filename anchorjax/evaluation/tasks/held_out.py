@@ -108,7 +108,7 @@ def _fit_devices(config: Config, devices: int) -> Config:
     """Takes the run's own mesh and attention where they fit, else one row a device and what suits the devices.
 
     The variant stays: it is part of the model. The loss depends on nothing else, but for rounding: implementation and
-    tiles order sums, and `mesh.context_strategy` says what devices exchange.
+    tiles order sums, `mesh.context_strategy` says what devices exchange, and `mesh.context_layout` what each holds.
     """
     config = _fit_mesh(config, devices)
     try:
@@ -116,7 +116,9 @@ def _fit_devices(config: Config, devices: int) -> Config:
         return config
     except ConfigError as error:
         _tell(f"the run's attention does not fit ({error}); taking auto")
-    mesh = dataclasses.replace(config.mesh, context_strategy=MeshConfig.context_strategy)
+    names = "context_strategy", "context_layout", "ulysses_head_chunks"
+    default = {name: getattr(MeshConfig, name) for name in names}
+    mesh = dataclasses.replace(config.mesh, **default)
     return dataclasses.replace(config, attention=own_attention(vars(config.attention)), mesh=mesh)
 
 
