@@ -145,8 +145,9 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     The axes of `AXES` ask ever more of the links between devices, and the last ones are placed first. What goes along
     `tensor` (activations, twice a layer) and along `context` (keys and values) is waited for, and what goes along
     `fsdp` (weights) can be fetched a layer ahead. On TPUs each axis gets whole rings of the torus where one fits, and
-    parts of rings elsewhere. On GPUs the last axes lie within a node. Slices split `data`, and `fsdp` by what is left:
-    gradients cross the network once a step along `data`, and weights in each layer along `fsdp`.
+    parts of rings elsewhere. On GPUs the last axes lie within a node. Slices split `data`, and `fsdp` by what is left.
+    In each layer of each micro-batch the sum of a device's part of the gradients crosses the network along `data`;
+    along `fsdp` whole weights would cross twice, and their gradients once.
 
     Raises:
       ValueError: the sizes do not multiply to the number of devices, or the slices do not divide `data` x `fsdp`.

@@ -1,5 +1,6 @@
 """No device holds whole weights: the step is that of one device, and its program has no array of a whole matrix."""
 
+import collections
 import dataclasses
 import functools
 import re
@@ -162,3 +163,29 @@ def test_v5p_sums_gradients_of_bfloat16_weights_in_float32():
     require_compiler("v5p")
     found = run_program(PROGRAM)
     assert found.count("f32") >= 9 and "bf16" not in found, found
+
+
+def sums_over(axis: str, jaxpr, times: int = 1) -> collections.Counter:
+    """How often a program sums over an axis of the mesh, in loops too, by the shape of what is summed."""
+    found = collections.Counter()
+    for one in jaxpr.eqns:
+        if one.primitive.name.startswith("psum") and axis in one.params["axes"]:
+            found.update({x.aval.shape: times for x in one.outvars})
+        inner = times * one.params.get("length", 1) if one.primitive.name == "scan" else times
+        for part in jax.tree.leaves(list(one.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr")):
+            if hasattr(part, "jaxpr"):
+                found.update(sums_over(axis, getattr(part.jaxpr, "jaxpr", part.jaxpr), inner))
+            elif hasattr(part, "eqns"):
+                found.update(sums_over(axis, part, inner))
+    return found
+
+
+def test_gradients_cross_data_by_parts_in_each_layer_of_each_micro_batch():
+    mesh, steps = make_mesh(2, 2), make("tied", mesh__data=2, train__grad_accum_steps=2)
+    with jax.set_mesh(mesh):
+        state = abstract(lambda: init_state(0, steps.spec, steps.optimizer))
+        program = jax.make_jaxpr(steps.train)(state, shard_batch(make_batch(B, T), mesh))
+    found = sums_over("data", program.jaxpr)
+    D, F, N, H, layers, parts = 32, 64, 2, 16, 2, 2
+    assert found[D // 2, F] == 2 * layers * parts and found[F, D // 2] == layers * parts  # gate, up; down
+    assert found[D // 2, N, H] == 3 * layers * parts and found[N, H, D // 2] == layers * parts  # q, k, v; out
