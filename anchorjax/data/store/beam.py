@@ -33,7 +33,7 @@ from anchorjax.data.store import pieces
 from anchorjax.data.store.processes import KILLED
 from anchorjax.data.store.runner import Runner
 from anchorjax.data.text.tokenizer import ByteTokenizer
-from anchorjax.errors import DataError, PreparationError, UsageError
+from anchorjax.errors import DataError, PreparationError, UsageError, install_extra
 from anchorjax.files import write_atomically
 
 _DONE = "done"
@@ -45,10 +45,8 @@ _SECONDS_TO_SUBMIT = 20  # of these; a job can be cancelled once it is submitted
 def check(runner: Runner, config: DataConfig) -> None:
     """Raises UsageError if Beam is not installed, or does not know the runner or an option."""
     if importlib.util.find_spec("apache_beam") is None:
-        raise UsageError(
-            f"--runner={runner.name} needs Apache Beam: python -m pip install -r requirements-beam.txt "
-            "(in an environment of its own)"
-        )
+        needs = f"--runner={runner.name} needs Apache Beam, in an environment of its own"
+        raise UsageError(f"{needs}: {install_extra('beam')}")
     printed = io.StringIO()
     try:
         with _silent(), contextlib.redirect_stderr(printed):
