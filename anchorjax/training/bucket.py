@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from etils import epath
@@ -45,19 +46,34 @@ class Bucket:
         self._busy, self._ended = threading.Lock(), threading.Event()
         self._thread: threading.Thread | None = None
         try:
-            self.path = epath.Path(address)
-            has_begun = self._has(CHECKPOINTS)
-            for file in _files(self.path, "", skip={CHECKPOINTS, LOCK} if has_begun else {CHECKPOINTS, LOCK, SOURCE}):
+            with self._faults("read"):
+                self.path = epath.Path(address)
+            self._fetch()
+        except BaseException:
+            shutil.rmtree(self.files, ignore_errors=True)
+            raise
+
+    @contextlib.contextmanager
+    def _faults(self, done: str) -> Iterator[None]:
+        """Turns what a library raises (a missing package, no permission, no network) into a WorkdirError."""
+        try:
+            yield
+        except Exception as error:
+            raise WorkdirError(f"--workdir={self.address} cannot be {done}: {first_line(error)}") from error
+
+    def _fetch(self) -> None:
+        """Makes the local folder hold what the directory holds. Raises WorkdirError if it cannot be read."""
+        with self._faults("read"):
+            skip = {CHECKPOINTS, LOCK} if self._has(CHECKPOINTS) else {CHECKPOINTS, LOCK, SOURCE}
+            found = _files(self.path, "", skip)
+            for file in self._pushed.keys() - set(found):
+                (self.files / file).unlink(missing_ok=True)
+            self._pushed = {}
+            for file in found:
                 target = self.files / file
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes((self.path / file).read_bytes())
                 self._pushed[file] = _state(target)
-        except Exception as error:  # a missing package, no permission, no network: as its library says it
-            shutil.rmtree(self.files, ignore_errors=True)
-            raise self._fault("read", error) from error
-
-    def _fault(self, done: str, error: Exception) -> WorkdirError:
-        return WorkdirError(f"--workdir={self.address} cannot be {done}: {first_line(error)}")
 
     def _has(self, name: str) -> bool:
         return (self.path / name).exists() and any((self.path / name).iterdir())
@@ -68,10 +84,8 @@ class Bucket:
 
     def _lock(self) -> str:
         lock = self.path / LOCK
-        try:
+        with self._faults("read"):
             return lock.read_text() if lock.exists() else ""
-        except Exception as error:  # as in `__init__`
-            raise self._fault("read", error) from error
 
     def take(self) -> None:
         """Makes the directory this job's, on process 0.
@@ -88,11 +102,10 @@ class Bucket:
                 fault = f"another process is training in {self.address}; give this run its own --workdir"
                 raise WorkdirError(fault)
         self._owner = f"{socket.gethostname()} {os.getpid()} {secrets.token_hex(8)}"
-        try:
+        with self._faults("written"):
             self.path.mkdir(parents=True, exist_ok=True)
             self._beat()
-        except Exception as error:  # as in `__init__`
-            raise self._fault("written", error) from error
+        self._fetch()  # again: another job may have ended since the first copy
 
     def _beat(self) -> None:
         self._beats += 1
@@ -120,11 +133,9 @@ class Bucket:
             if owner != self._owner:
                 other = owner or "and has ended"
                 raise WorkdirError(f"another job has taken {self.address} over ({other}); this one ends")
-            try:
+            with self._faults("written"):
                 self._copy()
                 self._beat()
-            except Exception as error:  # as in `__init__`
-                raise self._fault("written", error) from error
 
     def _copy(self) -> None:
         found = {

@@ -53,7 +53,7 @@ def run(config: Config, workdir: str | Path, command: str = "") -> int:
     # First: a SIGTERM during compilation is answered at the first step, in a job of several processes at the second.
     stop = StopSignal()
     with contextlib.ExitStack() as stack:
-        directory = stack.enter_context(processes.together(lambda: Workdir(workdir)))
+        directory = processes.together(lambda: stack.enter_context(Workdir(workdir)))  # closed if another process fails
         setup = processes.together(lambda: Setup.make(config, directory.path))
         if processes.count() > 1:
             processes.same(processes.together(lambda: _facts(setup)))

@@ -2,14 +2,15 @@
 
 import pathlib
 import shutil
+import tempfile
 import threading
 
 import pytest
 from etils.epath import backend, register
 from fsspec.implementations.memory import MemoryFileSystem
 
-from anchorjax.errors import WorkdirError
-from anchorjax.training import bucket
+from anchorjax.errors import PeerError, WorkdirError
+from anchorjax.training import bucket, loop
 from anchorjax.training.bucket import Bucket
 from tests.training.jobs import hex_losses, saved_steps
 
@@ -66,6 +67,44 @@ def test_a_living_job_keeps_its_directory(memory):
         Bucket(ADDRESS).take()
     first.close()
     Bucket(ADDRESS).take()
+
+
+def test_what_another_job_wrote_before_it_ended_is_there_when_the_directory_is_taken(memory):
+    first = Bucket(ADDRESS)
+    first.take()
+    (first.files / "a.txt").write_text("one")
+    first.start()
+    second = Bucket(ADDRESS)
+    (first.files / "a.txt").unlink()
+    (first.files / "b.txt").write_text("two")
+    first.close()
+    assert (second.files / "a.txt").exists() and not (second.files / "b.txt").exists(), "nothing changed in between"
+    second.take()
+    assert {file.name: file.read_text() for file in second.files.iterdir()} == {"b.txt": "two"}
+    second.start()
+    second.close()
+    assert (Bucket(ADDRESS).files / "b.txt").read_text() == "two"
+
+
+@pytest.mark.parametrize("interrupt", ["in the copy", "on another process"])
+def test_a_start_that_fails_leaves_no_local_folder(memory, monkeypatch, tmp_path, tiny_config, interrupt):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("signal.signal", lambda *args: None)  # the handlers of this process stay
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    def fail_elsewhere(call):
+        call()
+        raise PeerError(1, "a fault", 1)
+
+    if interrupt == "in the copy":
+        monkeypatch.setattr(bucket, "_files", fail)
+    else:
+        monkeypatch.setattr(loop.processes, "together", fail_elsewhere)
+    with pytest.raises((KeyboardInterrupt, PeerError)):
+        loop.run(tiny_config(), ADDRESS)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_job_that_was_killed_is_followed_and_one_that_was_not_ends(memory, capsys):
