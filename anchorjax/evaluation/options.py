@@ -6,8 +6,9 @@ import math
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import logging
 
@@ -18,6 +19,8 @@ from anchorjax.inference.language_model import DTYPES, Description, describe
 from anchorjax.parsing import on_disk
 
 _SMALL = 2**26  # bytes: configuration, templates and tokenizers, not weights
+# Bytes of a larger file that are read, and of what: all matrices of an 8B model take 8 MiB or more.
+_SAMPLE, _STRIDE = 2**12, 2**23
 
 
 def as_typed(name: str, argv: Sequence[str] | None) -> str:
@@ -224,9 +227,13 @@ def out_directory(arguments: argparse.Namespace, model: Description, name: str) 
 
 
 def request(model: Description, **more) -> dict:
-    """All that the answers depend on, for `Record`; the weights are named by each answer (`model.weights_id`)."""
+    """All that the answers depend on, for `Record`; the weights are named by each answer (`model.weights_id`).
+
+    Raises:
+      UsageError: a file of the model cannot be read.
+    """
     return {
-        "files": _fingerprint(model),
+        "files": processes.together(lambda: _fingerprint(model, _samples)),
         "model": str(model.directory.resolve()),
         "dtype": model.model.compute_dtype,
         "rope_theta": model.rope.theta,
@@ -235,20 +242,37 @@ def request(model: Description, **more) -> dict:
     }
 
 
-def _fingerprint(model: Description) -> str:
-    """Changes with the small files of model and tokenizer, and with the size or time of large ones: weights.
+def earlier_request(request: Mapping[str, Any], model: Description) -> dict:
+    """The request as versions wrote it that told large files by their times."""
+    return {**request, "files": _fingerprint(model, lambda file: f"{file.stat().st_mtime_ns}\n".encode())}
 
-    Of a run's own directory no file counts: training goes on there.
+
+def _fingerprint(model: Description, of_large: Callable[[Path], bytes]) -> str:
+    """Changes with the small files of model and tokenizer, and with the size and `of_large` of large ones: weights.
+
+    Of a run's own directory no file counts, as training goes on there.
     """
     directories = [directory for directory in (model.files, None if model.is_run else model.directory) if directory]
     digest = hashlib.sha256()
-    for file in sorted({path for directory in directories for path in directory.iterdir() if path.is_file()}):
-        stat = file.stat()
-        small = stat.st_size < _SMALL
-        digest.update(f"{file.name} {stat.st_size} {'' if small else stat.st_mtime_ns}\n".encode())
-        if small:
-            digest.update(file.read_bytes())
+    try:
+        for file in sorted({path for directory in directories for path in directory.iterdir() if path.is_file()}):
+            size = file.stat().st_size
+            digest.update(f"{file.name} {size} ".encode())
+            digest.update(b"\n" + file.read_bytes() if size < _SMALL else of_large(file))
+    except OSError as error:
+        raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
     return digest.hexdigest()
+
+
+def _samples(file: Path) -> bytes:
+    """Bytes from all over the file. No time, as each machine of a job may have a copy of its own."""
+    with open(file, "rb", buffering=0) as opened:
+
+        def at(place: int) -> bytes:
+            opened.seek(place)
+            return opened.read(_SAMPLE)
+
+        return b"\n" + b"".join(map(at, range(0, file.stat().st_size, _STRIDE)))
 
 
 def material(**paths: Path | None) -> dict:

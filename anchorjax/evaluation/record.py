@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import fcntl
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -53,17 +53,20 @@ class Record:
     All processes of a job have the same answers in memory; process 0 alone reads and writes the files.
     """
 
-    def __init__(self, directory: Path, request: Mapping[str, Any]):
+    def __init__(
+        self, directory: Path, request: Mapping[str, Any], earlier: Callable[[], Mapping[str, Any]] | None = None
+    ):
         """
         Args:
           request: JSON; all that every answer depends on.
+          earlier: returns the same request as an earlier version wrote it; process 0 replaces that by `request`.
 
         Raises:
           EvaluationError: the directory holds answers to another request or of an earlier version, is in use,
             damaged, or cannot be written.
           UsageError: the job's processes have different requests.
         """
-        self.directory, self.request = directory, json.loads(json.dumps(request))
+        self.directory, self.request, self._earlier = directory, json.loads(json.dumps(request)), earlier
         self.answers: dict[Key, Line] = {}
         self._commands: list[Line] = []
         self._file: BinaryIO | None = None  # process 0's
@@ -79,14 +82,32 @@ class Record:
         """Locks the file and returns its bytes, as a text that JSON can hold."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.directory / ANSWERS, "a+b")  # noqa: SIM115 - until __exit__
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._file.seek(0)
-            return self._file.read().decode("latin-1")
+            content = self._lock()
+            if (renewed := self._renewed(content)) != content:
+                write_atomically(self.directory / ANSWERS, renewed)
+                self._file.close()
+                content = self._lock()
+            return content.decode("latin-1")
         except BlockingIOError as error:
             raise EvaluationError(f"another process is writing into {self.directory}") from error
         except OSError as error:
             raise EvaluationError(f"--out={self.directory} cannot be used: {error.strerror}") from error
+
+    def _lock(self) -> bytes:
+        """Returns the file's bytes."""
+        self._file = open(self.directory / ANSWERS, "a+b")  # noqa: SIM115 - until __exit__
+        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._file.seek(0)
+        return self._file.read()
+
+    def _renewed(self, content: bytes) -> bytes:
+        """The file's bytes with this request in front if an earlier version's form of it is there."""
+        first, end, lines = content.partition(b"\n")
+        own = json.dumps(self.request).encode()
+        if first == own or not end or self._earlier is None:
+            return content
+        earlier = json.dumps(self._earlier()).encode()
+        return own + end + lines if first == earlier else content
 
     def _read(self, content: bytes) -> None:
         whole = content[: content.rfind(b"\n") + 1]  # a kill may leave half of the last line

@@ -201,7 +201,8 @@ def evaluate(task: Task, model: Description, arguments: argparse.Namespace, comm
     told = {"steps": steps, "weights": ids} if several else {"step": steps[0], "weights": ids[0]}
     asked = {**task.asked, "context": model.context, **told}
     directory = options.out_directory(arguments, model, folder or task.name)
-    with Record(directory, options.request(model, **task.request)) as record:
+    request = options.request(model, **task.request)
+    with Record(directory, request, lambda: options.earlier_request(request, model)) as record:
         record.begin(command, asked, cells_of(task))
         for number, engine in enumerate(engines):
             answer(record, task, engine)

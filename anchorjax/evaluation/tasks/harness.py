@@ -68,7 +68,8 @@ def evaluate(arguments: argparse.Namespace, command: str) -> None:
     asked = {name: getattr(arguments, name) for name in ("num_fewshot", "limit", "seed", "lengths", "template")}
     asked |= {"include_path": options.absolute(arguments.include_path), "step": step}
     asked |= {"weights": model.weights_id(step), "lm_eval": importlib.metadata.version("lm_eval")}
-    with Record(options.out_directory(arguments, model, "harness"), request) as record:
+    directory = options.out_directory(arguments, model, "harness")
+    with Record(directory, request, lambda: options.earlier_request(request, model)) as record:
         adapter = lm_eval_model.adapter(model, record, step=step, batch_size=arguments.batch_size, bos=bos, chat=chat)
         found = run(adapter, manager, tasks, arguments)
         record.add(lines_of(found, adapter, asked))

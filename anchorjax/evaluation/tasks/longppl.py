@@ -203,7 +203,13 @@ def _run(parser: Parser, arguments: argparse.Namespace, command: str) -> None:
     weights_id = model.weights_id(step)
     asked |= {"text_key": arguments.text_key, "context": model.context, "step": step, "weights": weights_id}
     request = options.request(model, text=texts.absolute(text), **made)
-    with Record(options.out_directory(arguments, model, "longppl"), request) as record:
+
+    def earlier() -> dict:
+        return options.earlier_request(request, model) | (
+            {"evaluator": options.earlier_request(made["evaluator"], evaluator)} if judge else {}
+        )
+
+    with Record(options.out_directory(arguments, model, "longppl"), request, earlier) as record:
         if judge is not None:
             of_judge = step if evaluator is model else evaluator.steps()[-1]
             asked["evaluator_weights"] = evaluator.weights_id(of_judge)

@@ -75,7 +75,8 @@ def evaluate(arguments: argparse.Namespace, command: str) -> None:
     (step,) = options.steps(arguments, model)
     request, load = options.request(model, **asked), functools.partial(_load, model, step, plan.seed)
     weights_id = model.weights_id(step)
-    with Record(options.out_directory(arguments, model, "rope_precision"), request) as record:
+    directory = options.out_directory(arguments, model, "rope_precision")
+    with Record(directory, request, lambda: options.earlier_request(request, model)) as record:
         record.begin(command, {"weights": weights_id}, [])
         found = rope_precision.run(plan, passes, weights_id, load, record)
         result = rope_precision.summary(passes, weights_id, found)
