@@ -31,6 +31,16 @@ FORMAT = 2
 _WEIGHTS = "params."  # in front of their names in a TrainState
 _DIGITS = 8  # of a step directory's name
 _policies = ocp.checkpoint_managers
+# What damaged files lead to: they are missing, or Orbax's parsers, tensorstore or this module trip over their content.
+_DAMAGE = (
+    *(FileNotFoundError, NotADirectoryError, IsADirectoryError, EOFError),
+    *(ValueError, LookupError, TypeError, AttributeError),
+)
+# A ValueError of tensorstore begins with its status: these are of memory, permissions, disks and networks.
+_NO_DAMAGE = (
+    *("RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED"),
+    *("ABORTED", "CANCELLED", "UNKNOWN", "INTERNAL"),
+)
 
 log = logging.getLogger(__name__)
 
@@ -123,15 +133,17 @@ class Checkpoints:
 
         Raises:
           CheckpointError: checkpoints are there, but none can be read; training from scratch would lose them. Or one
-            can be read by some of the job's processes, and not by others.
+            cannot be read for another reason than damage (memory, a permission, the network), or by some of the job's
+            processes alone: it may be whole, and stays.
         """
         steps = processes.value_of_main(lambda: sorted(self._manager.all_steps(), reverse=True))
         for place, step in enumerate(steps):
             try:
                 restored = self._restore(step, like)
-            except Exception as error:  # damage surfaces as whatever Orbax's parser trips over
-                if processes.anywhere(isinstance(error, PeerError)):
-                    raise self._unreadable(step, error) from error  # for some processes alone: it may be whole
+            except Exception as error:
+                # A PeerError: some processes alone cannot read it.
+                if processes.anywhere(isinstance(error, PeerError) or not _is_damage(error)):
+                    raise self._unreadable(step, error) from error
                 reason = first_line(error)[:200]
                 log.warning("checkpoint %d in %s cannot be read and is passed over: %s", step, self.directory, reason)
                 continue
@@ -242,6 +254,15 @@ class Checkpoints:
     def close(self) -> None:
         self.wait()
         self._manager.close()
+
+
+def _is_damage(error: BaseException) -> bool:
+    """Whether the error may come from damaged files, and not from this machine."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(_is_damage, error.exceptions))
+    if type(error) is Exception:  # in which Orbax wraps what a read of an array raised
+        return error.__cause__ is not None and _is_damage(error.__cause__)
+    return isinstance(error, _DAMAGE) and not str(error).startswith(_NO_DAMAGE)
 
 
 def weights_id(meta: Mapping[str, Any]) -> str:

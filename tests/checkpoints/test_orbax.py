@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from anchorjax.checkpoints import orbax
 from anchorjax.checkpoints.orbax import Checkpoints, DataPosition
 from anchorjax.errors import CheckpointError
 from anchorjax.models.linear import named_leaves
@@ -127,6 +128,10 @@ def flip_bytes(path):
             file.write_bytes(content)
 
 
+def remove_largest(path):
+    max((path / "state").rglob("*"), key=lambda file: file.stat().st_size * (file.parent.name == "d")).unlink()
+
+
 def other_format(path):
     (file,) = (path / "meta").glob("metadata")
     file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 1}))
@@ -136,6 +141,7 @@ DAMAGES = {
     "truncated arrays": damage_arrays,
     "flipped bytes": flip_bytes,
     "arrays described wrongly": lambda path: (path / "state" / "array_metadatas" / "process_0").write_text("[]"),
+    "a file of arrays less": remove_largest,
     "no arrays": lambda path: shutil.rmtree(path / "state"),
     "no array index": lambda path: (path / "state" / "manifest.ocdbt").unlink(),
     "no meta": lambda path: shutil.rmtree(path / "meta"),
@@ -158,6 +164,41 @@ def test_damaged_newest_is_passed_over_aloud_and_saving_goes_on(tmp_path, caplog
     assert [path.name[:19] for path in (tmp_path / "checkpoints").glob("[!0]*")] == ["unreadable-00000008"]
     save(tmp_path, 6, 8, 10)
     assert restore(tmp_path)[1]["step"] == 10
+
+
+def wrapped(cause: Exception) -> Exception:
+    error = Exception("Encountered error while reading array index")
+    error.__cause__ = cause
+    return error
+
+
+OTHER_CAUSES = {
+    "device memory": jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 2147483648 bytes."),
+    "host memory": MemoryError("Unable to allocate 2.00 GiB"),
+    "a permission": PermissionError(13, "Permission denied", "d/abc"),
+    "a disk": OSError(5, "Input/output error"),
+    "a network": ValueError("UNAVAILABLE: Error reading gs://bucket/run/state/manifest.ocdbt"),
+    "what Orbax wraps": wrapped(ValueError("RESOURCE_EXHAUSTED: Error reading d/abc")),
+    "one of several": ExceptionGroup("reads", [KeyError("a"), MemoryError("Unable to allocate 2.00 GiB")]),
+}
+
+
+@pytest.mark.parametrize("cause", OTHER_CAUSES.values(), ids=OTHER_CAUSES)
+def test_a_checkpoint_that_cannot_be_read_for_another_reason_than_damage_stays(tmp_path, monkeypatch, cause):
+    save(tmp_path, 4, 8)
+
+    def fail(*_, **__):
+        raise cause
+
+    with monkeypatch.context() as broken:
+        broken.setattr(orbax.ocp.CheckpointManager, "restore", fail)
+        with pytest.raises(CheckpointError) as error:
+            restore(tmp_path)
+    first = f"checkpoint 8 in {tmp_path}/checkpoints cannot be read: "
+    assert str(error.value).startswith(first) and "\n" not in str(error.value)
+    assert str(error.value).removeprefix(first) == str(cause)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["00000004", "00000008"]
+    assert restore(tmp_path)[1]["step"] == 8
 
 
 @pytest.mark.parametrize("place", [0.1, 0.35, 0.6, 0.85])
