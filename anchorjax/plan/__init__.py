@@ -7,4 +7,8 @@ groups.py     along which axes of the mesh a collective exchanges
 exchanges.py  what devices exchange in a step, counted and by formula
 documents.py  live tiles, visible pairs and balance of packed rows, counted from the lengths of documents
 links.py      how long an exchange along an axis takes
+tiles.py      what a tile of attention costs
+schedule.py   XLA's own estimate of a TPU program's cycles
+work.py       what a step computes and copies, part by part
+time.py       modelled time and cost of a step
 """

@@ -21,23 +21,14 @@ from anchorjax.attention.pallas_tpu import backward, forward
 from anchorjax.attention.pallas_tpu.arrays import Arrays
 from anchorjax.attention.plan import make_plan
 from anchorjax.masks import Mask
+from anchorjax.plan.tiles import FLOPS_PER_CYCLE, MATMULS, PASSES, WIDTH
 from benchmarks.compiled import peers
 
 # Rows long enough that no array of them fits into VMEM, as in training: 32 MB and more each. One long row is quick to
 # compile; splash attention lists a causal row's tiles on the host, and takes eight heads of a shorter one instead.
-T, WIDTH = 2**17, 128
+T = 2**17
 PEER_HEADS, PEER_T = 8, 2**15
-TARGETS = ("v5e", "v5p", "v6e")
-PASSES = ("forward", "backward")
-MATMULS = {"forward": 2, "backward": 5}  # of q_tile x kv_tile x WIDTH multiply-adds each
-
-# bf16 FLOPs a cycle of one TensorCore, which is what a kernel is compiled for: peak of the chip / clock / cores.
-#   v5e  197e12 / 1.50e9 / 1 -> 4 matrix units of 128 x 128 multiply-adds: 131072
-#   v5p  459e12 / 1.75e9 / 2 -> the same: 131072
-#   v6e  918e12 / 1.75e9 / 1 -> 2 units of 256 x 256, two rows of input a cycle: 524288
-# Peaks: cloud.google.com/tpu/docs, and `pallas.tpu.get_tpu_info`; clocks follow from them and the units.
-FLOPS_PER_CYCLE = {"v5e": 131072, "v5p": 131072, "v6e": 524288}
-UNIT = {"v5e": 128, "v5p": 128, "v6e": 256}  # rows and columns of one matrix unit
+UNIT = {"v4": 128, "v5e": 128, "v5p": 128, "v6e": 256, "tpu7x": 256}  # rows and columns of one matrix unit
 _ROWS = 16  # of bf16 that one matrix instruction streams through it
 
 Tiles = tuple[int, int]  # query tile, key tile
