@@ -110,6 +110,9 @@ def prepare(dump_to: str | Path | None = None) -> None:
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nobody's TPU is taken by compiling
         "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",  # the plugin would ask for drivers
     }
+    # libtpu asks which host of which slice this is, and warns on stderr without an answer, which changes nothing.
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     if dump_to is not None:
         os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={dump_to} --xla_jf_dump_llo_text=true"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={dump_to}"

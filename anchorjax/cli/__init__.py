@@ -13,6 +13,7 @@ import anchorjax
 
 COMMANDS = {
     "train": "train a model, or resume a run",
+    "plan": "say whether a run fits a TPU pod or GPUs that are not here, how long it takes, and what to type",
     "prepare": "tokenize documents into a store on disk, which runs open at once",
     "convert": "import or export a Hugging Face checkpoint",
     "evaluate": "score a model: RULER, needle, LongBench, LongPPL, perplexity, lm-eval",

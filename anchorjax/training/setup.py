@@ -150,9 +150,10 @@ def check_slices(config: Config, devices: Sequence[jax.Device]) -> None:
         raise ConfigError("mesh.slices", config.mesh.slices, f"the number of slices that JAX found is {found}")
 
 
-def check_attention(config: Config, mesh_shape: Mapping[str, int]) -> None:
-    """Raises ConfigError for an implementation, tiles, heads or a layout that this process's devices do not run."""
-    chosen, found = attention.choose(config.attention, config.data.seq_len), jax.default_backend()
+def check_attention(config: Config, mesh_shape: Mapping[str, int], device: jax.Device | None = None) -> None:
+    """Raises ConfigError for an implementation, tiles, heads or a layout that such a device (default: one here) does not run."""
+    device = device or jax.devices()[0]
+    chosen, found = attention.choose(config.attention, config.data.seq_len, device), device.platform
     name = chosen.implementation
     module = attention.MODULES[name]
     needed = module.BACKEND or found

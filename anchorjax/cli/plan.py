@@ -1,0 +1,46 @@
+"""Says whether a run fits hardware that is not here, by compiling its training step for it.
+
+    anchorjax plan --config=llama3_8b_128k_anchor --target=v5p:4x4x4
+
+A target is a TPU slice (v5p:4x4x4), several slices (2xv5e:8x8), or GPUs (h100:64). If the step does not fit into the
+memory of a device, changes that save memory are compiled too, until one is enough. Progress goes to stderr. The
+compilers are packages of their own (requirements-compilers.txt). Exit codes: 0 it fits, perhaps with the changes that
+are printed; 3 it does not fit; 1 failed, or the compiler is missing; 2 bad input.
+"""
+
+import json
+from collections.abc import Sequence
+
+from anchorjax.config import overrides
+from anchorjax.config.options import Option
+from anchorjax.errors import DONE, run_program
+
+DOES_NOT_FIT = 3
+PROGRAM = "anchorjax plan"
+USAGE = "anchorjax plan --config=llama3_8b_128k_anchor --target=v5p:4x4x4 [--config.KEY=VALUE ...]"
+OPTIONS = {
+    "target": Option("", "a TPU slice (v5p:4x4x4), several (2xv5e:8x8), or GPUs (h100:64)", what="NAME", required=True),
+    "json": Option(False, "print one JSON object (anchorjax/plan/planner.py explains it), and no text"),
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    return run_program(PROGRAM, lambda: plan(argv))
+
+
+def plan(argv: Sequence[str]) -> int:
+    """Raises UsageError, ConfigError, WeightsError or MissingCompiler; see `planner.plan`."""
+    config, options = overrides.parse(argv, OPTIONS, USAGE)
+    from anchorjax import targets
+
+    targets.prepare()
+    from anchorjax.plan import planner, show
+
+    made = planner.plan(config, options["target"], [argument for argument in argv if is_of_training(argument)])
+    print(json.dumps(made.to_dict()) if options["json"] else show.text(made), flush=True)
+    return DONE if made.fits else DOES_NOT_FIT
+
+
+def is_of_training(argument: str) -> bool:
+    """Whether `anchorjax train` takes it too: the recipe, or a key."""
+    return argument.removeprefix("--").removeprefix("no").startswith(("config=", "config."))

@@ -1,0 +1,158 @@
+"""The plan of a run on hardware that is not here.
+
+    targets.prepare()  # before JAX is first used
+    made = planner.plan(config, "v5p:4x4x4", given=["--config=llama3_8b_128k_anchor"])
+    made.fits, made.to_dict(), show.text(made)
+
+`to_dict` is what `--json` prints. Bytes are those of one JAX device:
+
+    target, devices, chips   the hardware
+    mesh                     devices along each axis
+    fits                     whether the step fits, with the `changes`
+    fits_as_given            whether it fits without them
+    changes                  keys to change; {} if there is nothing to change, or if nothing helps
+    hbm_bytes, capacity      what the step needs of a device's memory (compiled), and what there is
+    host_bytes,              the same of the host's memory, for one device
+    host_capacity
+    attempts                 remedies in the order in which they were tried: remedy, changes, fits, hbm_bytes,
+                             host_bytes, compile_seconds and the compiler's refusal; or why_not, if nothing was compiled
+    tokens_per_step          of all devices
+    launch                   lines to type on the hardware, with the changes
+    compile_seconds          of the step as given
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from anchorjax.checkpoints.pretrained import download
+from anchorjax.config import SIZES, Config
+from anchorjax.data import load_tokenizer
+from anchorjax.errors import ConfigError, UsageError
+from anchorjax.plan import command, remedies, trial
+from anchorjax.plan import hardware as hardwares
+from anchorjax.plan.hardware import Hardware
+from anchorjax.plan.remedies import Attempt
+from anchorjax.plan.trial import Trial
+from anchorjax.targets import Topology
+from anchorjax.training import setup
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What was found out.
+
+    Attributes:
+      given: arguments of `anchorjax train` that make the run.
+      first: the configuration as it is.
+      attempts: what was tried because it does not fit.
+      chosen: the trial that fits, or `first` if none does.
+    """
+
+    target: str
+    given: tuple[str, ...]
+    hardware: Hardware
+    first: Trial
+    attempts: tuple[Attempt, ...]
+    chosen: Trial
+
+    @property
+    def fits(self) -> bool:
+        return self.chosen.fits
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step."""
+        return self.chosen.config.data.batch_size * self.chosen.config.data.seq_len
+
+    @property
+    def launch(self) -> str:
+        given = [*self.given, *command.flags(self.chosen.changes)]
+        return command.launch(self.chosen.config, given, self.target, self.hardware)
+
+    def to_dict(self) -> dict[str, Any]:
+        devices = math.prod(self.chosen.mesh.shape.values())
+        return {
+            "target": self.target,
+            "devices": devices,
+            "chips": devices // self.hardware.devices_per_chip,
+            "mesh": dict(self.chosen.mesh.shape),
+            "fits": self.fits,
+            "fits_as_given": self.first.fits,
+            "changes": dict(self.chosen.changes),
+            "hbm_bytes": self.chosen.hbm_bytes,
+            "capacity": self.hardware.hbm_bytes,
+            "host_bytes": self.chosen.host_bytes,
+            "host_capacity": self.hardware.host_bytes,
+            "attempts": [_attempt(one) for one in self.attempts],
+            "tokens_per_step": self.tokens,
+            "launch": self.launch,
+            "compile_seconds": self.first.seconds,
+        }
+
+
+def plan(config: Config, target: str, given: Sequence[str]) -> Plan:
+    """Compiles the configuration's step, and remedies if it does not fit. Says on stderr what it does.
+
+    Args:
+      config: as `overrides.parse` returns it.
+      target: a name of `targets.Topology`.
+      given: arguments of `anchorjax train` that make it, `--config=RECIPE` among them.
+
+    Raises:
+      UsageError: unknown hardware.
+      ConfigError: a configuration that the hardware does not take, or whose sizes are not known.
+      MissingCompiler: the compiler for the hardware is not installed.
+    """
+    hardware, config = find(target), completed(with_slices(config, target))
+    compile = functools.partial(trial.run, config, target, hardware)
+    first = compile({})
+    attempts = () if first.fits else tuple(remedies.search(first, compile))
+    fitting = [one.trial for one in attempts if one.trial and one.trial.fits]
+    return Plan(target, tuple(given), hardware, first, attempts, fitting[-1] if fitting else first)
+
+
+def find(target: str) -> Hardware:
+    """Raises UsageError with all known hardware, if it is none of that."""
+    try:
+        return hardwares.of(target)
+    except ValueError as error:
+        raise UsageError("\n".join([f"--target={target} is not allowed: {error}", *hardwares.table()])) from error
+
+
+def with_slices(config: Config, target: str) -> Config:
+    """With `mesh.slices` of the target. Raises ConfigError if it is set to another number."""
+    slices = Topology.parse(target).slices
+    if config.mesh.slices not in (1, slices):
+        raise ConfigError("mesh.slices", config.mesh.slices, f"{target} has {slices}")
+    return dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, slices=slices))
+
+
+def completed(config: Config) -> Config:
+    """With all sizes of the model, as training completes it; a checkpoint that decides none need not be there.
+
+    Raises:
+      ConfigError: the checkpoint in `init_from` is not there, and the sizes are its own.
+      WeightsError: it cannot be used.
+    """
+    is_there = Path(config.init_from).expanduser().is_dir()
+    missing = [f"model.{name}" for name in SIZES if not getattr(config.model, name)]
+    if config.init_from and not is_there and missing:
+        allowed = f"there is no such directory, and {', '.join(missing)} must come from it{download(config.init_from)}"
+        raise ConfigError("init_from", config.init_from, allowed)
+    pretrained = setup.find_pretrained(config) if is_there else None
+    config = setup.complete(config, pretrained)
+    if config.model.vocab_size:
+        return config
+    return setup.with_vocabulary(config, load_tokenizer(config.data), pretrained)
+
+
+def _attempt(one: Attempt) -> dict[str, Any]:
+    if one.trial is None:
+        return {"remedy": one.remedy, "why_not": one.why_not}
+    names = "changes", "fits", "hbm_bytes", "host_bytes", "refusal"
+    values = {name: getattr(one.trial, name) for name in names}
+    return {"remedy": one.remedy, **values, "compile_seconds": one.trial.seconds}

@@ -1,0 +1,124 @@
+"""What to change in a configuration whose step does not fit, verified by compiling: the first change that is enough.
+
+    remat         keep less of a layer for the backward pass: model.remat
+    accumulation  more, smaller micro-batches: train.grad_accum_steps
+    context       devices that share rows share tokens instead, weights stay cut as finely, and micro-batches get
+                  smaller: mesh.context, mesh.fsdp, mesh.shard_weights_over, train.grad_accum_steps
+    offload       what is kept lies in the host's memory: model.remat=offload
+    tiled MLP     the feed-forward layer takes some tokens at a time: model.ffn_chunk
+
+They are tried in this order, each on top of those before it that saved memory. The first ones cost computation, and the
+later ones communication, transfers and latency.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from jax.sharding import Mesh
+
+from anchorjax.config import Config
+from anchorjax.errors import ConfigError
+from anchorjax.plan import exchanges
+from anchorjax.plan.trial import Trial
+
+Changes = Mapping[str, Any]
+CHUNKS = 8192, 2048  # tokens of a device that the feed-forward layer takes at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Attempt:
+    """A remedy that was tried, or could not be.
+
+    Attributes:
+      trial: None if nothing was compiled.
+      why_not: why not.
+    """
+
+    remedy: str
+    trial: Trial | None = None
+    why_not: str = ""
+
+
+def search(first: Trial, compile: Callable[[Changes], Trial]) -> Iterator[Attempt]:
+    """Tries remedies until one fits, and yields each attempt.
+
+    Args:
+      first: of the configuration as it is, which does not fit.
+      compile: makes the trial of some changed keys.
+    """
+    best = first
+    for remedy, levels in REMEDIES.items():
+        steps, why_not = levels(best.config, best.mesh)
+        if not steps:
+            yield Attempt(remedy, why_not=why_not)
+        for changes in steps:
+            try:
+                trial = compile({**best.changes, **changes})
+            except ConfigError as error:
+                yield Attempt(remedy, why_not=str(error))
+                break
+            yield Attempt(remedy, trial)
+            if trial.fits:
+                return
+            best = trial if _is_better(trial, best) else best
+
+
+def _is_better(one: Trial, other: Trial) -> bool:
+    """Whether it needs less; what a compiler refuses without a number needs more than anything."""
+    return (one.hbm_bytes or float("inf")) < (other.hbm_bytes or float("inf"))
+
+
+def remat(config: Config, mesh: Mesh) -> tuple[list[Changes], str]:
+    policies = ["none", "attention", "full"]
+    if config.model.remat not in policies[:-1]:
+        return [], f"model.remat={config.model.remat} already keeps less"
+    later = policies[policies.index(config.model.remat) + 1 :]
+    return [{"model.remat": policy} for policy in later], ""
+
+
+def accumulation(config: Config, mesh: Mesh) -> tuple[list[Changes], str]:
+    """Micro-batches of half the rows, and so on down to one row of a device."""
+    parts = config.train.grad_accum_steps
+    rows = config.data.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"] * parts)
+    more = [k for k in range(2, rows + 1) if rows % k == 0]
+    return [{"train.grad_accum_steps": parts * k} for k in more], "a device has one row of a micro-batch already"
+
+
+def context(config: Config, mesh: Mesh) -> tuple[list[Changes], str]:
+    """A device's tokens become fewer only as micro-batches do: as many more as devices went from rows to tokens."""
+    fsdp = mesh.shape["fsdp"]
+    found = [
+        {
+            "mesh.fsdp": fsdp // k,
+            "mesh.context": mesh.shape["context"] * k,
+            "mesh.shard_weights_over": "fsdp_context",
+            "train.grad_accum_steps": config.train.grad_accum_steps * k,
+        }
+        for k in range(2, fsdp + 1)
+        if fsdp % k == 0
+    ]
+    return found, "mesh.fsdp=1 leaves no devices to share a row's tokens"
+
+
+def offload(config: Config, mesh: Mesh) -> tuple[list[Changes], str]:
+    if config.model.remat == "offload":
+        return [], "model.remat=offload is set already"
+    return [{"model.remat": "offload"}], ""
+
+
+def tiled_mlp(config: Config, mesh: Mesh) -> tuple[list[Changes], str]:
+    at_once = exchanges.tokens(config, mesh)
+    if config.model.ffn_chunk:
+        at_once = min(at_once, config.model.ffn_chunk)
+    chunks = [chunk for chunk in CHUNKS if chunk < at_once]
+    return [{"model.ffn_chunk": chunk} for chunk in chunks], f"the layer takes {at_once} tokens at once already"
+
+
+REMEDIES: dict[str, Callable[[Config, Mesh], tuple[list[Changes], str]]] = {
+    "remat": remat,
+    "accumulation": accumulation,
+    "context": context,
+    "offload": offload,
+    "tiled MLP": tiled_mlp,
+}

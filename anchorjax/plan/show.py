@@ -1,0 +1,63 @@
+"""A plan as text. Each section says whether its figures were compiled, counted or modelled."""
+
+from collections.abc import Iterator
+
+from anchorjax.plan.command import flags
+from anchorjax.plan.planner import Plan
+from anchorjax.plan.remedies import Attempt
+from anchorjax.plan.trial import Trial
+
+
+def text(plan: Plan) -> str:
+    sections = head(plan), memory(plan), tokens(plan), launch(plan)
+    return "\n\n".join("\n".join(section) for section in sections)
+
+
+def head(plan: Plan) -> Iterator[str]:
+    facts = plan.to_dict()
+    mesh = ", ".join(f"{axis} {size}" for axis, size in facts["mesh"].items() if size > 1) or "one device"
+    kind = plan.hardware.device_kind
+    yield f"{plan.target}: {facts['devices']} devices ({kind}), mesh {mesh}"
+    if plan.first.fits:
+        yield "It fits."
+    elif plan.fits:
+        yield f"It does not fit as given. It fits with {' '.join(flags(plan.chosen.changes))}"
+    else:
+        yield "It does not fit, and no change that was tried makes it fit."
+
+
+def memory(plan: Plan) -> Iterator[str]:
+    yield "Memory of one device (compiled)"
+    yield f"  {'as given':<14}{_need(plan.first)}"
+    for attempt in plan.attempts:
+        yield f"  {attempt.remedy:<14}{_attempt(attempt)}"
+
+
+def tokens(plan: Plan) -> Iterator[str]:
+    data, accumulation = plan.chosen.config.data, plan.chosen.config.train.grad_accum_steps
+    parts = f", in {accumulation} micro-batches" if accumulation > 1 else ""
+    yield "A step (counted)"
+    yield f"  {plan.tokens:,} tokens: {data.batch_size} rows of {data.seq_len:,}{parts}"
+
+
+def launch(plan: Plan) -> Iterator[str]:
+    yield "To start it (docs/running.md)"
+    yield from plan.launch.splitlines()
+
+
+def _need(trial: Trial) -> str:
+    hardware, verdict = trial.hardware, "fits" if trial.fits else "does not fit"
+    if trial.refusal and not trial.hbm_bytes:
+        return f"the compiler refuses it: {trial.refusal}"
+    host = f" and {_gb(trial.host_bytes)} of {_gb(hardware.host_bytes)} of the host" if trial.host_bytes else ""
+    return f"{_gb(trial.hbm_bytes)} of {_gb(hardware.hbm_bytes)}{host}: {verdict}"
+
+
+def _attempt(attempt: Attempt) -> str:
+    if attempt.trial is None:
+        return f"not tried: {attempt.why_not}"
+    return f"{_need(attempt.trial)}; {' '.join(flags(attempt.trial.changes))}"
+
+
+def _gb(count: float) -> str:
+    return f"{count / 1e9:.1f} GB"

@@ -1,0 +1,83 @@
+"""Which changes are tried when a step does not fit, in which order, and on top of what. Nothing is compiled."""
+
+import dataclasses
+
+import pytest
+
+from anchorjax.plan import hardware, remedies, step, trial
+from tests.plan.meshes import mesh_of
+
+GB = 1e9
+
+
+def first(**changes) -> trial.Trial:
+    config = step.recipe("llama3_8b_128k_anchor", changes)
+    return trial.Trial({}, config, mesh_of(config, 8), hardware.of("h100:8"), 200 * GB, 0, "", "", 1)
+
+
+def tried(given: trial.Trial, sizes: dict[str, float]) -> list[remedies.Attempt]:
+    """All attempts, where the step with some keys takes the GB that the first name in `sizes` says of them."""
+
+    def compile(changes):
+        config = step.changed(given.config, changes)
+        text = trial.with_keys(changes)
+        size = next((size for keys, size in sizes.items() if all(key in text for key in keys.split())), 200)
+        return dataclasses.replace(given, changes=changes, config=config, mesh=mesh_of(config, 8), hbm_bytes=size * GB)
+
+    return list(remedies.search(given, compile))
+
+
+def keys(attempts: list[remedies.Attempt]) -> list[dict]:
+    return [dict(one.trial.changes) for one in attempts if one.trial]
+
+
+def test_the_first_change_that_is_enough_ends_the_search():
+    attempts = tried(first(), {"remat=full": 70})
+    assert keys(attempts) == [{"model.remat": "full"}]
+
+
+def test_changes_that_save_memory_stay_and_others_go():
+    sizes = {"ffn_chunk=8192": 70, "remat=offload": 90, "context=2": 100, "context=": 120, "remat=full": 210}
+    attempts = tried(first(), sizes)
+    assert [one.remedy for one in attempts if not one.trial] == ["accumulation"]  # eight rows on eight devices
+    half = {"mesh.fsdp": 4, "mesh.context": 2, "mesh.shard_weights_over": "fsdp_context", "train.grad_accum_steps": 2}
+    tried_last = half | {"model.remat": "offload", "model.ffn_chunk": 8192}
+    assert keys(attempts)[:2] == [{"model.remat": "full"}, half] and keys(attempts)[-1] == tried_last
+
+
+@pytest.mark.parametrize("rows", [8, 16])
+def test_every_change_is_a_configuration_of_the_same_batch(rows):
+    given = first(**{"data.batch_size": rows})
+    attempts = tried(given, {})
+    assert {one.remedy for one in attempts} == set(remedies.REMEDIES)
+    for one in attempts:
+        if one.trial:
+            config = one.trial.config
+            assert (config.data.batch_size, config.data.seq_len) == (rows, given.config.data.seq_len)
+            config.check_devices(8)
+
+
+def test_order_and_levels():
+    attempts = tried(first(**{"data.batch_size": 16}), {})
+    assert keys(attempts) == [
+        {"model.remat": "full"},
+        {"train.grad_accum_steps": 2},
+        *(
+            {
+                "mesh.fsdp": 8 // k,
+                "mesh.context": k,
+                "mesh.shard_weights_over": "fsdp_context",
+                "train.grad_accum_steps": k,
+            }
+            for k in (2, 4, 8)
+        ),
+        {"model.remat": "offload"},
+        {"model.ffn_chunk": 8192},
+        {"model.ffn_chunk": 2048},
+    ]
+
+
+def test_what_a_compiler_says_that_it_needs():
+    text = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 42.50G of 15.75G hbm. Exceeded by 26.75G."
+    assert trial.needed(text) == 42.5 * 2**30
+    assert trial.needed("RESOURCE_EXHAUSTED: no memory") == 0
