@@ -20,6 +20,12 @@ PROGRAM = "anchorjax plan"
 USAGE = "anchorjax plan --config=llama3_8b_128k_anchor --target=v5p:4x4x4 [--config.KEY=VALUE ...]"
 OPTIONS = {
     "target": Option("", "a TPU slice (v5p:4x4x4), several (2xv5e:8x8), or GPUs (h100:64)", what="NAME", required=True),
+    "lengths": Option(
+        "",
+        "lengths of documents: a store, a JSON file, or log_normal:mean=1060,sigma=1.3; empty: data.store, or without "
+        "one SlimPajama's mean and an assumed spread",
+        what="LENGTHS",
+    ),
     "json": Option(False, "print one JSON object (anchorjax/plan/planner.py explains it), and no text"),
 }
 
@@ -36,7 +42,8 @@ def plan(argv: Sequence[str]) -> int:
     targets.prepare()
     from anchorjax.plan import planner, show
 
-    made = planner.plan(config, options["target"], [argument for argument in argv if is_of_training(argument)])
+    given = [argument for argument in argv if is_of_training(argument)]
+    made = planner.plan(config, options["target"], options["lengths"], given)
     print(json.dumps(made.to_dict()) if options["json"] else show.text(made), flush=True)
     return DONE if made.fits else DOES_NOT_FIT
 

@@ -17,6 +17,7 @@
     attempts                 remedies in the order in which they were tried: remedy, changes, fits, hbm_bytes,
                              host_bytes, compile_seconds and the compiler's refusal; or why_not, if nothing was compiled
     tokens_per_step          of all devices
+    documents                rows of the run's own packer (counted), with the fields of `documents.Documents`
     launch                   lines to type on the hardware, with the changes
     compile_seconds          of the step as given
 """
@@ -32,8 +33,9 @@ from anchorjax.checkpoints.pretrained import download
 from anchorjax.config import SIZES, Config
 from anchorjax.data import load_tokenizer
 from anchorjax.errors import ConfigError, UsageError
-from anchorjax.plan import command, remedies, trial
+from anchorjax.plan import command, documents, progress, remedies, trial
 from anchorjax.plan import hardware as hardwares
+from anchorjax.plan.documents import Documents
 from anchorjax.plan.hardware import Hardware
 from anchorjax.plan.remedies import Attempt
 from anchorjax.plan.trial import Trial
@@ -58,6 +60,7 @@ class Plan:
     first: Trial
     attempts: tuple[Attempt, ...]
     chosen: Trial
+    documents: Documents
 
     @property
     def fits(self) -> bool:
@@ -89,30 +92,37 @@ class Plan:
             "host_capacity": self.hardware.host_bytes,
             "attempts": [_attempt(one) for one in self.attempts],
             "tokens_per_step": self.tokens,
+            "documents": dataclasses.asdict(self.documents),
             "launch": self.launch,
             "compile_seconds": self.first.seconds,
         }
 
 
-def plan(config: Config, target: str, given: Sequence[str]) -> Plan:
+def plan(config: Config, target: str, lengths: str = "", given: Sequence[str] = ()) -> Plan:
     """Compiles the configuration's step, and remedies if it does not fit. Says on stderr what it does.
 
     Args:
       config: as `overrides.parse` returns it.
       target: a name of `targets.Topology`.
+      lengths: of the documents, as `documents.lengths_of` takes them.
       given: arguments of `anchorjax train` that make it, `--config=RECIPE` among them.
 
     Raises:
-      UsageError: unknown hardware.
+      UsageError: unknown hardware, or lengths that are not there.
+      DataError: lengths that cannot be read.
       ConfigError: a configuration that the hardware does not take, or whose sizes are not known.
       MissingCompiler: the compiler for the hardware is not installed.
     """
     hardware, config = find(target), completed(with_slices(config, target))
+    given_lengths = documents.lengths_of(lengths, config)
     compile = functools.partial(trial.run, config, target, hardware)
     first = compile({})
     attempts = () if first.fits else tuple(remedies.search(first, compile))
     fitting = [one.trial for one in attempts if one.trial and one.trial.fits]
-    return Plan(target, tuple(given), hardware, first, attempts, fitting[-1] if fitting else first)
+    chosen = fitting[-1] if fitting else first
+    with progress.shown("packing rows"):
+        found = documents.count(chosen.config, chosen.mesh.shape, given_lengths)
+    return Plan(target, tuple(given), hardware, first, attempts, chosen, found)
 
 
 def find(target: str) -> Hardware:

@@ -9,7 +9,7 @@ from anchorjax.plan.trial import Trial
 
 
 def text(plan: Plan) -> str:
-    sections = head(plan), memory(plan), tokens(plan), launch(plan)
+    sections = head(plan), memory(plan), tokens(plan), documents(plan), launch(plan)
     return "\n\n".join("\n".join(section) for section in sections)
 
 
@@ -38,6 +38,28 @@ def tokens(plan: Plan) -> Iterator[str]:
     parts = f", in {accumulation} micro-batches" if accumulation > 1 else ""
     yield "A step (counted)"
     yield f"  {plan.tokens:,} tokens: {data.batch_size} rows of {data.seq_len:,}{parts}"
+
+
+def documents(plan: Plan) -> Iterator[str]:
+    found, shards = plan.documents, plan.chosen.mesh.shape["context"]
+    yield f"Documents (counted in {found.rows:,} rows)"
+    yield f"  {'lengths':<14}{found.source}"
+    yield (
+        f"  {'tokens of one':<14}mean {found.mean_length:,.0f}, median {found.median_length:,.0f}, "
+        f"longest {found.longest:,}"
+    )
+    yield f"  {'a row':<14}{found.documents_per_row:,.1f} documents, {found.fill:.1%} filled"
+    yield (
+        f"  {'live tiles':<14}{found.live_ratio:.1%} of the {found.causal_tiles:,} tiles of {found.q_tile} x "
+        f"{found.kv_tile} of one long document (standard error {found.live_ratio_error:.1%})"
+    )
+    if shards > 1:
+        layout = plan.chosen.config.mesh.context_layout
+        yield (
+            f"  {'imbalance':<14}the busiest of {shards} devices that share a row has {found.imbalance:.2f} times the "
+            f"mean (mesh.context_layout={layout}; {found.imbalance_contiguous:.2f} in the row's own order)"
+        )
+    yield f"  {'waiting':<14}attention of a batch takes {found.batch_wait:.2f} times as long as that of even rows"
 
 
 def launch(plan: Plan) -> Iterator[str]:
