@@ -36,8 +36,8 @@ def launch(config: Config, given: Sequence[str], target: str, hardware: Hardware
       target: a name of `targets.Topology`.
     """
     topology, name = Topology.parse(target), _name(given)
-    if not config.data.store:
-        given = [*given, "--config.data.store=STORE"]  # documents in memory are for small sets
+    if not config.data.store and not config.data.source:
+        given = [*given, "--config.data.store=STORE"]
     if hardware.is_tpu:
         is_cluster = topology.slices > 1 or topology.target == "tpu7x"
         return (_xpk if is_cluster else _tpu_vm)(topology, name, given)

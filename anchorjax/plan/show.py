@@ -71,8 +71,8 @@ def _need(trial: Trial) -> str:
     hardware, verdict = trial.hardware, "fits" if trial.fits else "does not fit"
     if trial.refusal and not trial.hbm_bytes:
         return f"the compiler refuses it: {trial.refusal}"
-    host = f" and {_gb(trial.host_bytes)} of {_gb(hardware.host_bytes)} of the host" if trial.host_bytes else ""
-    return f"{_gb(trial.hbm_bytes)} of {_gb(hardware.hbm_bytes)}{host}: {verdict}"
+    host = f" and {size(trial.host_bytes)} of {size(hardware.host_bytes)} of the host" if trial.host_bytes else ""
+    return f"{size(trial.hbm_bytes)} of {size(hardware.hbm_bytes)}{host}: {verdict}"
 
 
 def _attempt(attempt: Attempt) -> str:
@@ -81,5 +81,5 @@ def _attempt(attempt: Attempt) -> str:
     return f"{_need(attempt.trial)}; {' '.join(flags(attempt.trial.changes))}"
 
 
-def _gb(count: float) -> str:
-    return f"{count / 1e9:.1f} GB"
+def size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
