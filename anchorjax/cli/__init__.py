@@ -13,8 +13,8 @@ import anchorjax
 
 COMMANDS = {
     "train": "train a model, or resume a run",
-    "plan": "say whether a run fits a TPU pod or GPUs that are not here, how long it takes, and what to type",
     "prepare": "tokenize documents into a store on disk, which runs open at once",
+    "plan": "say whether a run fits TPUs or GPUs that are not here, and how to start it there",
     "convert": "import or export a Hugging Face checkpoint",
     "evaluate": "score a model: RULER, needle, LongBench, LongPPL, perplexity, lm-eval",
     "generate": "continue a prompt",

@@ -1,5 +1,11 @@
 """The planner: does a run fit the hardware, how long does a step take, and what does it cost, known on a laptop.
 
+planner.py    the plan of a run: all of the below, together
+trial.py      one configuration, compiled: does it fit
+remedies.py   what to change if it does not
+show.py       a plan as text
+command.py    the command that starts the run on its hardware
+progress.py   what the planner does, with the seconds
 hardware.py   memory, peaks and links of one device of each target
 step.py       the training step, compiled for the hardware
 program.py    collectives of a compiled program, and how often each runs
