@@ -1,11 +1,14 @@
 """Hardware by its name, and the mesh of every recipe on all of it that the recipe is meant for; nothing is compiled."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
 from anchorjax.targets import SLICES, TPUS, Topology
 from tests.compilers import require_compiler, run_program
+from tests.training.jobs import ROOT
 
 # Of each mesh: its shape; whether it has each device once; the most slices, nodes, and chips of the bounding box (on a
 # TPU) among the groups of devices that share a row's tokens, which are those along context and tensor.
@@ -109,3 +112,19 @@ def test_names():
     assert Topology.parse("v5p:4x4x8") == Topology("v5p", "4x4x8")
     assert Topology.parse("2xv5e:8x8") == Topology("v5e", "8x8", 2)
     assert Topology.parse("h100:64") == Topology("h100", "64")
+
+
+QUIET = """
+import sys
+from anchorjax import targets
+targets.prepare()
+print(len(targets.devices(sys.argv[1])))
+"""
+
+
+@pytest.mark.parametrize("name", ["v5p:2x2x1", "2xv5e:2x2", "h100:8"])
+def test_compilers_start_without_a_word(name):
+    """libtpu would warn that it does not know which host this is."""
+    require_compiler(Topology.parse(name).target)
+    done = subprocess.run([sys.executable, "-c", QUIET, name], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "") and int(done.stdout) in (4, 8)

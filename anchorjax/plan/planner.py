@@ -12,11 +12,16 @@
     fits_as_given            whether it fits without them
     changes                  keys to change; {} if there is nothing to change, or if nothing helps
     hbm_bytes, capacity      what the step needs of a device's memory (compiled), and what there is
+    hbm_by_kind              the same by what takes it, with the fields of `memory.Memory`; null if the compiler gave up
     host_bytes,              the same of the host's memory, for one device
     host_capacity
     attempts                 remedies in the order in which they were tried: remedy, changes, fits, hbm_bytes,
-                             host_bytes, compile_seconds and the compiler's refusal; or why_not, if nothing was compiled
+                             host_bytes, refused (by the compiler) and compile_seconds; or why_not, if nothing was
+                             compiled
     tokens_per_step          of all devices
+    exchanged                bytes that a device receives from others in a step (compiled), by axes of the mesh:
+                             {"fsdp": bytes, "context": bytes, ...}
+    exchanged_by_formula     the same from the configuration's sizes (anchorjax/plan/exchanges.py)
     documents                rows of the run's own packer (counted), with the fields of `documents.Documents`
     launch                   lines to type on the hardware, with the changes
     compile_seconds          of the step as given
@@ -33,10 +38,11 @@ from anchorjax.checkpoints.pretrained import download
 from anchorjax.config import SIZES, Config
 from anchorjax.data import load_tokenizer
 from anchorjax.errors import ConfigError, UsageError
-from anchorjax.plan import command, documents, progress, remedies, trial
+from anchorjax.plan import command, documents, exchanges, progress, remedies, trial
 from anchorjax.plan import hardware as hardwares
 from anchorjax.plan.documents import Documents
-from anchorjax.plan.hardware import Hardware
+from anchorjax.plan.hardware import HARDWARE, Hardware
+from anchorjax.plan.memory import Memory
 from anchorjax.plan.remedies import Attempt
 from anchorjax.plan.trial import Trial
 from anchorjax.targets import Topology
@@ -72,6 +78,15 @@ class Plan:
         return self.chosen.config.data.batch_size * self.chosen.config.data.seq_len
 
     @property
+    def exchanged(self) -> dict[str, float]:
+        """Bytes that a device receives in a step by axis of the mesh, from the compiled program."""
+        return exchanges.by_axis(self.chosen.exchanged)
+
+    @property
+    def exchanged_by_formula(self) -> dict[str, float]:
+        return exchanges.by_axis(exchanges.formula(self.chosen.config, self.chosen.mesh.shape))
+
+    @property
     def launch(self) -> str:
         given = [*self.given, *command.flags(self.chosen.changes)]
         return command.launch(self.chosen.config, given, self.target, self.hardware)
@@ -87,11 +102,14 @@ class Plan:
             "fits_as_given": self.first.fits,
             "changes": dict(self.chosen.changes),
             "hbm_bytes": self.chosen.hbm_bytes,
+            "hbm_by_kind": by_kind(self.chosen.memory),
             "capacity": self.hardware.hbm_bytes,
             "host_bytes": self.chosen.host_bytes,
             "host_capacity": self.hardware.host_bytes,
             "attempts": [_attempt(one) for one in self.attempts],
             "tokens_per_step": self.tokens,
+            "exchanged": self.exchanged,
+            "exchanged_by_formula": self.exchanged_by_formula,
             "documents": dataclasses.asdict(self.documents),
             "launch": self.launch,
             "compile_seconds": self.first.seconds,
@@ -128,9 +146,12 @@ def plan(config: Config, target: str, lengths: str = "", given: Sequence[str] = 
 def find(target: str) -> Hardware:
     """Raises UsageError with all known hardware, if it is none of that."""
     try:
-        return hardwares.of(target)
+        if Topology.parse(target).target in HARDWARE:
+            return hardwares.of(target)
+        fault = "it must be an accelerator"
     except ValueError as error:
-        raise UsageError("\n".join([f"--target={target} is not allowed: {error}", *hardwares.table()])) from error
+        fault = str(error)
+    raise UsageError("\n".join([f"--target={target} is not allowed: {fault}", *hardwares.table()]))
 
 
 def with_slices(config: Config, target: str) -> Config:
@@ -160,9 +181,22 @@ def completed(config: Config) -> Config:
     return setup.with_vocabulary(config, load_tokenizer(config.data), pretrained)
 
 
+def by_kind(memory: Memory | None) -> dict[str, int] | None:
+    """Bytes of a device by kind."""
+    if memory is None:
+        return None
+    return {name: count for name, count in dataclasses.asdict(memory).items() if name != "host"}
+
+
 def _attempt(one: Attempt) -> dict[str, Any]:
     if one.trial is None:
         return {"remedy": one.remedy, "why_not": one.why_not}
-    names = "changes", "fits", "hbm_bytes", "host_bytes", "refusal"
-    values = {name: getattr(one.trial, name) for name in names}
-    return {"remedy": one.remedy, **values, "compile_seconds": one.trial.seconds}
+    return {
+        "remedy": one.remedy,
+        "changes": dict(one.trial.changes),
+        "fits": one.trial.fits,
+        "hbm_bytes": one.trial.hbm_bytes,
+        "host_bytes": one.trial.host_bytes,
+        "refused": bool(one.trial.refused),
+        "compile_seconds": one.trial.seconds,
+    }

@@ -15,8 +15,6 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from jax.sharding import Mesh
-
 from anchorjax.config import Config
 from anchorjax.errors import ConfigError
 from anchorjax.plan import exchanges
@@ -49,7 +47,7 @@ def search(first: Trial, compile: Callable[[Changes], Trial]) -> Iterator[Attemp
     """
     best = first
     for remedy, levels in REMEDIES.items():
-        steps, why_not = levels(best.config, best.mesh)
+        steps, why_not = levels(best.config, best.mesh.shape)
         if not steps:
             yield Attempt(remedy, why_not=why_not)
         for changes in steps:
@@ -61,15 +59,10 @@ def search(first: Trial, compile: Callable[[Changes], Trial]) -> Iterator[Attemp
             yield Attempt(remedy, trial)
             if trial.fits:
                 return
-            best = trial if _is_better(trial, best) else best
+            best = min(best, trial, key=lambda one: one.hbm_bytes)
 
 
-def _is_better(one: Trial, other: Trial) -> bool:
-    """Whether it needs less; what a compiler refuses without a number needs more than anything."""
-    return (one.hbm_bytes or float("inf")) < (other.hbm_bytes or float("inf"))
-
-
-def remat(config: Config, mesh: Mesh) -> tuple[list[Changes], str]:
+def remat(config: Config, shape: Mapping[str, int]) -> tuple[list[Changes], str]:
     policies = ["none", "attention", "full"]
     if config.model.remat not in policies[:-1]:
         return [], f"model.remat={config.model.remat} already keeps less"
@@ -77,21 +70,21 @@ def remat(config: Config, mesh: Mesh) -> tuple[list[Changes], str]:
     return [{"model.remat": policy} for policy in later], ""
 
 
-def accumulation(config: Config, mesh: Mesh) -> tuple[list[Changes], str]:
+def accumulation(config: Config, shape: Mapping[str, int]) -> tuple[list[Changes], str]:
     """Micro-batches of half the rows, and so on down to one row of a device."""
     parts = config.train.grad_accum_steps
-    rows = config.data.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"] * parts)
+    rows = config.data.batch_size // (shape["data"] * shape["fsdp"] * parts)
     more = [k for k in range(2, rows + 1) if rows % k == 0]
     return [{"train.grad_accum_steps": parts * k} for k in more], "a device has one row of a micro-batch already"
 
 
-def context(config: Config, mesh: Mesh) -> tuple[list[Changes], str]:
+def context(config: Config, shape: Mapping[str, int]) -> tuple[list[Changes], str]:
     """A device's tokens become fewer only as micro-batches do: as many more as devices went from rows to tokens."""
-    fsdp = mesh.shape["fsdp"]
+    fsdp = shape["fsdp"]
     found = [
         {
             "mesh.fsdp": fsdp // k,
-            "mesh.context": mesh.shape["context"] * k,
+            "mesh.context": shape["context"] * k,
             "mesh.shard_weights_over": "fsdp_context",
             "train.grad_accum_steps": config.train.grad_accum_steps * k,
         }
@@ -101,21 +94,21 @@ def context(config: Config, mesh: Mesh) -> tuple[list[Changes], str]:
     return found, "mesh.fsdp=1 leaves no devices to share a row's tokens"
 
 
-def offload(config: Config, mesh: Mesh) -> tuple[list[Changes], str]:
+def offload(config: Config, shape: Mapping[str, int]) -> tuple[list[Changes], str]:
     if config.model.remat == "offload":
         return [], "model.remat=offload is set already"
     return [{"model.remat": "offload"}], ""
 
 
-def tiled_mlp(config: Config, mesh: Mesh) -> tuple[list[Changes], str]:
-    at_once = exchanges.tokens(config, mesh)
+def tiled_mlp(config: Config, shape: Mapping[str, int]) -> tuple[list[Changes], str]:
+    at_once = exchanges.tokens(config, shape)
     if config.model.ffn_chunk:
         at_once = min(at_once, config.model.ffn_chunk)
     chunks = [chunk for chunk in CHUNKS if chunk < at_once]
     return [{"model.ffn_chunk": chunk} for chunk in chunks], f"the layer takes {at_once} tokens at once already"
 
 
-REMEDIES: dict[str, Callable[[Config, Mesh], tuple[list[Changes], str]]] = {
+REMEDIES: dict[str, Callable[[Config, Mapping[str, int]], tuple[list[Changes], str]]] = {
     "remat": remat,
     "accumulation": accumulation,
     "context": context,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from anchorjax.plan import planner
 from anchorjax.plan.command import flags
 from anchorjax.plan.planner import Plan
 from anchorjax.plan.remedies import Attempt
@@ -9,7 +10,11 @@ from anchorjax.plan.trial import Trial
 
 
 def text(plan: Plan) -> str:
-    sections = head(plan), memory(plan), tokens(plan), documents(plan), launch(plan)
+    sections = [head(plan), memory(plan), tokens(plan), documents(plan), launch(plan)]
+    if plan.attempts:
+        sections.insert(1, attempts(plan))
+    if plan.exchanged:
+        sections.insert(-1, exchanged(plan))
     return "\n\n".join("\n".join(section) for section in sections)
 
 
@@ -27,7 +32,14 @@ def head(plan: Plan) -> Iterator[str]:
 
 
 def memory(plan: Plan) -> Iterator[str]:
-    yield "Memory of one device (compiled)"
+    yield f"Memory of one device{_with_changes(plan)} (compiled)"
+    for kind, count in (planner.by_kind(plan.chosen.memory) or {}).items():
+        yield f"  {kind.replace('_', ' '):<18}{size(count):>9}"
+    yield f"  {'total':<18}{_need(plan.chosen)}"
+
+
+def attempts(plan: Plan) -> Iterator[str]:
+    yield "What was tried, in this order (compiled)"
     yield f"  {'as given':<14}{_need(plan.first)}"
     for attempt in plan.attempts:
         yield f"  {attempt.remedy:<14}{_attempt(attempt)}"
@@ -62,6 +74,14 @@ def documents(plan: Plan) -> Iterator[str]:
     yield f"  {'waiting':<14}attention of a batch takes {found.batch_wait:.2f} times as long as that of even rows"
 
 
+def exchanged(plan: Plan) -> Iterator[str]:
+    by_formula = plan.exchanged_by_formula
+    yield "What a device receives from others in a step, by axis of the mesh (compiled; by formula)"
+    for axes, count in plan.exchanged.items():
+        yield f"  {axes:<18}{size(count):>9}; {size(by_formula.get(axes, 0))}"
+    yield f"  {'total':<18}{size(sum(plan.exchanged.values())):>9}; {size(sum(by_formula.values()))}"
+
+
 def launch(plan: Plan) -> Iterator[str]:
     yield "To start it (docs/running.md)"
     yield from plan.launch.splitlines()
@@ -69,10 +89,12 @@ def launch(plan: Plan) -> Iterator[str]:
 
 def _need(trial: Trial) -> str:
     hardware, verdict = trial.hardware, "fits" if trial.fits else "does not fit"
-    if trial.refusal and not trial.hbm_bytes:
-        return f"the compiler refuses it: {trial.refusal}"
     host = f" and {size(trial.host_bytes)} of {size(hardware.host_bytes)} of the host" if trial.host_bytes else ""
-    return f"{size(trial.hbm_bytes)} of {size(hardware.hbm_bytes)}{host}: {verdict}"
+    return f"{size(trial.hbm_bytes):>9} of {size(hardware.hbm_bytes)}{host}: {verdict}"
+
+
+def _with_changes(plan: Plan) -> str:
+    return " with these changes" if plan.chosen.changes else ""
 
 
 def _attempt(attempt: Attempt) -> str:

@@ -5,14 +5,17 @@ import dataclasses
 import pytest
 
 from anchorjax.plan import hardware, remedies, step, trial
+from anchorjax.plan.memory import Memory
 from tests.plan.meshes import mesh_of
 
-GB = 1e9
+
+def memory(gigabytes: float) -> Memory:
+    return Memory(0, 0, 0, 0, 0, temporaries=int(gigabytes * 1e9), other_arguments=0)
 
 
 def first(**changes) -> trial.Trial:
     config = step.recipe("llama3_8b_128k_anchor", changes)
-    return trial.Trial({}, config, mesh_of(config, 8), hardware.of("h100:8"), 200 * GB, 0, "", "", 1)
+    return trial.Trial({}, config, mesh_of(config, 8), hardware.of("h100:8"), memory(200), 0, (), 1)
 
 
 def tried(given: trial.Trial, sizes: dict[str, float]) -> list[remedies.Attempt]:
@@ -22,7 +25,7 @@ def tried(given: trial.Trial, sizes: dict[str, float]) -> list[remedies.Attempt]
         config = step.changed(given.config, changes)
         text = trial.with_keys(changes)
         size = next((size for keys, size in sizes.items() if all(key in text for key in keys.split())), 200)
-        return dataclasses.replace(given, changes=changes, config=config, mesh=mesh_of(config, 8), hbm_bytes=size * GB)
+        return dataclasses.replace(given, changes=changes, config=config, mesh=mesh_of(config, 8), memory=memory(size))
 
     return list(remedies.search(given, compile))
 
@@ -77,7 +80,13 @@ def test_order_and_levels():
     ]
 
 
-def test_what_a_compiler_says_that_it_needs():
-    text = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 42.50G of 15.75G hbm. Exceeded by 26.75G."
-    assert trial.needed(text) == 42.5 * 2**30
-    assert trial.needed("RESOURCE_EXHAUSTED: no memory") == 0
+def test_what_a_compiler_refuses_does_not_fit_and_its_own_number_counts():
+    refused = dataclasses.replace(first(), memory=memory(60), refused=int(70e9))
+    assert not refused.fits and refused.hbm_bytes == 70e9
+    assert dataclasses.replace(refused, refused=0).fits
+
+
+def test_what_the_host_does_not_hold_does_not_fit():
+    little = dataclasses.replace(memory(60), host=int(240e9))
+    assert dataclasses.replace(first(), memory=little).fits
+    assert not dataclasses.replace(first(), memory=dataclasses.replace(little, host=int(260e9))).fits
