@@ -151,7 +151,7 @@ def check_slices(config: Config, devices: Sequence[jax.Device]) -> None:
 
 
 def check_attention(config: Config, mesh_shape: Mapping[str, int], device: jax.Device | None = None) -> None:
-    """Raises ConfigError for an implementation, tiles, heads or a layout that the device (default: any here) refuses."""
+    """Raises ConfigError for an implementation, tiles, heads or a layout that the device (default: any) refuses."""
     device = device or jax.devices()[0]
     chosen, found = attention.choose(config.attention, config.data.seq_len, device), device.platform
     name = chosen.implementation
