@@ -251,7 +251,8 @@ def test_a_file_that_holds_something_else(text, message, tmp_path):
 def test_a_store_gives_the_lengths_of_its_training_documents(tmp_path):
     """Rows are those of a run on the store: of its documents, and of what `upsample_long` keeps of each source."""
     rng = np.random.default_rng(0)
-    rows = [{"text": "a" * int(n), "source": "ab"[int(n) % 2]} for n in rng.choice([5, 30, 5000], 60)]
+    lengths = [int(n) for n in rng.choice([5, 31, 40, 5000], 60)]
+    rows = [{"text": "".join(rng.choice([*"abc"], n)), "source": "ab"[n % 2]} for n in lengths]
     preparing.write_jsonl(tmp_path / "rows.jsonl", rows)
     store, _ = preparing.prepare(tmp_path, f"jsonl:{tmp_path / 'rows.jsonl'}")
     path = str(tmp_path / "store")
@@ -260,7 +261,7 @@ def test_a_store_gives_the_lengths_of_its_training_documents(tmp_path):
     assert found.lengths.tolist() == np.diff(store.offsets).tolist() and found.source == path
     assert np.array_equal(found.lengths, lib.lengths_of(path, config_of()).lengths)
     packer = data.row_packer(store, ByteTokenizer(), config.data, config.seed)
-    assert packer.report().kept < 1
+    assert packer.report().kept < 1 and set(store.sources) == {0, 1}
     counted = count_few(config, ONE, found)
     live = [lib.live_tiles(packer.segment_ids(row), 16).sum() for row in range(counted.rows)]
     assert counted.live_tiles == np.mean(live) and counted.fill == packer.report().fill
@@ -284,6 +285,9 @@ def test_of_many_documents_some_are_drawn_and_long_ones_cut():
     with mock.patch.multiple(lib, MOST_ROWS=20):
         packer, source = lib._packer(config, lengths)
         assert packer.rows_per_epoch in (19, 20) and " of 3,000 documents" in source
+        of_sources = dataclasses.replace(lengths, sources=(lengths.lengths % 2).astype(np.int16))
+        drawn = lib._packer(config, of_sources)[0]
+        assert np.array_equal(drawn.sources, np.diff(drawn.store.offsets) % 2)
         assert lib._packer(config, lengths_of([10**9]))[0].rows_per_epoch == 20
     assert lib.count(config, ONE, lengths_of([10**9])).live_ratio == 1
 
