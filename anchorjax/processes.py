@@ -16,9 +16,9 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,9 @@ from anchorjax.sharding import EACH_DEVICE
 
 # Process 0 holds the coordinator, without which JAX ends the others: after an error it leaves so much later than they.
 LAST_S = 2.0
+# Limits of a `Watchdog` in commands without a key for them: seconds at one place, and bytes a second at which even a
+# slow file system reads and writes weights.
+STUCK_S, SLOWEST = 1800.0, 20e6
 
 T = TypeVar("T")
 
@@ -169,25 +172,47 @@ class Watchdog:
 
     JAX notices a peer that is dead or stopped, within `launch.HEARTBEAT_S`. It does not notice one that is alive and
     stuck, and the others would wait for it in a collective for ever. The exit code is 1. One process alone waits for
-    nobody and has no limit. To be used as a context.
+    nobody and has no limit. To be used as a context; inside another one its own limit counts, and after it the other's
+    time starts anew.
     """
+
+    _inside: ClassVar[list["Watchdog"]] = []  # of which one can run: the last
 
     def __init__(self, seconds: float):
         """`seconds` are those between two calls of `step`; 0: no limit."""
         # Process 0 ends the others when it leaves: so that each prints its stacks, it leaves last.
         self._seconds = seconds + (LAST_S if is_main() else 0) if seconds and count() > 1 else 0
 
+    @classmethod
+    def of_weights(cls, tree: Any) -> "Watchdog":
+        """For the time in which a tree of arrays, abstract or real, is read or written once."""
+        return cls(STUCK_S + sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)) / SLOWEST)
+
     def step(self) -> None:
         """Starts the time anew."""
         if self._seconds:
             faulthandler.dump_traceback_later(self._seconds, exit=True)
+        elif count() > 1:  # no limit, whatever is outside
+            faulthandler.cancel_dump_traceback_later()
+
+    def each(self, items: Iterable[T]) -> Iterator[T]:
+        """Yields the items; the time starts anew before and after each."""
+        self.step()
+        for item in items:
+            self.step()
+            yield item
+            self.step()
 
     def __enter__(self) -> "Watchdog":
+        self._inside.append(self)
         self.step()
         return self
 
     def __exit__(self, *_) -> None:
-        if self._seconds:
+        self._inside.pop()
+        if self._inside:
+            self._inside[-1].step()
+        elif count() > 1:
             faulthandler.cancel_dump_traceback_later()
 
 

@@ -27,6 +27,7 @@ from anchorjax.errors import WeightsError, WorkdirError
 from anchorjax.models.decoder import Decoder
 from anchorjax.models.linear import named_leaves
 from anchorjax.models.spec import Spec
+from anchorjax.processes import Watchdog
 
 INTRA_DOC = "intra_doc"  # the mask under which no document sees BOS
 
@@ -80,7 +81,9 @@ def from_hf(directory: Path, out: Path) -> Imported:
     }
     spec = _spec(sections)
     with new_directory_of_job(out) as part, jax.set_mesh(_mesh(spec.model)):
-        params = pretrained.load(sharding.zeros(lambda: Decoder(jax.random.key(0), spec)), spec)
+        params = sharding.zeros(lambda: Decoder(jax.random.key(0), spec))
+        with Watchdog.of_weights(params):
+            params = pretrained.load(params, spec)
 
         def keep() -> None:
             (part / hf_config.FILE).write_text(json.dumps(sections, indent=2) + "\n")
@@ -88,8 +91,9 @@ def from_hf(directory: Path, out: Path) -> Imported:
 
         processes.on_main(keep)
         checkpoints = Checkpoints(part, keep=1, host_bytes=bytes_of_largest(params))
-        checkpoints.save(0, {"params": params}, sections, data=None)
-        checkpoints.close()
+        with Watchdog.of_weights(params):
+            checkpoints.save(0, {"params": params}, sections, data=None)
+            checkpoints.close()
     return Imported(sum(x.size for x in jax.tree.leaves(params)), dtype)
 
 
@@ -125,9 +129,11 @@ def to_hf(checkpoint: Path, directory: Path, dtype: str | None = None) -> Export
     with new_directory_of_job(directory) as part, jax.set_mesh(_mesh(spec.model)):
         like = sharding.abstract(lambda: Decoder(jax.random.key(0), spec))
         checkpoints = Checkpoints(checkpoint, keep=1, read_only=True, host_bytes=bytes_of_largest(like))
-        weights = checkpoints.restore_weights(named_leaves(like))
+        with Watchdog.of_weights(like):
+            weights = checkpoints.restore_weights(named_leaves(like))
         params = jax.tree.unflatten(jax.tree.structure(like), weights.values())
-        hf_checkpoint.save(params, spec.model, spec.lora, part, dtype)
+        with Watchdog.of_weights(like):
+            hf_checkpoint.save(params, spec.model, spec.lora, part, dtype)
 
         def keep() -> list[str]:
             (part / hf_config.FILE).write_text(json.dumps(written, indent=2) + "\n")

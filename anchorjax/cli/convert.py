@@ -16,7 +16,7 @@ from pathlib import Path
 
 from absl import logging
 
-from anchorjax import launch
+from anchorjax import launch, processes
 from anchorjax.checkpoints import conversion
 from anchorjax.checkpoints.huggingface.checkpoint import DTYPES
 from anchorjax.parsing import Parser, on_disk
@@ -37,9 +37,10 @@ def main(argv: Sequence[str]) -> int:
     logging.set_verbosity(logging.ERROR)  # silences Orbax's warning about read-only use
 
     def convert(arguments: argparse.Namespace) -> None:
-        if arguments.command == "from-hf":
-            return from_hf(arguments.directory, arguments.out)
-        return to_hf(arguments.checkpoint, arguments.directory, arguments.dtype)
+        with processes.Watchdog(processes.STUCK_S):
+            if arguments.command == "from-hf":
+                return from_hf(arguments.directory, arguments.out)
+            return to_hf(arguments.checkpoint, arguments.directory, arguments.dtype)
 
     return launch.run(PROGRAM, lambda: parser.parse_args(argv), convert, command=shlex.join(argv))
 

@@ -50,6 +50,12 @@ def main(argv: Sequence[str], program: str = "anchorjax generate") -> int:
 
 
 def generate(arguments: argparse.Namespace) -> None:
+    """Raises UserError: the prompts or the model cannot be read, or do not fit."""
+    with processes.Watchdog(processes.STUCK_S):
+        _generate(arguments)
+
+
+def _generate(arguments: argparse.Namespace) -> None:
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
     texts = [*arguments.prompt, *processes.together(lambda: list(map(_read, arguments.prompt_file)))]
     processes.same({"the prompts": digest(json.dumps(texts))})

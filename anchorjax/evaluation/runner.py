@@ -27,7 +27,6 @@ from anchorjax.inference.scoring import Scorer
 from anchorjax.parsing import Parser
 
 AHEAD = 8  # batches of samples in memory
-STUCK_S = 1800  # after which a batch of a job of several processes ends it
 QUIET = 30.0  # seconds between signs of life where no bar can be drawn
 
 
@@ -115,14 +114,14 @@ def fill(
     for one in sorted(examples, key=lambda one: one.size):
         groups.setdefault(one.how, []).append(one)
     batch_size = way.batch_size()
-    watchdog = processes.Watchdog(STUCK_S)
+    watchdog = processes.Watchdog(processes.STUCK_S)
     with progress(label, len(examples), len(examples) - missing) as advance, watchdog:
         for how, group in groups.items():
             # All examples are counted, so that after a kill the same ones come together.
             for first in range(0, len(group), AHEAD * batch_size):
                 left = [(one, one.make()) for one in group[first : first + AHEAD * batch_size] if lacks(one)]
-                for some in batches(left, batch_size, lambda pair: way.size(pair[1]), way.kind(how)):
-                    watchdog.step()
+                asked = batches(left, batch_size, lambda pair: way.size(pair[1]), way.kind(how))
+                for some in watchdog.each(asked):
                     outputs = way.ask(how, [made for _, made in some])
                     record.add(
                         {"task": one.task, "length": one.length, "index": one.index}

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import reshard
 
-from anchorjax import sharding
+from anchorjax import processes, sharding
 from anchorjax.data import Tokenizer
 from anchorjax.errors import UsageError
 from anchorjax.inference.batching import batches, bucket, check_ids
@@ -99,8 +99,8 @@ class Generator:
     def _batch(
         self, prompts, numbers: list[int], texts: list["_Text"], max_new_tokens: int, sampling: Sampling
     ) -> None:
-        with jax.set_mesh(self.mesh):
-            for tokens_B in self._tokens(prompts, numbers, max_new_tokens, sampling):
+        with jax.set_mesh(self.mesh), processes.Watchdog(processes.STUCK_S) as watchdog:
+            for tokens_B in watchdog.each(self._tokens(prompts, numbers, max_new_tokens, sampling)):
                 for text, token in zip(texts, np.asarray(tokens_B).tolist(), strict=False):
                     text.add(token)
                 if all(text.reason for text in texts):

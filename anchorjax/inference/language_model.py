@@ -1,5 +1,6 @@
 """A model to evaluate: a run's newest checkpoint or a Hugging Face directory, on whatever devices there are."""
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from anchorjax import accelerators, attention, sharding
+from anchorjax import accelerators, attention, processes, sharding
 from anchorjax.checkpoints.huggingface import config as hf_config
 from anchorjax.checkpoints.huggingface.tokenizer import GENERATION, end_ids
 from anchorjax.checkpoints.orbax import Checkpoints, bytes_of_largest
@@ -227,8 +228,9 @@ def load(description: Description, mesh: Mesh | None = None, step: int | None = 
     accelerators.warn_if_unused()
     mesh = mesh or make_mesh(description.model)
     spec = description.spec(description.context)
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
         like = sharding.abstract(lambda: Decoder(jax.random.key(0), spec))
+        stack.enter_context(processes.Watchdog.of_weights(like))
         if description.is_hugging_face:
             params = description.pretrained.load(sharding.zeros(lambda: Decoder(jax.random.key(0), spec)), spec)
             return LanguageModel(description, params, mesh, None)

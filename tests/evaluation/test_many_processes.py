@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from anchorjax.checkpoints.huggingface.weights import Weights
 from tests import xla
 from tests.checkpoints.huggingface import tiny
 from tests.evaluation.making import write_tokenizer
-from tests.training.jobs import ROOT, free_port
+from tests.training.jobs import ROOT, finish, free_port
 
 # Runs several commands, one after the other, in a process of the job.
 PROGRAM = """
@@ -22,6 +23,17 @@ from anchorjax import cli
 for argv in json.loads(sys.argv[1]):
     print("$", argv[0])
     assert cli.main(argv) == 0, argv
+"""
+
+# Runs a command in which a function of process 1, here of NAME, never returns.
+STUCK = """
+import os, pydoc, sys, time
+from anchorjax import cli, processes
+processes.STUCK_S, processes.SLOWEST = 20, 1e12
+if os.environ["JAX_PROCESS_ID"] == "1":
+    owner, _, name = sys.argv[1].rpartition(".")
+    setattr(pydoc.locate(owner), name, lambda *_, **__: time.sleep(600))
+sys.exit(cli.main(sys.argv[2:]))
 """
 
 
@@ -36,16 +48,23 @@ def model(tmp_path_factory):
 
 def start(commands: list[list[list]], environ: dict[str, str], devices: int) -> list[subprocess.Popen]:
     """A process for each list of commands."""
+    return launch(
+        [[PROGRAM, json.dumps([list(map(str, argv)) for argv in some])] for some in commands], environ, devices
+    )
+
+
+def launch(programs: list[list], environ: dict[str, str], devices: int) -> list[subprocess.Popen]:
+    """A process for each program, with its arguments behind it."""
     env, pipes = os.environ | {"XLA_FLAGS": xla.flags(devices)} | environ, {"stdout": subprocess.PIPE, "text": True}
     return [
         subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, json.dumps([list(map(str, argv)) for argv in some])],
+            [sys.executable, "-c", *map(str, program)],
             cwd=ROOT,
             env=env | ({"JAX_PROCESS_ID": str(index)} if environ else {}),
             stderr=subprocess.PIPE,
             **pipes,
         )
-        for index, some in enumerate(commands)
+        for index, program in enumerate(programs)
     ]
 
 
@@ -141,3 +160,38 @@ def test_processes_that_are_asked_different_things_end_in_one_line(model):
         _, err = process.communicate(timeout=100)
         assert process.returncode == 2 and err.count("anchorjax generate: ") == 1
         assert "the job's processes differ in the command: 0 has" in err and "Traceback" not in err
+
+
+READS, CHECKPOINTS = "anchorjax.checkpoints.huggingface.checkpoint.load", "anchorjax.checkpoints.orbax.Checkpoints"
+
+
+@pytest.mark.parametrize(
+    ("command", "stuck"),
+    [
+        (["generate", "--hf=MODEL", "--prompt=Once"], READS),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                (["generate", "--hf=MODEL", "--prompt=Once"], "anchorjax.inference.generation.Generator._laid_out"),
+                (["evaluate", "perplexity", "--hf=MODEL", "--lengths=64", "--samples=2", "--out=OUT/p"], READS),
+                (["evaluate", "perplexity", "--workdir=RUN", "--out=OUT/p"], f"{CHECKPOINTS}.restore_latest"),
+                (["convert", "from-hf", "MODEL", "OUT/ours"], f"{CHECKPOINTS}.save"),
+                (["convert", "to-hf", "RUN", "OUT/theirs"], f"{CHECKPOINTS}.restore_weights"),
+                (["convert", "to-hf", "RUN", "OUT/theirs"], "anchorjax.checkpoints.huggingface.checkpoint._take"),
+            ]
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value[:2]),
+)
+def test_a_process_that_is_stuck_ends_all(model, jobs, tmp_path, command, stuck):
+    """Within 20 s and the 2 s by which process 0 leaves later, after the start."""
+    if any("RUN" in word for word in command):
+        jobs.run(tmp_path / "run", "--config.train.steps=2")
+    places = {"MODEL": model, "OUT": tmp_path, "RUN": tmp_path / "run"}
+    command = [re.sub("MODEL|OUT|RUN", lambda match: str(places[match[0]]), word) for word in command]
+    job = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
+    since, started = time.monotonic(), launch([[STUCK, stuck, *command]] * 2, job, devices=2)
+    said = finish(started, expect=None, timeout=200)
+    assert time.monotonic() - since < 120
+    assert "Timeout (0:00:20" in said[1] and "in <lambda>" in said[1]
+    assert not (tmp_path / "ours").exists() and not (tmp_path / "theirs").exists()

@@ -61,7 +61,9 @@ def evaluate(arguments: argparse.Namespace, command: str) -> None:
     """
     workdir, most = arguments.workdir.expanduser(), arguments.rows
     setup = load(workdir)
-    state, meta = _restore(workdir, arguments.step, setup.abstract_state())
+    like = setup.abstract_state()
+    with processes.Watchdog.of_weights(like):
+        state, meta = _restore(workdir, arguments.step, like)
     config, tokenizer = setup.config.data, setup.tokenizer
     store = processes.main_first(lambda: data.load_store(config, "validation", setup.store_tokenizer))
     if store.fingerprint != meta["data"]["held_out_fingerprint"]:
