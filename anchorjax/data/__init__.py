@@ -20,6 +20,7 @@ from anchorjax.data.store import tokens as store_lib
 from anchorjax.data.store.index import Index
 from anchorjax.data.store.tokens import TokenStore
 from anchorjax.data.text import tokenizer as tokenizer_lib
+from anchorjax.data.text.round_trip import TokenizerFault
 from anchorjax.data.text.tokenizer import Tokenizer
 from anchorjax.errors import ConfigError
 from anchorjax.types import SKIPPING, Batch
@@ -51,7 +52,8 @@ def load_store(config: DataConfig, split: str, tokenizer: Tokenizer) -> TokenSto
         it the fingerprint, depends on the vocabulary's size.
 
     Raises:
-      ConfigError: no such source or split, a store of another tokenizer, or data_dir cannot be used.
+      ConfigError: no such source or split, a store of another tokenizer, a tokenizer that loses text, or data_dir
+        cannot be used.
       DataError: the store is damaged, or none.
     """
     if config.store:
@@ -59,6 +61,8 @@ def load_store(config: DataConfig, split: str, tokenizer: Tokenizer) -> TokenSto
     try:
         documents = sources.load(config.source, split, config.data_dir)
         return store_lib.build(documents, tokenizer)
+    except TokenizerFault as error:
+        raise ConfigError("data.tokenizer", config.tokenizer, str(error)) from error
     except ValueError as error:
         raise ConfigError("data.source", config.source, str(error)) from error
     except OSError as error:

@@ -3,8 +3,11 @@ import dataclasses
 import numpy as np
 import pytest
 
+from anchorjax import data
 from anchorjax.data.store import tokens as store_lib
 from anchorjax.data.text import tokenizer as tokenizer_lib
+from anchorjax.data.text.round_trip import TokenizerFault
+from anchorjax.errors import ConfigError
 
 BYTES = tokenizer_lib.load("bytes")
 
@@ -89,12 +92,26 @@ def test_an_id_outside_the_vocabulary_is_refused_with_its_document(bad):
 def test_a_character_that_the_tokenizer_loses_is_refused_with_its_document(monkeypatch):
     def lost(tokenizer, text):
         if "\u00e9" in text:
-            raise ValueError("the tokenizer loses U+00E9")
+            raise TokenizerFault("the tokenizer loses U+00E9")
         return {}
 
     monkeypatch.setattr(tokenizer_lib.ByteTokenizer, "lost", lost)
-    with pytest.raises(ValueError, match=r"^document 17: the tokenizer loses U\+00E9$"):
+    with pytest.raises(TokenizerFault, match=r"^document 17: the tokenizer loses U\+00E9$"):
         store_lib.build(documents(*["plain"] * 17, "caf\u00e9"), BYTES)
+
+
+@pytest.mark.parametrize(
+    ("texts", "tokenizer", "words"),
+    [
+        (["a"], FixedTokenizer([3, 10], 10), r"data.tokenizer='NAME' is not allowed: document 0: token id 10 is out"),
+        (["a", ""], FixedTokenizer([], 10), r"data.source='public_domain' is not allowed: the corpus has no text"),
+    ],
+)
+def test_the_key_at_fault_is_named(tiny_config, monkeypatch, texts, tokenizer, words):
+    monkeypatch.setattr(data.sources, "load", lambda *_: documents(*texts))
+    config = tiny_config(data__tokenizer="NAME").data
+    with pytest.raises(ConfigError, match=words):
+        data.load_store(config, "train", tokenizer)
 
 
 def named(names):

@@ -27,6 +27,7 @@ from anchorjax.data.sources import Weighted
 from anchorjax.data.store.index import DTYPES, MAX_SOURCES
 from anchorjax.data.store.tokens import check_range
 from anchorjax.data.text import tokenizer as tokenizer_lib
+from anchorjax.data.text.round_trip import TokenizerFault
 from anchorjax.data.text.tokenizer import Tokenizer
 from anchorjax.errors import DataError
 
@@ -179,8 +180,9 @@ def _write(directory: Path, number: int, weighted: Weighted, config: DataConfig,
             try:
                 check_range(f"row {row}", ids, tokenizer)
             except ValueError as error:
-                raise DataError(f"{weighted.shard.place(row)}: {error}") from error
-            report.add_document(document, _lost(weighted, row, document, tokenizer))
+                fault = f"{weighted.shard.place(row)}: {error}"
+                raise DataError(fault + _otherwise(config) * isinstance(document.content, str)) from error
+            report.add_document(document, _lost(weighted, row, document, config, tokenizer))
             copies = _copies(document, weighted.weight)
             if not copies:
                 report.weighted_out += 1
@@ -247,11 +249,15 @@ def _split_of(document: Document, config: DataConfig, report: Report) -> str:
     return "validation" if draw < config.held_out_share else "train"
 
 
-def _lost(weighted: Weighted, row: int, document: Document, tokenizer: Tokenizer) -> dict[str, int]:
+def _lost(weighted: Weighted, row: int, document: Document, config: DataConfig, tokenizer: Tokenizer) -> dict[str, int]:
     try:
         return tokenizer.lost(document.content) if isinstance(document.content, str) else {}
-    except ValueError as error:
-        raise DataError(f"{weighted.shard.place(row)}: {error}") from error
+    except TokenizerFault as error:
+        raise DataError(f"{weighted.shard.place(row)}: {error}{_otherwise(config)}") from error
+
+
+def _otherwise(config: DataConfig) -> str:
+    return f"; choose another data.tokenizer than {config.tokenizer!r}"
 
 
 def _bad(weighted: Weighted, row: int, error: BadRow, config: DataConfig, report: Report) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from anchorjax.data.store import index as index_lib
 from anchorjax.data.store.index import Index
+from anchorjax.data.text.round_trip import TokenizerFault
 from anchorjax.data.text.tokenizer import Tokenizer
 from anchorjax.errors import DataError
 
@@ -152,8 +153,9 @@ def build(documents: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> Token
     Documents without a token are left out. Their number and that of characters without a token are logged.
 
     Raises:
-      ValueError: no document with a token; an id outside the vocabulary, or a character that belongs to texts and
-        has no token (the document is named by index).
+      ValueError: no document with a token.
+      TokenizerFault: an id outside the vocabulary, or a character that belongs to texts and has no token (the document
+        is named by index).
     """
     # The smallest type that holds the vocabulary: a corpus is read far more often than built.
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
@@ -187,11 +189,14 @@ def _encode(
         some = [documents[index] for index in range(first, min(first + _AT_ONCE, len(documents)))]
         batch = tokenizer.encode_batch([document["text"] for document in some])
         for index, (document, ids) in enumerate(zip(some, batch, strict=True), first):
-            check_range(f"document {index}", ids, tokenizer)
+            try:
+                check_range(f"document {index}", ids, tokenizer)
+            except ValueError as error:
+                raise TokenizerFault(str(error)) from error
             try:
                 lost.update(tokenizer.lost(document["text"]))
-            except ValueError as error:
-                raise ValueError(f"document {index}: {error}") from error
+            except TokenizerFault as error:
+                raise TokenizerFault(f"document {index}: {error}") from error
             yield document.get("source", ""), ids
 
 

@@ -43,6 +43,11 @@ _PLAIN = (
 )
 _OPERATORS = frozenset("\\.^$*+?()[]{}|")  # a regular expression without them is a string
 
+
+class TokenizerFault(ValueError):
+    """The tokenizer is at fault, and not the text that it was given."""
+
+
 Trip = Callable[[Sequence[str]], list[tuple[np.ndarray, str]]]  # texts -> (ids, what they decode to) of each
 
 
@@ -160,7 +165,7 @@ class Losses:
     def count(self, text: str) -> dict[str, int]:
         """Counts the characters and spelled tokens of a text that have no token, by name.
 
-        Raises ValueError if the tokenizer loses a character that belongs to texts.
+        Raises TokenizerFault if the tokenizer loses a character that belongs to texts.
         """
         # Deleting bytes takes a tenth of the time that a set of all characters does, which a preparation would notice.
         characters = set(text.encode().translate(None, self._kept_ascii).decode())
@@ -181,7 +186,7 @@ class Losses:
             elif character == _SPACE or _is_allowed(character):
                 self._lost[character] = f"U+{ord(character):04X}"
             else:
-                raise ValueError(f"the tokenizer loses U+{ord(character):04X}: {text!r} comes back as {back!r}")
+                raise TokenizerFault(f"the tokenizer loses U+{ord(character):04X}: {text!r} comes back as {back!r}")
 
     def _between(self, tokens: Sequence[str]) -> Iterator[tuple[str, str, str]]:
         texts = [f"a{token}b" for token in tokens]
