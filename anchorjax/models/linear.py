@@ -96,7 +96,10 @@ class Linear(nnx.Module):
             share = _matmul(low, self.adapter.up[...], "r", outputs, out, spec)
             y = y + share * (spec.lora.alpha / spec.lora.rank)
         if self.bias is not None:
-            y += broadcast(self.bias[...].astype(y.dtype), y)
+            # In fp32, as the bias's gradient sums over all tokens.
+            wide = y.astype(jnp.float32)
+            bias = self.bias[...].astype(y.dtype).astype(jnp.float32)
+            y = (wide + broadcast(bias, wide)).astype(y.dtype)
         return y
 
     def on_device(self, x_c: jax.Array, spec: Spec) -> jax.Array:

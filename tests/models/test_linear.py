@@ -4,10 +4,12 @@ import json
 import pathlib
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from anchorjax import sharding
-from anchorjax.models.linear import Bias, named_leaves, named_linears, named_params
+from anchorjax.models.linear import Bias, Linear, named_leaves, named_linears, named_params
 from anchorjax.training.state import init_state
 from tests import tiny
 from tests.training.making import make_mesh, make_steps
@@ -60,3 +62,14 @@ def test_roles_are_types():
     }
     linears = named_linears(params)
     assert len(linears) == len(ALL) and linears["blocks.attention.o_NHD"].adapter.down.shape == (2, 2, 16, 4)
+
+
+def test_a_bias_s_gradient_in_bfloat16_is_a_sum_in_fp32_that_is_rounded_once():
+    spec = make_steps(tiny.config(model__compute_dtype="bfloat16")).spec
+    dy_BTNH = jnp.asarray(np.random.default_rng(0).uniform(0, 1, (4, 2048, 2, 16)), jnp.bfloat16)
+    with jax.set_mesh(make_mesh()):
+        linear = Linear("D->NH", jnp.zeros((32, 2, 16)), spec, has_bias=True)
+        x_BTD = jnp.zeros((4, 2048, 32), jnp.bfloat16)
+        loss = lambda linear: jnp.sum(linear(x_BTD, spec).astype(jnp.float32) * dy_BTNH)  # noqa: E731
+        gradient_NH = jax.jit(jax.grad(loss))(linear).bias[...]
+    np.testing.assert_allclose(gradient_NH, np.asarray(dy_BTNH, np.float64).sum((0, 1)), rtol=2**-8)
