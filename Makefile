@@ -87,4 +87,4 @@ $(VENV)-beam/.test: pyproject.toml setup.py requirements.txt requirements-beam.t
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-beam runs
+	rm -rf $(VENV) $(VENV)-beam runs/core runs/quickstart

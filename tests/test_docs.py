@@ -97,6 +97,16 @@ def test_commands_that_are_shown_are_understood(file, monkeypatch):
         commands.parse(command.replace("$HF", "--hf=DIR"))
 
 
+def test_each_job_of_the_page_fits_its_devices():
+    """Those that the sections of docs/running.md speak of, in the order of the commands."""
+    page = (ROOT / "docs/running.md").read_text()
+    found = re.findall(r"anchorjax train (?:.*\\\n)*[^\n'\"]*", page)
+    terminals, node, slurm, open_mpi, pod, slices = [2, 2], [8], [64], [2], [32], [64]
+    for command, devices in zip(found, [*terminals, *node, *slurm, *open_mpi, *pod, *slices], strict=True):
+        config, _ = commands.parse(re.sub(r"\\\n\s*", " ", command)).arguments
+        config.completed().check_devices(devices)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_that_are_named_exist(page):
     cli, evaluation = (importlib.import_module(f"anchorjax.{name}") for name in ("cli", "evaluation"))
