@@ -9,6 +9,7 @@ are printed; 3 it does not fit; 1 failed, or the compiler is missing; 2 bad inpu
 """
 
 import json
+import math
 from collections.abc import Sequence
 
 from anchorjax.config import overrides
@@ -18,6 +19,19 @@ from anchorjax.errors import DONE, run_program
 DOES_NOT_FIT = 3
 PROGRAM = "anchorjax plan"
 USAGE = "anchorjax plan --config=llama3_8b_128k_anchor --target=v5p:4x4x4 [--config.KEY=VALUE ...]"
+
+
+def read_price(text: str) -> float:
+    """Raises ValueError unless the text is a price."""
+    try:
+        price = float(text)
+    except ValueError:
+        price = math.nan
+    if not 0 < price < math.inf:
+        raise ValueError("it must be a number above 0")
+    return price
+
+
 OPTIONS = {
     "target": Option("", "a TPU slice (v5p:4x4x4), several (2xv5e:8x8), or GPUs (h100:64)", what="NAME", required=True),
     "lengths": Option(
@@ -26,6 +40,7 @@ OPTIONS = {
         "one SlimPajama's mean and an assumed spread",
         what="LENGTHS",
     ),
+    "price": Option("", "what a chip costs for an hour, for the price of the run", what="PRICE", read=read_price),
     "json": Option(False, "print one JSON object (anchorjax/plan/planner.py explains it), and no text"),
 }
 
@@ -43,7 +58,7 @@ def plan(argv: Sequence[str]) -> int:
     from anchorjax.plan import planner, show
 
     given = [argument for argument in argv if is_of_training(argument)]
-    made = planner.plan(config, options["target"], options["lengths"], given)
+    made = planner.plan(config, options["target"], options["lengths"], given, options["price"] or None)
     print(json.dumps(made.to_dict()) if options["json"] else show.text(made), flush=True)
     return DONE if made.fits else DOES_NOT_FIT
 

@@ -20,8 +20,15 @@
                              compiled
     tokens_per_step          of all devices
     exchanged                bytes that a device receives from others in a step (compiled), by axes of the mesh:
-                             {"fsdp": bytes, "context": bytes, ...}
+                             {"fsdp": bytes, "context": bytes, ...}; {} if nothing fits
     exchanged_by_formula     the same from the configuration's sizes (anchorjax/plan/exchanges.py)
+    step_seconds             modelled; null if nothing fits, and so are the next five
+    step_seconds_low, _high  with all exchanges beside computation, and with none
+    step_parts               what `step_seconds` adds up, with the fields of `work.Part`
+    mfu, mfu_causal          model FLOPs of the visible pairs over the peak, and with each row as one document
+    assumptions              lines: every number behind the seconds that is neither compiled, counted nor a maker's
+    run                      steps, tokens, hours, chip_hours and price of the whole run (modelled), without evaluations
+                             and saves; price is null without --price
     documents                rows of the run's own packer (counted), with the fields of `documents.Documents`
     launch                   lines to type on the hardware, with the changes
     compile_seconds          of the step as given
@@ -40,10 +47,12 @@ from anchorjax.data import load_tokenizer
 from anchorjax.errors import ConfigError, UsageError
 from anchorjax.plan import command, documents, exchanges, progress, remedies, trial
 from anchorjax.plan import hardware as hardwares
+from anchorjax.plan import time as times
 from anchorjax.plan.documents import Documents
 from anchorjax.plan.hardware import HARDWARE, Hardware
 from anchorjax.plan.memory import Memory
 from anchorjax.plan.remedies import Attempt
+from anchorjax.plan.time import Cost, StepTime
 from anchorjax.plan.trial import Trial
 from anchorjax.targets import Topology
 from anchorjax.training import setup
@@ -58,6 +67,9 @@ class Plan:
       first: the configuration as it is.
       attempts: what was tried because it does not fit.
       chosen: the trial that fits, or `first` if none does.
+      documents: of the run's rows.
+      time: of a step; None if nothing fits.
+      price: of a chip and hour.
     """
 
     target: str
@@ -67,6 +79,8 @@ class Plan:
     attempts: tuple[Attempt, ...]
     chosen: Trial
     documents: Documents
+    time: StepTime | None
+    price: float | None
 
     @property
     def fits(self) -> bool:
@@ -80,11 +94,26 @@ class Plan:
     @property
     def exchanged(self) -> dict[str, float]:
         """Bytes that a device receives in a step by axis of the mesh, from the compiled program."""
-        return exchanges.by_axis(self.chosen.exchanged)
+        return exchanges.by_axis(self.time.exchanged) if self.time else {}
 
     @property
     def exchanged_by_formula(self) -> dict[str, float]:
         return exchanges.by_axis(exchanges.formula(self.chosen.config, self.chosen.mesh.shape))
+
+    @property
+    def devices(self) -> int:
+        return math.prod(self.chosen.mesh.shape.values())
+
+    @property
+    def steps(self) -> int:
+        """Of the run."""
+        return self.chosen.config.train.steps
+
+    @property
+    def cost(self) -> Cost | None:
+        if self.time is None:
+            return None
+        return times.cost(self.time.seconds, self.steps, self.devices, self.hardware, self.price)
 
     @property
     def launch(self) -> str:
@@ -92,11 +121,10 @@ class Plan:
         return command.launch(self.chosen.config, given, self.target, self.hardware)
 
     def to_dict(self) -> dict[str, Any]:
-        devices = math.prod(self.chosen.mesh.shape.values())
         return {
             "target": self.target,
-            "devices": devices,
-            "chips": devices // self.hardware.devices_per_chip,
+            "devices": self.devices,
+            "chips": self.devices // self.hardware.devices_per_chip,
             "mesh": dict(self.chosen.mesh.shape),
             "fits": self.fits,
             "fits_as_given": self.first.fits,
@@ -111,12 +139,23 @@ class Plan:
             "exchanged": self.exchanged,
             "exchanged_by_formula": self.exchanged_by_formula,
             "documents": dataclasses.asdict(self.documents),
+            **self._time(),
             "launch": self.launch,
             "compile_seconds": self.first.seconds,
         }
 
+    def _time(self) -> dict[str, Any]:
+        made = self.time
+        names = "step_seconds", "step_seconds_low", "step_seconds_high", "step_parts", "mfu", "mfu_causal"
+        if made is None:
+            return dict.fromkeys([*names, "assumptions", "run"])
+        parts = [dataclasses.asdict(part) for part in made.parts]
+        values = made.seconds, made.low, made.high, parts, made.mfu, made.mfu_causal
+        run = {"steps": self.steps, "tokens": self.steps * self.tokens, **dataclasses.asdict(self.cost)}
+        return {**dict(zip(names, values, strict=True)), "assumptions": list(made.assumptions), "run": run}
 
-def plan(config: Config, target: str, lengths: str = "", given: Sequence[str] = ()) -> Plan:
+
+def plan(config: Config, target: str, lengths: str = "", given: Sequence[str] = (), price: float | None = None) -> Plan:
     """Compiles the configuration's step, and remedies if it does not fit. Says on stderr what it does.
 
     Args:
@@ -124,6 +163,7 @@ def plan(config: Config, target: str, lengths: str = "", given: Sequence[str] = 
       target: a name of `targets.Topology`.
       lengths: of the documents, as `documents.lengths_of` takes them.
       given: arguments of `anchorjax train` that make it, `--config=RECIPE` among them.
+      price: of a chip and hour.
 
     Raises:
       UsageError: unknown hardware, or lengths that are not there.
@@ -140,7 +180,8 @@ def plan(config: Config, target: str, lengths: str = "", given: Sequence[str] = 
     chosen = fitting[-1] if fitting else first
     with progress.shown("packing rows"):
         found = documents.count(chosen.config, chosen.mesh.shape, given_lengths)
-    return Plan(target, tuple(given), hardware, first, attempts, chosen, found)
+    made = times.model(chosen.config, chosen.mesh, hardware, found, chosen.hlo) if chosen.fits else None
+    return Plan(target, tuple(given), hardware, first, attempts, chosen, found, made, price)
 
 
 def find(target: str) -> Hardware:

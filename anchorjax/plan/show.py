@@ -15,6 +15,8 @@ def text(plan: Plan) -> str:
         sections.insert(1, attempts(plan))
     if plan.exchanged:
         sections.insert(-1, exchanged(plan))
+    if plan.time:
+        sections[-1:-1] = time(plan), run(plan)
     return "\n\n".join("\n".join(section) for section in sections)
 
 
@@ -82,6 +84,31 @@ def exchanged(plan: Plan) -> Iterator[str]:
     yield f"  {'total':<18}{size(sum(plan.exchanged.values())):>9}; {size(sum(by_formula.values()))}"
 
 
+def time(plan: Plan) -> Iterator[str]:
+    made = plan.time
+    yield "Time of a step (modelled, apart from what is marked as compiled)"
+    for part in sorted(made.parts, key=lambda part: -part.seconds):
+        label = " (compiled)" if part.source == "compiled" else ""
+        yield f"  {duration(part.seconds):>9}  {part.name}: {part.how}{label}"
+    yield (
+        f"  {duration(made.seconds):>9}  in all; {duration(made.low)} if all exchanges ran beside computation, "
+        f"{duration(made.high)} if none did"
+    )
+    yield f"  MFU {made.mfu:.1%} by the visible pairs; {made.mfu_causal:.1%} if each row counted as one document"
+    yield "  Assumptions:"
+    yield from (f"  - {line}" for line in made.assumptions)
+
+
+def run(plan: Plan) -> Iterator[str]:
+    cost, tokens = plan.cost, plan.steps * plan.tokens
+    price = "" if cost.price is None else f", price {cost.price:,.2f}"
+    yield "The run (modelled), without evaluations, saves and restarts"
+    yield (
+        f"  {plan.steps:,} steps, {tokens:,} tokens, {tokens / plan.steps / plan.time.seconds:,.0f} tokens a second: "
+        f"{cost.hours:,.2f} hours, {cost.chip_hours:,.1f} chip-hours{price}"
+    )
+
+
 def launch(plan: Plan) -> Iterator[str]:
     yield "To start it (docs/running.md)"
     yield from plan.launch.splitlines()
@@ -101,6 +128,10 @@ def _attempt(attempt: Attempt) -> str:
     if attempt.trial is None:
         return f"not tried: {attempt.why_not}"
     return f"{_need(attempt.trial)}; {' '.join(flags(attempt.trial.changes))}"
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:.3f} s" if seconds >= 1 else f"{1e3 * seconds:.2f} ms"
 
 
 def size(count: float) -> str:

@@ -9,8 +9,7 @@ from jax.sharding import Mesh
 
 from anchorjax.config import Config
 from anchorjax.config.manual import written
-from anchorjax.plan import exchanges, memory, progress, step
-from anchorjax.plan.exchanges import Exchange
+from anchorjax.plan import memory, progress, step
 from anchorjax.plan.hardware import Hardware
 from anchorjax.plan.memory import Memory, TooLarge
 from anchorjax.training import setup
@@ -25,7 +24,7 @@ class Trial:
       config: with attention's implementation and tiles.
       memory: of a device; None if the compiler refused the step before it knew.
       refused: bytes of a device without which the compiler refuses the step; 0 if it does not.
-      exchanged: by the devices in a step; () if there is no program.
+      hlo: the optimized program; "" if there is none.
       seconds: that the compilation took.
     """
 
@@ -35,7 +34,7 @@ class Trial:
     hardware: Hardware
     memory: Memory | None
     refused: int
-    exchanged: tuple[Exchange, ...]
+    hlo: str
     seconds: float
 
     @property
@@ -69,10 +68,10 @@ def run(config: Config, target: str, hardware: Hardware, changes: Mapping[str, A
             compiled = step.compile(changed, mesh)
         except TooLarge as error:
             found = memory.of(error) if error.allocations else None
-            refused, exchanged = error.needed, ()
+            refused, hlo = error.needed, ""
         else:
-            found, refused, exchanged = memory.of(compiled), 0, exchanges.of(compiled.as_text(), mesh)
-    return Trial(changes, changed, mesh, hardware, found, refused, exchanged, time.perf_counter() - started)
+            found, refused, hlo = memory.of(compiled), 0, compiled.as_text()
+    return Trial(changes, changed, mesh, hardware, found, refused, hlo, time.perf_counter() - started)
 
 
 def with_keys(changes: Mapping[str, Any]) -> str:

@@ -35,6 +35,8 @@ def test_a_small_model_fits(target):
     assert first.startswith(f"{target}: ") and verdict == "It fits."
     assert "Memory of one device (compiled)" in done.stdout and "  parameters " in done.stdout
     assert "A step (counted)" in done.stdout and "Documents (counted in " in done.stdout
+    assert "Time of a step (modelled" in done.stdout and "  Assumptions:" in done.stdout
+    assert "The run (modelled)" in done.stdout and "price" not in done.stdout
     assert "  16,384 tokens: 4 rows of 4,096" in done.stdout
     # Progress, and none of what the compilers print as they start.
     lines = done.stderr.splitlines()
@@ -43,12 +45,16 @@ def test_a_small_model_fits(target):
 
 def test_what_does_not_fit_is_compiled_with_what_helps():
     require_compiler("h100")
-    done = run(*TOO_LARGE, "--target=h100:1", "--json")
+    done = run(*TOO_LARGE, "--target=h100:1", "--json", "--price=2.5")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert (found["fits"], found["fits_as_given"]) == (True, False)
     assert found["changes"] == {"model.remat": "full"}
     assert found["hbm_bytes"] == sum(found["hbm_by_kind"].values()) < found["capacity"]
+    assert found["step_seconds_low"] <= found["step_seconds"] <= found["step_seconds_high"]
+    assert found["step_seconds"] == pytest.approx(sum(part["seconds"] for part in found["step_parts"]))
+    hours = found["step_seconds"] * found["run"]["steps"] / 3600
+    assert found["run"]["price"] == pytest.approx(2.5 * hours)  # one chip
     (attempt,) = found["attempts"]
     assert attempt["remedy"] == "remat" and attempt["fits"] and attempt["hbm_bytes"] == found["hbm_bytes"]
     assert "--config.model.remat=full" in found["launch"].split()
@@ -80,6 +86,8 @@ def test_a_missing_compiler_is_named_with_its_package(capsys, monkeypatch):
     ("argv", "words"),
     [
         (["--config=quickstart"], "--target is missing. Usage: anchorjax plan --config="),
+        (["--config=quickstart", "--target=h100:1", "--price=-1"], "--price=-1 is not allowed: it must be a number"),
+        (["--config=quickstart", "--target=h100:1", "--lengths=none.json"], "--lengths=none.json is not allowed: "),
         (["--target=h100:1"], "--config is missing"),
         (["--config=llama3_8b_128k_anchor", "--target=h100:1"], "must multiply to the 1 devices"),
         (["--config=smollm2_135m_anchor", "--config.init_from=none/x", "--target=h100:1"], "model.d_model"),

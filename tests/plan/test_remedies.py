@@ -15,7 +15,7 @@ def memory(gigabytes: float) -> Memory:
 
 def first(**changes) -> trial.Trial:
     config = step.recipe("llama3_8b_128k_anchor", changes)
-    return trial.Trial({}, config, mesh_of(config, 8), hardware.of("h100:8"), memory(200), 0, (), 1)
+    return trial.Trial({}, config, mesh_of(config, 8), hardware.of("h100:8"), memory(200), 0, "", 1)
 
 
 def tried(given: trial.Trial, sizes: dict[str, float]) -> list[remedies.Attempt]:
