@@ -10,6 +10,7 @@ are printed; 3 it does not fit; 1 failed, or the compiler is missing; 2 bad inpu
 
 import json
 import math
+import signal
 from collections.abc import Sequence
 
 from anchorjax.config import overrides
@@ -46,7 +47,12 @@ OPTIONS = {
 
 
 def main(argv: Sequence[str]) -> int:
-    return run_program(PROGRAM, lambda: plan(argv))
+    # A compiler returns to Python after minutes, and Python would not see Ctrl-C before that: it ends the process here.
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        return run_program(PROGRAM, lambda: plan(argv))
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def plan(argv: Sequence[str]) -> int:

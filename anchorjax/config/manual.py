@@ -74,7 +74,8 @@ def _option(name: str, option: Option) -> tuple[str, str]:
     about = f"one of {', '.join(option.choices)}" if option.choices else ""
     default = "required" if option.required else f"default: {written(option.default)}" if option.default else ""
     details = "; ".join(part for part in (about, default) if part)
-    kind = "OPTION=VALUE" if name.endswith(".") else "" if isinstance(option.default, bool) else f"={option.what}"
+    value = f"={option.what}" if option.bare is None else f"[={option.what}]"
+    kind = "OPTION=VALUE" if name.endswith(".") else "" if isinstance(option.default, bool) else value
     return f"--{name}{kind}", f"{option.why} ({details})" if details else option.why
 
 

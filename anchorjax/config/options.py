@@ -22,6 +22,7 @@ class Option:
       read: makes the value of a text; raises ValueError with what is allowed.
       required: the program needs another value than the default.
       once: it must not be given twice.
+      bare: the value of the name alone, without "=VALUE"; None: a value must follow.
     """
 
     default: Any
@@ -31,6 +32,7 @@ class Option:
     read: Callable[[str], Any] | None = None
     required: bool = False
     once: bool = False
+    bare: Any = None
 
 
 def read_options(argv: Sequence[str], options: Mapping[str, Option], usage: str) -> dict[str, Any]:
@@ -64,6 +66,8 @@ def _value(name: str, option: Option, text: str | None) -> Any:
     kind = type(option.default)
     if text is None and kind is bool:
         return True
+    if text is None and option.bare is not None:
+        return option.bare
     if not text:
         raise UsageError(f"--{name} has no {option.what.lower()}; write --{name}={option.what}")
     try:

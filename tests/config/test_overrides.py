@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import train
-from anchorjax.config import KEYS, overrides
+from anchorjax.config import KEYS, manual, overrides
 from anchorjax.config.options import Option
 from anchorjax.errors import UsageError
 from tests import tiny
@@ -205,14 +205,16 @@ def test_options_of_a_program():
         "runner": Option("", "by what", what="NAME", once=True),
         "beam.": Option((), "for the runner"),
         "even": Option(0, "a number", read=read_even),
+        "best": Option(0, "how many to keep", what="N", bare=3),
     }
 
     def read(*argv):
         return overrides.parse_options(argv, options, "x")
 
-    assert read() == {"count": 3, "kind": "a", "deep": False, "runner": "", "beam.": (), "even": 0}
-    found = read("--count=4", "--deep", "--runner=R", "--beam.a=1", "--beam.b", "--even=6")
-    assert found == {"count": 4, "kind": "a", "deep": True, "runner": "R", "beam.": ("a=1", "b"), "even": 6}
+    assert read() == {"count": 3, "kind": "a", "deep": False, "runner": "", "beam.": (), "even": 0, "best": 0}
+    found = read("--count=4", "--deep", "--runner=R", "--beam.a=1", "--beam.b", "--even=6", "--best=5")
+    assert found == {"count": 4, "kind": "a", "deep": True, "runner": "R", "beam.": ("a=1", "b"), "even": 6, "best": 5}
+    assert read("--best")["best"] == 3 and "--best[=N]" in manual.help_text("x", options)
     assert read("--deep", "--nodeep")["deep"] is False
     for argv, words in [
         (["--count=x"], "--count=x is not allowed: it must be int"),
