@@ -38,6 +38,9 @@ def launch(config: Config, given: Sequence[str], target: str, hardware: Hardware
     topology, name = Topology.parse(target), _name(given)
     if not config.data.store and not config.data.source:
         given = [*given, "--config.data.store=STORE"]
+    slices = f"--config.mesh.slices={topology.slices}"
+    if topology.slices > 1 and slices not in given:
+        given = [*given, slices]
     if hardware.is_tpu:
         is_cluster = topology.slices > 1 or topology.target == "tpu7x"
         return (_xpk if is_cluster else _tpu_vm)(topology, name, given)

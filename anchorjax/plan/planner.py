@@ -30,7 +30,7 @@
     run                      steps, tokens, hours, chip_hours and price of the whole run (modelled), without evaluations
                              and saves; price is null without --price
     documents                rows of the run's own packer (counted), with the fields of `documents.Documents`
-    launch                   lines to type on the hardware, with the changes
+    launch                   lines to type on the hardware, with the changes; null if nothing fits
     compile_seconds          of the step as given
 """
 
@@ -116,7 +116,10 @@ class Plan:
         return times.cost(self.time.seconds, self.steps, self.devices, self.hardware, self.price)
 
     @property
-    def launch(self) -> str:
+    def launch(self) -> str | None:
+        """None if nothing fits."""
+        if not self.fits:
+            return None
         given = [*self.given, *command.flags(self.chosen.changes)]
         return command.launch(self.chosen.config, given, self.target, self.hardware)
 

@@ -8,15 +8,17 @@ from anchorjax.plan.planner import Plan
 from anchorjax.plan.remedies import Attempt
 from anchorjax.plan.trial import Trial
 
+SMALL = 1e-4  # share of a step below which a part of it is not shown; --json has them all
+
 
 def text(plan: Plan) -> str:
-    sections = [head(plan), memory(plan), tokens(plan), documents(plan), launch(plan)]
+    sections = [head(plan), memory(plan), tokens(plan), documents(plan)]
     if plan.attempts:
         sections.insert(1, attempts(plan))
     if plan.exchanged:
-        sections.insert(-1, exchanged(plan))
-    if plan.time:
-        sections[-1:-1] = time(plan), run(plan)
+        sections.append(exchanged(plan))
+    if plan.fits:
+        sections += time(plan), run(plan), launch(plan)
     return "\n\n".join("\n".join(section) for section in sections)
 
 
@@ -88,20 +90,25 @@ def time(plan: Plan) -> Iterator[str]:
     made = plan.time
     yield "Time of a step (modelled, apart from what is marked as compiled)"
     for part in sorted(made.parts, key=lambda part: -part.seconds):
+        hidden = f", {duration(part.hidden)} in all" if part.hidden else ""
         label = " (compiled)" if part.source == "compiled" else ""
-        yield f"  {duration(part.seconds):>9}  {part.name}: {part.how}{label}"
+        if part.seconds + part.hidden > SMALL * made.seconds:
+            yield f"  {duration(part.seconds):>9}  {part.name}: {part.how}{hidden}{label}"
     yield (
         f"  {duration(made.seconds):>9}  in all; {duration(made.low)} if all exchanges ran beside computation, "
         f"{duration(made.high)} if none did"
     )
-    yield f"  MFU {made.mfu:.1%} by the visible pairs; {made.mfu_causal:.1%} if each row counted as one document"
+    yield (
+        f"  MFU {made.mfu:.1%} by the visible pairs; {made.mfu_causal:.1%} in the usual count, which takes each row "
+        "as one document"
+    )
     yield "  Assumptions:"
     yield from (f"  - {line}" for line in made.assumptions)
 
 
 def run(plan: Plan) -> Iterator[str]:
     cost, tokens = plan.cost, plan.steps * plan.tokens
-    price = "" if cost.price is None else f", price {cost.price:,.2f}"
+    price = "" if cost.price is None else f", {cost.price:,.2f} at {plan.price:g} a chip-hour"
     yield "The run (modelled), without evaluations, saves and restarts"
     yield (
         f"  {plan.steps:,} steps, {tokens:,} tokens, {tokens / plan.steps / plan.time.seconds:,.0f} tokens a second: "

@@ -32,7 +32,10 @@ def test_flags_are_what_the_command_line_takes():
         ("v4:4x4x4", ["--accelerator-type=v4-128 "]),
         ("v5e:16x16", ["--accelerator-type=v5litepod-256 "]),
         ("v6e", ["--accelerator-type=v6e-4 "]),
-        ("2xv5p:4x4x4", ["--tpu-type=v5p-128 --num-slices=2 ", "/shared/runs/llama3_8b_128k_anchor"]),
+        (
+            "2xv5p:4x4x4",
+            ["--tpu-type=v5p-128 --num-slices=2 ", "--config.mesh.slices=2", "/shared/runs/llama3_8b_128k_anchor"],
+        ),
         ("tpu7x:4x4x8", ["--tpu-type=tpu7x-4x4x8 --num-slices=1 "]),
         ("h100:8", ["XLA_PYTHON_CLIENT_MEM_FRACTION=0.92 anchorjax train "]),
         ("h100:64", ["#SBATCH --nodes=8", "srun --kill-on-bad-exit=0 anchorjax train "]),
