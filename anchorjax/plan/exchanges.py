@@ -133,6 +133,9 @@ def formula(config: Config, shape: Mapping[str, int]) -> tuple[Exchange, ...]:
     along_context = parts * padded * D / (F * X) * (1 - 1 / also)
     over_weights = ("fsdp", "context") if also > 1 else ("fsdp",)
     over_others = ("data",) if also > 1 else ("data", "context")
+    # Attention's and the feed-forward layer's sums along tensor: forward; for both inputs' gradients; and attention's
+    # again where it is recomputed.
+    summed, times = 2 * (1 - 1 / X) * t * D, 2 if model.remat == "none" else 3
     # Along one axis after the other: along fsdp a whole layer's weights, along context the parts of them.
     shares = [("fsdp", W * (1 - 1 / F) * layers), ("context", W / F * (1 - 1 / also) * layers)]
     rows = [
@@ -140,10 +143,14 @@ def formula(config: Config, shape: Mapping[str, int]) -> tuple[Exchange, ...]:
         *(("backward layer", "all-gather", (axis,), wide * share) for axis, share in shares),
         *(("backward layer", "reduce-scatter", (axis,), sums * share) for axis, share in shares),
         ("backward layer", "all-reduce", over_others, 2 * sums * W / (F * also) * (1 - 1 / others) * layers),
+        ("forward layer", "all-reduce", ("tensor",), 2 * wide * summed * layers),
+        ("backward layer", "all-reduce", ("tensor",), times * wide * summed * layers),
         ("loss chunk", "all-gather", ("fsdp",), wide * t * D * (F - 1) * parts),
+        ("loss chunk", "all-reduce", ("tensor",), 4 * summed * F * parts),
         ("loss chunk", "reduce-scatter", ("fsdp",), 4 * t * D * (F - 1) * parts),
         # Embedded tokens and their gradients; columns for words of the output matrix, and back.
         ("once", "all-to-all", over_weights, parts * wide * D * 2 * t / X * (1 - 1 / (F * also))),
+        ("once", "all-gather", ("tensor",), parts * wide * t * D * (1 - 1 / X)),
         ("once", "all-to-all", ("fsdp", "tensor"), parts * wide * D * 2 * to_words),
         # In fp32: gradients of the embedding and of the output matrix.
         ("once", "all-reduce", over_others, parts * 2 * 4 * D * V / also / (F * X) * (1 - 1 / others)),
@@ -154,7 +161,9 @@ def formula(config: Config, shape: Mapping[str, int]) -> tuple[Exchange, ...]:
     ]
     hidden = "forward layer", "backward layer"
     used = lambda axes: tuple(name for name in sharding.AXES if name in axes and shape[name] > 1)  # noqa: E731
-    return tuple(Exchange(place, kind, used(axes), x, place in hidden) for place, kind, axes, x in rows if x)
+    # Sums of activations, along tensor, are waited for.
+    beside = lambda place, axes: place in hidden and axes != ("tensor",)  # noqa: E731
+    return tuple(Exchange(place, kind, used(axes), x, beside(place, axes)) for place, kind, axes, x in rows if x)
 
 
 def attention(config: Config, shape: Mapping[str, int]) -> list[tuple[str, str, tuple[str, ...], float]]:
