@@ -3,7 +3,7 @@
 The compiler's own assignment of buffers has every byte (`buffers`); this file says what each is for:
 
     parameters, moments, other_arguments   arguments of the program, by their names
-    gradients           what is live when the backward pass through the layers ends
+    gradients           what is live when the backward pass through the layers ends, and those of the loss
     saved_activations   what the forward pass makes and the backward pass through the layers needs
     collectives         results of collectives: gathered weights, keys and values, hidden states, ...
     temporaries         the rest: what else is live at the peak, gaps, constants and small outputs
@@ -23,6 +23,8 @@ from anchorjax.plan.program import RECEIVED
 _FORWARD, _BACKWARD = "jvp()", "transpose(jvp())"
 _LAYERS_BACKWARD = re.compile(r"transpose\(jvp\(\)\)/while(/body|$)")
 _COLLECTIVE = re.compile(rf"({'|'.join(RECEIVED)})(-start)?")
+_LOSS = re.compile(r"jvp\(\)/shard_map/while/body/.*(cv,cd->vd|cv,vd->cd|add)\b")
+_ARGUMENTS = "state.", "batch."
 _EXCHANGING = re.compile(r"/(all_gather|all_to_all|ppermute|psum\w*|reduce_scatter|reshard)$")
 
 
@@ -149,11 +151,15 @@ def kind_of(slot: Slot, peak: int, begins: int, ends: int) -> str:
       peak, begins, ends: the numbers of instructions: at the peak, and the first and the last one in the backward
         pass through the layers.
     """
-    if slot.start <= ends < slot.end:
+    first, paths = slot.values[0], [value.path for value in slot.values]
+    if first.path.startswith(_ARGUMENTS):  # copied for another layout
+        return "temporaries"
+    is_float = first.shape.startswith(("bf", "f"))
+    if is_float and (slot.start <= ends < slot.end or any(_LOSS.search(path) for path in paths)):
         return "gradients"
-    paths = [value.path for value in slot.values]
     if slot.end > begins and any(_FORWARD in path and _BACKWARD not in path for path in paths):
         return "saved_activations"
-    if any(_COLLECTIVE.fullmatch(v.opcode) or _EXCHANGING.search(v.path) for v in slot.at(peak)):
+    fused = any(value.name.startswith("async-collective") for value in slot.values)
+    if fused or any(_COLLECTIVE.fullmatch(v.opcode) or _EXCHANGING.search(v.path) for v in slot.at(peak)):
         return "collectives"
     return "temporaries"

@@ -116,6 +116,14 @@ def compile(config: Config, mesh: Mesh) -> Compiled:
             program = lowered.compile(compiler_options=flags | {"xla_dump_to": directory})
         except jax.errors.JaxRuntimeError as error:
             if sizes := memory.refusal(str(error)):
-                raise memory.TooLarge(*sizes, buffers.read(Path(directory))) from error
+                raise memory.TooLarge(*sizes, _assigned(directory)) from error
             raise
         return Compiled(program, tuple(buffers.read(Path(directory))))
+
+
+def _assigned(directory: str) -> tuple[Allocation, ...]:
+    """The buffers of a program that was refused, if they had been assigned by then."""
+    try:
+        return tuple(buffers.read(Path(directory)))
+    except FileNotFoundError:
+        return ()
