@@ -2,6 +2,7 @@
 
 planner.py    the plan of a run: all of the below, together
 trial.py      one configuration, compiled: does it fit
+timed.py      a compiled configuration with the rows and the modelled step of its run
 remedies.py   what to change if it does not
 show.py       a plan as text
 command.py    the command that starts the run on its hardware

@@ -45,7 +45,7 @@ from anchorjax.checkpoints.pretrained import download
 from anchorjax.config import SIZES, Config
 from anchorjax.data import load_tokenizer
 from anchorjax.errors import ConfigError, UsageError
-from anchorjax.plan import command, documents, exchanges, progress, remedies, trial
+from anchorjax.plan import command, documents, exchanges, remedies, trial
 from anchorjax.plan import hardware as hardwares
 from anchorjax.plan import time as times
 from anchorjax.plan.documents import Documents
@@ -53,6 +53,7 @@ from anchorjax.plan.hardware import HARDWARE, Hardware
 from anchorjax.plan.memory import Memory
 from anchorjax.plan.remedies import Attempt
 from anchorjax.plan.time import Cost, StepTime
+from anchorjax.plan.timed import timed
 from anchorjax.plan.trial import Trial
 from anchorjax.targets import Topology
 from anchorjax.training import setup
@@ -181,10 +182,8 @@ def plan(config: Config, target: str, lengths: str = "", given: Sequence[str] = 
     attempts = () if first.fits else tuple(remedies.search(first, compile))
     fitting = [one.trial for one in attempts if one.trial and one.trial.fits]
     chosen = fitting[-1] if fitting else first
-    with progress.shown("packing rows"):
-        found = documents.count(chosen.config, chosen.mesh.shape, given_lengths)
-    made = times.model(chosen.config, chosen.mesh, hardware, found, chosen.hlo) if chosen.fits else None
-    return Plan(target, tuple(given), hardware, first, attempts, chosen, found, made, price)
+    made = timed(chosen, given_lengths)
+    return Plan(target, tuple(given), hardware, first, attempts, chosen, made.documents, made.time, price)
 
 
 def find(target: str) -> Hardware:
