@@ -107,7 +107,7 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Of the run."""
+        """Steps of the run."""
         return self.chosen.config.train.steps
 
     @property

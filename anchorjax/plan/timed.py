@@ -18,7 +18,7 @@ class Timed:
 
     @property
     def seconds(self) -> float:
-        """Of a step; infinite if it does not fit."""
+        """Seconds of a step; infinite if it does not fit."""
         return self.time.seconds if self.time else float("inf")
 
 
