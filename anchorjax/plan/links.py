@@ -18,6 +18,7 @@ Source: "How to Scale Your Model", jax-ml.github.io/scaling-book/sharding.
 import dataclasses
 import functools
 import math
+from collections import Counter
 
 import numpy as np
 from jax.sharding import Mesh
@@ -62,7 +63,8 @@ class Group:
         """What carries the bytes."""
         over = []
         if self.size > self.slices:
-            over = [f"a {'ring' if closed else 'line'} of {count}" for count, closed in self.extents] or ["NVLink"]
+            shapes = Counter(f"{'ring' if closed else 'line'} of {count}" for count, closed in self.extents)
+            over = [_counted(number, shape) for shape, number in shapes.items()] or ["NVLink"]
         if self.crosses:
             over.append(f"the network of {self.slices} {'slices' if self.hardware.is_tpu else 'nodes'}")
         return " and ".join(over)
@@ -82,6 +84,10 @@ class Group:
             halves = [count / 4 / (1 + closed) for count, closed in self.extents]
             local = max([local * self.per_chip, *(inside * half / self.hardware.link_bytes_per_s for half in halves)])
         return max(local, outside / self.hardware.network_bytes_per_s)
+
+
+def _counted(number: int, shape: str) -> str:
+    return f"a {shape}" if number == 1 else f"{number} {shape.replace(' ', 's ', 1)}"
 
 
 class Links:

@@ -14,18 +14,11 @@ from anchorjax.plan.hardware import Hardware
 from anchorjax.plan.program import BYTES
 from anchorjax.plan.schedule import Cycles
 
-# Share of the bf16 peak that large matrix products reach. TPUs: what XLA's own estimates of a step's products come to;
-# they give way to the compiled program's estimates where there are some. GPUs: assumed.
-PRODUCT_SHARE = {
-    "v4": 0.85,
-    "v5e": 0.85,
-    "v5p": 0.85,
-    "v6e": 0.85,
-    "tpu7x": 0.85,
-    "a100": 0.7,
-    "h100": 0.7,
-    "b200": 0.7,
-}
+# Share of the bf16 peak that the products of a layer reach. TPUs: what XLA's own estimates of Llama-3-8B's layer come to
+# (v5e, v5p) or those of its feed-forward layer (v6e, which v4 and tpu7x take from v5p and v6e, as their units are the
+# same), with what is fused into the products; a compiled program's estimates take their place. GPUs: assumed.
+PRODUCT_SHARE = {"v4": 0.77, "v5e": 0.81, "v5p": 0.77, "v6e": 0.55, "tpu7x": 0.55}
+PRODUCT_SHARE |= {"a100": 0.7, "h100": 0.7, "b200": 0.7}
 # A product of two fp32 arrays takes so many times a bf16 one: six passes on TPUs, IEEE fp32 on GPUs (A100: 312 / 19.5).
 FP32_PRODUCT = {True: 6, False: 16}
 HBM_SHARE = 0.8  # of the memory's bandwidth, assumed
@@ -121,15 +114,19 @@ def memory_bytes(config: Config, shape: Mapping[str, int]) -> tuple[float, float
 
     Between products: a norm reads and writes a row, a residual reads two rows and writes one, a rotation reads and
     writes the heads, the gate reads two hidden rows and writes one; the backward pass does twice that, and once more
-    what is recomputed. In the update: weights and moments are read and written, gradients read twice (their norm is
-    one pass); with accumulation each micro-batch reads and writes the fp32 sum and reads its gradient.
+    what is recomputed. Kernels want heads in front of tokens: two arrays of queries and two of keys are copied forward,
+    and twice as many backward, those of keys for all tokens that a device attends to. In the update: weights and
+    moments are read and written, gradients read twice (their norm is one pass); with accumulation each micro-batch
+    reads and writes the fp32 sum and reads its gradient.
     """
     model, X, t = config.model, shape["tensor"], tokens(config, shape)
     wide = BYTES[DTYPES[model.compute_dtype]]
     heads = (model.num_heads + model.num_kv_heads) * model.head_dim / X
     row = (2 * 2 + 2 * 3) * model.d_model + 2 * heads + 3 * model.d_ff / X
     passes = 4 if model.remat != "none" else 3
-    between = wide * row * passes * t * model.num_layers
+    keys = shape["context"] if config.mesh.context_strategy == "all_gather" else 1
+    copied = 2 * 6 * model.head_dim * (model.num_heads + model.num_kv_heads * keys) / X
+    between = wide * (row * passes + copied) * t * model.num_layers
     if config.mesh.context_strategy == "ring":
         # Each step of a ring merges an output into an fp32 one, and adds a gradient of the queries to an fp32 one.
         merged = ((4 + wide + 4) + (4 + 4 + 4)) * model.num_heads * model.head_dim / X

@@ -1,6 +1,7 @@
 """How close attention kernels come to what a TPU's units allow, by the schedules that its compiler makes.
 
     python -m benchmarks.compiled.tpu_schedule [--targets=v5e,v5p,v6e] [--tiles=512x512,...] [--json]
+    python -m benchmarks.compiled.tpu_schedule --constants [--targets=v4,v5e,v5p,v6e,tpu7x]
 
 Compiled here and never run. For every TPU generation: the bundles (issue slots, about one a cycle) that compute one
 tile, forward and backward, of `pallas_tpu`, of jax's splash attention (causal, segment ids, fused backward) and of
@@ -9,6 +10,7 @@ Bundles are held against the bound of the matrix unit, as max(bundles, bound) / 
 one with the fewest cycles a score. Ours is also given at its default tile. `unit` names what binds: the larger of the
 MXU's bound, with as much of it filled as a head of width 128 can, and the vector units' (4 operations a bundle, 1
 exponential).
+With `--constants` it prints the table of anchorjax/plan/tiles.py, ours at the default tiles, and compiles no other.
 The compilers: requirements-compilers.txt. About a minute for each tile and generation on two cores.
 """
 
@@ -20,6 +22,7 @@ from pathlib import Path
 
 from anchorjax import targets
 from anchorjax.attention import pallas_tpu
+from anchorjax.plan.tiles import Cost
 from benchmarks.compiled import peers, schedules
 
 TILES = "512x512,1024x512,512x1024,1024x1024"
@@ -30,8 +33,11 @@ def main() -> None:
     parser.add_argument("--targets", default="v5e,v5p,v6e", help="TPU generations, comma separated")
     parser.add_argument("--tiles", default=TILES, help="query tile x key tile, comma separated")
     parser.add_argument("--kernels", default="ours,jax_splash,tokamax_splash,tokamax_anchor", help="comma separated")
+    parser.add_argument("--constants", action="store_true", help="print the planner's table of tiles, and nothing else")
     parser.add_argument("--json", action="store_true", help="end with one JSON line")
     arguments = parser.parse_args()
+    if arguments.constants:
+        return show_constants(arguments.targets.split(","))
     tiles = [tuple(map(int, tile.split("x"))) for tile in arguments.tiles.split(",")]
     kernels = arguments.kernels.split(",")
     if "tokamax_splash" in kernels:
@@ -43,6 +49,28 @@ def main() -> None:
             results[target] = measure(Path(directory), target, tiles, kernels)
     if arguments.json:
         print(json.dumps(results))
+
+
+def show_constants(names: list[str]) -> None:
+    """One entry of `tiles.COST` for each target."""
+    with tempfile.TemporaryDirectory() as directory:
+        targets.prepare(dump_to=directory)
+        for target in names:
+            tile = pallas_tpu.default_tiles(target)
+            print(f"{(target, *tile)}: {constants(Path(directory), target, tile)},", flush=True)
+
+
+def constants(directory: Path, target: str, tile: schedules.Tiles) -> dict[str, Cost]:
+    """The planner's cost of a tile, compiled into `directory`, which `targets.prepare` dumps to."""
+    return {
+        which: Cost(
+            max(schedule.bodies[0].bundles, schedules.mxu_bound(target, which, tile)),
+            max(schedule.bodies[-1].bundles, schedules.mxu_bound(target, which, tile)),
+            schedule.per_step,
+            schedule.per_stretch,
+        )
+        for which, schedule in schedules.ours(directory, target, tile).items()
+    }
 
 
 def _without_what_is_too_old(kernels: list[str]) -> list[str]:

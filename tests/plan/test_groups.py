@@ -6,7 +6,7 @@ import types
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from anchorjax.plan.groups import axes_of, groups
 
@@ -41,6 +41,7 @@ def test_unknown_groups_are_refused():
 sizes = st.lists(st.integers(1, 4), min_size=1, max_size=4)
 
 
+@settings(deadline=None)
 @given(sizes, st.data())
 def test_groups_along_some_axes_are_read_back_as_these_axes(shape, data):
     """Lists, a transposed iota and XLA's mesh say the same; an axis of one device is never named."""
