@@ -41,8 +41,8 @@ class Exchange:
       kind: of the collective.
       axes: of the mesh, along which devices exchange.
       received: bytes that a device receives from others in a step.
-      is_overlapped: whether the schedule has computation beside it; by formula, whether it can have: in a layer, and
-        not in attention, which waits for it.
+      is_overlapped: whether the schedule has computation beside it; by formula, whether it can have: weights and
+        their gradients in a layer can, activations are waited for.
     """
 
     place: str
@@ -151,7 +151,7 @@ def formula(config: Config, shape: Mapping[str, int]) -> tuple[Exchange, ...]:
         # Embedded tokens and their gradients; columns for words of the output matrix, and back.
         ("once", "all-to-all", over_weights, parts * wide * D * 2 * t / X * (1 - 1 / (F * also))),
         ("once", "all-gather", ("tensor",), parts * wide * t * D * (1 - 1 / X)),
-        ("once", "all-to-all", ("fsdp", "tensor"), parts * wide * D * 2 * to_words),
+        ("once", "all-to-all", ("fsdp", "tensor"), parts * wide * D * to_words * (1 + 1 / also)),
         # In fp32: gradients of the embedding and of the output matrix.
         ("once", "all-reduce", over_others, parts * 2 * 4 * D * V / also / (F * X) * (1 - 1 / others)),
         ("once", "all-reduce", over_others, (also == 1) * parts * 2 * 4 * D * padded / (F * X) * (1 - 1 / others)),

@@ -133,7 +133,7 @@ def exchange_parts(exchanged: Iterable[Exchange], links: Links, beside: float) -
     """One part for each place and axes; those of layers run beside `beside` seconds of computation."""
     seconds, received = {}, {}
     for one in exchanged:
-        is_hidden = one.is_overlapped and one.place in HIDDEN
+        is_hidden = one.is_overlapped and one.place in HIDDEN and "tensor" not in one.axes
         key = one.place, one.axes, is_hidden
         seconds[key] = seconds.get(key, 0.0) + links.group(one.axes).seconds(one.kind, one.received)
         received[key] = received.get(key, 0.0) + one.received

@@ -118,6 +118,8 @@ def test_exchanges_of_the_layers_hide_behind_computation_and_no_further():
     assert found["backward layer: along fsdp"] == (1.0, 0.0)
     twice = time.exchange_parts([layer, dataclasses.replace(layer, place="backward layer")], links, 1.5)
     assert sum(part.hidden for part in twice) == 1.5  # one second of computation hides one second of exchange
+    activations = dataclasses.replace(layer, axes=("tensor", "fsdp"))
+    assert parts(activations, beside=2.0)["forward layer: along tensor+fsdp"][1] == 0  # the next product waits for them
 
 
 @settings(max_examples=40, deadline=None)
