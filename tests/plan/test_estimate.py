@@ -79,7 +79,6 @@ def test_adapters_need_neither_gradients_nor_moments_of_frozen_weights():
         ("model.remat=offload", ""),
         (BOTH, ""),
         ("mesh.context_strategy=ulysses", ""),
-        ("mesh.context_strategy=ulysses mesh.ulysses_head_chunks=4", "mesh.context_strategy=ulysses"),
         (f"{BOTH} mesh.fsdp=4 mesh.context=16 train.grad_accum_steps=2", BOTH),
     ],
 )

@@ -1,6 +1,7 @@
 """Memory of a compiled step by kind: from a compiler's files, of programs that are refused, and in a real run."""
 
 import dataclasses
+import sys
 import types
 
 import pytest
@@ -151,3 +152,66 @@ def test_without_a_file_of_the_compiler_nothing_is_guessed(tmp_path):
 )
 def test_a_refusal_is_known_by_its_message(message, sizes):
     assert memory.refusal(message) == sizes
+
+
+# Takes a step on two simulated devices. The operating system counts what the process holds: its resident memory before
+# there is any array, and the most while the step runs. JAX counts the bytes of its arrays.
+REAL_RUN = """
+import ctypes, dataclasses, gc, json
+from anchorjax import targets
+targets.prepare()
+import jax, jax.numpy as jnp
+from jax.sharding import NamedSharding
+from anchorjax import sharding
+from anchorjax.masks import anchors_of
+from anchorjax.plan import estimate, memory, step
+from anchorjax.training.optimizer import make_optimizer, make_schedule
+from anchorjax.training.state import init_state
+from anchorjax.training.step import Steps
+from anchorjax.types import Batch
+
+def resident(name):
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what is free goes back to the system
+    line = next(line for line in open("/proc/self/status") if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+keys = (
+    "model.d_model=256 model.d_ff=1024 model.num_layers=4 model.num_heads=4 model.num_kv_heads=2 model.head_dim=64 "
+    "model.vocab_size=2048 model.compute_dtype=float32 data.seq_len=4096 data.batch_size=2 mesh.fsdp=2"
+)
+config, mesh = step.prepare(step.recipe("quickstart", step.changes_of(keys)), "cpu:2")
+compiled = step.compile(config, mesh)
+rows, schedule = (2, 4096), make_schedule(config.optimizer, config.train.steps)
+steps = Steps(config, anchors_of(config.data.mask), make_optimizer(config.optimizer, config.train.steps), schedule)
+place = NamedSharding(mesh, sharding.BATCH)
+zeros = lambda name: jnp.zeros(rows, bool if name.startswith("is_") else "int32", device=place)
+with jax.set_mesh(mesh):
+    before = resident("VmRSS")
+    state = sharding.zeros(lambda: init_state(0, steps.spec, steps.optimizer))
+    batch = Batch(*(zeros(field.name) for field in dataclasses.fields(Batch)))
+    jax.block_until_ready((state, batch))
+    held = sum(shard.data.nbytes for x in jax.live_arrays() for shard in x.addressable_shards)
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # VmHWM, the most so far, begins anew
+    jax.block_until_ready(compiled.program(state, batch))
+    most = resident("VmHWM") - before
+print(json.dumps({
+    "found": dataclasses.asdict(memory.of(compiled)), "total": memory.of(compiled).total,
+    "held": held / 2, "most": most / 2,
+    "estimated": dataclasses.asdict(estimate.memory(config, dict(mesh.shape))), "explained": memory.explained(compiled),
+}))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the most memory that a process has held is read from /proc")
+def test_a_real_run_on_cpus_holds_what_was_planned():
+    run = run_program(REAL_RUN)
+    found, estimated = run["found"], run["estimated"]
+    arguments = ("parameters", "moments", "other_arguments")
+    assert sum(found[kind] for kind in arguments) == pytest.approx(run["held"], rel=0.01)
+    assert run["most"] == pytest.approx(run["total"], rel=0.1)
+    assert run["explained"] > 0.95
+    for kind in arguments:
+        assert estimated[kind] == pytest.approx(found[kind], rel=0.01)
+    assert estimated["saved_activations"] == pytest.approx(found["saved_activations"], rel=0.05)
