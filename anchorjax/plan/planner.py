@@ -15,9 +15,9 @@
     hbm_by_kind              the same by what takes it, with the fields of `memory.Memory`; null if the compiler gave up
     host_bytes,              the same of the host's memory, for one device
     host_capacity
-    attempts                 remedies in the order in which they were tried: remedy, changes, fits, hbm_bytes,
-                             host_bytes, refused (by the compiler) and compile_seconds; or why_not, if nothing was
-                             compiled
+    attempts                 remedies in the order in which they were tried: remedy and changes with fits, hbm_bytes,
+                             host_bytes, refused (by the compiler) and compile_seconds; or, if nothing was compiled,
+                             with estimated_hbm_bytes and estimated_host_bytes, or why_not
     tokens_per_step          of all devices
     exchanged                bytes that a device receives from others in a step (compiled), by axes of the mesh:
                              {"fsdp": bytes, "context": bytes, ...}; {} if nothing fits
@@ -232,11 +232,13 @@ def by_kind(memory: Memory | None) -> dict[str, int] | None:
 
 
 def _attempt(one: Attempt) -> dict[str, Any]:
+    known = {"remedy": one.remedy, "changes": dict(one.changes)}
+    if one.estimated:
+        return {**known, "estimated_hbm_bytes": one.estimated.total, "estimated_host_bytes": one.estimated.host}
     if one.trial is None:
-        return {"remedy": one.remedy, "why_not": one.why_not}
+        return {**known, "why_not": one.why_not}
     return {
-        "remedy": one.remedy,
-        "changes": dict(one.trial.changes),
+        **known,
         "fits": one.trial.fits,
         "hbm_bytes": one.trial.hbm_bytes,
         "host_bytes": one.trial.host_bytes,

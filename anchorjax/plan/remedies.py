@@ -8,7 +8,7 @@
     tiled MLP     the feed-forward layer takes some tokens at a time: model.ffn_chunk
 
 They are tried in this order, each on top of those before it that saved memory. The first ones cost computation, and the
-later ones communication, transfers and latency.
+later ones communication, transfers and latency. What is far from fitting by estimate (`estimate`) is not compiled.
 """
 
 import dataclasses
@@ -17,11 +17,14 @@ from typing import Any
 
 from anchorjax.config import Config
 from anchorjax.errors import ConfigError
-from anchorjax.plan import exchanges
+from anchorjax.plan import estimate, exchanges, step
+from anchorjax.plan.memory import Memory
 from anchorjax.plan.trial import Trial
 
 Changes = Mapping[str, Any]
 CHUNKS = 8192, 2048  # tokens of a device that the feed-forward layer takes at once
+# An estimate above so many times the memory is not compiled: estimates are off by less than 10% (tests/plan).
+HOPELESS = 1.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,13 +32,22 @@ class Attempt:
     """A remedy that was tried, or could not be.
 
     Attributes:
-      trial: None if nothing was compiled.
-      why_not: why not.
+      changes: of the configuration that was asked for.
+      trial: None if nothing was compiled: `estimated` is too large, or `why_not` says why.
     """
 
     remedy: str
+    changes: Changes = dataclasses.field(default_factory=dict)
     trial: Trial | None = None
+    estimated: Memory | None = None
     why_not: str = ""
+
+    @property
+    def hbm_bytes(self) -> float:
+        """What the step needs of a device, compiled or else estimated; infinite if neither is known."""
+        if self.trial:
+            return self.trial.hbm_bytes
+        return self.estimated.total if self.estimated else float("inf")
 
 
 def search(first: Trial, compile: Callable[[Changes], Trial]) -> Iterator[Attempt]:
@@ -45,21 +57,30 @@ def search(first: Trial, compile: Callable[[Changes], Trial]) -> Iterator[Attemp
       first: of the configuration as it is, which does not fit.
       compile: makes the trial of some changed keys.
     """
-    best = first
+    kept, least = {}, first.hbm_bytes
     for remedy, levels in REMEDIES.items():
-        steps, why_not = levels(best.config, best.mesh.shape)
-        if not steps:
+        config = step.changed(first.config, kept)
+        found, why_not = levels(config, config.check_devices(first.mesh.size))
+        if not found:
             yield Attempt(remedy, why_not=why_not)
-        for changes in steps:
-            try:
-                trial = compile({**best.changes, **changes})
-            except ConfigError as error:
-                yield Attempt(remedy, why_not=str(error))
-                break
-            yield Attempt(remedy, trial)
-            if trial.fits:
+        for changes in found:
+            attempt = _tried(remedy, {**kept, **changes}, first, compile)
+            yield attempt
+            if attempt.trial and attempt.trial.fits:
                 return
-            best = min(best, trial, key=lambda one: one.hbm_bytes)
+            if attempt.hbm_bytes < least:
+                kept, least = attempt.changes, attempt.hbm_bytes
+
+
+def _tried(remedy: str, changes: Changes, first: Trial, compile: Callable[[Changes], Trial]) -> Attempt:
+    try:
+        config, hardware = step.changed(first.config, changes), first.hardware
+        expected = estimate.memory(config, config.check_devices(first.mesh.size))
+        if expected.total > HOPELESS * hardware.hbm_bytes or expected.host > HOPELESS * hardware.host_bytes:
+            return Attempt(remedy, changes, estimated=expected)
+        return Attempt(remedy, changes, compile(changes))
+    except ConfigError as error:
+        return Attempt(remedy, changes, why_not=str(error))
 
 
 def remat(config: Config, shape: Mapping[str, int]) -> tuple[list[Changes], str]:

@@ -132,6 +132,10 @@ def _with_changes(plan: Plan) -> str:
 
 
 def _attempt(attempt: Attempt) -> str:
+    if attempt.estimated:
+        needed = size(attempt.estimated.total)
+        host = f" and {size(attempt.estimated.host)} of the host" if attempt.estimated.host else ""
+        return f"{needed:>9} by estimate{host}: not compiled; {' '.join(flags(attempt.changes))}"
     if attempt.trial is None:
         return f"not tried: {attempt.why_not}"
     return f"{_need(attempt.trial)}; {' '.join(flags(attempt.trial.changes))}"

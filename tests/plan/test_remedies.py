@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from anchorjax.plan import hardware, remedies, step, trial
+from anchorjax.plan import estimate, hardware, remedies, step, trial
 from anchorjax.plan.memory import Memory
 from tests.plan.meshes import mesh_of
 
@@ -13,8 +13,14 @@ def memory(gigabytes: float) -> Memory:
     return Memory(0, 0, 0, 0, 0, temporaries=int(gigabytes * 1e9), other_arguments=0)
 
 
+@pytest.fixture(autouse=True)
+def hopeful(monkeypatch):
+    """Estimates that stop no compilation."""
+    monkeypatch.setattr(estimate, "memory", lambda config, shape: memory(0))
+
+
 def first(**changes) -> trial.Trial:
-    config = step.recipe("llama3_8b_128k_anchor", changes)
+    config = step.recipe("llama3_8b_128k_anchor", changes).completed()
     return trial.Trial({}, config, mesh_of(config, 8), hardware.of("h100:8"), memory(200), 0, "", 1)
 
 
@@ -78,6 +84,24 @@ def test_order_and_levels():
         {"model.ffn_chunk": 8192},
         {"model.ffn_chunk": 2048},
     ]
+
+
+def test_what_is_far_from_fitting_by_estimate_is_not_compiled(monkeypatch):
+    """Forty-eight layers do not fit with model.remat=full alone, by far."""
+    monkeypatch.undo()
+    compiled = []
+
+    def compile(changes):
+        compiled.append(changes)
+        return dataclasses.replace(given, changes=changes, memory=memory(90))
+
+    given = first(**{"model.num_layers": 48})
+    attempts = list(remedies.search(given, compile))
+    skipped = [one for one in attempts if one.estimated]
+    assert [dict(one.changes) for one in skipped] == [{"model.remat": "full"}]
+    assert skipped[0].estimated.total > 1.2 * given.hardware.hbm_bytes and skipped[0].trial is None
+    # It saves memory by estimate, so the next ones are tried on top of it.
+    assert compiled[0]["model.remat"] == "full" and compiled[0]["mesh.context"] == 2
 
 
 def test_what_a_compiler_refuses_does_not_fit_and_its_own_number_counts():
