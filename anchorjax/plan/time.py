@@ -38,7 +38,8 @@ class StepTime:
       parts: their `seconds` sum to `seconds`.
       seconds: the estimate.
       low, high: with everything, and with nothing, beside computation.
-      mfu: model FLOPs of the visible pairs over what the devices could do in `seconds`. Recomputation is not counted.
+      mfu: model FLOPs of the tokens and visible pairs, over what the devices could do in `seconds`. Neither padding nor
+        recomputation counts.
       mfu_causal: the same with each row as one causal document, as most trainers print it.
       exchanged: what it was modelled for.
       assumptions: lines; every number that is neither compiled, counted nor a maker's.
@@ -100,9 +101,9 @@ def model(config: Config, mesh: Mesh, hardware: Hardware, documents: Documents, 
     busy = sum(part.seconds for part in (*computed, *attention))
     waits = [sum(part.seconds + part.hidden for part in others) for others in (moved, copied)]
     rows, peak = config.data.batch_size, hardware.peak_flops * math.prod(shape.values())
-    frozen = config.lora.rank > 0
+    tokens, frozen = rows * config.data.seq_len * documents.fill, config.lora.rank > 0
     mfu, mfu_causal = (
-        flops.train_flops(config.model, rows * config.data.seq_len, rows * pairs, frozen) / (seconds * peak)
+        flops.train_flops(config.model, tokens, rows * pairs, frozen) / (seconds * peak)
         for pairs in (documents.pairs, flops.causal_pairs(config.data.seq_len))
     )
     return StepTime(

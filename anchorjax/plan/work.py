@@ -15,9 +15,9 @@ from anchorjax.plan.program import BYTES
 from anchorjax.plan.schedule import Cycles
 
 # Share of the bf16 peak that the products of a layer reach. TPUs: what XLA's own estimates of Llama-3-8B's layer come
-# to (v5e, v5p), or those of its feed-forward layer (v6e), with what is fused into the products; v4 and tpu7x take those
-# of v5p and v6e, whose matrix units they have. A compiled program's estimates take their place. GPUs: assumed.
-PRODUCT_SHARE = {"v4": 0.77, "v5e": 0.81, "v5p": 0.77, "v6e": 0.55, "tpu7x": 0.55}
+# to (v5e, v5p), or those of its feed-forward layer alone (v4, v6e, tpu7x), with what is fused into the products; a
+# compiled program's estimates take their place. GPUs: assumed.
+PRODUCT_SHARE = {"v4": 0.85, "v5e": 0.81, "v5p": 0.77, "v6e": 0.55, "tpu7x": 0.65}
 PRODUCT_SHARE |= {"a100": 0.7, "h100": 0.7, "b200": 0.7}
 # A product of two fp32 arrays takes so many times a bf16 one: six passes on TPUs, IEEE fp32 on GPUs (A100: 312 / 19.5).
 FP32_PRODUCT = {True: 6, False: 16}
