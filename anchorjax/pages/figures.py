@@ -137,7 +137,7 @@ def bars(
 
 def stacks(panels: Sequence[Stacks], *, name_value: Callable[[float], str]) -> "Figure":
     """Draws one or two panels of stacked bars. Each bar has its sum above it, and each panel a legend below it."""
-    figure, axes = _figure(len(panels), 4.4)
+    figure, axes = _figure(len(panels), 5.0)
     for one, panel, side in zip(axes, panels, ("left", "right")[: len(panels)], strict=True):
         handles, sums, width = [], np.zeros(len(panel.labels)), 0.7 if len(panel.labels) > 2 else 0.4
         for color, values in zip(itertools.cycle(COLORS), panel.parts.values()):
@@ -150,14 +150,17 @@ def stacks(panels: Sequence[Stacks], *, name_value: Callable[[float], str]) -> "
         if panel.limit:
             names.append(panel.limit[0])
             handles.append(one.axhline(panel.limit[1], color=_INK, linestyle="--", linewidth=1.2))
-        one.set_xticks(range(len(sums)), [label(text, max(3, 40 // len(sums))) for text in panel.labels])
+        is_long = max(map(len, panel.labels)) > 40 // len(sums)
+        tilted = {"rotation": 25, "ha": "right", "rotation_mode": "anchor"} if is_long else {}
+        one.set_xticks(range(len(sums)), [label(text, 14) for text in panel.labels], **tilted)
         one.set_xlim(-0.6, len(sums) - 0.4)
         one.margins(y=0.1)
         one.set_title(label(panel.title, 66 // len(panels)), fontsize=10, color=_INK, loc="left")
         one.grid(False, axis="x")
         _label(one, panel.x_label, panel.y_label)
-        names = [label(name, 40 // len(panels)) for name in names]
-        place = {"loc": f"outside lower {side}", "ncols": 2, "frameon": False, "fontsize": 8}
+        columns = 2 if max(map(len, names)) <= 40 // len(panels) else 1
+        names = [label(name, 80 // len(panels) // columns) for name in names]
+        place = {"loc": f"outside lower {side}", "ncols": columns, "frameon": False, "fontsize": 8}
         figure.legend(handles, names, reverse=True, **place)  # the last part is on top
     return figure
 

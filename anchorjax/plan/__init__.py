@@ -18,4 +18,5 @@ tiles.py      what a tile of attention costs
 schedule.py   XLA's own estimate of a TPU program's cycles
 work.py       what a step computes and copies, part by part
 time.py       modelled time and cost of a step
+picture.py    a plan as a picture
 """

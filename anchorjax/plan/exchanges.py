@@ -6,6 +6,7 @@ mesh.
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections import Counter
@@ -52,6 +53,7 @@ class Exchange:
     is_overlapped: bool
 
 
+@functools.lru_cache(maxsize=1)  # the step on other documents is the same program
 def of(hlo: str, mesh: Mesh) -> tuple[Exchange, ...]:
     """The exchanges of a compiled step, summed over collectives that differ in nothing else.
 

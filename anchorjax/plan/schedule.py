@@ -1,6 +1,7 @@
 """What XLA's own cost model says of a compiled TPU program: cycles outside of kernels and collectives."""
 
 import dataclasses
+import functools
 import re
 
 from anchorjax.plan import program
@@ -26,6 +27,7 @@ class Cycles:
         return self.layers + self.rest
 
 
+@functools.lru_cache(maxsize=1)  # as in `exchanges.of`
 def cycles(hlo: str) -> Cycles | None:
     """Estimates of all instructions, each as often as it runs; None where the compiler writes none, as for GPUs.
 

@@ -79,7 +79,7 @@ def test_a_legend_names_every_line():
     names = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert names == [figures.label(name) for name in ODD]
     parts = [text.get_text() for text in kinds()["stacks"].legends[1].get_texts()]
-    assert parts == [figures.label(name, 20) for name in ("of $a", *ODD[6::-1])]
+    assert parts == [figures.label(name, 40) for name in ("of $a", *ODD[6::-1])]
 
 
 def test_histogram_is_the_share_in_each_bin():
