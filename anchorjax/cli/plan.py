@@ -42,6 +42,7 @@ OPTIONS = {
         what="LENGTHS",
     ),
     "price": Option("", "what a chip costs for an hour, for the price of the run", what="PRICE", read=read_price),
+    "picture": Option("", "also draw memory by kind, and the step's time by documents of a row", what="PATH.png"),
     "json": Option(False, "print one JSON object (anchorjax/plan/planner.py explains it), and no text"),
 }
 
@@ -61,10 +62,14 @@ def plan(argv: Sequence[str]) -> int:
     from anchorjax import targets
 
     targets.prepare()
-    from anchorjax.plan import planner, show
+    from anchorjax.plan import picture, planner, progress, show
 
+    path = picture.place(options["picture"]) if options["picture"] else None
     given = [argument for argument in argv if is_of_training(argument)]
     made = planner.plan(config, options["target"], options["lengths"], given, options["price"] or None)
+    if path:
+        with progress.shown(f"drawing {path}"):
+            picture.write(made, path)
     print(json.dumps(made.to_dict()) if options["json"] else show.text(made), flush=True)
     return DONE if made.fits else DOES_NOT_FIT
 

@@ -27,9 +27,10 @@ def run(*argv: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize("target", ["h100:1", pytest.param("v5e:2x2", marks=pytest.mark.slow)])
-def test_a_small_model_fits(target):
+def test_a_small_model_fits(target, tmp_path):
     require_compiler(target.partition(":")[0])
-    done = run(*SMALL, f"--target={target}", "--config.data.batch_size=4")
+    file = tmp_path / "plan.png"
+    done = run(*SMALL, f"--target={target}", "--config.data.batch_size=4", f"--picture={file}")
     assert done.returncode == 0, done.stderr
     first, verdict, *_ = done.stdout.splitlines()
     assert first.startswith(f"{target}: ") and verdict == "It fits."
@@ -40,7 +41,9 @@ def test_a_small_model_fits(target):
     assert "  16,384 tokens: 4 rows of 4,096" in done.stdout
     # Progress, and none of what the compilers print as they start.
     lines = done.stderr.splitlines()
-    assert lines and all(line.startswith((f"compiling for {target}: ", "packing rows: ")) for line in lines), lines
+    doing = f"compiling for {target}: ", "packing rows: ", f"drawing {file}: "
+    assert lines and all(line.startswith(doing) for line in lines), lines
+    assert file.read_bytes().startswith(b"\x89PNG")
 
 
 def test_what_does_not_fit_is_compiled_with_what_helps():
@@ -88,6 +91,7 @@ def test_a_missing_compiler_is_named_with_its_package(capsys, monkeypatch):
         (["--config=quickstart"], "--target is missing. Usage: anchorjax plan --config="),
         (["--config=quickstart", "--target=h100:1", "--price=-1"], "--price=-1 is not allowed: it must be a number"),
         (["--config=quickstart", "--target=h100:1", "--lengths=none.json"], "--lengths=none.json is not allowed: "),
+        (["--config=quickstart", "--target=h100:1", "--picture=plan.jpg"], "--picture=plan.jpg is not allowed: "),
         (["--target=h100:1"], "--config is missing"),
         (["--config=llama3_8b_128k_anchor", "--target=h100:1"], "must multiply to the 1 devices"),
         (["--config=smollm2_135m_anchor", "--config.init_from=none/x", "--target=h100:1"], "model.d_model"),
