@@ -9,7 +9,15 @@ The compiler's own assignment of buffers has every byte (`buffers`); this file s
     temporaries         the rest: what else is live at the peak, gaps, constants and small outputs
 
 The peak is the moment at which most bytes are live in the memory that values use one after another. A compiler
-cannot fill all gaps between them, so it allocates more than is ever live.
+cannot fill all gaps between them: it allocates 0.2 to 3% more than is ever live. `Memory.total` is what it allocates.
+
+That is what libtpu compares with a chip's memory. Limited by xla_tpu_max_hbm_size_mib to 10 MiB, it refuses a program
+with 1.41 MiB of arguments, 0.78 of results and 187.80 of temporaries because it needs 189.99. It refuses Llama-3-8B on
+v5e:8x8 because it needs 26.68 GiB, as in the assignment. `memory_analysis` has no such number. For Llama-3-8B on
+v5p:4x4x4 with 28,000 MiB, the assignment has 28.79 GB, 12.05 of them arguments. temp_size_in_bytes is 22.25 GB there,
+as it counts a chip's small memories and more. peak_memory_in_bytes, 28.73 GB, leaves out the gaps; it counts the host's
+memory too, and is no more than the arguments on CPUs. For GPUs the sum of arguments, temporaries and results that are
+no donated arguments is the assignment's, but for constants. XLA for GPUs refuses no program for its size.
 """
 
 import collections

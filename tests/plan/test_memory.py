@@ -7,7 +7,7 @@ import types
 import pytest
 
 from anchorjax.plan import buffers, memory
-from tests.compilers import run_program
+from tests.compilers import require_compiler, run_program
 
 # A step of a scan forward and one backward, as compilers write it: instructions 0 to 22, the loops at 8 and 17.
 ASSIGNMENT = """\
@@ -217,3 +217,72 @@ def test_a_real_run_on_cpus_holds_what_was_planned():
         assert estimated[kind] == pytest.approx(found[kind], rel=0.01)
     assert found["other_arguments"] <= estimated["other_arguments"]  # a program takes no array that it does not read
     assert estimated["saved_activations"] == pytest.approx(found["saved_activations"], rel=0.05)
+
+
+# A program of a few MB for a v5e that may use 10 MiB, and one of 171 GB for an H100 of 80.
+REFUSED = """
+import dataclasses, json, pathlib, tempfile
+from anchorjax import targets
+targets.prepare()
+import jax, jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
+from anchorjax.plan import buffers, memory
+
+def tried(target, rows, **options):
+    device = targets.device(target)
+    x, w = (jax.ShapeDtypeStruct((n, 4096), "bfloat16", sharding=SingleDeviceSharding(device)) for n in (rows, 4096))
+
+    def call(x, w):
+        y = jnp.tanh(x @ w)
+        return (jnp.sin(y @ w) @ w).sum(dtype=jnp.float32), y
+
+    refused = None
+    with tempfile.TemporaryDirectory() as directory, jax.default_device(device):
+        try:
+            jax.jit(call).lower(x, w).compile(compiler_options={"xla_dump_to": directory, **options})
+        except jax.errors.JaxRuntimeError as error:
+            refused = memory.refusal(str(error))
+        error = memory.TooLarge(*(refused or (0, 0)), buffers.read(pathlib.Path(directory)))
+    return {"refused": refused, "total": memory.of(error).total}
+
+print(json.dumps([tried("v5e", 8192, xla_tpu_max_hbm_size_mib=10), tried("h100", 5_242_880)]))
+"""
+
+
+def test_a_tpu_s_compiler_refuses_what_it_has_no_room_for_and_a_gpu_s_does_not():
+    require_compiler("v5e")
+    require_compiler("h100")
+    tpu, gpu = run_program(REFUSED)
+    needed, available = tpu["refused"]
+    assert available == 10 * 2**20
+    assert needed == pytest.approx(tpu["total"], rel=0.001)
+    assert gpu["refused"] is None
+    assert gpu["total"] > 170e9
+
+
+TOO_LARGE = """
+import dataclasses, json
+from anchorjax import targets
+targets.prepare()
+from anchorjax.plan import estimate, memory, step
+config, mesh = step.prepare(step.recipe("llama3_8b_128k_anchor"), "v5e:8x8")
+try:
+    step.compile(config, mesh)
+except memory.TooLarge as error:
+    kinds, line = memory.of(error), str(error)
+    print(json.dumps({**dataclasses.asdict(kinds), "total": kinds.total, "needed": error.needed, "line": line,
+        "estimated": estimate.memory(config, dict(mesh.shape)).total}))
+"""
+
+
+def test_a_recipe_that_a_tpu_has_no_room_for_still_says_what_takes_it():
+    """Llama-3-8B on 64 v5e: inputs of 32 layers, attention's outputs and their log-sum-exp for 16,384 tokens."""
+    require_compiler("v5e")
+    found = run_program(TOO_LARGE)
+    assert found["line"] == "the program needs 28.6 GB of a device, which has 16.9 GB"
+    assert found["needed"] == pytest.approx(found["total"], rel=0.001)
+    saved = 32 * 16384 * (4096 * 2 + 4096 * 2 + 32 * 4)
+    assert found["saved_activations"] == pytest.approx(saved, rel=0.01)
+    layers = 32 * 4 * (4096 * 128 * (2 * 32 + 2 * 8) + 3 * 4096 * 14336) / 8
+    assert found["gradients"] == pytest.approx(layers + 4 * 4096 * 128256 / 8, rel=0.05)
+    assert found["estimated"] == pytest.approx(found["total"], rel=0.15)
