@@ -36,7 +36,7 @@ FFN_ARRAYS = 4  # gate, up, and the gradients of both
 HIDDEN_ARRAYS = 5  # the layer's input, its normalized copy, the residual stream behind attention, and gradients
 HEAD_ARRAYS = 6  # queries, output and its gradient, and the queries' gradient in compute_dtype and (twice as wide) fp32
 KEY_ARRAYS = 4  # keys, values, and the gradients of both as they are exchanged
-LOGIT_ARRAYS = 3
+LOGIT_ARRAYS = 3  # logits, probabilities, the gradient
 GAPS = 0.02  # of all but arguments, between buffers; compilers leave 0.3 to 2.6%: the one allowance
 
 
@@ -167,10 +167,12 @@ def _layer(sizes: _Sizes) -> int:
 
 
 def _loss(sizes: _Sizes) -> int:
-    """The working set of a chunk of the loss, beside the output matrix: logits, hidden states and their gradient."""
-    chunk = min(sizes.config.train.loss_chunk, sizes.tokens)
-    logits = chunk * sizes.config.model.vocab_size // sizes["tensor"]
-    return 2 * sizes.hidden * sizes.wide + LOGIT_ARRAYS * 4 * logits
+    """The working set of the loss, beside the output matrix: hidden states with their gradient, of all tokens and, with
+    the gradient in fp32, of a chunk of all devices along fsdp; and the chunk's logits."""
+    model, chunk = sizes.config.model, min(sizes.config.train.loss_chunk, sizes.tokens)
+    gathered = sizes["fsdp"] * chunk * model.d_model * (sizes.wide + 4)
+    logits = chunk * model.vocab_size // sizes["tensor"]
+    return 2 * sizes.hidden * sizes.wide + gathered + LOGIT_ARRAYS * 4 * logits
 
 
 def _loss_gradient(sizes: _Sizes, state: TrainState) -> int:

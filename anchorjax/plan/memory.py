@@ -32,6 +32,7 @@ _FORWARD, _BACKWARD = "jvp()", "transpose(jvp())"
 _LAYERS_BACKWARD = re.compile(r"transpose\(jvp\(\)\)/while(/body|$)")
 _COLLECTIVE = re.compile(rf"({'|'.join(RECEIVED)})(-start)?")
 _LOSS = re.compile(r"jvp\(\)/shard_map/while/body/.*(cv,cd->vd|cv,vd->cd|add)\b")
+_SUM = re.compile(r"jit\(\w+\)/while/body/(closed_call/)?add$")  # over micro-batches
 _ARGUMENTS = "state.", "batch."
 _EXCHANGING = re.compile(r"/(all_gather|all_to_all|ppermute|psum\w*|reduce_scatter|reshard)$")
 
@@ -162,10 +163,11 @@ def kind_of(slot: Slot, peak: int, begins: int, ends: int) -> str:
     first, paths = slot.values[0], [value.path for value in slot.values]
     if first.path.startswith(_ARGUMENTS):  # copied for another layout
         return "temporaries"
-    is_float = first.shape.startswith(("bf", "f"))
-    if is_float and (slot.start <= ends < slot.end or any(_LOSS.search(path) for path in paths)):
+    is_kept = slot.end > begins
+    made = is_kept and any(_LOSS.search(path) or _SUM.match(path) for path in paths)
+    if first.shape.startswith(("bf", "f")) and (made or slot.start <= ends < slot.end):
         return "gradients"
-    if slot.end > begins and any(_FORWARD in path and _BACKWARD not in path for path in paths):
+    if is_kept and any(_FORWARD in path and _BACKWARD not in path for path in paths):
         return "saved_activations"
     fused = any(value.name.startswith("async-collective") for value in slot.values)
     if fused or any(_COLLECTIVE.fullmatch(v.opcode) or _EXCHANGING.search(v.path) for v in slot.at(peak)):
