@@ -15,12 +15,12 @@ ULYSSES = {"mesh__context_strategy": "ulysses"}
 
 
 @pytest.mark.parametrize("name", ["pallas_gpu", "auto"])
-def test_heads_too_wide_for_the_gpu_kernels(tiny_config, name, monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+def test_heads_too_wide_for_the_gpu_kernels(tiny_config, name):
+    gpu = types.SimpleNamespace(platform="gpu", device_kind="NVIDIA H100 80GB HBM3")
     config = tiny_config(attention__implementation=name, model__head_dim=258)
     with pytest.raises(ConfigError, match=r"model.head_dim=258 is not allowed: .*'pallas_gpu' takes .* up to 256"):
-        check_attention(config, ALONE)
-    check_attention(tiny_config(attention__implementation=name, model__head_dim=256), ALONE)
+        check_attention(config, ALONE, gpu)
+    check_attention(tiny_config(attention__implementation=name, model__head_dim=256), ALONE, gpu)
 
 
 def test_heads_of_any_width_elsewhere(tiny_config):
