@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from anchorjax.targets import SLICES, TPUS, Topology
@@ -100,6 +101,8 @@ def test_every_recipe_has_a_mesh_on_the_hardware_that_it_is_meant_for(target):
         ("h100:12", "no size of h100; an example is h100:64"),
         ("h100:0", "no size of h100"),
         ("2xh100:8", "no size of h100"),
+        ("cpu:0", "no size of cpu; an example is cpu:64"),
+        ("2xcpu:8", "no size of cpu"),
     ],
 )
 def test_a_name_that_says_no_hardware_is_refused(name, message):
@@ -112,6 +115,14 @@ def test_names():
     assert Topology.parse("v5p:4x4x8") == Topology("v5p", "4x4x8")
     assert Topology.parse("2xv5e:8x8") == Topology("v5e", "8x8", 2)
     assert Topology.parse("h100:64") == Topology("h100", "64")
+    assert Topology.parse("cpu:12") == Topology("cpu", "12")
+
+
+def test_the_cpu_s_devices_are_those_of_this_process():
+    assert Topology("cpu", "4").devices() == jax.devices()[:4]
+    assert len(Topology("cpu").devices()) == 1
+    with pytest.raises(ValueError, match="topology 'cpu:100' is more than the 8 devices that this process has"):
+        Topology("cpu", "100").devices()
 
 
 QUIET = """

@@ -9,6 +9,9 @@ command.py    the command that starts the run on its hardware
 progress.py   what the planner does, with the seconds
 hardware.py   memory, peaks and links of one device of each target
 step.py       the training step, compiled for the hardware
+buffers.py    the memory that a compiler assigned to the program's values, and when they are live
+memory.py     what that memory is for, or would be if the compiler had room for it
+estimate.py   the same by formula
 program.py    collectives of a compiled program, and how often each runs
 groups.py     along which axes of the mesh a collective exchanges
 exchanges.py  what devices exchange in a step, counted and by formula
