@@ -33,6 +33,13 @@ def read_price(text: str) -> float:
     return price
 
 
+def read_count(text: str) -> int:
+    """Raises ValueError unless the text is a number of candidates."""
+    if not text.isdecimal() or not 1 <= int(text) <= 24:
+        raise ValueError("it must be from 1 to 24")
+    return int(text)
+
+
 OPTIONS = {
     "target": Option("", "a TPU slice (v5p:4x4x4), several (2xv5e:8x8), or GPUs (h100:64)", what="NAME", required=True),
     "lengths": Option(
@@ -43,6 +50,13 @@ OPTIONS = {
     ),
     "price": Option("", "what a chip costs for an hour, for the price of the run", what="PRICE", read=read_price),
     "picture": Option("", "also draw memory by kind, and the step's time by documents of a row", what="PATH.png"),
+    "search": Option(
+        0,
+        "ranks meshes, strategies, remat policies and micro-batches by estimate, and compiles the best N; --search: 3",
+        what="N",
+        read=read_count,
+        bare=3,
+    ),
     "json": Option(False, "print one JSON object (anchorjax/plan/planner.py explains it), and no text"),
 }
 
@@ -66,7 +80,9 @@ def plan(argv: Sequence[str]) -> int:
 
     path = picture.place(options["picture"]) if options["picture"] else None
     given = [argument for argument in argv if is_of_training(argument)]
-    made = planner.plan(config, options["target"], options["lengths"], given, options["price"] or None)
+    made = planner.plan(
+        config, options["target"], options["lengths"], given, options["price"] or None, options["search"]
+    )
     if path:
         with progress.shown(f"drawing {path}"):
             picture.write(made, path)

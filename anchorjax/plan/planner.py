@@ -18,6 +18,9 @@
     attempts                 remedies in the order in which they were tried: remedy and changes with fits, hbm_bytes,
                              host_bytes, refused (by the compiler) and compile_seconds; or, if nothing was compiled,
                              with estimated_hbm_bytes and estimated_host_bytes, or why_not
+    search                   [] without --search: candidates in the order of their estimates, with changes, estimated
+                             hbm_bytes and step_seconds, and fits, hbm_bytes, step_seconds (null if it does not fit) and
+                             compile_seconds of what was compiled. The fastest that fits is the plan
     tokens_per_step          of all devices
     exchanged                bytes that a device receives from others in a step (compiled), by axes of the mesh:
                              {"fsdp": bytes, "context": bytes, ...}; {} if nothing fits
@@ -45,15 +48,16 @@ from anchorjax.checkpoints.pretrained import download
 from anchorjax.config import SIZES, Config
 from anchorjax.data import load_tokenizer
 from anchorjax.errors import ConfigError, UsageError
-from anchorjax.plan import command, documents, exchanges, remedies, trial
+from anchorjax.plan import command, comparison, documents, exchanges, remedies, trial
 from anchorjax.plan import hardware as hardwares
 from anchorjax.plan import time as times
+from anchorjax.plan.comparison import Contender
 from anchorjax.plan.documents import Documents
 from anchorjax.plan.hardware import HARDWARE, Hardware
 from anchorjax.plan.memory import Memory
 from anchorjax.plan.remedies import Attempt
 from anchorjax.plan.time import Cost, StepTime
-from anchorjax.plan.timed import timed
+from anchorjax.plan.timed import Timed, timed
 from anchorjax.plan.trial import Trial
 from anchorjax.targets import Topology
 from anchorjax.training import setup
@@ -67,9 +71,8 @@ class Plan:
       given: arguments of `anchorjax train` that make the run.
       first: the configuration as it is.
       attempts: what was tried because it does not fit.
-      chosen: the trial that fits, or `first` if none does.
-      documents: of the run's rows.
-      time: of a step; None if nothing fits.
+      contenders: of a search.
+      timed: what fits, and is fastest of that; or `first` if nothing does.
       price: of a chip and hour.
     """
 
@@ -78,10 +81,22 @@ class Plan:
     hardware: Hardware
     first: Trial
     attempts: tuple[Attempt, ...]
-    chosen: Trial
-    documents: Documents
-    time: StepTime | None
+    contenders: tuple[Contender, ...]
+    timed: Timed
     price: float | None
+
+    @property
+    def chosen(self) -> Trial:
+        return self.timed.trial
+
+    @property
+    def documents(self) -> Documents:
+        return self.timed.documents
+
+    @property
+    def time(self) -> StepTime | None:
+        """None if nothing fits."""
+        return self.timed.time
 
     @property
     def fits(self) -> bool:
@@ -139,6 +154,7 @@ class Plan:
             "host_bytes": self.chosen.host_bytes,
             "host_capacity": self.hardware.host_bytes,
             "attempts": [_attempt(one) for one in self.attempts],
+            "search": [_contender(one) for one in self.contenders],
             "tokens_per_step": self.tokens,
             "exchanged": self.exchanged,
             "exchanged_by_formula": self.exchanged_by_formula,
@@ -159,7 +175,14 @@ class Plan:
         return {**dict(zip(names, values, strict=True)), "assumptions": list(made.assumptions), "run": run}
 
 
-def plan(config: Config, target: str, lengths: str = "", given: Sequence[str] = (), price: float | None = None) -> Plan:
+def plan(
+    config: Config,
+    target: str,
+    lengths: str = "",
+    given: Sequence[str] = (),
+    price: float | None = None,
+    best: int = 0,
+) -> Plan:
     """Compiles the configuration's step, and remedies if it does not fit. Says on stderr what it does.
 
     Args:
@@ -168,6 +191,7 @@ def plan(config: Config, target: str, lengths: str = "", given: Sequence[str] = 
       lengths: of the documents, as `documents.lengths_of` takes them.
       given: arguments of `anchorjax train` that make it, `--config=RECIPE` among them.
       price: of a chip and hour.
+      best: candidates of a search to compile, in place of remedies; 0: no search.
 
     Raises:
       UsageError: unknown hardware, or lengths that are not there.
@@ -179,11 +203,12 @@ def plan(config: Config, target: str, lengths: str = "", given: Sequence[str] = 
     given_lengths = documents.lengths_of(lengths, config)
     compile = functools.partial(trial.run, config, target, hardware)
     first = compile({})
-    attempts = () if first.fits else tuple(remedies.search(first, compile))
+    attempts = () if first.fits or best else tuple(remedies.search(first, compile))
     fitting = [one.trial for one in attempts if one.trial and one.trial.fits]
-    chosen = fitting[-1] if fitting else first
-    made = timed(chosen, given_lengths)
-    return Plan(target, tuple(given), hardware, first, attempts, chosen, made.documents, made.time, price)
+    found = tuple(comparison.contenders(first, given_lengths, best, compile)) if best else ()
+    made = timed((fitting or [first])[0], given_lengths)
+    fastest = min([made, *(one.timed for one in found)], key=lambda one: one.seconds)
+    return Plan(target, tuple(given), hardware, first, attempts, found, fastest, price)
 
 
 def find(target: str) -> Hardware:
@@ -229,6 +254,18 @@ def by_kind(memory: Memory | None) -> dict[str, int] | None:
     if memory is None:
         return None
     return {name: count for name, count in dataclasses.asdict(memory).items() if name != "host"}
+
+
+def _contender(one: Contender) -> dict[str, Any]:
+    trial, time = one.timed.trial, one.timed.time
+    return {
+        "changes": dict(trial.changes),
+        "estimated": {"hbm_bytes": one.candidate.memory.total, "step_seconds": one.candidate.time.seconds},
+        "fits": trial.fits,
+        "hbm_bytes": trial.hbm_bytes,
+        "step_seconds": time.seconds if time else None,
+        "compile_seconds": trial.seconds,
+    }
 
 
 def _attempt(one: Attempt) -> dict[str, Any]:

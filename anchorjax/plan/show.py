@@ -13,6 +13,8 @@ SMALL = 1e-4  # share of a step below which a part of it is not shown; --json ha
 
 def text(plan: Plan) -> str:
     sections = [head(plan), memory(plan), tokens(plan), documents(plan)]
+    if plan.contenders:
+        sections.insert(1, contenders(plan))
     if plan.attempts:
         sections.insert(1, attempts(plan))
     if plan.exchanged:
@@ -29,6 +31,8 @@ def head(plan: Plan) -> Iterator[str]:
     yield f"{plan.target}: {facts['devices']} devices ({kind}), mesh {mesh}"
     if plan.first.fits:
         yield "It fits."
+        if plan.chosen.changes:
+            yield f"The fastest that was found has {' '.join(flags(plan.chosen.changes))}"
     elif plan.fits:
         yield f"It does not fit as given. It fits with {' '.join(flags(plan.chosen.changes))}"
     else:
@@ -47,6 +51,18 @@ def attempts(plan: Plan) -> Iterator[str]:
     yield f"  {'as given':<14}{_need(plan.first)}"
     for attempt in plan.attempts:
         yield f"  {attempt.remedy:<14}{_attempt(attempt)}"
+
+
+def contenders(plan: Plan) -> Iterator[str]:
+    yield "The best of the search (memory compiled, step modelled; in brackets by estimate)"
+    yield f"  as given{_need(plan.first)}"
+    for one in plan.contenders:
+        trial, estimated = one.timed.trial, one.candidate
+        step = duration(one.timed.seconds) if one.timed.time else "does not fit"
+        yield (
+            f"  {step} ({duration(estimated.time.seconds)}), {size(trial.hbm_bytes)} "
+            f"({size(estimated.memory.total)}); {' '.join(flags(trial.changes)) or 'as given'}"
+        )
 
 
 def tokens(plan: Plan) -> Iterator[str]:
