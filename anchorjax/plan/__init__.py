@@ -4,6 +4,9 @@ planner.py    the plan of a run: all of the below, together
 trial.py      one configuration, compiled: does it fit
 timed.py      a compiled configuration with the rows and the modelled step of its run
 remedies.py   what to change if it does not
+estimate.py   the memory of a step by formula
+search.py     candidates for given hardware, ranked by estimate
+comparison.py the best candidates, compiled
 show.py       a plan as text
 command.py    the command that starts the run on its hardware
 progress.py   what the planner does, with the seconds

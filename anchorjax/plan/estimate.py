@@ -63,23 +63,23 @@ class _Sizes:
 
     @property
     def hidden(self) -> int:
-        """Of an array [t, D]."""
+        """Elements of an array [t, D]."""
         return self.tokens * self.config.model.d_model
 
     @property
     def heads(self) -> int:
-        """Of an array [t, N, H]."""
+        """Elements of an array [t, N, H]."""
         return self.tokens * self.config.model.num_heads * self.config.model.head_dim // self["tensor"]
 
     @property
     def inner(self) -> int:
-        """Of an array [t, F], or of a chunk of it."""
+        """Elements of an array [t, F], or of a chunk of it."""
         chunk = self.config.model.ffn_chunk or self.tokens
         return min(chunk, self.tokens) * self.config.model.d_ff // self["tensor"]
 
     @property
     def keys(self) -> int:
-        """Of an array [S, K, H] as attention reads it."""
+        """Elements of an array [S, K, H] as attention reads it."""
         model, mesh, C = self.config.model, self.config.mesh, self["context"]
         K = model.num_kv_heads // self["tensor"]
         if C == 1:
@@ -94,14 +94,14 @@ class _Sizes:
 
     @property
     def layer(self) -> int:
-        """Of the weights of one layer, gathered."""
+        """Elements of the weights of one layer, gathered."""
         model = self.config.model
         heads = model.head_dim * (2 * model.num_heads + 2 * model.num_kv_heads)
         return model.d_model * (heads + 3 * model.d_ff) // self["tensor"]
 
     @property
     def vocabulary(self) -> int:
-        """Of the part of the output matrix whose words a device has in the loss."""
+        """Elements of the part of the output matrix whose words a device has in the loss."""
         return self.config.model.vocab_size * self.config.model.d_model // (self["fsdp"] * self["tensor"])
 
 
@@ -176,7 +176,7 @@ def _loss(sizes: _Sizes) -> int:
 
 
 def _loss_gradient(sizes: _Sizes, state: TrainState) -> int:
-    """Of the output matrix: it exists from the loss on, in the dtype and the part that rests."""
+    """Bytes of the output matrix's gradient, which exists from the loss on, in the dtype and the part that rests."""
     if sizes.config.lora.rank:
         return 0
     names = named_leaves(state.params)
@@ -224,6 +224,6 @@ def _state(spec: Spec, optimizer: OptimizerConfig, shape: tuple[tuple[str, int],
 
 
 def _bytes(tree) -> int:
-    """Of one device's parts of all arrays; what is no array of the mesh is a number."""
+    """Bytes of one device's parts of all arrays; what is no array of the mesh is a number."""
     arrays = [x for x in jax.tree.leaves(tree) if x.ndim]
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in arrays)
