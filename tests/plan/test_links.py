@@ -77,6 +77,8 @@ def test_the_slowest_group_counts_and_one_device_exchanges_nothing():
     links = Links(torus((1, 8, 8, 1), (4, 4, 4)), v5p)
     assert links.group(("fsdp",)).inside_bytes_per_s == 300e9  # a ring of 4 and half a ring
     assert links.group(("tensor",)).seconds("all-reduce", 1e9) == 0
+    uneven = Links(gpus((1, 4, 6, 1)), hardware.HARDWARE["h100"])  # devices 0 to 5 share a node, and 6 to 11 do not
+    assert uneven.group(("context",)).slices == 2
 
 
 def test_two_devices_of_a_chip_share_its_links():
