@@ -156,12 +156,12 @@ MESHES = (
 
 @pytest.mark.slow
 def test_h100_exchanges_what_the_formula_says_where_context_cuts_weights_too():
-    """By axis, as XLA moves a weight's gather from one loop to another."""
+    """By axis, as XLA moves a weight's gather from one loop to another; token ids (0.3 MB) are not in the formula."""
     require_compiler("h100")
     cut = "mesh.fsdp=2 mesh.context=4 mesh.shard_weights_over=fsdp_context"
     _, _, by_axis, formula_by_axis = run_program(PROGRAM, cut)
     large = {axes: received for axes, received in by_axis.items() if received > 2e6}
-    assert large == pytest.approx(formula_by_axis, rel=0.003)
+    assert large == pytest.approx(formula_by_axis, rel=0.003, abs=0.5e6)
 
 
 @pytest.mark.parametrize("mesh", MESHES)
