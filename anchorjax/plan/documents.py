@@ -38,7 +38,7 @@ MOST_ROWS = 2**20  # of an epoch that is packed
 FEWEST, MOST, MOST_TOKENS = 32, 4096, 2**27  # rows that are counted, and their tokens: seconds
 ENOUGH = 0.01  # standard error of the live tiles, as a share of their mean: no more rows are counted
 BALANCED_TOKENS, FEWEST_BALANCED = 2**23, 8  # of the rows whose order is made, which takes longest
-MOST_BATCHES = 128
+MOST_BATCHES, FEWEST_BATCHES, MOST_DEALT = 128, 4, 2**14  # batches that are dealt out, and their rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,10 +225,11 @@ def batch_wait(work_R: np.ndarray, layout: Layout, B: int, seed: int) -> float:
 
     If there are fewer than B rows, batches are drawn from them.
     """
+    number = min(MOST_BATCHES, max(FEWEST_BATCHES, MOST_DEALT // B))
     if len(work_R) < B:
-        batches = np.random.default_rng(seed).choice(work_R, (FEWEST, B))
+        batches = np.random.default_rng(seed).choice(work_R, (number, B))
     else:
-        firsts = np.unique(np.linspace(0, len(work_R) - B, MOST_BATCHES).astype(int))
+        firsts = np.unique(np.linspace(0, len(work_R) - B, number).astype(int))
         batches = work_R[firsts[:, None] + np.arange(B)]
     times = [wait(work_B[layout.order_of_rows(work_B)], layout) * work_B.sum() for work_B in batches]
     return float(np.sum(times) / batches.sum())
@@ -282,7 +283,7 @@ def _log_normal(text: str, parameters: str, config: Config) -> Lengths:
     lengths = np.clip(np.rint(np.exp(drawn)), 1, LONGEST).astype(np.int64)
     source = f"log-normal lengths of mean {mean:g} and sigma {sigma:g}"
     if text == DEFAULT:
-        source += ", assumed: SlimPajama has 627e9 tokens in 590e6 documents, and its spread is a guess"
+        source += ": SlimPajama's mean (627e9 tokens in 590e6 documents) and an assumed spread"
     return Lengths(lengths, source)
 
 

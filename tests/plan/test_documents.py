@@ -164,6 +164,13 @@ def test_the_wait_is_that_of_the_batches_that_a_run_packs(rows, parts, groups):
     assert (lib.count(config, shape, lengths_of(values)).batch_wait == 1) == (groups == 1)
 
 
+def test_batches_of_more_rows_than_are_counted_are_drawn_from_them():
+    work_R, layout = np.array([1, 1, 1, 5]), Layout(groups=2)
+    found = lib.batch_wait(work_R, layout, 8, seed=0)
+    assert 1 < found < 2 and found == lib.batch_wait(work_R, layout, 8, seed=0)
+    assert lib.batch_wait(work_R, layout, 2, seed=0) == (1 + 1 + 5) / (1 + 1 + 3)  # its three neighbouring pairs
+
+
 def test_balance_has_the_published_figures():
     """docs/scaling.md, 128K tokens on 8 devices: 2.23 and 1.03. Rows that a run packs of them are alike."""
     config = config_of(512, 512, data__seq_len=2**17, data__batch_size=8, mesh__fsdp=8, mesh__context=8)
