@@ -37,7 +37,7 @@ HIDDEN_ARRAYS = 5  # the layer's input, its normalized copy, the residual stream
 HEAD_ARRAYS = 6  # queries, output and its gradient, and the queries' gradient in compute_dtype and (twice as wide) fp32
 KEY_ARRAYS = 4  # keys, values, and the gradients of both as they are exchanged
 LOGIT_ARRAYS = 3  # logits, probabilities, the gradient
-GAPS = 0.02  # of all but arguments, between buffers; compilers leave 0.3 to 2.6%: the one allowance
+GAPS = 0.02  # of all but arguments, between buffers: the one allowance (`memory` says what compilers leave)
 
 
 @dataclasses.dataclass(frozen=True)

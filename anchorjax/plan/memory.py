@@ -9,7 +9,8 @@ The compiler's own assignment of buffers has every byte (`buffers`); this file s
     temporaries         the rest: what else is live at the peak, gaps, constants and small outputs
 
 The peak is the moment at which most bytes are live in the memory that values use one after another. A compiler
-cannot fill all gaps between them: it allocates 0.2 to 3% more than is ever live. `Memory.total` is what it allocates.
+cannot fill all gaps between them: 0.2 to 3% of this memory in ten steps, and 11% in a small one that offloads.
+`Memory.total` is what a compiler allocates.
 
 That is what libtpu compares with a chip's memory. Limited by xla_tpu_max_hbm_size_mib to 10 MiB, it refuses a program
 with 1.41 MiB of arguments, 0.78 of results and 187.80 of temporaries because it needs 189.99. It refuses Llama-3-8B on
