@@ -113,6 +113,10 @@ def prepare(dump_to: str | Path | None = None) -> None:
     # libtpu asks which host of which slice this is, and warns on stderr without an answer, which changes nothing.
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    if (
+        os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1"
+    ):  # as JAX sets it: XLA warns of sorts that need a GPU to be timed
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     if dump_to is not None:
         os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={dump_to} --xla_jf_dump_llo_text=true"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={dump_to}"
