@@ -50,11 +50,12 @@ def write(plan: Plan, path: Path) -> None:
 
 
 def png(plan: Plan) -> bytes:
-    """Memory as given and with each remedy that was compiled, and the modelled time of a step if one fits."""
+    """Memory of what was compiled, as given, with remedies and by a search; the modelled time of a step if one fits."""
     trials = {"as given": plan.first}
     for one in plan.attempts:
         if one.trial:
             trials[one.remedy] = min(one.trial, trials.get(one.remedy, one.trial), key=lambda trial: trial.hbm_bytes)
+    trials |= {f"search {number}": one.timed.trial for number, one in enumerate(plan.contenders, 1)}
     panels = [memory({name: one.memory or one.refused for name, one in trials.items()}, plan.hardware.hbm_bytes)]
     if plan.time:
         own = plan.documents.documents_per_row

@@ -31,10 +31,11 @@ def trial(memory, refused=0) -> types.SimpleNamespace:
     return types.SimpleNamespace(memory=memory, refused=refused, hbm_bytes=needed, config=config, mesh=mesh, hlo="text")
 
 
-def plan_of(first, attempts=(), time=None) -> types.SimpleNamespace:
+def plan_of(first, attempts=(), contenders=(), time=None) -> types.SimpleNamespace:
     return types.SimpleNamespace(
         first=first,
         attempts=[types.SimpleNamespace(remedy=name, trial=one) for name, one in attempts],
+        contenders=[types.SimpleNamespace(timed=types.SimpleNamespace(trial=one)) for one in contenders],
         chosen=attempts[-1][1] if attempts else first,
         hardware=types.SimpleNamespace(hbm_bytes=78.2 * GB),
         documents=types.SimpleNamespace(documents_per_row=124.4),
@@ -83,7 +84,7 @@ def test_the_same_plan_gives_the_same_picture(fits, monkeypatch, tmp_path):
     monkeypatch.setattr(picture.times, "model", lambda *arguments: step(1, arguments[3].live_ratio))
     attempts = [("remat", trial(GIVEN)), ("remat", trial(SMALLER)), ("accumulation", trial(None, refused=90 * GB))]
     attempts += [("offload", None), ("tiled MLP", trial(SMALLER))]
-    plan = plan_of(trial(GIVEN), attempts, time=step(1, 0.3) if fits else None)
+    plan = plan_of(trial(GIVEN), attempts, [trial(SMALLER)], step(1, 0.3) if fits else None)
     drawn, draw = [], figures.stacks
     monkeypatch.setattr(figures, "stacks", lambda panels, **keys: drawn.append(panels) or draw(panels, **keys))
     path = picture.place(str(tmp_path / "plan.png"))
@@ -94,8 +95,8 @@ def test_the_same_plan_gives_the_same_picture(fits, monkeypatch, tmp_path):
     for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
         assert edge.min() == 255, "something runs into the edge"
     memory, *times = drawn[0]
-    assert memory.labels == ["as given", "remat", "accumulation", "tiled MLP"]
-    assert memory.parts["saved activations"] == [50, 5, 0, 5], "of each remedy the smallest"
+    assert memory.labels == ["as given", "remat", "accumulation", "tiled MLP", "search 1"]
+    assert memory.parts["saved activations"] == [50, 5, 0, 5, 5], "of each remedy the smallest"
     assert [panel.labels[-1] for panel in times] == ["own"] * fits
 
 
