@@ -10,7 +10,8 @@ The compiler's own assignment of buffers has every byte (`buffers`); this file s
 
 The peak is the moment at which most bytes are live in the memory that values use one after another. A compiler
 cannot fill all gaps between them: 0.2 to 3% of this memory in ten steps, and 11% in a small one that offloads.
-`Memory.total` is what a compiler allocates.
+`Memory.total` is what a compiler allocates. XLA for GPUs takes the first layer of the backward pass out of its loop;
+where the peak lies there, no stack of the layers' gradients exists yet.
 
 That is what libtpu compares with a chip's memory. Limited by xla_tpu_max_hbm_size_mib to 10 MiB, it refuses a program
 with 1.41 MiB of arguments, 0.78 of results and 187.80 of temporaries because it needs 189.99. It refuses Llama-3-8B on
@@ -32,6 +33,8 @@ from anchorjax.plan.program import RECEIVED
 _FORWARD, _BACKWARD = "jvp()", "transpose(jvp())"
 _LAYERS_BACKWARD = re.compile(r"transpose\(jvp\(\)\)/while(/body|$)")
 _COLLECTIVE = re.compile(rf"({'|'.join(RECEIVED)})(-start)?")
+# Scanned backward, layers give the gradients of their weights: the first ones make the stack, or write into zeros.
+_STACK = re.compile(r"transpose\(jvp\(\)\)/while/body/(jit\(\w+\)/)?dynamic_update_slice$")
 _LOSS = re.compile(r"jvp\(\)/shard_map/while/body/.*(cv,cd->vd|cv,vd->cd|add)\b")
 _SUM = re.compile(r"jit\(\w+\)/while/body/(closed_call/)?add$")  # over micro-batches
 _ARGUMENTS = "state.", "batch."
@@ -165,7 +168,7 @@ def kind_of(slot: Slot, peak: int, begins: int, ends: int) -> str:
     if first.path.startswith(_ARGUMENTS):  # copied for another layout
         return "temporaries"
     is_kept = slot.end > begins
-    made = is_kept and any(_LOSS.search(path) or _SUM.match(path) for path in paths)
+    made = is_kept and any(_LOSS.search(path) or _SUM.match(path) or _STACK.search(path) for path in paths)
     if first.shape.startswith(("bf", "f")) and (made or slot.start <= ends < slot.end):
         return "gradients"
     if is_kept and any(_FORWARD in path and _BACKWARD not in path for path in paths):

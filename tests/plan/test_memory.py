@@ -9,7 +9,8 @@ import pytest
 from anchorjax.plan import buffers, memory
 from tests.compilers import require_compiler, run_program
 
-# A step of a scan forward and one backward, as compilers write it: instructions 0 to 22, the loops at 8 and 17.
+# A step of a scan forward and one backward, as compilers write it: instructions 0 to 22, the loops at 8 and 17. One
+# layer of the backward pass was taken out of its loop, and runs behind it.
 ASSIGNMENT = """\
 BufferAssignment:
 allocation 0: size 100, parameter 0, shape |f32[25]| at ShapeIndex {}, maybe-live-out:
@@ -36,6 +37,8 @@ allocation 5: size 1000, preallocated-temp:
  value: <15 update.1 @0> (size=100,offset=600): f32[25]{0}
  value: <16 fusion.1 @0> (size=50,offset=700): bf16[25]{0}
  value: <17 inside.1 @0> (size=50,offset=750): bf16[25]{0}
+ value: <20 zeros.3 @0> (size=50,offset=800): f32[12]{0}
+ value: <21 peeled.1 @0> (size=50,offset=850): bf16[25]{0}
 allocation 6: size 77, color 5, preallocated-temp:
  value: <18 kept.1 @5> (size=77,offset=0): bf16[38]{0:S(5)}
 allocation 7: size 16, color 1, preallocated-temp:
@@ -64,6 +67,8 @@ HloLiveRange (max 22):
     while.2{1}:17-20
     all-gather.1{}:12-13
     fusion.1{}:13-14
+    zeros.3{}:2-22
+    peeled.1{}:21-22
     update.1{}:19-20
     kept.1{}:5-12
     on_chip.1{}:6-7
@@ -86,6 +91,8 @@ MADE_BY = {
         "all-gather(%x)",
         "jit(train)/transpose(jvp())/while/body/checkpoint/reshard",
     ),
+    "peeled.1": ("fusion(%x)", "jit(train)/transpose(jvp())/while/body/mul"),
+    "zeros.3": ("broadcast(%zero)", "jit(train)/transpose(jvp())/scatter-add"),
     "fusion.1": ("fusion(%x)", "jit(train)/transpose(jvp())/while/body/mul"),
     "update.1": ("fusion(%x)", "jit(train)/mul"),
 }
@@ -109,13 +116,13 @@ def test_kinds_sum_to_what_the_compiler_allocates(program):
         "moments": 200,
         "other_arguments": 10,
         "saved_activations": 400,
-        "gradients": 200,
+        "gradients": 200 + 50,
         "collectives": 100,
-        "temporaries": 4 + 4 + 50 + 250,
+        "temporaries": 4 + 4 + 50 + 200,
         "host": 77,
     }
     assert found.total == sum(one.bytes for one in program.allocations if one.space == 0)
-    assert memory.explained(program) == 0.75
+    assert memory.explained(program) == 0.8
 
 
 def test_bytes_that_one_value_after_another_takes_count_once(program):
@@ -126,6 +133,8 @@ def test_bytes_that_one_value_after_another_takes_count_once(program):
         (100, 12, 13),
         (100, 19, 20),
         (50, 13, 14),
+        (50, 2, 22),
+        (50, 21, 22),
     ]
 
 
