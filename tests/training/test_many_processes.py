@@ -107,7 +107,7 @@ def test_what_four_processes_saved_goes_on_with_any_number(jobs, tmp_path):
 @pytest.mark.slow
 def test_a_process_that_is_killed_within_a_save_costs_the_steps_since_the_last(jobs, alone, tmp_path):
     fault = ("kill in save", 2)  # the save of step 4
-    started = jobs.start_processes(tmp_path, *MESH, "--config.train.timeout_s=20", count=2, fault=fault)
+    started = jobs.start_processes(tmp_path, *MESH, "--config.train.timeout_s=60", count=2, fault=fault)
     since = time.monotonic()
     finish(started, expect=None, timeout=200)
     assert time.monotonic() - since < 180  # start-up, the heartbeat's 100 s and the shutdown
@@ -178,7 +178,7 @@ def freeze(started):
 def test_a_process_that_is_lost_ends_the_job(jobs, alone, tmp_path, fault, act, words):
     """Within the time that is stated for each; only steps since the last save are lost."""
     steps = () if fault else ("--config.train.steps=2000",)
-    started = jobs.start_processes(tmp_path, *MESH, *steps, "--config.train.timeout_s=20", count=2, fault=fault)
+    started = jobs.start_processes(tmp_path, *MESH, *steps, "--config.train.timeout_s=60", count=2, fault=fault)
     while len(lines(tmp_path, "train")) < 3 and started[0].poll() is None:
         time.sleep(0.01)
     since = time.monotonic()
