@@ -205,8 +205,7 @@ class Job:
         )
         running = None  # the step that the device is working on: (number, its metrics)
         with contextlib.closing(batches):
-            for step in range(self.first_step + 1, steps + 1):
-                self.watchdog.step()
+            for step in self.watchdog.each(range(self.first_step + 1, steps + 1)):
                 batch = shard_batch(next(batches), self.setup.mesh, config.data.batch_size)
                 if step == self.first_step + 1:
                     self._probe(batch)
@@ -228,7 +227,6 @@ class Job:
                 if stopped and step != steps:
                     self.checkpoints.wait()
                     return False
-        self.watchdog.step()
         self.checkpoints.wait()
         return True
 
@@ -300,13 +298,8 @@ class Job:
         if self.stop.agreed():
             return None
         rows = data.eval_rows(self.held_out, self.tokenizer, self.config.data, max_rows, self._rows, self.setup.layout)
-
-        def goes_on(_: Batch) -> bool:
-            self.watchdog.step()
-            return not self.stop.agreed()
-
-        self.watchdog.step()
-        unless_stopped = itertools.takewhile(goes_on, rows)
+        rows = self.watchdog.each(rows)
+        unless_stopped = itertools.takewhile(lambda _: not self.stop.agreed(), rows)
         # The first batch is taken in any case: an evaluation of nothing is an error.
         result = self.evaluate(self.state.params, itertools.chain(itertools.islice(rows, 1), unless_stopped))
         return None if self.stop.agreed() else result
