@@ -218,7 +218,7 @@ def find(target: str) -> Hardware:
             return hardwares.of(target)
         fault = "it must be an accelerator"
     except ValueError as error:
-        fault = str(error)
+        fault = str(error).partition("; there are ")[0]
     raise UsageError("\n".join([f"--target={target} is not allowed: {fault}", *hardwares.table()]))
 
 

@@ -86,7 +86,7 @@ def _tried(remedy: str, changes: Changes, first: Trial, compile: Callable[[Chang
 def remat(config: Config, shape: Mapping[str, int]) -> tuple[list[Changes], str]:
     policies = ["none", "attention", "full"]
     if config.model.remat not in policies[:-1]:
-        return [], f"model.remat={config.model.remat} already keeps less"
+        return [], f"model.remat={config.model.remat} keeps as little as there is"
     later = policies[policies.index(config.model.remat) + 1 :]
     return [{"model.remat": policy} for policy in later], ""
 

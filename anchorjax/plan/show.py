@@ -28,7 +28,7 @@ def head(plan: Plan) -> Iterator[str]:
     facts = plan.to_dict()
     mesh = ", ".join(f"{axis} {size}" for axis, size in facts["mesh"].items() if size > 1) or "one device"
     kind = plan.hardware.device_kind
-    yield f"{plan.target}: {facts['devices']} devices ({kind}), mesh {mesh}"
+    yield f"{plan.target}: {several(facts['devices'], 'device')} ({kind}), mesh {mesh}"
     if plan.first.fits:
         yield "It fits."
         if plan.chosen.changes:
@@ -69,7 +69,7 @@ def tokens(plan: Plan) -> Iterator[str]:
     data, accumulation = plan.chosen.config.data, plan.chosen.config.train.grad_accum_steps
     parts = f", in {accumulation} micro-batches" if accumulation > 1 else ""
     yield "A step (counted)"
-    yield f"  {plan.tokens:,} tokens: {data.batch_size} rows of {data.seq_len:,}{parts}"
+    yield f"  {plan.tokens:,} tokens: {several(data.batch_size, 'row')} of {data.seq_len:,}{parts}"
 
 
 def documents(plan: Plan) -> Iterator[str]:
@@ -155,6 +155,10 @@ def _attempt(attempt: Attempt) -> str:
     if attempt.trial is None:
         return f"not tried: {attempt.why_not}"
     return f"{_need(attempt.trial)}; {' '.join(flags(attempt.trial.changes))}"
+
+
+def several(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def duration(seconds: float) -> str:

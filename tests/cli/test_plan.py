@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from anchorjax import cli, targets
+from anchorjax.cli import plan
 from tests.compilers import require_compiler
 from tests.training.jobs import ROOT
 
@@ -64,11 +65,16 @@ def test_what_does_not_fit_is_compiled_with_what_helps():
     assert found["tokens_per_step"] == 8 * 65536 and found["devices"] == found["chips"] == 1
 
 
+def test_the_run_s_own_arguments_are_passed_on():
+    given = ["--config=x", "--config.seed=1", "--noconfig.data.tags", "--target=h100", "--json", "--nojson"]
+    assert [argument for argument in given if plan.is_of_training(argument)] == given[:3]
+
+
 def test_an_unknown_target_is_answered_with_all_that_there_are(capsys, monkeypatch):
     monkeypatch.setattr(targets, "prepare", lambda: None)
     assert cli.main(["plan", "--config=quickstart", "--target=v9:2x2"]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.startswith("anchorjax plan: --target=v9:2x2 is not allowed: target 'v9:2x2' is unknown; ")
+    assert out == "" and err.startswith("anchorjax plan: --target=v9:2x2 is not allowed: target 'v9:2x2' is unknown\n")
     for name in (*targets.TPUS, *targets.GPUS):
         (line,) = [line for line in err.splitlines() if line.split()[0] == name]
         assert "GB" in line and "TFLOP/s" in line
