@@ -1,13 +1,19 @@
 """Memory by formula against compiled steps, and its arguments against the state itself."""
 
+import json
+
 import pytest
 
+from anchorjax.models import families
 from anchorjax.plan import estimate, step
 
 LLAMA3, ONE_ROW = "llama3_8b_128k_anchor", "data.batch_size=1 data.seq_len=1048576"
 CUT = "mesh.fsdp=1 mesh.context=8 mesh.shard_weights_over=fsdp_context train.grad_accum_steps=8"
 BOTH = "mesh.shard_weights_over=fsdp_context"
 NARROW = "optimizer.moments_dtype=bfloat16"
+
+SIZES = families.published("llama3_70b")[0].items()
+LLAMA3_70B = " ".join(f"model.{name}={x if isinstance(x, str) else json.dumps(x)}" for name, x in SIZES)
 
 # Recipe, keys that differ, devices, GB of one device as compiled (docs/scaling.md), and those on its host.
 ROWS = [
@@ -32,6 +38,12 @@ ROWS = [
     (LLAMA3, BOTH, 64, 17.7, 0),
     (LLAMA3, f"{ONE_ROW} mesh.fsdp=1 mesh.context=8 mesh.tensor=8", 64, 65.0, 0),
     (LLAMA3, f"{ONE_ROW} mesh.fsdp=1 mesh.context=64", 64, 162.0, 0),
+    # By benchmarks.plans, when the numbers of arrays had been chosen: A100, H100 and v5p
+    ("llama2_7b_64k_anchor", "", 8, 63.5, 0),
+    ("llama2_7b_64k_anchor", "data.seq_len=131072 model.remat=full model.ffn_chunk=8192", 8, 68.9, 0),
+    ("mistral_7b_128k_anchor", "model.remat=full model.ffn_chunk=8192", 8, 64.0, 0),
+    ("qwen15_18b_128k_anchor", "", 8, 42.3, 0),
+    (LLAMA3, f"{LLAMA3_70B} {BOTH} mesh.context_strategy=ulysses model.remat=none", 512, 36.4, 0),
 ]
 
 
@@ -42,7 +54,7 @@ def of(recipe: str, keys: str, devices: int):
 
 @pytest.mark.parametrize(("recipe", "keys", "devices", "compiled", "on_host"), ROWS)
 def test_is_within_15_percent_of_what_compilers_assign(recipe, keys, devices, compiled, on_host):
-    """The mean error is 5%; the largest are qwen's +14% and -14% with weights cut over both axes."""
+    """The mean error is 4%; the largest are qwen's +14% and -14% with weights cut over both axes."""
     found = of(recipe, keys, devices)
     assert found.total / 1e9 == pytest.approx(compiled, rel=0.15)
     assert found.host / 1e9 == pytest.approx(on_host, rel=0.01)
@@ -50,8 +62,8 @@ def test_is_within_15_percent_of_what_compilers_assign(recipe, keys, devices, co
 
 def test_errors_have_no_direction_and_are_small_on_the_whole():
     errors = [of(*row[:3]).total / 1e9 / row[3] - 1 for row in ROWS]
-    assert abs(sum(errors)) / len(errors) < 0.03
-    assert sum(map(abs, errors)) / len(errors) < 0.06
+    assert abs(sum(errors)) / len(errors) < 0.02
+    assert sum(map(abs, errors)) / len(errors) < 0.05
 
 
 @pytest.mark.parametrize(
