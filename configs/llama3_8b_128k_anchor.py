@@ -7,12 +7,12 @@
 
 Tokens: 8 rows of 131,072 a step, 1.05M; 2000 steps, 2.1B in all.
 Hardware: the recipe has not run. It takes 8 devices, or any multiple: fsdp 8, and the others along context. Start the
-command on each host (docs/running.md). Several TPU slices: --config.mesh.slices=2. Peak memory of a device, compiled
-in November 2026 with `python -m benchmarks.compiled.collectives --recipe=NAME --hardware=v5p:4x4x4` and the like:
-64 TPU v5p 30.1 GB, 64 H100 30.0 GB (fsdp 8, context 8).
-By `benchmarks.compiled.memory`:
-8 H100 64.9 GB (fsdp 8) with --config.model.remat=full --config.model.ffn_chunk=8192.
-8 H100 30.2 GB with --config.model.remat=offload instead, and 69.3 GB of the host's memory for each of them.
+command on each host (docs/running.md). Several TPU slices: --config.mesh.slices=2. Memory of a device (compiled),
+seconds of a step and MFU (modelled), in November 2026 by `anchorjax plan --config=NAME --target=TARGET` with the
+flags of the line (docs/scaling.md):
+64 TPU v5p (v5p:4x4x4): 30.2 GB, 4.3 s, 41%
+8 H100 (h100:8) with --config.model.remat=full --config.model.ffn_chunk=8192: 65.9 GB, 17.7 s, 37%
+8 H100 (h100:8) with --config.model.remat=offload --config.model.ffn_chunk=8192: 28.5 GB, 16.5 s, 39%; host 69.3 GB
 """
 
 from anchorjax.config import paper
