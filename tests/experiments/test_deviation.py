@@ -108,7 +108,7 @@ def test_each_rounding_adds_to_the_deviation(toys):
     assert 100 * fp32 < bf16 < tables < rotation
 
 
-@pytest.mark.parametrize("window", [0, 40])
+@pytest.mark.parametrize("window", [pytest.param(0, marks=pytest.mark.slow), 40])
 def test_what_is_measured_is_the_attention_of_plain(window):
     """Documents behind an anchor, at shifted positions, with a softcap and a scale of the queries."""
     T = deviation.BLOCK

@@ -149,7 +149,7 @@ print(json.dumps([rows, by_place, exchanges.by_axis(exchanges.of(hlo, mesh)), ex
 
 
 MESHES = (
-    "mesh.fsdp=4 mesh.context=2",
+    pytest.param("mesh.fsdp=4 mesh.context=2", marks=pytest.mark.slow),
     "mesh.fsdp=2 mesh.context=2 mesh.tensor=2 mesh.context_strategy=ulysses",
 )
 
