@@ -8,9 +8,11 @@
 Qwen has no BOS: its EOS is the anchor, as in the paper.
 Tokens: 8 rows of 131,072 a step, 1.05M; 2000 steps, 2.1B in all.
 Hardware: the recipe has not run. It takes 8 devices, or any multiple: fsdp 8, and the others along context. Start the
-command on each host (docs/running.md). Several TPU slices: --config.mesh.slices=2. Peak memory of a device, compiled
-in November 2026 with `python -m benchmarks.compiled.collectives --recipe=NAME --hardware=v5p:4x4x4` and the like:
-64 TPU v5p 10.9 GB, 64 TPU v5e 10.9 GB (fsdp 8, context 8).
+command on each host (docs/running.md). Several TPU slices: --config.mesh.slices=2. Memory of a device (compiled),
+seconds of a step and MFU (modelled), in November 2026 by `anchorjax plan --config=NAME --target=TARGET` with the
+flags of the line (docs/scaling.md):
+64 TPU v5p (v5p:4x4x4): 11.7 GB, 1.7 s, 23%
+8 H100 (h100:8): 42.3 GB, 4.5 s, 32%
 """
 
 from anchorjax.config import paper
