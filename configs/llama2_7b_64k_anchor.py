@@ -7,9 +7,11 @@
 
 Tokens: 8 rows of 65,536 a step, 0.52M; 2000 steps, 1.0B in all.
 Hardware: the recipe has not run. It takes 8 devices, or any multiple: fsdp 8, and the others along context. Start the
-command on each host (docs/running.md). Several TPU slices: --config.mesh.slices=2. Peak memory of a device, compiled
-in November 2026 with `python -m benchmarks.compiled.collectives --recipe=NAME --hardware=v5p:2x4x4` and the like:
-32 TPU v5p 27.9 GB, 32 A100 30.0 GB (fsdp 8, context 4).
+command on each host (docs/running.md). Several TPU slices: --config.mesh.slices=2. Memory of a device (compiled),
+seconds of a step and MFU (modelled), in November 2026 by `anchorjax plan --config=NAME --target=TARGET` with the
+flags of the line (docs/scaling.md):
+32 TPU v5p (v5p:2x4x4): 29.2 GB, 4.8 s, 33%
+8 A100 (a100:8): 63.5 GB, 21.1 s, 43%
 """
 
 from anchorjax.config import paper
