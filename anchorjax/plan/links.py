@@ -9,8 +9,9 @@ The mesh says where its devices lie, and with it what an axis may use:
     network   between slices or nodes. A sum or a gather crosses it once for all devices of a group in one slice or
               node, which share the work; an all-to-all and a permutation cross it for each
 
-In a torus an all-to-all and a permutation to all distances pass devices in between: their bytes cross the middle of the
-longest dimension. Latencies are left out, and so is what other axes send over the same links at the same time.
+In a torus an all-to-all and a permutation to all distances pass devices in between: half of what each half of the
+longest dimension has crosses its middle. Latencies are left out, and so is what other axes send over the same links at
+the same time.
 
 Source: "How to Scale Your Model", jax-ml.github.io/scaling-book/sharding.
 """
@@ -35,10 +36,11 @@ class Group:
     """Devices that exchange along some axes of a mesh: the slowest of such groups.
 
     Attributes:
-      size: devices.
-      slices: or nodes that they are in.
-      extents: (chips along a dimension of the torus, is the ring closed) where they differ; () for GPUs.
-      per_chip: devices of one chip among them.
+      size: number of devices.
+      slices: number of slices or nodes that they are in.
+      extents: for each dimension of the torus along which the devices of a slice lie, its chips and whether it is a
+        closed ring; () for GPUs.
+      per_chip: number of these devices on one chip.
       hardware: of a device.
     """
 
@@ -55,7 +57,7 @@ class Group:
 
     @property
     def inside_bytes_per_s(self) -> float:
-        """At which a device receives what a gather brings from its slice or node: a chip's devices share it."""
+        """Rate at which a device receives a gather's bytes from its slice or node, over all links of its chip."""
         return self.hardware.link_bytes_per_s * self.per_chip * max(1, sum(1 + closed for _, closed in self.extents))
 
     @property
@@ -81,8 +83,9 @@ class Group:
             outside /= each
         local = inside / self.inside_bytes_per_s
         if kind not in SUMS:
-            halves = [count / 4 / (1 + closed) for count, closed in self.extents]
-            local = max([local * self.per_chip, *(inside * half / self.hardware.link_bytes_per_s for half in halves)])
+            whole = inside * each / max(1, each - 1)  # with the share that a device keeps
+            halves = [whole * count / 4 / (1 + closed) for count, closed in self.extents]
+            local = max([local * self.per_chip, *(half / self.hardware.link_bytes_per_s for half in halves)])
         return max(local, outside / self.hardware.network_bytes_per_s)
 
 

@@ -45,9 +45,10 @@ def test_v5e_closes_rings_of_16_only():
     part = Links(torus((1, 8, 8, 1), (8, 8)), v5e).group(("context",))
     assert (whole.how, part.how) == ("a ring of 16", "a line of 8")
     assert whole.seconds("all-gather", 1e9) == pytest.approx(1e9 / 100e9)
-    # An all-to-all of 16 on a ring crosses its middle: 16 x 1 GB / 4 over two links each way; of 8 on a line over one.
-    assert whole.seconds("all-to-all", 1e9) == pytest.approx(16 * 1e9 / 4 / 2 / 50e9)
-    assert part.seconds("all-to-all", 1e9) == pytest.approx(8 * 1e9 / 4 / 50e9)
+    # Each of 16 devices on a ring exchanges a 15th of 1 GB with each other: 8 x 8 such parts cross the middle each way,
+    # over two links. On a line of 8 it is 4 x 4 sevenths over one.
+    assert whole.seconds("all-to-all", 1e9) == pytest.approx(8 * 8 * 1e9 / 15 / 2 / 50e9)
+    assert part.seconds("all-to-all", 1e9) == pytest.approx(4 * 4 * 1e9 / 7 / 50e9)
 
 
 def test_slices_and_nodes_are_joined_by_the_network():
