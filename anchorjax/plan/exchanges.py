@@ -23,7 +23,9 @@ from anchorjax.plan.program import Collective
 
 SMALL = 1e6
 _ATTENTION = r"while/body.*/shard_map/.*(all_gather|all_to_all|ppermute)"
-PLACES = {  # by the path of JAX's operations, the first that fits; the rest runs once a micro-batch or step
+# By the path of JAX's operations, the first that fits; the rest runs once a micro-batch or step. Weights of a chunked
+# feed-forward layer have attention's paths too: `places` knows them by their axes, unless they are cut along `context`.
+PLACES = {
     "backward attention": r"transpose\(jvp\(\)\)/" + _ATTENTION,
     "backward layer": r"transpose\(jvp\(\)\)/while/body",
     "loss chunk": r"jvp\(\)/shard_map/while/body",
@@ -65,7 +67,7 @@ def of(hlo: str, mesh: Mesh) -> tuple[Exchange, ...]:
       ValueError: see `program.collectives`.
     """
     found, received = program.collectives(hlo), Counter()
-    for one, place in zip(found, places(found), strict=True):
+    for one, place in zip(found, places(found, mesh), strict=True):
         received[place, one.kind, axes_of(one.groups, mesh), one.is_overlapped] += one.received
     rows = (Exchange(*row[:3], total, row[3]) for row, total in received.items())
     return tuple(sorted((row for row in rows if row.axes and row.received), key=dataclasses.astuple))
@@ -82,7 +84,7 @@ def by_axis(found: Iterable[Exchange]) -> dict[str, float]:
 def table(found: Sequence[Collective], mesh: Mesh) -> list[dict[str, Any]]:
     """Rows of equal collectives of at least 1 MB, with the times that a step runs them and the bytes received."""
     times, received = Counter(), Counter()
-    for one, place in zip(found, places(found), strict=True):
+    for one, place in zip(found, places(found, mesh), strict=True):
         axes = "+".join(axes_of(one.groups, mesh))
         row = place, one.kind, axes, one.dtype, one.result_bytes, one.devices
         times[row] += one.times
@@ -93,16 +95,18 @@ def table(found: Sequence[Collective], mesh: Mesh) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["place"], -row["received"]))
 
 
-def places(found: Sequence[Collective]) -> list[str]:
+def places(found: Sequence[Collective], mesh: Mesh) -> list[str]:
     """The place of each collective: by its path, or without one of its own where an equal collective of a loop is.
 
     XLA for GPUs takes iterations out of a loop, and joins their collectives there: the path is then "" or "a/(b:c)".
+    Attention exchanges along `context` alone.
     """
     in_loops = {one.equal: place_of(one.path) for one in found if not one.is_in_main}
 
     def place(one: Collective) -> str:
         is_joined = not one.path or ":" in one.path
-        return in_loops.get(one.equal, "once") if one.is_in_main and is_joined else place_of(one.path)
+        where = in_loops.get(one.equal, "once") if one.is_in_main and is_joined else place_of(one.path)
+        return where if "context" in axes_of(one.groups, mesh) else where.replace("attention", "layer")
 
     return [place(one) for one in found]
 

@@ -136,10 +136,7 @@ def pairs(lines: list[str]) -> dict[str, bool]:
         if not instruction:
             continue
         name, operation, rest = instruction.groups()
-        pair = re.match(
-            rf"(?:{kinds}|ragged-all-to-all|async-collective)-(start|done)",
-            operation if operation != "fusion" else name,
-        )
+        pair = re.match(rf"(?:{kinds})-(start|done)", operation if operation != "fusion" else name)
         if not pair and re.match(kinds, name):
             pair = re.fullmatch(r"call-(start|done)", operation)
         if pair and pair[1] == "start":
@@ -180,7 +177,7 @@ def callers_of(lines_of: dict[str, list[str]]) -> dict[str, list[tuple[str, int,
     callers = collections.defaultdict(list)
     for name, lines in lines_of.items():
         for line in lines:
-            called = re.findall(r"(calls|to_apply|body)=%?([\w.\-]+)", line)
+            called = re.findall(r"(calls|to_apply|body|(?:true|false)_computation)=%?([\w.\-]+)", line)
             for branches in re.findall(r"branch_computations=\{([^}]*)\}", line):
                 called += [("branch", branch) for branch in re.findall(r"%?([\w.\-]+)", branches)]
             goes_on = re.match(r"\s+(?:ROOT )?%?async-collective-done", line) or _COLLECTIVE.search(line)

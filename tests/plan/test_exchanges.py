@@ -109,6 +109,26 @@ def test_bytes_by_axis_are_those_of_the_table_and_computation_between_start_and_
     assert exchanges.by_axis(exchanges.of(everywhere, MESH))["fsdp+context"] == 2 * 2 * 7 / 8 * MB
 
 
+@pytest.mark.parametrize(
+    "branches", ["branch_computations={%then.1, %else.2}", "true_computation=%then.1, false_computation=%else.2"]
+)
+def test_a_branch_s_collectives_count(branches):
+    hlo = f"""
+%then.1 (p: bf16[8]) -> bf16[8] {{
+  ROOT %all-reduce.1 = bf16[8]{{0}} all-reduce(%p), replica_groups=[4,2]<=[8], to_apply=%add
+}}
+
+%else.2 (p: bf16[8]) -> bf16[8] {{
+  ROOT %copy.2 = bf16[8]{{0}} copy(%p)
+}}
+
+ENTRY %main.3 (c: pred[], p: bf16[8]) -> bf16[8] {{
+  ROOT %conditional.3 = bf16[8]{{0}} conditional(%c, %p, %p), {branches}
+}}
+"""
+    assert [(one.kind, one.times) for one in program.collectives(hlo)] == [("all-reduce", 1)]
+
+
 @pytest.mark.parametrize("dtype", ["s4", "f4e2m1fn", "c64"])
 def test_a_dtype_of_unknown_size_is_refused(dtype):
     with pytest.raises(ValueError, match=f"dtype {dtype} of a collective"):
@@ -129,6 +149,14 @@ def test_a_collective_of_attention_has_a_place_of_its_own():
     assert exchanges.place_of("jit(train)/jvp()/while/body/shard_map/while/body/ppermute") == "forward attention"
     assert exchanges.place_of("jit(train)/jvp()/shard_map/while/body/closed_call/all_gather") == "loss chunk"
     assert exchanges.place_of("jit(train)/jvp()/shard_map/all_to_all") == "once"
+
+
+def test_weights_gathered_for_a_chunked_feed_forward_layer_are_no_exchange_of_attention():
+    """Both are in a `shard_map`; attention exchanges along context, and fsdp shares weights."""
+    hlo = TPU.replace("while/body/reshard", "while/body/closed_call/shard_map/all_gather")
+    place = lambda text: {place for place, kind, *_ in rows(text) if kind == "all-gather"}  # noqa: E731
+    assert place(hlo) == {"forward attention"}
+    assert place(hlo.replace("{'b'}", "{'a'}")) == {"forward layer"}
 
 
 PROGRAM = """
