@@ -16,7 +16,7 @@ from collections import Counter
 from anchorjax import compiler_flags, targets
 from anchorjax.plan import program, step
 
-HARDWARE = ("v5p:2x2x2", "v5e:2x4", "v6e:2x4", "tpu7x:2x2x1", "h100:8")
+HARDWARE = ("v4:2x2x2", "v5p:2x2x2", "v5e:2x4", "v6e:2x4", "tpu7x:2x2x1", "h100:8")
 COLLECTIVE = r"(?:all-gather|all-reduce|all-to-all|ragged-all-to-all|reduce-scatter|collective-permute)"
 MODEL = {"num_layers": 2, "d_model": 1024, "d_ff": 2048, "num_heads": 8, "num_kv_heads": 2, "head_dim": 128}
 CHANGES = {

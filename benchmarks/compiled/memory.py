@@ -21,7 +21,7 @@ import re
 from typing import Any
 
 from anchorjax import targets
-from anchorjax.plan import step
+from anchorjax.plan import memory, step
 
 STEPS = (
     "",
@@ -71,13 +71,13 @@ def figures(recipe: str, hardware: str, changes: dict[str, Any], layers: str = "
 
 def measure(recipe: str, hardware: str, changes: dict[str, Any]) -> dict[str, Any]:
     compiled = step.compile(*step.prepare(step.recipe(recipe, changes), hardware))
-    memory, lines = compiled.memory_analysis(), compiled.as_text().splitlines()
-    beside_arguments = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    found, lines = memory.of(compiled), compiled.as_text().splitlines()
+    arguments = found.parameters + found.moments + found.other_arguments
     in_bytes = {
-        "device": memory.argument_size_in_bytes + beside_arguments,
-        "arguments": memory.argument_size_in_bytes,
-        "temporaries": beside_arguments,
-        "host": memory.host_argument_size_in_bytes + memory.host_temp_size_in_bytes,
+        "device": found.total,
+        "arguments": arguments,
+        "temporaries": found.total - arguments,
+        "host": found.host,
     }
     transfers = sum(HOST_SPACE in line and re.search(r"-start\(", line) is not None for line in lines)
     return {**{name: count / 1e9 for name, count in in_bytes.items()}, "transfers": transfers}

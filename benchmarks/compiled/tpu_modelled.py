@@ -13,7 +13,7 @@ diagonal are counted free, and each of its passes takes the tile that suits it b
 
 tokamax's splash attention (0.0.17; an older one is left out, and a line says so) computes the causal tiles whose ranges
 of segment ids meet, each pass again at the tile that suits it best. Against it whole layers are modelled, with what XLA
-does around the kernels, as its own cost model estimates it for HEADS heads and [T, N, H] arrays on both sides: turning
+does around the kernels, as its own cost model estimates it for HEADS heads and [T, N, H] arrays on both sides: moving
 heads to the front, the three slots of tokamax's dq and their sum, tokamax's lists of tiles (in both passes of every
 layer, at tiles of 1024, where they are shortest), our anchor's share, and our plan (once for all LAYERS). The sorts in
 each set-up have no estimate and are free.
