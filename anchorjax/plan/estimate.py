@@ -26,6 +26,7 @@ from anchorjax import sharding
 from anchorjax.config import AttentionConfig, Config, MeshConfig, OptimizerConfig
 from anchorjax.models.linear import named_leaves
 from anchorjax.models.spec import Spec
+from anchorjax.plan import exchanges
 from anchorjax.plan.memory import Memory
 from anchorjax.training import trainable
 from anchorjax.training.optimizer import make_optimizer
@@ -58,8 +59,7 @@ class _Sizes:
     @property
     def tokens(self) -> int:
         """t."""
-        shards = math.prod(self[axis] for axis in sharding.TOKENS) * self.config.train.grad_accum_steps
-        return self.config.data.batch_size * self.config.data.seq_len // shards
+        return exchanges.tokens(self.config, dict(self.shape))
 
     @property
     def hidden(self) -> int:

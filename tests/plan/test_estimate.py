@@ -19,10 +19,12 @@ LLAMA3_70B = " ".join(f"model.{name}={x if isinstance(x, str) else json.dumps(x)
 ROWS = [
     ("llama2_7b_64k_anchor", "", 32, 27.9, 0),  # v5p
     ("llama2_7b_64k_anchor", "", 32, 30.0, 0),  # A100
-    (LLAMA3, "", 64, 30.1, 0),  # v5p
+    (LLAMA3, "", 64, 30.2, 0),  # v5p
     (LLAMA3, "", 64, 30.0, 0),  # H100
-    ("mistral_7b_128k_anchor", "", 64, 28.5, 0),  # v5p
-    ("qwen15_18b_128k_anchor", "", 64, 10.9, 0),  # v5p and v5e
+    ("mistral_7b_128k_anchor", "", 64, 28.6, 0),  # v5p
+    ("qwen15_18b_128k_anchor", "", 64, 11.7, 0),  # v5p
+    (LLAMA3, BOTH, 64, 14.7, 0),  # v5p
+    (LLAMA3, f"{ONE_ROW} mesh.fsdp=1 mesh.context=8 mesh.tensor=8", 64, 63.0, 0),  # v5p
     # H100
     (LLAMA3, "", 8, 110.9, 0),
     (LLAMA3, "model.ffn_chunk=8192", 8, 102.2, 0),
@@ -35,8 +37,6 @@ ROWS = [
     (LLAMA3, "model.remat=offload model.ffn_chunk=8192 optimizer.moments_on=host", 8, 22.7, 77.3),
     # v5p and v5e, of commit 0bf952d, whose steps gathered whole matrices of the vocabulary
     (LLAMA3, "mesh.tensor=4", 256, 11.7, 0),
-    (LLAMA3, BOTH, 64, 17.7, 0),
-    (LLAMA3, f"{ONE_ROW} mesh.fsdp=1 mesh.context=8 mesh.tensor=8", 64, 65.0, 0),
     (LLAMA3, f"{ONE_ROW} mesh.fsdp=1 mesh.context=64", 64, 162.0, 0),
     # By benchmarks.plans, when the numbers of arrays had been chosen: A100, H100 and v5p
     ("llama2_7b_64k_anchor", "", 8, 63.5, 0),
@@ -54,7 +54,7 @@ def of(recipe: str, keys: str, devices: int):
 
 @pytest.mark.parametrize(("recipe", "keys", "devices", "compiled", "on_host"), ROWS)
 def test_is_within_15_percent_of_what_compilers_assign(recipe, keys, devices, compiled, on_host):
-    """The mean error is 4%; the largest are qwen's +14% and -14% with weights cut over both axes."""
+    """The mean error is 4%; the largest are +13% and -10%, both with activations on the host."""
     found = of(recipe, keys, devices)
     assert found.total / 1e9 == pytest.approx(compiled, rel=0.15)
     assert found.host / 1e9 == pytest.approx(on_host, rel=0.01)
