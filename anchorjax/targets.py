@@ -33,7 +33,8 @@ from anchorjax.errors import MissingCompiler
 # The smallest slice of each TPU generation: four chips.
 TPUS = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 
-# Slices of 64 to 512 chips, the full torus sizes. JAX has one device a chip, but two on tpu7x.
+# Slices of 64 to 512 chips: cubes of 4 x 4 x 4 joined to a torus, or parts of a 16 x 16 torus and all of it. JAX has
+# one device a chip, but two on tpu7x.
 _TORUS_3D, _TORUS_2D = ("4x4x4", "4x4x8", "4x8x8", "8x8x8"), ("8x8", "8x16", "16x16")
 SLICES = {"v4": _TORUS_3D, "v5e": _TORUS_2D, "v5p": _TORUS_3D, "v6e": _TORUS_2D, "tpu7x": _TORUS_3D}
 NODE = 8  # GPUs of a node, which NVLink joins
@@ -113,9 +114,8 @@ def prepare(dump_to: str | Path | None = None) -> None:
     # libtpu asks which host of which slice this is, and warns on stderr without an answer, which changes nothing.
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    if (
-        os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1"
-    ):  # as JAX sets it: XLA warns of sorts that need a GPU to be timed
+    # JAX sets 1, with which XLA warns of sorts that need a GPU to be timed.
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     if dump_to is not None:
         os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={dump_to} --xla_jf_dump_llo_text=true"

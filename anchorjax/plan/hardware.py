@@ -36,7 +36,7 @@ class Hardware:
       hbm_bytes_per_s: bandwidth of its memory.
       link_bytes_per_s: one way, of one link to a neighbour of the torus (a device's share), or of NVLink.
       torus_axes: of a TPU slice; each has a link to either neighbour. 0 for GPUs: a switch joins all of a node.
-      full_ring: devices from which on an axis of the torus wraps around; 0 for GPUs.
+      full_ring: an axis of the torus wraps around if its chips are a multiple of this number; 0 for GPUs.
       network_bytes_per_s: one way, a device's share of its host's network: DCN of TPU slices, InfiniBand of GPU nodes.
       host_bytes: a device's share of its host's memory.
       host_bytes_per_s: one way between a device and its host's memory.

@@ -8,9 +8,9 @@ A pass over the tiles of one query head takes, in cycles of one TensorCore,
 units); `step` are the scalar bundles between tiles, and `line` those at both ends of a line of tiles: a query tile's
 forward, a key tile's backward. Waiting for memory is left out. Bundles are those of heads of 128:
 
-    python -m benchmarks.compiled.tpu_schedule --kernels=ours --constants
+    python -m benchmarks.compiled.tpu_schedule --constants --targets=v4,v5e,v5p,v6e,tpu7x
 
-prints COST; a slow test holds it to that. A head of another width costs as much for each 128 of it, rounded up.
+prints COST, and a slow test compares both. A head of another width costs as much for each 128 of it, rounded up.
 Nothing was measured on a GPU: the shares of its peak that kernels reach are assumed.
 """
 
@@ -121,7 +121,10 @@ def assumptions(hardware: Hardware, implementation: str, q_tile: int, kv_tile: i
     if implementation != "pallas_tpu" or not hardware.is_tpu:
         share = gpu_share(hardware.target, implementation)
         return [f"attention of {implementation} reaches {share:.0%} of the peak in its tiles; none was measured"]
-    lines = ["attention's kernels take the bundles of their compiled schedules and never wait for memory"]
+    lines = [
+        "attention's kernels take the bundles of their compiled schedules and never wait for memory; half of a tile "
+        "that needs a mask is visible"
+    ]
     if (hardware.target, q_tile, kv_tile) not in COST:
         lines.append(f"tiles of {q_tile} x {kv_tile} cost by area what the nearest listed ones do")
     return lines

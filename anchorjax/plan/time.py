@@ -41,8 +41,8 @@ class StepTime:
       mfu: model FLOPs of the tokens and visible pairs, over what the devices could do in `seconds`. Neither padding nor
         recomputation counts.
       mfu_causal: the same with each row as one causal document, as most trainers print it.
-      exchanged: what it was modelled for.
-      assumptions: lines; every number that is neither compiled, counted nor a maker's.
+      exchanged: the exchanges whose time it includes.
+      assumptions: lines that name every number that is neither compiled, counted nor a maker's.
     """
 
     parts: tuple[Part, ...]

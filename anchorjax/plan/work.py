@@ -207,8 +207,11 @@ def assumptions(config: Config, hardware: Hardware, documents: Documents, estima
     """Lines: every number of this file that is assumed."""
     lines, target = [], hardware.target
     if estimate is None:
+        products = f"matrix products reach {PRODUCT_SHARE[target]:.0%} of the peak"
+        if config.model.compute_dtype == "float32":
+            products += f", and take {FP32_PRODUCT[hardware.is_tpu]} times as long in float32"
         lines += [
-            f"matrix products reach {PRODUCT_SHARE[target]:.0%} of the peak",
+            products,
             f"memory-bound work reaches {HBM_SHARE:.0%} of the memory's bandwidth, and fuses only with its neighbours",
         ]
     else:
