@@ -114,7 +114,7 @@ def prepare(dump_to: str | Path | None = None) -> None:
     # libtpu asks which host of which slice this is, and warns on stderr without an answer, which changes nothing.
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    # JAX sets 1, with which XLA warns of sorts that need a GPU to be timed.
+    # XLA for GPUs warns of sorts that it has no GPU to time; "1" is JAX's own setting.
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     if dump_to is not None:
