@@ -30,12 +30,14 @@ from collections.abc import Sequence
 from anchorjax.plan.buffers import DEVICE_SPACE, HOST_SPACE, Allocation, Slot
 from anchorjax.plan.program import RECEIVED
 
-_FORWARD, _BACKWARD = "jvp()", "transpose(jvp())"
+_BACKWARD = "transpose(jvp())"
+# What the loss and the embedding make for themselves is not saved, nor are zeros that the backward pass fills.
+_FORWARD = re.compile(r"jvp\(\)(?!/shard_map)(?!.*/broadcast_in_dim$)")
 _LAYERS_BACKWARD = re.compile(r"transpose\(jvp\(\)\)/while(/body|$)")
 _COLLECTIVE = re.compile(rf"({'|'.join(RECEIVED)})(-start)?")
 # Scanned backward, layers give the gradients of their weights: the first ones make the stack, or write into zeros.
 _STACK = re.compile(r"transpose\(jvp\(\)\)/while/body/(jit\(\w+\)/)?dynamic_update_slice$")
-_LOSS = re.compile(r"jvp\(\)/shard_map/while/body/.*(cv,cd->vd|cv,vd->cd|add)\b")
+_LOSS = re.compile(r"jvp\(\)/shard_map/(while/body/.*(cv,cd->vd|cv,vd->cd|add)\b|convert_element_type$)")
 _SUM = re.compile(r"jit\(\w+\)/while/body/(closed_call/)?add$")  # over micro-batches
 _ARGUMENTS = "state.", "batch."
 _EXCHANGING = re.compile(r"/(all_gather|all_to_all|ppermute|psum\w*|reduce_scatter|reshard)$")
@@ -168,10 +170,12 @@ def kind_of(slot: Slot, peak: int, begins: int, ends: int) -> str:
     if first.path.startswith(_ARGUMENTS):  # copied for another layout
         return "temporaries"
     is_kept = slot.end > begins
-    made = is_kept and any(_LOSS.search(path) or _SUM.match(path) or _STACK.search(path) for path in paths)
+    made = is_kept and any(_SUM.match(path) or _STACK.search(path) for path in paths)
+    is_carried = any(value.opcode == "while" for value in slot.values)  # and no chunk's part of a sum
+    made |= (is_kept or is_carried) and any(_LOSS.search(path) for path in paths)
     if first.shape.startswith(("bf", "f")) and (made or slot.start <= ends < slot.end):
         return "gradients"
-    if is_kept and any(_FORWARD in path and _BACKWARD not in path for path in paths):
+    if is_kept and any(_FORWARD.search(path) and _BACKWARD not in path for path in paths):
         return "saved_activations"
     fused = any(value.name.startswith("async-collective") for value in slot.values)
     if fused or any(_COLLECTIVE.fullmatch(v.opcode) or _EXCHANGING.search(v.path) for v in slot.at(peak)):

@@ -125,6 +125,36 @@ def test_kinds_sum_to_what_the_compiler_allocates(program):
     assert memory.explained(program) == 0.8
 
 
+@pytest.mark.parametrize(
+    ("paths", "kind"),
+    [
+        (["jvp()/broadcast_in_dim", "jvp()/while/body/dynamic_update_slice"], "saved_activations"),
+        # Zeros that forward and backward share: the backward pass writes a chunk after the other.
+        (["jvp()/while/body/shard_map/broadcast_in_dim", "transpose(jvp())/while/body/shard_map/while"], "temporaries"),
+        # XLA for GPUs computes the last chunk of the loss beside the first layer of the backward pass.
+        (["jvp()/shard_map/while/body/cond/branch_0_fun/convert_element_type"], "temporaries"),
+        (["jvp()/shard_map/while/body/cond/branch_0_fun/cv,cd->vd/dot_general"], "gradients"),
+        (["jvp()/shard_map/convert_element_type"], "gradients"),
+        (["jvp()/shard_map/all_to_all"], "collectives"),
+    ],
+)
+def test_what_the_loss_makes_and_zeros_are_not_saved(paths, kind):
+    """Live from the forward pass to the peak, which lies in the backward pass."""
+    values = [buffers.Value(f"x.{n}{{}}", "bf16[8]", 16, 0, 5, 15, "fusion", path) for n, path in enumerate(paths)]
+    assert memory.kind_of(buffers.Slot(tuple(values)), peak=10, begins=8, ends=20) == kind
+
+
+@pytest.mark.parametrize(("opcode", "kind"), [("while", "gradients"), ("fusion", "temporaries")])
+def test_a_peak_in_the_loss_has_the_sum_of_its_gradients_and_temporary_parts_of_it(opcode, kind):
+    """The loss ends before the backward pass through the layers begins."""
+    path = "jvp()/shard_map/while/body/cond/branch_0_fun/cv,cd->vd/dot_general"
+    values = [
+        buffers.Value(f"{opcode}.1{{}}", "f32[8]", 32, 0, start, start + 3, each, path)
+        for start, each in ((1, "fusion"), (4, opcode))
+    ]
+    assert memory.kind_of(buffers.Slot(tuple(values)), peak=2, begins=8, ends=20) == kind
+
+
 def test_bytes_that_one_value_after_another_takes_count_once(program):
     temporary = next(one for one in program.allocations if one.bytes == 1000)
     assert [(slot.bytes, slot.start, slot.end) for slot in temporary.slots] == [
