@@ -1,12 +1,11 @@
 """Exchanges of a step: how often a program runs its collectives, and its bytes against the formula."""
 
-import types
-
 import numpy as np
 import pytest
 
 from anchorjax.plan import exchanges, program
 from tests.compilers import require_compiler, run_program
+from tests.plan.meshes import FakeMesh
 
 # A loop of three layers as libtpu writes it: an asynchronous all-gather in three parts, a reduce-scatter as a fusion
 # without a path, and a condition with the number of iterations.
@@ -68,7 +67,7 @@ ENTRY %main.7 (p: bf16[8]) -> bf16[8] {
 )
 
 
-MESH = types.SimpleNamespace(devices=np.zeros((1, 2, 4, 1)), axis_names=("data", "fsdp", "context", "tensor"))
+MESH = FakeMesh(np.zeros((1, 2, 4, 1)))
 
 
 def rows(hlo: str) -> list[tuple]:

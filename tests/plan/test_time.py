@@ -14,8 +14,8 @@ from anchorjax.plan.documents import Documents
 from anchorjax.plan.exchanges import Exchange
 from anchorjax.plan.links import Links
 from tests import tiny
+from tests.plan.meshes import FakeMesh
 
-AXES = ("data", "fsdp", "context", "tensor")
 H100, V5P = hardware.HARDWARE["h100"], hardware.HARDWARE["v5p"]
 
 
@@ -24,9 +24,7 @@ def mesh_of(*sizes, chips=None):
     devices = np.empty(int(np.prod(sizes)), object)
     places = list(np.ndindex(*chips)) if chips else [None] * len(devices)
     devices[:] = [types.SimpleNamespace(id=number, coords=place, slice_index=0) for number, place in enumerate(places)]
-    return types.SimpleNamespace(
-        devices=devices.reshape(sizes), axis_names=AXES, shape=dict(zip(AXES, sizes, strict=True))
-    )
+    return FakeMesh(devices.reshape(sizes))
 
 
 def config_of(**changes):
