@@ -10,7 +10,7 @@ Hardware: the recipe has not run. It takes 8 devices, or any multiple: fsdp 8, a
 command on each host (docs/running.md). Several TPU slices: --config.mesh.slices=2. Memory of a device (compiled),
 seconds of a step and MFU (modelled), in November 2026 by `anchorjax plan --config=NAME --target=TARGET` with the
 flags of the line (docs/scaling.md):
-32 TPU v5p (v5p:2x4x4): 29.2 GB, 4.8 s, 33%
+32 TPU v5p (v5p:2x4x4): 29.2 GB, 4.8 s, 32%
 8 A100 (a100:8): 63.5 GB, 21.1 s, 43%
 """
 

@@ -11,7 +11,7 @@ command on each host (docs/running.md). Several TPU slices: --config.mesh.slices
 seconds of a step and MFU (modelled), in November 2026 by `anchorjax plan --config=NAME --target=TARGET` with the
 flags of the line (docs/scaling.md):
 64 TPU v5p (v5p:4x4x4): 28.6 GB, 4.1 s, 41%
-8 H100 (h100:8) with --config.model.remat=full --config.model.ffn_chunk=8192: 64.0 GB, 17.0 s, 37%
+8 H100 (h100:8) with --config.model.remat=full --config.model.ffn_chunk=8192: 64.0 GB, 16.9 s, 37%
 """
 
 from anchorjax.config import paper
