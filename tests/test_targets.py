@@ -139,7 +139,7 @@ print(len(found))
 """
 
 
-@pytest.mark.parametrize("name", ["v5p:2x2x1", "2xv5e:2x2", "h100:8"])
+@pytest.mark.parametrize("name", ["v5p:2x2x1", pytest.param("2xv5e:2x2", marks=pytest.mark.slow), "h100:8"])
 def test_compilers_work_without_a_word(name):
     """libtpu would warn that it does not know which host this is, and XLA for GPUs that it times no sort."""
     require_compiler(Topology.parse(name).target)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
@@ -54,10 +55,12 @@ def test_descriptions_import_no_kernel():
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
 
 
-@pytest.mark.parametrize(("backend", "name"), [("cpu", "xla"), ("tpu", "pallas_tpu"), ("gpu", "pallas_gpu")])
-def test_auto_takes_the_backend_s_kernels(backend, name, monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    chosen = choose(AttentionConfig("auto", 0, 0), 4096)
+@pytest.mark.parametrize(("platform", "name"), [("cpu", "xla"), ("tpu", "pallas_tpu"), ("gpu", "pallas_gpu")])
+@pytest.mark.parametrize("is_given", [True, False])
+def test_auto_takes_the_device_s_kernels(platform, name, is_given, monkeypatch):
+    device = types.SimpleNamespace(platform=platform, device_kind=platform)
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    chosen = choose(AttentionConfig("auto", 0, 0), 4096, device if is_given else None)
     assert chosen.implementation == name and min(chosen.q_tile, chosen.kv_tile) >= 128
 
 

@@ -17,6 +17,7 @@ print(json.dumps(memory.figures("llama3_8b_128k_anchor", "h100:8", step.changes_
 """
 
 
+@pytest.mark.slow  # half a minute
 def test_what_the_step_keeps_lies_on_the_host():
     """Inputs and attention's outputs in bf16, log-sum-exp in fp32, of one row of 32 layers."""
     require_compiler("h100")

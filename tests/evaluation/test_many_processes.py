@@ -165,21 +165,17 @@ def test_processes_that_are_asked_different_things_end_in_one_line(model):
 READS, CHECKPOINTS = "anchorjax.checkpoints.huggingface.checkpoint.load", "anchorjax.checkpoints.orbax.Checkpoints"
 
 
+@pytest.mark.slow  # half a minute each
 @pytest.mark.parametrize(
     ("command", "stuck"),
     [
         (["generate", "--hf=MODEL", "--prompt=Once"], READS),
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in [
-                (["generate", "--hf=MODEL", "--prompt=Once"], "anchorjax.inference.generation.Generator._laid_out"),
-                (["evaluate", "perplexity", "--hf=MODEL", "--lengths=64", "--samples=2", "--out=OUT/p"], READS),
-                (["evaluate", "perplexity", "--workdir=RUN", "--out=OUT/p"], f"{CHECKPOINTS}.restore_latest"),
-                (["convert", "from-hf", "MODEL", "OUT/ours"], f"{CHECKPOINTS}.save"),
-                (["convert", "to-hf", "RUN", "OUT/theirs"], f"{CHECKPOINTS}.restore_weights"),
-                (["convert", "to-hf", "RUN", "OUT/theirs"], "anchorjax.checkpoints.huggingface.checkpoint._take"),
-            ]
-        ),
+        (["generate", "--hf=MODEL", "--prompt=Once"], "anchorjax.inference.generation.Generator._laid_out"),
+        (["evaluate", "perplexity", "--hf=MODEL", "--lengths=64", "--samples=2", "--out=OUT/p"], READS),
+        (["evaluate", "perplexity", "--workdir=RUN", "--out=OUT/p"], f"{CHECKPOINTS}.restore_latest"),
+        (["convert", "from-hf", "MODEL", "OUT/ours"], f"{CHECKPOINTS}.save"),
+        (["convert", "to-hf", "RUN", "OUT/theirs"], f"{CHECKPOINTS}.restore_weights"),
+        (["convert", "to-hf", "RUN", "OUT/theirs"], "anchorjax.checkpoints.huggingface.checkpoint._take"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value[:2]),
 )

@@ -83,7 +83,7 @@ def test_training_step_with_the_target_s_kernels(target, implementation, kernels
 HOST = {"model__remat": "offload", "optimizer__moments_on": "host", "model__ffn_chunk": 4096}
 
 
-@pytest.mark.slow  # a minute on two cores for each; tests/benchmarks/test_memory.py compiles a step that offloads
+@pytest.mark.slow  # a minute on two cores for each
 @pytest.mark.parametrize("where", [TPU, GPU], ids=["v5p", "h100"])
 def test_moments_and_saved_activations_rest_on_the_host(where):
     """The inputs of layers (D 512), and attention's outputs (8 heads of 128) with their log-sum-exp, of two layers."""
