@@ -18,6 +18,7 @@ from anchorjax.config.options import Option
 from anchorjax.errors import DONE, run_program
 
 DOES_NOT_FIT = 3
+MOST = 12  # candidates of a search: `search.CONTENDERS`, which needs JAX to be imported
 PROGRAM = "anchorjax plan"
 USAGE = "anchorjax plan --config=llama3_8b_128k_anchor --target=v5p:4x4x4 [--config.KEY=VALUE ...]"
 
@@ -35,8 +36,8 @@ def read_price(text: str) -> float:
 
 def read_count(text: str) -> int:
     """Raises ValueError unless the text is a number of candidates."""
-    if not text.isdecimal() or not 1 <= int(text) <= 24:
-        raise ValueError("it must be from 1 to 24")
+    if not text.isdecimal() or not 1 <= int(text) <= MOST:
+        raise ValueError(f"it must be from 1 to {MOST}")
     return int(text)
 
 
@@ -71,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def plan(argv: Sequence[str]) -> int:
-    """Raises UsageError, ConfigError, WeightsError or MissingCompiler; see `planner.plan`."""
+    """Raises UserError; see `planner.plan`."""
     config, options = overrides.parse(argv, OPTIONS, USAGE)
     from anchorjax import targets
 
@@ -81,7 +82,7 @@ def plan(argv: Sequence[str]) -> int:
     path = picture.place(options["picture"]) if options["picture"] else None
     given = [argument for argument in argv if is_of_training(argument)]
     made = planner.plan(
-        config, options["target"], options["lengths"], given, options["price"] or None, options["search"]
+        config, options["target"], given, options["lengths"], options["price"] or None, options["search"]
     )
     if path:
         with progress.shown(f"drawing {path}"):

@@ -19,7 +19,7 @@ from anchorjax.inference.language_model import DTYPES, Description, describe
 from anchorjax.parsing import on_disk
 
 _SMALL = 2**26  # bytes: configuration, templates and tokenizers, not weights
-# Bytes of a larger file that are read, and of what: all matrices of an 8B model take 8 MiB or more.
+# Of a larger file so many bytes are read at every stride: all matrices of an 8B model take 8 MiB or more.
 _SAMPLE, _STRIDE = 2**12, 2**23
 
 

@@ -4,7 +4,6 @@ planner.py    the plan of a run: all of the below, together
 trial.py      one configuration, compiled: does it fit
 timed.py      a compiled configuration with the rows and the modelled step of its run
 remedies.py   what to change if it does not
-estimate.py   the memory of a step by formula
 search.py     candidates for given hardware, ranked by estimate
 comparison.py the best candidates, compiled
 show.py       a plan as text
@@ -14,7 +13,7 @@ hardware.py   memory, peaks and links of one device of each target
 step.py       the training step, compiled for the hardware
 buffers.py    the memory that a compiler assigned to the program's values, and when they are live
 memory.py     what that memory is for, or would be if the compiler had room for it
-estimate.py   the same by formula
+estimate.py   the memory of a step by formula
 program.py    collectives of a compiled program, and how often each runs
 groups.py     along which axes of the mesh a collective exchanges
 exchanges.py  what devices exchange in a step, counted and by formula

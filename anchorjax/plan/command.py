@@ -1,5 +1,6 @@
 """The command that starts the planned run on its hardware, as docs/running.md explains it."""
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,21 +45,22 @@ def launch(config: Config, given: Sequence[str], target: str, hardware: Hardware
     if hardware.is_tpu:
         is_cluster = topology.slices > 1 or topology.target == "tpu7x"
         return (_xpk if is_cluster else _tpu_vm)(topology, name, given)
-    train = shlex.join(["anchorjax", "train", *given])
     setting = f"XLA_PYTHON_CLIENT_MEM_FRACTION={hardware.mem_fraction:g}"
     count = int(topology.size or 4)
     if count <= NODE:
-        return f"{setting} {train} --workdir=runs/{name}"
+        return f"{setting} {_train(given, f'runs/{name}')}"
     return "\n".join(
         [
             "#!/bin/bash",
             f"#SBATCH --nodes={count // NODE}",
             "#SBATCH --ntasks-per-node=1",
             f"#SBATCH --gpus-per-node={NODE}",
+            "#SBATCH --time=24:00:00",
             "#SBATCH --requeue",
             "#SBATCH --signal=TERM@300",
+            "source /shared/venv/bin/activate",
             f"export {setting}",
-            f"srun --kill-on-bad-exit=0 {train} --workdir=/shared/runs/{name}",
+            f"srun --kill-on-bad-exit=0 {_train(given, f'/shared/runs/{name}')}",
             "code=$?",
             'if [ $code -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
             "exit $code",
@@ -66,21 +68,25 @@ def launch(config: Config, given: Sequence[str], target: str, hardware: Hardware
     )
 
 
+def _train(given: Sequence[str], workdir: str) -> str:
+    return shlex.join(["anchorjax", "train", *given, f"--workdir={workdir}"])
+
+
 def _tpu_vm(topology: Topology, name: str, given: Sequence[str]) -> str:
-    vm, train = _slug(name), shlex.join(["anchorjax", "train", *given, f"--workdir=gs://BUCKET/{name}"])
+    vm = _slug(name)
     on_all = f"gcloud compute tpus tpu-vm ssh {vm} --zone=ZONE --worker=all --command="
     return "\n".join(
         [
             f"gcloud compute tpus tpu-vm create {vm} --zone=ZONE --accelerator-type={_type(topology)} "
             f"--version={_VERSIONS[topology.target]}",
-            f"""{on_all}"pip install '/shared/anchorjax[tpu]'\"""",
-            on_all + shlex.quote(train),
+            f"""{on_all}"pip install '/shared/anchorjax[tpu]' gcsfs\"""",
+            on_all + shlex.quote(_train(given, f"gs://BUCKET/{name}")),
         ]
     )
 
 
 def _xpk(topology: Topology, name: str, given: Sequence[str]) -> str:
-    train = shlex.join(["anchorjax", "train", *given, f"--workdir=/shared/runs/{name}"])
+    train = _train(given, f"/shared/runs/{name}")
     return (
         f"xpk workload create --cluster=CLUSTER --workload={_slug(name)} --tpu-type={_type(topology)} "
         f"--num-slices={topology.slices} --docker-image=IMAGE --command={shlex.quote(train)}"
@@ -101,4 +107,4 @@ def _name(given: Sequence[str]) -> str:
 
 def _slug(name: str) -> str:
     """As cloud resources may be called: at most 40 lower-case letters, digits and dashes."""
-    return name.lower().replace("_", "-")[:40].strip("-")
+    return re.sub("[^a-z0-9]+", "-", name.lower())[:40].strip("-")

@@ -32,4 +32,5 @@ def contenders(
     with progress.shown("estimating candidates"):
         ranked = search.ranked(first.config, list(first.mesh.devices.flat), first.hardware, lengths)
     for candidate in ranked[:best]:
-        yield Contender(candidate, timed(compile(candidate.changes), lengths))
+        trial = compile(candidate.changes) if candidate.changes else first
+        yield Contender(candidate, timed(trial, lengths))

@@ -261,8 +261,8 @@ def _packer(config: Config, lengths: Lengths) -> tuple[RowPacker, str]:
     values, sources, source = np.minimum(lengths.lengths, most), lengths.sources, lengths.source
     if len(values) > MOST_DOCUMENTS or values.sum() > most:
         rng, number = np.random.default_rng(config.seed), min(len(values), MOST_DOCUMENTS)
-        drawn = np.sort(rng.choice(len(values), number, replace=False))
-        drawn = drawn[: max(1, np.searchsorted(np.cumsum(values[drawn]), most, "right"))]
+        drawn = rng.choice(len(values), number, replace=False)  # in a random order
+        drawn = np.sort(drawn[: max(1, np.searchsorted(np.cumsum(values[drawn]), most, "right"))])
         source += f"; {len(drawn):,} of {len(values):,} documents, drawn at random"
         values, sources = values[drawn], None if sources is None else sources[drawn]
     offsets = np.concatenate([[0], np.cumsum(values)]).astype(np.int64)

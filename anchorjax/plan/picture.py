@@ -83,7 +83,7 @@ def memory(needed: Mapping[str, Memory | int], capacity: float) -> Stacks:
 def step_time(steps: Mapping[str, StepTime], x_label: str) -> Stacks:
     """Bars of the time of a step, by the documents of a row. Small parts are drawn as one."""
     unit, scale = ("s", 1) if max(one.seconds for one in steps.values()) >= 1 else ("ms", 1000)
-    heights = [collections.Counter({part.name: scale * part.seconds for part in one.parts}) for one in steps.values()]
+    heights = [seconds_by_name(one, scale) for one in steps.values()]
     longest = collections.Counter()
     for one in heights:
         longest |= one
@@ -92,6 +92,14 @@ def step_time(steps: Mapping[str, StepTime], x_label: str) -> Stacks:
     others = [sum(value for name, value in one.items() if name not in shown) for one in heights]
     parts |= {"other parts": others} if any(others) else {}
     return Stacks("Time of a step (modelled)", list(steps), parts, x_label, unit)
+
+
+def seconds_by_name(step: StepTime, scale: float) -> collections.Counter:
+    """Exchanges of one place have one name, whether they are hidden or not."""
+    found = collections.Counter()
+    for part in step.parts:
+        found[part.name] += scale * part.seconds
+    return found
 
 
 def by_documents(plan: Plan, numbers: Sequence[int] = DOCUMENTS) -> dict[str, StepTime]:

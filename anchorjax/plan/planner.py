@@ -19,11 +19,11 @@
                              host_bytes, refused (by the compiler) and compile_seconds; or, if nothing was compiled,
                              with estimated_hbm_bytes and estimated_host_bytes, or why_not
     search                   [] without --search: candidates in the order of their estimates, with changes, estimated
-                             hbm_bytes and step_seconds, and fits, hbm_bytes, step_seconds (null if it does not fit) and
-                             compile_seconds of what was compiled. The fastest that fits is the plan
+                             (hbm_bytes and step_seconds), and fits, hbm_bytes, step_seconds (null if it does not fit)
+                             and compile_seconds of what was compiled. The fastest that fits is the plan
     tokens_per_step          of all devices
     exchanged                bytes that a device receives from others in a step (compiled), by axes of the mesh:
-                             {"fsdp": bytes, "context": bytes, ...}; {} if nothing fits
+                             {"fsdp": bytes, "context": bytes, ...}; {} if nothing fits. Those of a ring are by formula
     exchanged_by_formula     the same from the configuration's sizes (anchorjax/plan/exchanges.py)
     step_seconds             modelled; null if nothing fits, and so are the next five
     step_seconds_low, _high  with all exchanges beside computation, and with none
@@ -109,7 +109,7 @@ class Plan:
 
     @property
     def exchanged(self) -> dict[str, float]:
-        """Bytes that a device receives in a step by axis of the mesh, from the compiled program."""
+        """Bytes that a device receives in a step by axis of the mesh, compiled; a ring's are by formula."""
         return exchanges.by_axis(self.time.exchanged) if self.time else {}
 
     @property
@@ -178,8 +178,8 @@ class Plan:
 def plan(
     config: Config,
     target: str,
+    given: Sequence[str],
     lengths: str = "",
-    given: Sequence[str] = (),
     price: float | None = None,
     best: int = 0,
 ) -> Plan:
@@ -188,14 +188,15 @@ def plan(
     Args:
       config: as `overrides.parse` returns it.
       target: a name of `targets.Topology`.
-      lengths: of the documents, as `documents.lengths_of` takes them.
       given: arguments of `anchorjax train` that make it, `--config=RECIPE` among them.
+      lengths: of the documents, as `documents.lengths_of` takes them.
       price: of a chip and hour.
       best: candidates of a search to compile, in place of remedies; 0: no search.
 
     Raises:
       UsageError: unknown hardware, or lengths that are not there.
       DataError: lengths that cannot be read.
+      WeightsError: the checkpoint in `init_from` cannot be used.
       ConfigError: a configuration that the hardware does not take, or whose sizes are not known.
       MissingCompiler: the compiler for the hardware is not installed.
     """

@@ -7,8 +7,9 @@
     offload       what is kept lies in the host's memory: model.remat=offload
     tiled MLP     the feed-forward layer takes some tokens at a time: model.ffn_chunk
 
-They are tried in this order, each on top of those before it that saved memory. The first ones cost computation, and the
-later ones communication, transfers and latency. What is far from fitting by estimate (`estimate`) is not compiled.
+They are tried in this order, each on top of those before it that saved memory and that the host's memory has room for.
+The first ones cost computation, and the later ones communication, transfers and latency. What is far from fitting by
+estimate (`estimate`) is not compiled.
 """
 
 import dataclasses
@@ -49,6 +50,13 @@ class Attempt:
             return self.trial.hbm_bytes
         return self.estimated.total if self.estimated else float("inf")
 
+    @property
+    def host_bytes(self) -> float:
+        """The same of the host's memory; 0 if neither is known."""
+        if self.trial:
+            return self.trial.host_bytes
+        return self.estimated.host if self.estimated else 0
+
 
 def search(first: Trial, compile: Callable[[Changes], Trial]) -> Iterator[Attempt]:
     """Tries remedies until one fits, and yields each attempt.
@@ -68,7 +76,7 @@ def search(first: Trial, compile: Callable[[Changes], Trial]) -> Iterator[Attemp
             yield attempt
             if attempt.trial and attempt.trial.fits:
                 return
-            if attempt.hbm_bytes < least:
+            if attempt.hbm_bytes < least and attempt.host_bytes <= first.hardware.host_bytes:
                 kept, least = attempt.changes, attempt.hbm_bytes
 
 

@@ -66,6 +66,8 @@ def ranked(config: Config, devices: Sequence[jax.Device], hardware: Hardware, le
     own, fastest = search.documents(config, given), {}
     for changes in candidates(config, len(devices)):
         changed = step.changed(config, changes)
+        if not search.runs(changed):
+            continue
         memory = estimate.memory(changed, shape_of(changed))
         if memory.total <= hardware.hbm_bytes and memory.host <= hardware.host_bytes:
             made = Candidate(differing(changes, config, given), changed, memory, search.time(changed, own))
@@ -138,12 +140,20 @@ def divisors(n: int) -> list[int]:
 
 
 class _Search:
-    """What candidates share: meshes of a shape, and documents of a layout."""
+    """What candidates share: the hardware, meshes of a shape, and documents of a layout."""
 
     def __init__(self, devices: Sequence[jax.Device], hardware: Hardware, lengths: Lengths):
         self._devices, self._hardware, self._lengths = devices, hardware, lengths
         self._documents: dict[Layout, Documents] = {}
         self._meshes: dict[tuple[int, ...], Mesh] = {}
+
+    def runs(self, config: Config) -> bool:
+        """Whether attention takes the configuration on this hardware."""
+        try:
+            setup.check_attention(config, shape_of(config), self._devices[0])
+        except ConfigError:
+            return False
+        return True
 
     def documents(self, config: Config, shape: Mapping[str, int]) -> Documents:
         layout = setup.layout(config, shape)

@@ -96,9 +96,10 @@ def documents(plan: Plan) -> Iterator[str]:
 
 def exchanged(plan: Plan) -> Iterator[str]:
     by_formula = plan.exchanged_by_formula
-    yield "What a device receives from others in a step, by axis of the mesh (compiled; by formula)"
-    for axes, count in plan.exchanged.items():
-        yield f"  {axes:<18}{size(count):>9}; {size(by_formula.get(axes, 0))}"
+    source = "compiled, a ring's by formula" if plan.chosen.config.mesh.context_strategy == "ring" else "compiled"
+    yield f"What a device receives from others in a step, by axis of the mesh ({source}; by formula)"
+    for axes in plan.exchanged | by_formula:
+        yield f"  {axes:<18}{size(plan.exchanged.get(axes, 0)):>9}; {size(by_formula.get(axes, 0))}"
     yield f"  {'total':<18}{size(sum(plan.exchanged.values())):>9}; {size(sum(by_formula.values()))}"
 
 

@@ -172,7 +172,7 @@ def check_attention(config: Config, mesh_shape: Mapping[str, int], device: jax.D
     strategy.check(config.model, config.mesh, mesh_shape)
     seq_len, context = config.data.seq_len, mesh_shape["context"]
     on_device = strategy.tokens(seq_len, context)
-    is_laid_out = on_device[0] < seq_len  # see `Setup.layout`
+    is_laid_out = on_device[0] < seq_len  # see `layout`
     if config.mesh.context_layout == "zigzag" and is_laid_out and seq_len % (2 * context):
         allowed = f"mesh.context_layout='zigzag' takes a multiple of 2 * mesh.context = {2 * context}"
         raise ConfigError("data.seq_len", seq_len, allowed)

@@ -9,6 +9,7 @@ import pytest
 
 from anchorjax import cli, targets
 from anchorjax.cli import plan
+from anchorjax.plan import search
 from tests.compilers import require_compiler
 from tests.training.jobs import ROOT
 
@@ -82,6 +83,10 @@ def test_an_unknown_target_is_answered_with_all_that_there_are(capsys, monkeypat
     assert "it must be an accelerator" in capsys.readouterr().err
 
 
+def test_a_search_compiles_no_more_than_it_ranks():
+    assert plan.MOST == search.CONTENDERS
+
+
 def test_a_missing_compiler_is_named_with_its_package(capsys, monkeypatch):
     monkeypatch.setattr(targets, "prepare", lambda: None)
     monkeypatch.setattr(targets, "has_compiler", lambda target: False)
@@ -96,6 +101,7 @@ def test_a_missing_compiler_is_named_with_its_package(capsys, monkeypatch):
     [
         (["--config=quickstart"], "--target is missing. Usage: anchorjax plan --config="),
         (["--config=quickstart", "--target=h100:1", "--price=-1"], "--price=-1 is not allowed: it must be a number"),
+        (["--config=quickstart", "--target=h100:1", "--search=13"], "--search=13 is not allowed: it must be "),
         (["--config=quickstart", "--target=h100:1", "--lengths=none.json"], "--lengths=none.json is not allowed: "),
         (["--config=quickstart", "--target=h100:1", "--picture=plan.jpg"], "--picture=plan.jpg is not allowed: "),
         (["--target=h100:1"], "--config is missing"),

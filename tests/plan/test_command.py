@@ -28,7 +28,10 @@ def test_flags_are_what_the_command_line_takes():
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        ("v5p:4x4x4", ["--accelerator-type=v5p-128 ", "--worker=all", "gs://BUCKET/llama3_8b_128k_anchor"]),
+        (
+            "v5p:4x4x4",
+            ["--accelerator-type=v5p-128 ", "--worker=all", " gcsfs", "--workdir=gs://BUCKET/llama3_8b_128k_anchor"],
+        ),
         ("v4:4x4x4", ["--accelerator-type=v4-128 "]),
         ("v5e:16x16", ["--accelerator-type=v5litepod-256 "]),
         ("v6e", ["--accelerator-type=v6e-4 "]),

@@ -60,6 +60,9 @@ def test_parts_of_a_step_add_up_to_its_time():
     assert list(panel.parts) == ["part 0", "part 1", "part 4", "part 5", "part 6", "part 7", "other parts"]
     assert panel.parts["part 1"] == [9, 2] and panel.parts["other parts"] == pytest.approx([0.3, 0.3])
     assert panel.y_label == "s"
+    twice = step(1, 2)
+    twice.parts = (*twice.parts, Part("part 0", 4, "beside the layers"))
+    assert picture.step_time({"1": twice}, "").parts == {"part 0": [5], "part 1": [2]}
     small = picture.step_time({"1": step(0.25, 0.5)}, "")
     assert small.y_label == "ms" and small.parts == {"part 0": [250], "part 1": [500]}
 

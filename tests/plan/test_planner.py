@@ -101,6 +101,13 @@ def test_the_fastest_of_a_search_that_fits_is_the_plan(made_up, monkeypatch):
     assert "The fastest that was found has --config.mesh.fsdp=4 --config.mesh.context=2" in show.text(plan)
 
 
+def test_a_candidate_that_is_the_run_itself_is_not_compiled_again(made_up, monkeypatch):
+    itself = search.Candidate({}, None, memory(50), SimpleNamespace(seconds=1.0))
+    monkeypatch.setattr(comparison.search, "ranked", lambda *arguments: [itself])
+    plan = made_up({"": 60}, best=1)
+    assert [one.timed.trial is plan.first for one in plan.contenders] == [True] and plan.to_dict()["changes"] == {}
+
+
 def test_slices_of_the_target_are_those_of_the_mesh():
     config = step.recipe("llama3_8b_128k_anchor")
     assert planner.with_slices(config, "2xv5e:8x8").mesh.slices == 2

@@ -104,6 +104,20 @@ def test_what_is_far_from_fitting_by_estimate_is_not_compiled(monkeypatch):
     assert compiled[0]["model.remat"] == "full" and compiled[0]["mesh.context"] == 2
 
 
+def test_a_change_that_the_host_has_no_room_for_is_not_kept():
+    given = first()
+
+    def compile(changes):
+        needed = memory(100)
+        if changes["model.remat"] == "offload":
+            needed = dataclasses.replace(memory(60), host=int(300e9))
+        return dataclasses.replace(given, changes=changes, memory=needed)
+
+    attempts = list(remedies.search(given, compile))
+    assert [one.trial.fits for one in attempts if one.remedy == "offload"] == [False]
+    assert keys(attempts)[-1] == {"model.remat": "full", "model.ffn_chunk": 2048}
+
+
 def test_what_a_compiler_refuses_does_not_fit_and_its_own_number_counts():
     refused = dataclasses.replace(first(), memory=memory(60), refused=int(70e9))
     assert not refused.fits and refused.hbm_bytes == 70e9

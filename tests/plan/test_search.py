@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 
@@ -62,6 +63,14 @@ def running(config: Config, devices: int, sizes: tuple[int, ...]) -> list[tuple]
             continue
         found.append(tuple(sorted(changes.items())))
     return found
+
+
+def test_what_attention_refuses_is_no_candidate():
+    """Otherwise the search would end with the error when it compiles the best ones."""
+    gpu = SimpleNamespace(platform="gpu", device_kind="NVIDIA H100 80GB HBM3")
+    mesh = {"mesh.data": 1, "mesh.fsdp": 1, "mesh.context": 8, "mesh.tensor": 1, "mesh.context_layout": "zigzag"}
+    config, found = llama3_8b(**mesh, **{"data.batch_size": 1}), search._Search([gpu], None, None)
+    assert found.runs(config) and not found.runs(step.changed(config, {"data.seq_len": 2**17 + 8}))
 
 
 PROGRAM = """
