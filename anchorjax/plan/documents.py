@@ -253,7 +253,7 @@ def _live_tiles(segment_ids_T: np.ndarray, tiles: tuple[int, int], windows: Wind
 
 
 def _packer(config: Config, lengths: Lengths) -> tuple[RowPacker, str]:
-    """What packs documents of these lengths, and where they are from.
+    """The packer of documents of these lengths, and where the lengths are from, in words.
 
     Of many documents some are drawn. A document of more rows than MOST_ROWS is cut, so that its rows can be listed.
     """

@@ -100,7 +100,7 @@ def remat(config: Config, shape: Mapping[str, int]) -> tuple[list[Changes], str]
 
 
 def accumulation(config: Config, shape: Mapping[str, int]) -> tuple[list[Changes], str]:
-    """Micro-batches of half the rows, and so on down to one row of a device."""
+    """Micro-batches of ever fewer rows, down to one row of a device."""
     parts = config.train.grad_accum_steps
     rows = config.data.batch_size // (shape["data"] * shape["fsdp"] * parts)
     more = [k for k in range(2, rows + 1) if rows % k == 0]
@@ -108,7 +108,10 @@ def accumulation(config: Config, shape: Mapping[str, int]) -> tuple[list[Changes
 
 
 def context(config: Config, shape: Mapping[str, int]) -> tuple[list[Changes], str]:
-    """A device's tokens become fewer only as micro-batches do: as many more as devices went from rows to tokens."""
+    """Devices along `fsdp` become devices along `context`, and micro-batches as many times more.
+
+    Without more micro-batches fewer groups of devices would share the same rows, and a device have as many tokens.
+    """
     fsdp = shape["fsdp"]
     found = [
         {

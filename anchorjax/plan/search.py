@@ -54,7 +54,7 @@ def ranked(config: Config, devices: Sequence[jax.Device], hardware: Hardware, le
     """At most CONTENDERS candidates that fit by estimate, the one with the shortest modelled step first.
 
     Of those that cut rows, tokens and heads alike, by the same strategy, only the fastest is returned: the model is not
-    exact enough to order them. All are modelled with the balance of the run's own mesh, and the best then with theirs.
+    exact enough to order them. All are modelled with the balance of the run's own mesh, and the best again with theirs.
 
     Args:
       config: with attention's implementation and tiles, as `step.prepare` returns it.
