@@ -24,11 +24,15 @@ PEAK_TFLOPS = {
 }
 
 
+def layer_weights(config: ModelConfig) -> tuple[int, int]:
+    """Weights of the attention's and the feed-forward layer's matrices in one layer."""
+    D, H = config.d_model, config.head_dim
+    return 2 * D * H * (config.num_heads + config.num_kv_heads), 3 * D * config.d_ff
+
+
 def matmul_parameters(config: ModelConfig) -> int:
     """Weights that multiply every token: all but the input embedding (a look-up) and the norms."""
-    D, H = config.d_model, config.head_dim
-    attention = 2 * D * H * (config.num_heads + config.num_kv_heads)
-    return config.num_layers * (attention + 3 * D * config.d_ff) + D * config.vocab_size
+    return config.num_layers * sum(layer_weights(config)) + config.d_model * config.vocab_size
 
 
 def train_flops(config: ModelConfig, tokens: float, pairs: float, frozen: bool = False) -> float:

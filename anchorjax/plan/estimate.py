@@ -24,6 +24,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from anchorjax import sharding
 from anchorjax.config import AttentionConfig, Config, MeshConfig, OptimizerConfig
+from anchorjax.models.flops import layer_weights
 from anchorjax.models.linear import named_leaves
 from anchorjax.models.spec import Spec
 from anchorjax.plan import exchanges
@@ -95,9 +96,7 @@ class _Sizes:
     @property
     def layer(self) -> int:
         """Elements of the weights of one layer, gathered."""
-        model = self.config.model
-        heads = model.head_dim * (2 * model.num_heads + 2 * model.num_kv_heads)
-        return model.d_model * (heads + 3 * model.d_ff) // self["tensor"]
+        return sum(layer_weights(self.config.model)) // self["tensor"]
 
     @property
     def vocabulary(self) -> int:

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from anchorjax import sharding
 from anchorjax.config import Config
+from anchorjax.models.flops import layer_weights
 from anchorjax.plan import program
 from anchorjax.plan.groups import axes_of
 from anchorjax.plan.program import Collective
@@ -126,8 +127,7 @@ def formula(config: Config, shape: Mapping[str, int]) -> tuple[Exchange, ...]:
     """
     model, (F, C, X, R) = config.model, (shape[name] for name in ("fsdp", "context", "tensor", "data"))
     D, V, parts = model.d_model, model.vocab_size, config.train.grad_accum_steps
-    heads = model.head_dim * (2 * model.num_heads + 2 * model.num_kv_heads)
-    W, t = D * (heads + 3 * model.d_ff) / X, tokens(config, shape)
+    W, t = sum(layer_weights(model)) / X, tokens(config, shape)
     wide = program.BYTES[DTYPES[model.compute_dtype]]
     exchanged = config.mesh.gradient_dtype if config.mesh.gradient_dtype != "auto" else model.compute_dtype
     sums = program.BYTES[DTYPES[exchanged]]

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from anchorjax.config import Config
+from anchorjax.models.flops import layer_weights
 from anchorjax.plan import exchanges, tiles
 from anchorjax.plan.documents import Documents
 from anchorjax.plan.exchanges import DTYPES
@@ -46,13 +47,6 @@ class Part:
     source: str = "modelled"
 
 
-def layer_weights(config: Config) -> tuple[int, int]:
-    """Weights of the attention's and the feed-forward layer's matrices in one layer."""
-    model = config.model
-    heads = 2 * model.head_dim * (model.num_heads + model.num_kv_heads)
-    return model.d_model * heads, 3 * model.d_model * model.d_ff
-
-
 def tokens(config: Config, shape: Mapping[str, int]) -> float:
     """Tokens of a device in a step."""
     return exchanges.tokens(config, shape) * config.train.grad_accum_steps
@@ -62,7 +56,13 @@ def weights_at_rest(config: Config, shape: Mapping[str, int]) -> float:
     """Matrix weights that rest on a device."""
     model, also = config.model, shape["context"] if config.mesh.shard_weights_over == "fsdp_context" else 1
     words = model.vocab_size * model.d_model * (1 if model.tie_embeddings else 2)
-    return (model.num_layers * sum(layer_weights(config)) + words) / (shape["fsdp"] * shape["tensor"] * also)
+    return (model.num_layers * sum(layer_weights(model)) + words) / (shape["fsdp"] * shape["tensor"] * also)
+
+
+def moment_bytes(config: Config) -> int:
+    """Bytes of one moment of one weight."""
+    dtype = config.optimizer.moments_dtype
+    return BYTES[DTYPES[config.model.param_dtype if dtype == "weights" else dtype]]
 
 
 def product_flops(config: Config, shape: Mapping[str, int]) -> tuple[float, float]:
@@ -73,7 +73,7 @@ def product_flops(config: Config, shape: Mapping[str, int]) -> tuple[float, floa
     multiplies in two bf16 parts.
     """
     model, X = config.model, shape["tensor"]
-    attention, ffn = layer_weights(config)
+    attention, ffn = layer_weights(model)
     passes = 4 if config.lora.rank else 6
     again = 0 if model.remat == "none" else 2 * (attention + ffn * 2 / 3)
     layers = model.num_layers * (passes * (attention + ffn) + again) / X
@@ -132,8 +132,7 @@ def memory_bytes(config: Config, shape: Mapping[str, int]) -> tuple[float, float
         merged = ((4 + wide + 4) + (4 + 4 + 4)) * model.num_heads * model.head_dim / X
         between += merged * (shape["context"] - 1) * t * model.num_layers
     rest = weights_at_rest(config, shape)
-    weight = BYTES[DTYPES[model.param_dtype]]
-    moment = weight if config.optimizer.moments_dtype == "weights" else BYTES[DTYPES[config.optimizer.moments_dtype]]
+    weight, moment = BYTES[DTYPES[model.param_dtype]], moment_bytes(config)
     update = 0.0 if config.lora.rank else rest * (ADAM_READS * (weight + 2 * moment) + 2 * weight)
     parts = config.train.grad_accum_steps
     update += 0 if parts == 1 or config.lora.rank else rest * parts * (2 * 4 + weight)
@@ -195,9 +194,7 @@ def host_copies(config: Config, shape: Mapping[str, int], hardware: Hardware, be
         how = f"{moved / 1e9:.1f} GB to the host and back at {hardware.host_bytes_per_s / 1e9:.0f} GB/s, beside layers"
         parts.append(Part("offloaded activations", total - hidden, how, hidden))
     if config.optimizer.moments_on == "host" and not config.lora.rank:
-        dtype = config.optimizer.moments_dtype
-        moment = BYTES[DTYPES[model.param_dtype if dtype == "weights" else dtype]]
-        moved = 2 * 2 * moment * weights_at_rest(config, shape)
+        moved = 2 * 2 * moment_bytes(config) * weights_at_rest(config, shape)
         how = f"{moved / 1e9:.1f} GB from the host and back at {hardware.host_bytes_per_s / 1e9:.0f} GB/s"
         parts.append(Part("moments of the host", moved / hardware.host_bytes_per_s, how))
     return parts
