@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import math
 import re
+from collections.abc import Iterable, Mapping
 
 from anchorjax.plan.groups import Groups, groups
 
@@ -74,7 +75,8 @@ def collectives(hlo: str) -> list[Collective]:
       ValueError: a result's dtype or the print of groups is unknown.
     """
     lines_of, main = computations(hlo), main_of(hlo)
-    callers, times = callers_of(lines_of), times_of(hlo)
+    callers = callers_of(lines_of)
+    times = times_of(lines_of, callers, main)
     partitions = re.search(r"num_partitions=(\d+)", hlo)
     num_devices = int(partitions[1]) if partitions else 1
     overlapped = {name: found for name, lines in lines_of.items() for name, found in pairs(lines).items()}
@@ -105,16 +107,14 @@ def main_of(hlo: str) -> str:
     return re.search(r"^ENTRY %?([\w.\-]+)", hlo, re.MULTILINE)[1]
 
 
-def times_of(hlo: str) -> dict[str, int]:
-    """How often a run of the program runs each computation."""
-    lines_of, main = computations(hlo), main_of(hlo)
-    callers = callers_of(lines_of)
+def times_of(names: Iterable[str], callers: Mapping[str, list[tuple[str, int, bool]]], main: str) -> dict[str, int]:
+    """How often a run of the program, whose computation is `main`, runs each of these; `callers` are `callers_of`."""
 
     @functools.cache
     def times(name: str) -> int:
         return 1 if name == main else sum(count * times(caller) for caller, count, _ in callers.get(name, ()))
 
-    return {name: times(name) for name in lines_of}
+    return {name: times(name) for name in names}
 
 
 def name_of(line: str) -> str:

@@ -33,8 +33,10 @@ def cycles(hlo: str) -> Cycles | None:
 
     A Pallas kernel, a collective and a sort have none. Instructions in a fusion are part of its estimate.
     """
-    lines_of, times = program.computations(hlo), program.times_of(hlo)
-    inside = {name for name, callers in program.callers_of(lines_of).items() if all(fused for *_, fused in callers)}
+    lines_of = program.computations(hlo)
+    callers = program.callers_of(lines_of)
+    times = program.times_of(lines_of, callers, program.main_of(hlo))
+    inside = {name for name, found in callers.items() if all(fused for *_, fused in found)}
     layers = rest = 0.0
     for name, lines in lines_of.items():
         for line in lines if times[name] and name not in inside else ():
