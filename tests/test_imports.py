@@ -38,7 +38,8 @@ ALLOWED = {
     "inference": FOUNDATION | {"accelerators", "attention", "models", "data", "checkpoints", "files"},
     "evaluation": FOUNDATION | {"inference", "training", "data", "checkpoints", "files", "pages", "background"},
     "experiments": FOUNDATION | {"attention", "models", "data", "inference", "evaluation", "pages"},
-    "plan": FOUNDATION | {"attention", "models", "data", "checkpoints", "training", "pages", "files", "targets"},
+    "plan": FOUNDATION
+    | {"attention", "models", "data", "checkpoints", "training", "pages", "files", "targets", "background"},
     "pages": FOUNDATION | {"attention", "data", "evaluation", "training", "files"},
     "cli": FOUNDATION
     | {"accelerators", "models", "data", "checkpoints", "training", "inference", "evaluation", "pages"}

@@ -2,9 +2,10 @@
 
 import contextlib
 import sys
-import threading
 import time
 from collections.abc import Iterator
+
+from anchorjax import background
 
 TERMINAL_S, ELSEWHERE_S = 1, 15  # seconds from line to line
 
@@ -12,21 +13,14 @@ TERMINAL_S, ELSEWHERE_S = 1, 15  # seconds from line to line
 @contextlib.contextmanager
 def shown(what: str) -> Iterator[None]:
     """Says `what` with the seconds that it has taken, until the block ends. Ends with one line, on a terminal too."""
-    started, ended, renews = time.perf_counter(), threading.Event(), sys.stderr.isatty()
+    started, renews = time.perf_counter(), sys.stderr.isatty()
 
     def line(end: str) -> None:
         start, erase = ("\r", "\x1b[K") if renews else ("", "")
         print(f"{start}{what}: {time.perf_counter() - started:.0f} s{erase}", end=end, file=sys.stderr, flush=True)
 
-    def keep_saying() -> None:
-        while not ended.wait(TERMINAL_S if renews else ELSEWHERE_S):
-            line("" if renews else "\n")
-
-    saying = threading.Thread(target=keep_saying, daemon=True)
-    saying.start()
     try:
-        yield
+        with background.every(TERMINAL_S if renews else ELSEWHERE_S, lambda: line("" if renews else "\n")):
+            yield
     finally:
-        ended.set()
-        saying.join()
         line("\n")
