@@ -39,7 +39,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -118,7 +117,7 @@ class Plan:
 
     @property
     def devices(self) -> int:
-        return math.prod(self.chosen.mesh.shape.values())
+        return self.chosen.mesh.size
 
     @property
     def steps(self) -> int:

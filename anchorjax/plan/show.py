@@ -25,10 +25,9 @@ def text(plan: Plan) -> str:
 
 
 def head(plan: Plan) -> Iterator[str]:
-    facts = plan.to_dict()
-    mesh = ", ".join(f"{axis} {size}" for axis, size in facts["mesh"].items() if size > 1) or "one device"
+    mesh = ", ".join(f"{axis} {size}" for axis, size in plan.chosen.mesh.shape.items() if size > 1) or "one device"
     kind = plan.hardware.device_kind
-    yield f"{plan.target}: {several(facts['devices'], 'device')} ({kind}), mesh {mesh}"
+    yield f"{plan.target}: {several(plan.devices, 'device')} ({kind}), mesh {mesh}"
     if plan.first.fits:
         yield "It fits."
         if plan.chosen.changes:
