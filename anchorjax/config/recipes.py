@@ -8,8 +8,9 @@
         config.rope.theta = 1e7
         return config
 
-`--config=NAME` takes a recipe that ships in configs/, and `--config=path/to/mine.py` any other. A recipe that differs
-little from another starts from it: `config = recipe("llama3_8b_128k_anchor")`.
+`--config=NAME` takes a recipe that ships in configs/ (`methods/pose` is configs/methods/pose.py), and
+`--config=path/to/mine.py` any other. A recipe that differs little from another starts from it:
+`config = recipe("llama3_8b_128k_anchor")`.
 """
 
 import difflib
@@ -79,7 +80,7 @@ def recipe(name: str) -> "ConfigDict":
 
 
 def load(name: str, beside: Path = Path()) -> "ConfigDict":
-    """The ConfigDict of a shipped recipe or, if the name ends in .py or has a slash, of a file.
+    """The ConfigDict of a shipped recipe, or else of a file if the name ends in .py or has a slash.
 
     Raises UsageError; see `recipe`.
     """
@@ -101,16 +102,17 @@ def load(name: str, beside: Path = Path()) -> "ConfigDict":
 
 
 def shipped() -> dict[str, Path]:
-    """The recipes in configs/ by name."""
+    """The recipes in configs/ by name: quickstart, methods/pose."""
     folder = next((folder for folder in FOLDERS if folder.is_dir()), None)
-    files = sorted(folder.glob("*.py")) if folder else []
-    return {file.stem: file for file in files if file.stem not in NOT_RECIPES}
+    files = sorted(folder.rglob("*.py")) if folder else []
+    named = {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
+    return {name: file for name, file in named.items() if file.stem not in NOT_RECIPES}
 
 
 def _find(name: str, beside: Path) -> Path:
-    if name.endswith(".py") or "/" in name:
-        return beside / Path(name).expanduser()
     known = shipped()
+    if name not in known and (name.endswith(".py") or "/" in name):
+        return beside / Path(name).expanduser()
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]}? " if close else ""

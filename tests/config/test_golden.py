@@ -29,12 +29,14 @@ def test_recipe_resolves_to_what_it_did(name):
 
 
 def test_there_is_no_file_without_a_recipe():
-    assert {file.stem for file in FOLDER.glob("*.json")} == set(recipes.shipped())
+    found = {file.relative_to(FOLDER).with_suffix("").as_posix() for file in FOLDER.rglob("*.json")}
+    assert found == set(recipes.shipped())
 
 
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
-    for old in FOLDER.glob("*.json"):
+    for old in FOLDER.rglob("*.json"):
         old.unlink()
     for each in recipes.shipped():
+        (FOLDER / each).parent.mkdir(exist_ok=True)
         (FOLDER / f"{each}.json").write_text(resolved(each))

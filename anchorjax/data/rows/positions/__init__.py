@@ -51,12 +51,15 @@ class RowPieces:
       start: index in the row of the piece's first token; the anchor is at 0, and padding follows the last piece.
       before: tokens of the same document in this row before the piece.
       length: tokens of the piece, 1 or more.
+      trained_T: bool [T], whether each token of the row is one to train on: in conversations, the assistant's. None
+        for texts, which are trained on as a whole.
     """
 
     document: np.ndarray
     start: np.ndarray
     before: np.ndarray
     length: np.ndarray
+    trained_T: np.ndarray | None = None
 
 
 def continued(pieces: RowPieces, spec: RowSpec, rng: np.random.Philox) -> np.ndarray:
