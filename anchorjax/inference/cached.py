@@ -99,8 +99,8 @@ def advance(params: DecodeParams, cache: Cache, tokens_BT: jax.Array, spec: Spec
     kept = []
     for number, block in enumerate(params.blocks):
         context = contexts[0] if is_global(number, config) else contexts[-1]
-        attend = functools.partial(variant.attend, context=context, spec=spec, cache=cache.layers[number])
-        x_BTD, of_layer = block(x_BTD, attend, spec)
+        named = {"context": context, "spec": spec, "cache": cache.layers[number], "layer": number}
+        x_BTD, of_layer = block(x_BTD, functools.partial(variant.attend, **named), spec)
         kept.append(of_layer)
     last_BD = rms_norm(reshard(x_BTD, WHOLE_ROWS)[:, -1], params.final_norm_D, config)
     longer = dataclasses.replace(cache, layers=tuple(kept), length=cache.length + tokens_BT.shape[1])

@@ -191,7 +191,7 @@ class Decoder(nnx.Module):
         self,
         tokens_BT: jax.Array,
         contexts: tuple[Any, ...],
-        attend: Callable[[jax.Array, jax.Array, jax.Array, Any, Spec], tuple[jax.Array, Any]],
+        attend: Callable[..., tuple[jax.Array, Any]],
         spec: Spec,
         dropout_key: jax.Array | None = None,
     ) -> tuple[jax.Array, Any]:
@@ -199,7 +199,8 @@ class Decoder(nnx.Module):
 
         Args:
           contexts: a pytree for each of `kinds_of_layers`.
-          attend: a variant's (anchorjax/models/variants), or a measurement in its place.
+          attend: a variant's (anchorjax/models/variants), or a measurement in its place; gets q, k, v [B, T, heads, H]
+            and by name `context`, `spec` and `layer`, the layer's number from 0 as an int32 scalar.
         """
         config = spec.model
         # Rounded after the look-up: the gradient of a frequent token is a sum over the whole row, and in
@@ -212,7 +213,7 @@ class Decoder(nnx.Module):
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, number)
 
             def attend_by_kind(*q_k_v):
-                by_kind = [functools.partial(attend, context=context, spec=spec) for context in contexts]
+                by_kind = [functools.partial(attend, context=x, spec=spec, layer=number) for x in contexts]
                 if len(by_kind) == 1:
                     return by_kind[0](*q_k_v)
                 return jax.lax.cond(is_global(number, config), *by_kind, *q_k_v)

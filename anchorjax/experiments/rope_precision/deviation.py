@@ -168,7 +168,7 @@ def _forward(params: Decoder, tokens_BT: jax.Array, contexts: tuple[_Compared, .
     return params.through_blocks(tokens_BT, contexts, compare_rows, spec)[1]
 
 
-def compare_rows(q_BTNH, k_BTKH, v_BTKH, context: _Compared, spec: Spec):
+def compare_rows(q_BTNH, k_BTKH, v_BTKH, context: _Compared, spec: Spec, layer=None):
     """The attention of the variant `plain` by its dense definition, and how rows differ in it.
 
     It is no variant of its own: it has neither plan nor cache, and no key selects it. Queries and keys are rotated by

@@ -62,6 +62,7 @@ def attend(
     context: LayerContext,
     spec: Spec,
     cache: Cache | None = None,
+    layer: jax.typing.ArrayLike | None = None,
 ) -> tuple[jax.Array, Cache | None]:
     """Attention of the T queries to the T keys, or to the cache with these keys written into it."""
     q_BTNH, k_BTKH = rotated(q_BTNH, k_BTKH, context, spec)
