@@ -145,7 +145,7 @@ AT_OPENING = {
     "index cut": (cut("index.json"), "index.json cannot be read"),
     "index no object": (lambda store: (store / "index.json").write_text("[]"), "it holds no JSON object"),
     "index missing": (lambda store: (store / "index.json").unlink(), "is not a token store"),
-    "index of the future": (lambda store: edit(store, format=4), "has format 4; this version reads formats 2 and 3"),
+    "index of the future": (lambda store: edit(store, format=5), "has format 5; this version reads formats 2 to 4"),
     "index with more": (lambda store: edit(store, more=1), "index.json is damaged: its keys differ in more"),
     "index of another count": (lambda store: edit(store, num_documents=5), "offsets.npy is damaged"),
     "index with text": (lambda store: edit(store, num_tokens="7"), "num_tokens is '7', not a int"),

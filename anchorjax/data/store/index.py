@@ -3,6 +3,7 @@
 tokens.bin     num_tokens ids end to end, little-endian uint16 or uint32, no header
 offsets.npy    int64 [num_documents + 1]
 sources.npy    int16 [num_documents], indices of `source_names`
+trained.bin    num_tokens bytes, 1 for a token that is trained on and 0 for others; only in a store of conversations
 index.json     this file
 """
 
@@ -15,9 +16,10 @@ from anchorjax.errors import DataError
 from anchorjax.files import read_json
 
 FORMAT = 3  # goes up when an older reader would misread a store
-OLDER = 2  # same tokens, without these counts:
+CONVERSATIONS = 4  # FORMAT with trained.bin, without which a store would be trained on as a whole
+OLDER = 2  # same tokens as FORMAT, without these counts:
 _NOT_COUNTED = {"marks": 0, "lost": {}, "lacking": {}}
-FILE, TOKENS, OFFSETS, SOURCES = "index.json", "tokens.bin", "offsets.npy", "sources.npy"
+FILE, TOKENS, OFFSETS, SOURCES, TRAINED = "index.json", "tokens.bin", "offsets.npy", "sources.npy", "trained.bin"
 DTYPES = {"uint16": "<u2", "uint32": "<u4"}
 MAX_SOURCES = 2**15 - 1  # int16
 
@@ -39,6 +41,8 @@ class Index:
       marks: byte order marks that were removed from the beginning of files.
       lost: characters that the tokenizer lost, by name ("U+0004"); see `round_trip`.
       lacking: documents without a source, by reason.
+      trained_tokens: how many tokens of a store of conversations are trained on; None in a store of texts, whose file
+        has no such key.
 
     Counts of rows cover both splits, and count every document once, whatever its weight.
     """
@@ -64,10 +68,14 @@ class Index:
     marks: int
     lost: dict
     lacking: dict
+    trained_tokens: int | None = None
     format: int = FORMAT
 
     def write(self, directory: Path) -> None:
-        (directory / FILE).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        content = dataclasses.asdict(self)
+        if self.trained_tokens is None:
+            del content["trained_tokens"]
+        (directory / FILE).write_text(json.dumps(content, indent=2) + "\n")
 
     @classmethod
     def read(cls, directory: Path) -> "Index":
@@ -78,15 +86,20 @@ class Index:
             raise DataError(f"{directory} is not a token store: {file} does not exist")
         if content.get("format") == OLDER:
             content = _NOT_COUNTED | content
-        elif content.get("format") != FORMAT:
-            allowed = f"this version reads formats {OLDER} and {FORMAT}"
+        elif content.get("format") not in (FORMAT, CONVERSATIONS):
+            allowed = f"this version reads formats {OLDER} to {CONVERSATIONS}"
             raise DataError(f"{file} has format {content.get('format')!r}; {allowed}")
         _check(file, content)
         return cls(**content)
 
 
 def _check(file: Path, content: dict[str, Any]) -> None:
-    kinds = {field.name: field.type for field in dataclasses.fields(Index)}
+    kinds = {field.name: field.type for field in dataclasses.fields(Index)} | {"trained_tokens": int}
+    files = {TOKENS, OFFSETS, SOURCES}
+    if content["format"] == CONVERSATIONS:
+        files |= {TRAINED}
+    else:
+        del kinds["trained_tokens"]
     if content.keys() != kinds.keys():
         raise DataError(f"{file} is damaged: its keys differ in {', '.join(sorted(content.keys() ^ kinds.keys()))}")
     for name, kind in kinds.items():
@@ -98,5 +111,5 @@ def _check(file: Path, content: dict[str, Any]) -> None:
     for name in ("source_names", "source_documents", "source_tokens"):
         if len(content[name]) != len(content["source_names"]):
             raise DataError(f"{file} is damaged: {name} has {len(content[name])} values")
-    if content["sha256"].keys() != {TOKENS, OFFSETS, SOURCES}:
+    if content["sha256"].keys() != files:
         raise DataError(f"{file} is damaged: sha256 names {', '.join(content['sha256'])}")

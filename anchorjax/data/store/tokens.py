@@ -34,10 +34,12 @@ class TokenStore:
       tokens: [num_tokens] uint16 or int32; each document ends with EOS.
       offsets: [num_documents + 1] int64; document i is tokens[offsets[i]:offsets[i + 1]].
       fingerprint: sha256 (hex) of the tokenizer's name and of all that follows from the documents: tokens, offsets,
-        sources and their names. A run that resumes on a store with another fingerprint would read other rows
+        sources, their names, and `trained` if it is there. A run that resumes on a store with another fingerprint would read other rows
         without any error.
       sources: [num_documents] int16; document i is from source_names[sources[i]]. Default: all from one.
       path: the directory that it was opened from. Another process gets the path and opens it again, not a copy.
+      trained: bool [num_tokens], whether each token is one to train on; None for texts, which are trained on as a
+        whole. In conversations these are the assistant's tokens.
     """
 
     tokens: np.ndarray
@@ -46,6 +48,7 @@ class TokenStore:
     sources: np.ndarray | None = None
     source_names: tuple[str, ...] = ("",)
     path: Path | None = None
+    trained: np.ndarray | None = None
 
     def __post_init__(self):
         if self.sources is None:
@@ -68,7 +71,10 @@ class TokenStore:
             raise DataError(f"{path / index_lib.OFFSETS} is damaged: it does not ascend from 0 to {index.num_tokens}")
         if sources.min() < 0 or sources.max() >= len(index.source_names):
             raise DataError(f"{path / index_lib.SOURCES} is damaged: there are {len(index.source_names)} sources")
-        return cls(tokens, offsets, index.fingerprint, sources, tuple(index.source_names), path)
+        trained = None
+        if index.trained_tokens is not None:
+            trained = _map_values(path / index_lib.TRAINED, np.bool_, index.num_tokens)
+        return cls(tokens, offsets, index.fingerprint, sources, tuple(index.source_names), path, trained)
 
     def __reduce__(self):
         if self.path is None:
@@ -99,13 +105,17 @@ def _open_again(path: Path, fingerprint: str) -> TokenStore:
 
 
 def _map_tokens(file: Path, index: Index) -> np.ndarray:
-    dtype = np.dtype(index_lib.DTYPES[index.dtype])
-    size, expected = _size(file), index.num_tokens * dtype.itemsize
-    if size != expected or not size:
-        raise DataError(f"{file} is damaged: it has {size} bytes, and {index.num_tokens} tokens take {expected}")
-    # Plain arrays: every row that is gathered from numpy's memmap would be a memmap too.
-    tokens = np.asarray(np.memmap(file, dtype, mode="r"))
+    tokens = _map_values(file, index_lib.DTYPES[index.dtype], index.num_tokens)
     return tokens if index.dtype == "uint16" else tokens.view(np.int32)
+
+
+def _map_values(file: Path, dtype: str | type, num_tokens: int) -> np.ndarray:
+    """Maps a file of one value for each token, without a header."""
+    size, expected = _size(file), num_tokens * np.dtype(dtype).itemsize
+    if size != expected or not size:
+        raise DataError(f"{file} is damaged: it has {size} bytes, and {num_tokens} tokens take {expected}")
+    # Plain arrays: every row that is gathered from numpy's memmap would be a memmap too.
+    return np.asarray(np.memmap(file, dtype, mode="r"))
 
 
 def _map_array(file: Path, dtype: type, length: int) -> np.ndarray:
@@ -141,7 +151,10 @@ def verify(path: str | Path) -> TokenStore:
             raise DataError(
                 f"{store.path} is damaged: it has tokens outside the vocabulary, 0 to {index.vocab_size - 1}"
             )
-    found = fingerprint(index.tokenizer, store.tokens, store.offsets, store.sources, store.source_names)
+    if store.trained is not None and (found := np.count_nonzero(store.trained)) != index.trained_tokens:
+        said = f"{index_lib.FILE} says {index.trained_tokens}"
+        raise DataError(f"{store.path / index_lib.TRAINED} is damaged: {found} tokens are trained on, and {said}")
+    found = fingerprint(index.tokenizer, store.tokens, store.offsets, store.sources, store.source_names, store.trained)
     if found != store.fingerprint:
         raise DataError(f"{store.path / index_lib.FILE} is damaged: its fingerprint is not that of the tokens")
     return store
@@ -213,11 +226,18 @@ def check_range(name: str, ids: np.ndarray, tokenizer: Tokenizer) -> None:
 
 
 def fingerprint(
-    tokenizer_name: str, tokens: np.ndarray, offsets: np.ndarray, sources: np.ndarray, source_names: Sequence[str]
+    tokenizer_name: str,
+    tokens: np.ndarray,
+    offsets: np.ndarray,
+    sources: np.ndarray,
+    source_names: Sequence[str],
+    trained: np.ndarray | None = None,
 ) -> str:
     """Returns the fingerprint of `TokenStore`. `joining.join` computes the same from pieces."""
     digest = hashlib.sha256(tokenizer_name.encode())
     for array in (tokens, offsets, sources):
         digest.update(array.data)
     digest.update(json.dumps(list(source_names)).encode())
+    if trained is not None:
+        digest.update(trained.data)
     return digest.hexdigest()

@@ -79,16 +79,20 @@ def lengths_by_source(store: TokenStore, counts: list[SourceCounts], most: int) 
 def without_text(store: TokenStore, seed: int, most: int = MOST_DOCUMENTS) -> TokenStore:
     """Returns a store of documents of the same lengths and sources whose tokens are all 0 and take no memory.
 
+    In a store of conversations the flags stay those of the documents.
+
     If there are more than `most` documents, `most` of them are drawn with `seed`. Packing depends on lengths alone, so
     the rows of a store with at most `most` documents hold the same documents as the rows of training.
     """
-    lengths, sources = np.diff(store.offsets), store.sources
+    lengths, sources, trained = np.diff(store.offsets), store.sources, store.trained
     if store.num_documents > most:
         drawn = np.sort(np.random.default_rng(seed).choice(store.num_documents, most, replace=False))
         lengths, sources = lengths[drawn], sources[drawn]
+        if trained is not None:
+            trained = np.concatenate([trained[store.offsets[i] : store.offsets[i + 1]] for i in drawn])
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     tokens = np.broadcast_to(np.zeros((), store.tokens.dtype), int(offsets[-1]))
-    return dataclasses.replace(store, tokens=tokens, offsets=offsets, sources=sources, path=None)
+    return dataclasses.replace(store, tokens=tokens, offsets=offsets, sources=sources, trained=trained, path=None)
 
 
 def seq_lens(num_tokens: int, chosen: int) -> list[int]:
