@@ -34,8 +34,8 @@ class TokenStore:
       tokens: [num_tokens] uint16 or int32; each document ends with EOS.
       offsets: [num_documents + 1] int64; document i is tokens[offsets[i]:offsets[i + 1]].
       fingerprint: sha256 (hex) of the tokenizer's name and of all that follows from the documents: tokens, offsets,
-        sources, their names, and `trained` if it is there. A run that resumes on a store with another fingerprint would read other rows
-        without any error.
+        sources, their names, and `trained` if it is there. A run that resumes on a store with another fingerprint
+        would read other rows without any error.
       sources: [num_documents] int16; document i is from source_names[sources[i]]. Default: all from one.
       path: the directory that it was opened from. Another process gets the path and opens it again, not a copy.
       trained: bool [num_tokens], whether each token is one to train on; None for texts, which are trained on as a
