@@ -44,7 +44,7 @@ def key(
     choices: tuple[str, ...] = (),
     resume: Literal["fixed", "free", "grow"] = "fixed",
     role: Role = "",
-    used_with: tuple[str, str] | None = None,
+    used_with: tuple[str, str | tuple[str, ...]] | None = None,
 ) -> Any:
     """A field of a section.
 
@@ -54,10 +54,12 @@ def key(
       choices: the allowed values of a text.
       resume: whether a run that is resumed may have another value: a name in RESUME.
       role: how the key relates to a checkpoint; see Role.
-      used_with: (another key of the section, its value) without which nothing reads the key, so that it must have its
-        default.
+      used_with: (another key of the section, its value or values) without which nothing reads the key, so that it must
+        have its default.
     """
     rule = {"low": low, "high": high, "open_low": open_low, "choices": choices, "resume": resume, "role": role}
+    if used_with and isinstance(used_with[1], str):
+        used_with = used_with[0], (used_with[1],)
     return dataclasses.field(default=default, metadata={"why": why, **rule, "used_with": used_with})
 
 
@@ -81,7 +83,7 @@ class Key:
     choices: tuple[str, ...]
     resume: str
     role: Role
-    used_with: tuple[str, str] | None
+    used_with: tuple[str, tuple[str, ...]] | None
 
     @classmethod
     def of(cls, section: type["Section"], field: dataclasses.Field) -> "Key":
@@ -107,7 +109,7 @@ class Key:
 
     def is_used(self, section: Mapping[str, Any]) -> bool:
         """Whether anything reads the key when its section has these values."""
-        return self.used_with is None or section.get(self.used_with[0]) == self.used_with[1]
+        return self.used_with is None or section.get(self.used_with[0]) in self.used_with[1]
 
     def checked(self, value: Any) -> Any:
         """The value, with int converted to float and list to tuple where the key has these. Raises ConfigError."""
@@ -136,8 +138,8 @@ class Section:
             object.__setattr__(self, each.field, each.checked(getattr(self, each.field)))
         for each in self.declared():
             if not each.is_used(vars(self)):
-                other, value = each.used_with
-                allowed = f"only {self.path(other)}={value} uses it, so it must be {each.default!r}"
+                other, values = each.used_with
+                allowed = f"only {self.path(other)}={' or '.join(values)} uses it, so it must be {each.default!r}"
                 self.require(getattr(self, each.field) == each.default, each.field, allowed)
 
     @classmethod

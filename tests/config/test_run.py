@@ -173,8 +173,9 @@ def test_a_key_that_nothing_would_read_is_refused_with_what_reads_it():
     assert error.allowed == "only data.positions=pose uses it, so it must be 2"
     tiny.config(data__pose_chunks=3, data__positions="pose", data__max_position=128)
     for each in (each for each in KEYS.values() if each.used_with):
-        section, (other, value) = each.name.rpartition(".")[0], each.used_with
-        assert value in KEYS[f"{section}.{other}"].choices and value != KEYS[f"{section}.{other}"].default
+        section, (other, values) = each.name.rpartition(".")[0], each.used_with
+        deciding = KEYS[f"{section}.{other}"]
+        assert set(values) <= set(deciding.choices) and deciding.default not in values
 
 
 EIGHT = (1.0,) * 8  # pairs of the tiny model's heads of width 16
