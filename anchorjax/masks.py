@@ -24,7 +24,7 @@ RoPE positions take no part: they are separate data and never decide visibility.
 | `allowed_in_tile` with `tile_segment_ids`   | inside a tile, in every blockwise implementation and kernel   |
 | `sees_anchor`                               | the anchor keys, which blockwise code handles separately      |
 | `Span`, `span`, `may_hold`, `holds_all`     | the plan: a whole tile at once, by what its tokens span       |
-| `count_live_pairs`                          | FLOP counts                                                   |
+| `count_live_pairs`, `count_visible`         | FLOP counts; scales of logits                                 |
 
 `allowed(q, k)` is `sees_anchor` where k is an anchor and `allowed_in_tile` elsewhere; `may_hold` is never false for a
 tile with such a pair. tests/test_masks.py holds every form against the dense one.
@@ -259,16 +259,54 @@ def count_live_pairs(
 
 
 def _hidden_by_window(segment_ids_T: jax.Array, index_T: jax.Array, window: int) -> jax.Array:
-    """Pairs of one document that lie `window` or more apart.
+    """Pairs of one document that lie `window` or more apart."""
+    until, place, segment_ids = _tokens_until(segment_ids_T, index_T, index_T - window)
+    counts = (place >= segment_ids_T.shape[0]) & (segment_ids != PAD_SEGMENT)
+    return jnp.sum(jnp.where(counts, until, 0), dtype=jnp.float32)
 
-    Every token also stands for the question how many tokens of its document lie at or before index - window; both
-    are sorted together, by document and index, and the tokens before each question counted.
+
+def count_visible(
+    segment_ids_T: jax.Array, num_anchors: int, window: int | None = None, index_T: jax.Array | None = None
+) -> jax.Array:
+    """Number of keys that `allowed` admits for each query of one row of self-attention, int32 [T], in O(T log T).
+
+    Args:
+      index_T: int32 place of each token in its row; None: tokens are in their row's order.
+    """
+    number_T = jnp.arange(segment_ids_T.shape[0], dtype=jnp.int32)
+    index_T = number_T if index_T is None else index_T
+
+    def until(limit_T):
+        answers, place, _ = _tokens_until(segment_ids_T, index_T, limit_T)
+        return jax.lax.sort((place, answers), num_keys=1)[1][segment_ids_T.shape[0] :]
+
+    visible_T, beyond_T = until(index_T), jnp.zeros_like(segment_ids_T, bool)
+    if window is not None:
+        visible_T -= until(index_T - window)
+    for a in range(num_anchors):
+        if window is not None:
+            beyond_T = index_T - a >= window
+        segment = jnp.max(jnp.where(index_T == a, segment_ids_T, PAD_SEGMENT))
+        is_counted_T = (segment_ids_T == segment) & ~beyond_T
+        visible_T += (segment != PAD_SEGMENT) & (index_T >= a) & ~is_counted_T
+    return jnp.where(segment_ids_T != PAD_SEGMENT, visible_T, 0)
+
+
+def _tokens_until(
+    segment_ids_T: jax.Array, index_T: jax.Array, limit_T: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """How many tokens of its own document lie at or before each token's limit, sorted by document.
+
+    Every token also stands for this question. Tokens and questions are sorted together, by document and by index or
+    limit, tokens first, and the tokens before each question counted.
+
+    Returns:
+      int32 [2T]: (the answers, the places, which are from T on those of questions, the documents).
     """
     T = segment_ids_T.shape[0]
-    segment_ids, index = jnp.tile(segment_ids_T, 2), jnp.concatenate([index_T, index_T - window])
-    is_question = jnp.repeat(jnp.arange(2, dtype=jnp.int32), T, total_repeat_length=2 * T)
-    segment_ids, _, is_question = jax.lax.sort((segment_ids, index, is_question), num_keys=3)
-    before = jnp.cumsum(1 - is_question)
+    segment_ids, index = jnp.tile(segment_ids_T, 2), jnp.concatenate([index_T, limit_T])
+    place = jnp.arange(2 * T, dtype=jnp.int32)
+    segment_ids, _, place = jax.lax.sort((segment_ids, index, place), num_keys=3)
+    before = jnp.cumsum((place < T).astype(jnp.int32))
     before_document = jnp.searchsorted(segment_ids, segment_ids) // 2  # each token stands twice
-    counts = (is_question == 1) & (segment_ids != PAD_SEGMENT)
-    return jnp.sum(jnp.where(counts, before - before_document, 0), dtype=jnp.float32)
+    return before - before_document, place, segment_ids

@@ -46,6 +46,7 @@ WEIGHTS = {
     "D->F": PartitionSpec("fsdp", "tensor"),
     "F->D": PartitionSpec("tensor", "fsdp"),
 }
+HEAD_SCALES = PartitionSpec("tensor")  # [N]: a number for each query head
 OUTPUTS = {"NH": HEADS, "KH": HEADS, "F": HIDDEN, "D": ACTIVATIONS}  # how the product with a weight lies
 
 # Both ends of the decoder are cut along D by all devices that share weights, so that any number of words will do.

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from anchorjax import masks
-from anchorjax.masks import Mask, allowed, count_live_pairs
+from anchorjax.masks import Mask, allowed, count_live_pairs, count_visible
 
 ANCHOR = """
 x.....
@@ -95,6 +95,7 @@ def test_pad_segment_sees_no_anchor_and_no_other_pad():
 
 
 jitted_count = jax.jit(count_live_pairs, static_argnames=("num_anchors", "window"))
+jitted_visible = jax.jit(count_visible, static_argnames=("num_anchors", "window"))
 
 
 @settings(max_examples=200, deadline=None)
@@ -106,13 +107,17 @@ jitted_count = jax.jit(count_live_pairs, static_argnames=("num_anchors", "window
 )
 @example(segments=[0] * 40, num_anchors=3, window=2, order=list(range(40)))
 @example(segments=[1, 2] * 20, num_anchors=2, window=3, order=list(range(40))[::-1])
-def test_live_pairs_are_those_of_the_dense_mask(segments, num_anchors, window, order):
+def test_live_pairs_and_visible_keys_are_those_of_the_dense_mask(segments, num_anchors, window, order):
     """Few documents in many pieces or many in few, pads between them; anchors that are documents of others too."""
     segments_T, order_T = jnp.array(segments, jnp.int32), jnp.array(order, jnp.int32)
     dense = Mask.from_segments(segments_T[None], num_anchors, window).materialize()
     assert int(jitted_count(segments_T, num_anchors=num_anchors, window=window)) == int(dense.sum())
     found = jitted_count(segments_T[order_T], num_anchors=num_anchors, window=window, index_T=order_T)
     assert int(found) == int(dense.sum())
+    visible_T = jitted_visible(segments_T, num_anchors=num_anchors, window=window)
+    np.testing.assert_array_equal(visible_T, dense[0].sum(-1))
+    visible_T = jitted_visible(segments_T[order_T], num_anchors=num_anchors, window=window, index_T=order_T)
+    np.testing.assert_array_equal(visible_T, dense[0].sum(-1)[order_T])
 
 
 @st.composite

@@ -106,11 +106,12 @@ def to_hf(checkpoint: Path, directory: Path, dtype: str | None = None) -> Export
 
     Raises:
       WorkdirError, CheckpointError: `checkpoint` is not one of ours, or cannot be read.
-      WeightsError: the family cannot express the model, or `directory` exists and is not empty.
+      WeightsError: no checkpoint of the family can express the model, or `directory` exists and is not empty.
     """
     sections = processes.together(lambda: load_config(checkpoint))
     if not {"model", "rope", "lora"} <= sections.keys():
         raise WorkdirError(f"{checkpoint} is no run, and was not made by from-hf")
+    _refuse_logit_scale(checkpoint, sections)
     spec, source = _spec(sections), checkpoint / SOURCE
     fields = hf_config.load(source) if (source / hf_config.FILE).exists() else {}
     dtype = dtype or fields.get("torch_dtype") or fields.get("dtype") or "float32"
@@ -146,6 +147,15 @@ def to_hf(checkpoint: Path, directory: Path, dtype: str | None = None) -> Export
         changes = processes.value_of_main(keep)
     notes = tuple(_notes(sections, spec, dtype, tokenizer))
     return Exported(spec.model.family, positions, dtype, tuple(changes), notes)
+
+
+def _refuse_logit_scale(checkpoint: Path, sections: Mapping[str, Any]) -> None:
+    name = sections.get("attention", {}).get("logit_scale", "none")
+    if name != "none":
+        raise WeightsError(
+            f"{checkpoint} was trained with attention.logit_scale={name}, for which a Hugging Face checkpoint has no "
+            "field: other tools would compute other logits. anchorjax evaluate and generate take the run's directory"
+        )
 
 
 def _notes(

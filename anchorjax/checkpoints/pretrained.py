@@ -20,11 +20,11 @@ from anchorjax.checkpoints.huggingface.directory import TOKENIZER, copy_files, n
 from anchorjax.checkpoints.huggingface.tokenizer import ends, name_specials
 from anchorjax.checkpoints.huggingface.weights import Weights
 from anchorjax.checkpoints.orbax import Checkpoints, bytes_of_largest
-from anchorjax.config import OPEN, Config
+from anchorjax.config import OPEN, AttentionConfig, Config, max_position
 from anchorjax.data import Tokenizer
 from anchorjax.errors import ConfigError, WeightsError
 from anchorjax.models.decoder import Decoder
-from anchorjax.models.linear import named_leaves, named_params
+from anchorjax.models.linear import LogitScale, named_leaves, named_params
 from anchorjax.models.spec import Spec
 
 SOURCE = "source"
@@ -39,6 +39,8 @@ class Pretrained:
       model, rope: the fields of ModelConfig and RopeConfig that it decides.
       source: where a Hugging Face config.json and the tokenizer lie; None if there are none.
       tokenizer: what it was trained with, as in `data.tokenizer`; "auto" if that is not known.
+      attention: a run's section, or nothing.
+      max_position: positions of a run; 0 elsewhere.
     """
 
     directory: Path
@@ -47,6 +49,8 @@ class Pretrained:
     source: Path | None
     tokenizer: str = "auto"
     has_adapters: bool = False
+    attention: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    max_position: int = 0
 
     @classmethod
     def open(cls, directory: str | Path) -> "Pretrained":
@@ -66,21 +70,54 @@ class Pretrained:
         has_adapters = bool(fields.get("lora", {}).get("rank"))
         tokenizer = _tokenizer(source, fields)
         return cls(
-            directory, model, rope, source if (source / hf_config.FILE).exists() else None, tokenizer, has_adapters
+            directory,
+            model,
+            rope,
+            source if (source / hf_config.FILE).exists() else None,
+            tokenizer,
+            has_adapters,
+            fields.get("attention", {}),
+            max_position(fields.get("data", {})),
         )
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """What its Hugging Face config.json says; 0 if it says nothing, or there is none."""
+        fields = hf_config.load(self.source) if self.source else {}
+        return fields.get("max_position_embeddings") or 0
 
     def complete(self, config: Config) -> Config:
         """The run's configuration, with what it leaves to the checkpoint filled in.
 
         Raises:
-          ConfigError: it asks for another model, or the checkpoint has no tokenizer and it names none.
+          ConfigError: it asks for another model or other scales of logits, or the checkpoint has no tokenizer and it
+            names none.
         """
         tokenizer = self.tokenizer if config.data.tokenizer == "auto" else config.data.tokenizer
         if tokenizer == "auto":
             where = self.source or self.directory
             raise ConfigError("data.tokenizer", "auto", f"{where} has no tokenizer.json; name a directory")
         data = dataclasses.replace(config.data, tokenizer=tokenizer)
-        return dataclasses.replace(config, data=data).completed(self.model, self.rope)
+        attention = self._attention(config.attention)
+        return dataclasses.replace(config, data=data, attention=attention).completed(self.model, self.rope)
+
+    def _attention(self, asked: AttentionConfig) -> AttentionConfig:
+        """With the length that the checkpoint was trained on. One whose logits are scaled keeps its scale."""
+        names = [each.field for each in AttentionConfig.declared() if each.field.startswith("logit_scale")]
+        trained = {name: self.attention.get(name, getattr(AttentionConfig, name)) for name in names}
+        is_scaled = trained["logit_scale"] != AttentionConfig.logit_scale
+        for name, value in trained.items() if is_scaled else ():
+            given = getattr(asked, name)
+            if given != value and (name, given) != ("logit_scale_length", 0):
+                raise ConfigError(f"attention.{name}", given, f"the checkpoint in init_from was trained with {value!r}")
+        if asked.logit_scale == AttentionConfig.logit_scale or asked.logit_scale_length:
+            return asked
+        own = trained["logit_scale_length"] if is_scaled else self.max_position
+        length = own or self.max_position_embeddings
+        if length < 2:
+            allowed = f"{self.source or self.directory} names no max_position_embeddings; give the length"
+            raise ConfigError("attention.logit_scale_length", 0, allowed)
+        return dataclasses.replace(asked, logit_scale_length=length)
 
     def load(self, params: Decoder, spec: Spec) -> Decoder:
         """The decoder with the checkpoint's weights; `params` gives devices and dtypes, and its buffers.
@@ -88,10 +125,13 @@ class Pretrained:
         Raises:
           WeightsError, WorkdirError, CheckpointError: the weights cannot be read, or are of another model.
         """
-        if "model_type" in hf_config.load(self.directory):
+        fields = hf_config.load(self.directory)
+        if "model_type" in fields:
             return hf_checkpoint.load(params, spec.model, Weights.open(self.directory))
         leaves, kinds = named_leaves(params), named_params(params)
-        base = {name: leaf for name, leaf in leaves.items() if not isinstance(kinds[name], nnx.LoRAParam)}
+        has_scales = fields.get("attention", {}).get("logit_scale") == spec.attention.logit_scale
+        added = nnx.LoRAParam if has_scales else nnx.LoRAParam | LogitScale
+        base = {name: leaf for name, leaf in leaves.items() if not isinstance(kinds[name], added)}
         like = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in base.items()}
         for leaf in base.values():
             leaf.delete()  # else the devices would hold all weights twice

@@ -64,6 +64,8 @@ class Config(Section):
             raise ConfigError(
                 "train.exact_tail", tail, f"it must be at most data.seq_len={T}: no target sees more keys"
             )
+        if self.attention.logit_scale != "none":
+            self._check_logit_scale()
         pairs = self.model.head_dim // 2
         for name in ("short_factors", "long_factors") if self.rope.scaling == "longrope" else ():
             factors = getattr(self.rope, name)
@@ -71,6 +73,15 @@ class Config(Section):
                 raise ConfigError(
                     f"rope.{name}", factors, f"it must hold model.head_dim/2={pairs} numbers, not {len(factors)}"
                 )
+
+    def _check_logit_scale(self) -> None:
+        name, first, layers = self.attention.logit_scale, self.attention.logit_scale_from, self.model.num_layers
+        if layers and first >= layers:
+            allowed = f"it must be below model.num_layers={layers}: no layer would be scaled"
+            raise ConfigError("attention.logit_scale_from", first, allowed)
+        if self.rope.dtype != "float32":
+            allowed = f"with attention.logit_scale={name} it must be float32: the scale is part of cosines and sines"
+            raise ConfigError("rope.dtype", self.rope.dtype, allowed)
 
     @property
     def max_position(self) -> int:

@@ -2,10 +2,14 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from anchorjax.config.keys import Section, key
 from anchorjax.errors import ConfigError
 from anchorjax.types import CONTEXT_LAYOUTS, CONTEXT_STRATEGIES, IMPLEMENTATIONS, OBJECTIVES, VARIANTS
+
+LOGIT_SCALES = ("entropy_abf", "scalable_softmax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +32,47 @@ class AttentionConfig(Section):
     )
     kv_tile: int = key(0, "keys of a tile; 0: the implementation's table", low=0, high=8192, resume="free")
     variant: str = key("plain", "how layers attend: a module of anchorjax/models/variants", choices=VARIANTS)
+    logit_scale: str = key(
+        "none",
+        "what multiplies attention's logits, with n as logit_scale_by says. entropy_abf: max(log n / log "
+        "logit_scale_length, 1) (arXiv 2401.07004); scalable_softmax: s log n, s learned by head (arXiv 2501.19399)",
+        choices=("none", *LOGIT_SCALES),
+    )
+    logit_scale_by: str = key(
+        "position",
+        "n. position: the query's RoPE position + 1, as published; visible: the keys that it sees in its document, its "
+        "window and the anchor",
+        choices=("position", "visible"),
+        used_with=("logit_scale", LOGIT_SCALES),
+    )
+    logit_scale_length: int = key(
+        0,
+        "length that the checkpoint was trained on, at which logits are its own; 0: the checkpoint's, or data.seq_len "
+        "without init_from",
+        low=0,
+        used_with=("logit_scale", LOGIT_SCALES),
+    )
+    logit_scale_from: int = key(
+        2,
+        "first layer, counted from 0, whose logits are scaled; Entropy-ABF leaves two out",
+        low=0,
+        used_with=("logit_scale", LOGIT_SCALES),
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        allowed = "it must be at least 2, as scales go by its logarithm, or 0 for the checkpoint's"
+        self.require(self.logit_scale_length != 1, "logit_scale_length", allowed)
+
+    @classmethod
+    def of_model(cls, section: Mapping[str, Any]) -> "AttentionConfig":
+        """What is part of the model, from a run's section; implementation and tiles are left to the machine.
+
+        Raises:
+          ConfigError: a value that does not exist here, as a variant of another version.
+        """
+        fixed = [each.field for each in cls.declared() if each.resume == "fixed"]
+        return cls(**{name: section[name] for name in fixed if name in section})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +40,8 @@ class Description:
       num_anchors: leading tokens that layers with a window see from everywhere; 0 for models trained elsewhere.
       eos_ids: tokens that end a text.
       files: where tokenizer.json lies; None for bytes.
-      attention: the run's variant, which is part of the model. All else is this machine's own: the implementation and
-        its tiles. A run's own change the order of sums alone.
+      attention: the run's variant and scale of logits, which are part of the model. All else is this machine's own: the
+        implementation and its tiles. A run's own change the order of sums alone.
     """
 
     pretrained: Pretrained
@@ -138,27 +137,12 @@ def describe(
         RopeConfig(**{"dtype": sections.get("rope", {}).get("dtype", "float32"), **pretrained.rope, **theta}),
         LoraConfig(**sections.get("lora", {"rank": 0, "alpha": 0.0, "targets": ()})),
         tokenizer,
-        context or max_position(data) or _positions(pretrained),
+        context or max_position(data) or pretrained.max_position_embeddings or _CONTEXT,
         anchors_of(data["mask"]) if data else 0,
         _eos_ids(tokenizer, files),
         files,
-        own_attention(sections.get("attention", {})),
+        AttentionConfig.of_model(sections.get("attention", {})),
     )
-
-
-def own_attention(section: Mapping[str, Any]) -> AttentionConfig:
-    """This machine's own attention, of the variant that a run's section "attention" names.
-
-    Raises:
-      ConfigError: there is no such variant.
-    """
-    variant = {"variant": section["variant"]} if "variant" in section else {}
-    return AttentionConfig("auto", 0, 0, **variant)
-
-
-def _positions(pretrained: Pretrained) -> int:
-    fields = hf_config.load(pretrained.source) if pretrained.source else {}
-    return fields.get("max_position_embeddings") or _CONTEXT
 
 
 def _tokenizer(pretrained: Pretrained) -> tuple[Tokenizer, Path | None]:

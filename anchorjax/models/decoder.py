@@ -26,7 +26,7 @@ from anchorjax import precision, sharding
 from anchorjax.attention import gradient
 from anchorjax.config import ModelConfig
 from anchorjax.masks import Mask
-from anchorjax.models import rope, tiled
+from anchorjax.models import logit_scale, rope, tiled
 from anchorjax.models.embedding import looked_up
 from anchorjax.models.layers import dropout, norm_scale, rms_norm
 from anchorjax.models.linear import Adapter, Linear, draw
@@ -38,7 +38,8 @@ MAX_OFFSET = 4  # tokens that a fresh head may look back
 
 
 # (q_BTNH, k_BTKH, v_BTKH) before RoPE -> (out_BTNH, what is kept of it): who sees whom is not the block's concern.
-Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+# A model that has logit scales adds `head_scale_N` by name.
+Attend = Callable[..., tuple[jax.Array, Any]]
 
 
 def _draw_query_and_key(key: jax.Array, spec: Spec) -> tuple[jax.Array, jax.Array]:
@@ -74,6 +75,8 @@ class Attention(nnx.Module):
         self.q, self.k, self.v, self.o = make(weights)
         if config.qk_norm:
             self.q_norm_H, self.k_norm_H = norm_scale(H, spec), norm_scale(H, spec)
+        if spec.attention.logit_scale == "scalable_softmax":
+            self.logit_scale_N = logit_scale.head_scales(N, spec.attention)
 
     def __call__(self, x_BTD: jax.Array, attend: Attend, spec: Spec) -> tuple[jax.Array, Any]:
         """Returns the output [B, T, D] and what `attend` keeps."""
@@ -81,7 +84,9 @@ class Attention(nnx.Module):
         if spec.model.qk_norm:
             q_BTNH = rms_norm(q_BTNH, self.q_norm_H, spec.model)
             k_BTKH = rms_norm(k_BTKH, self.k_norm_H, spec.model)
-        out_BTNH, kept = attend(q_BTNH, k_BTKH, v_BTKH)
+        scaled = spec.attention.logit_scale == "scalable_softmax"
+        by_head = {"head_scale_N": self.logit_scale_N[...]} if scaled else {}
+        out_BTNH, kept = attend(q_BTNH, k_BTKH, v_BTKH, **by_head)
         return self.o(out_BTNH, spec), kept
 
 
@@ -200,7 +205,8 @@ class Decoder(nnx.Module):
         Args:
           contexts: a pytree for each of `kinds_of_layers`.
           attend: a variant's (anchorjax/models/variants), or a measurement in its place; gets q, k, v [B, T, heads, H]
-            and by name `context`, `spec` and `layer`, the layer's number from 0 as an int32 scalar.
+            and by name `context`, `spec`, `layer`, the layer's number from 0 as an int32 scalar, and `head_scale_N`,
+            fp32, if the model has logit scales.
         """
         config = spec.model
         # Rounded after the look-up: the gradient of a frequent token is a sum over the whole row, and in
@@ -212,8 +218,9 @@ class Decoder(nnx.Module):
             x_BTD = checkpoint_name(x_BTD, LAYER_INPUT)
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, number)
 
-            def attend_by_kind(*q_k_v):
-                by_kind = [functools.partial(attend, context=x, spec=spec, layer=number) for x in contexts]
+            def attend_by_kind(*q_k_v, **by_head):
+                named = {"spec": spec, "layer": number, **by_head}
+                by_kind = [functools.partial(attend, context=context, **named) for context in contexts]
                 if len(by_kind) == 1:
                     return by_kind[0](*q_k_v)
                 return jax.lax.cond(is_global(number, config), *by_kind, *q_k_v)

@@ -1,7 +1,7 @@
 """Linear layers with a bias and a LoRA adapter where a model has them, and the stable names of all weights.
 
-What a weight is for is its type: `Bias`, `Scale` (of a norm), `nnx.LoRAParam` (of an adapter), or a plain `nnx.Param`
-for a matrix. Decay, trainability and export go by these types and by `Linear`, never by names.
+What a weight is for is its type: `Bias`, `Scale` (of a norm), `LogitScale`, `nnx.LoRAParam` (of an adapter), or a plain
+`nnx.Param` for a matrix. Decay, trainability and export go by these types and by `Linear`, never by names.
 
 Names of weights are part of the checkpoint format, and older than `Linear`: a matrix is `q_DNH`, its bias `q_bias_NH`
 and its adapter `q_adapter.down`, side by side in the module that owns them. `named_leaves` alone maps the structure to
@@ -33,6 +33,10 @@ class Bias(nnx.Param):
 
 class Scale(nnx.Param):
     """The scale of a norm: it has no weight decay."""
+
+
+class LogitScale(nnx.Param):
+    """Each head's s of scalable softmax, fp32: it has no weight decay, and is trained beside adapters too."""
 
 
 def draw(key: jax.Array, shape: tuple[int, ...], fan_in: float, dtype: str) -> jax.Array:

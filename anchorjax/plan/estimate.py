@@ -209,7 +209,8 @@ def _state_of(config: Config, shape: tuple[tuple[str, int], ...]) -> TrainState:
     """The state of a run: shapes, dtypes and shardings. Configurations that differ in other things share it."""
     model = dataclasses.replace(config.model, remat="attention", ffn_chunk=0)
     mesh = MeshConfig(shard_weights_over=config.mesh.shard_weights_over)
-    spec = Spec(model, config.rope, config.lora, AttentionConfig(), 0, config.max_position, mesh)
+    attention = AttentionConfig.of_model(vars(config.attention))
+    spec = Spec(model, config.rope, config.lora, attention, 0, config.max_position, mesh)
     return _state(spec, config.optimizer, shape)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from anchorjax.config import OptimizerConfig
-from anchorjax.models.linear import Bias, Scale, map_by_type
+from anchorjax.models.linear import Bias, LogitScale, Scale, map_by_type
 from anchorjax.training import moments
 
 
@@ -89,5 +89,8 @@ def clip_by_norm(most: float) -> optax.GradientTransformation:
 
 
 def _decays(params):
-    """True for matrices, False for norm scales and biases (whose decay would only shrink the residual branches)."""
-    return map_by_type(lambda kind, _: not issubclass(kind, Scale | Bias), params)
+    """True for matrices, False for norm scales and biases (whose decay would only shrink the residual branches).
+
+    Decay would draw a logit scale to uniform attention.
+    """
+    return map_by_type(lambda kind, _: not issubclass(kind, Scale | Bias | LogitScale), params)

@@ -91,7 +91,7 @@ class Setup:
 
         def without_base():
             state = self.make_state()
-            return dataclasses.replace(state, params=trainable.adapters(state.params))
+            return dataclasses.replace(state, params=trainable.added(state.params))
 
         state = jax.jit(without_base)()  # what the checkpoint brings is not drawn
         params = trainable.put_back(state.params, sharding.zeros(lambda: self.make_state().params))
@@ -135,6 +135,9 @@ def complete(config: Config, pretrained: Pretrained | None) -> Config:
     """With what is left open filled in. Raises ConfigError for a family that does not exist or another model."""
     if pretrained:
         return pretrained.complete(config)
+    if config.attention.logit_scale != "none" and not config.attention.logit_scale_length:
+        attention = dataclasses.replace(config.attention, logit_scale_length=config.data.seq_len)
+        config = dataclasses.replace(config, attention=attention)
     if config.data.tokenizer == "auto":
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer="bytes"))
     config = config.completed()

@@ -11,14 +11,13 @@ import jax
 
 from anchorjax import data, processes
 from anchorjax.checkpoints.orbax import Checkpoints, weights_id
-from anchorjax.config import Config, MeshConfig, load_config, resolve
+from anchorjax.config import AttentionConfig, Config, MeshConfig, load_config, resolve
 from anchorjax.errors import ConfigError, WorkdirError
 from anchorjax.evaluation import options
 from anchorjax.evaluation.record import Record
 from anchorjax.evaluation.runner import Way, fill
 from anchorjax.evaluation.task import Example
 from anchorjax.evaluation.tasks import perplexity as tables
-from anchorjax.inference.language_model import own_attention
 from anchorjax.sharding import count_slices, rows_here
 from anchorjax.training.evaluate import Evaluator
 from anchorjax.training.setup import Setup, check_attention
@@ -109,8 +108,9 @@ def evaluate(arguments: argparse.Namespace, command: str) -> None:
 def _fit_devices(config: Config, devices: int) -> Config:
     """Takes the run's own mesh and attention where they fit, else one row a device and what suits the devices.
 
-    The variant stays: it is part of the model. The loss depends on nothing else, but for rounding: implementation and
-    tiles order sums, `mesh.context_strategy` says what devices exchange, and `mesh.context_layout` what each holds.
+    The variant and the scale of logits stay: they are part of the model. The loss depends on nothing else, but for
+    rounding: implementation and tiles order sums, `mesh.context_strategy` says what devices exchange, and
+    `mesh.context_layout` what each holds.
     """
     config = _fit_mesh(config, devices)
     try:
@@ -121,7 +121,7 @@ def _fit_devices(config: Config, devices: int) -> Config:
     names = "context_strategy", "context_layout", "ulysses_head_chunks"
     default = {name: getattr(MeshConfig, name) for name in names}
     mesh = dataclasses.replace(config.mesh, **default)
-    return dataclasses.replace(config, attention=own_attention(vars(config.attention)), mesh=mesh)
+    return dataclasses.replace(config, attention=AttentionConfig.of_model(vars(config.attention)), mesh=mesh)
 
 
 def _fit_mesh(config: Config, devices: int) -> Config:

@@ -55,6 +55,11 @@ def evaluate(arguments: argparse.Namespace, command: str) -> None:
         raise UsageError(f"--reference={arguments.reference} is not allowed: it is one shift")
     arguments.dtype = "float32"  # of weights at rest
     model = options.description(arguments)
+    if model.attention.logit_scale != "none":
+        raise UsageError(
+            f"{model.directory} was trained with attention.logit_scale={model.attention.logit_scale}: "
+            "rope_precision measures models whose logits are not scaled"
+        )
     options.check_lengths(sorted([*arguments.lengths, arguments.tokens]), model)
     plan = Plan(
         tuple(arguments.experiments),
