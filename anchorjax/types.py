@@ -34,6 +34,7 @@ MASKS = ("anchor", "intra_doc", "full")  # who may attend to whom
 SKIPPING = _files("data/rows/positions/skipping")  # RoPE positions that skip some, up to data.max_position
 POSITIONS = ("continue", "reset", *_files("data/rows/positions"), *SKIPPING)
 PACKINGS = ("concat_split", "first_fit", "best_fit")  # which documents share a row
+WINDOW_SCHEDULES = ("none", "linear", "sine", "exponential")  # how attention's window grows to the whole row
 
 OBJECTIVES = _files("training/objectives")  # what a run minimizes
 

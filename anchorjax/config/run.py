@@ -23,6 +23,8 @@ from anchorjax.config.training import (
 )
 from anchorjax.errors import ConfigError
 
+BY_CONTEXT = ("exact", "longce")  # objectives whose weights depend on how far targets see
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Section):
@@ -66,6 +68,7 @@ class Config(Section):
             )
         if self.attention.logit_scale != "none":
             self._check_logit_scale()
+        self._check_windows()
         pairs = self.model.head_dim // 2
         for name in ("short_factors", "long_factors") if self.rope.scaling == "longrope" else ():
             factors = getattr(self.rope, name)
@@ -82,6 +85,17 @@ class Config(Section):
         if self.rope.dtype != "float32":
             allowed = f"with attention.logit_scale={name} it must be float32: the scale is part of cosines and sines"
             raise ConfigError("rope.dtype", self.rope.dtype, allowed)
+
+    def _check_windows(self) -> None:
+        schedule, last, steps = self.data.window_schedule, self.data.window_steps, self.train.steps
+        if schedule == "none":
+            return
+        if last >= steps:
+            allowed = f"it must be below train.steps={steps}: otherwise no step trains on whole rows"
+            raise ConfigError("data.window_steps", last, allowed)
+        if self.train.objective in BY_CONTEXT:
+            allowed = f"it must be none with train.objective={self.train.objective}, which weights targets by context"
+            raise ConfigError("data.window_schedule", schedule, allowed)
 
     @property
     def max_position(self) -> int:

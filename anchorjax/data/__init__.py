@@ -135,12 +135,12 @@ def eval_rows(
     """Batches [batch_size, T] of one pass in document order, of at most `max_rows` rows (0: all).
 
     Rows are those of concat_split, without interleaving or upsampling, so that runs that differ in these can be
-    compared; tags are as in training. Positions that skip, such as `pose`, become `continue`: they are a way to train,
-    and a held-out loss must not depend on their draws. The last batch is filled up with rows without a target, an
-    anchor and padding, so that all shapes are equal. `rows` is that of `train_batches`, and so is `layout`, except that
-    rows keep their order.
+    compared; tags are as in training. Positions that skip, such as `pose`, become `continue`, and rows have no windows:
+    both are ways to train, and a held-out loss must depend neither on draws nor on a step. The last batch is filled up
+    with rows without a target, an anchor and padding, so that all shapes are equal. `rows` is that of `train_batches`,
+    and so is `layout`, except that rows keep their order.
     """
-    config = dataclasses.replace(config, packing="concat_split", interleave=0, upsample_long=False)
+    config = dataclasses.replace(config, packing="concat_split", interleave=0, upsample_long=False).whole()
     if config.positions in SKIPPING:
         config = config.continued()
     packer = row_packer(store, tokenizer, config, seed=None)

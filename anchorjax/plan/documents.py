@@ -4,7 +4,8 @@
     found = documents.count(config, mesh.shape, lengths)
 
 Packing, masks and balance depend on the lengths of documents alone. Rows are those of the configuration's seed,
-packing, mask, `interleave` and `upsample_long`; `tags` are left out, as their tokens need a tokenizer.
+packing, mask, `interleave` and `upsample_long`; `tags` are left out, as their tokens need a tokenizer. Rows are whole,
+as they are at the end of a window schedule; only `scheduled_live_ratio` counts the steps before as well.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ import numpy as np
 from anchorjax import data
 from anchorjax.attention.plan import classify_tiles
 from anchorjax.config import Config
+from anchorjax.data.rows import segments, window_schedule
 from anchorjax.data.rows.balance import ALL_KEYS, Layout, Windows, live_tiles
 from anchorjax.data.rows.packing import Row, RowPacker
 from anchorjax.data.store.tokens import TokenStore
@@ -38,6 +40,7 @@ MOST_ROWS = 2**20  # of an epoch that is packed
 FEWEST, MOST, MOST_TOKENS = 32, 4096, 2**27  # rows that are counted, and their tokens: seconds
 ENOUGH = 0.01  # standard error of the live tiles, as a share of their mean: no more rows are counted
 BALANCED_TOKENS, FEWEST_BALANCED = 2**23, 8  # of the rows whose order is made, which takes longest
+SCHEDULED_STEPS = 128  # of a window schedule, a row each
 MOST_BATCHES, FEWEST_BATCHES, MOST_DEALT = 128, 4, 2**14  # batches that are dealt out, and their rows
 
 
@@ -62,6 +65,7 @@ class Documents:
       imbalance: the same in the configuration's layout.
       batch_wait: time of a batch's attention over that of a batch of even rows. The groups of devices along data and
         fsdp wait for one another in each micro-batch; rows are in the order that the layout gives them.
+      scheduled_live_ratio: live_ratio on average over the steps of a run whose windows grow; None: they do not.
     """
 
     source: str
@@ -82,6 +86,7 @@ class Documents:
     imbalance_contiguous: float
     imbalance: float
     batch_wait: float
+    scheduled_live_ratio: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -170,7 +175,22 @@ def count(config: Config, shape: Mapping[str, int], lengths: Lengths) -> Documen
         imbalance_contiguous=contiguous,
         imbalance=own,
         batch_wait=batch_wait(np.array(work), layout, B, config.seed),
+        scheduled_live_ratio=_scheduled_ratio(packer, config, tiles, layout.windows),
     )
+
+
+def _scheduled_ratio(packer: RowPacker, config: Config, tiles: tuple[int, int], windows: Windows) -> float | None:
+    """`Documents.scheduled_live_ratio`, from steps at equal distances."""
+    if config.data.window_schedule == "none":
+        return None
+    live = causal = 0
+    for number in range(SCHEDULED_STEPS):
+        step = int((number + 0.5) * config.train.steps / SCHEDULED_STEPS)
+        segment_ids_T = packer.segment_ids(number % packer.rows_per_epoch)
+        cut_T = segments.cut(segment_ids_T, window_schedule.window(step, config.data) or len(segment_ids_T))
+        live += int(_live_tiles(cut_T, tiles, windows).sum())
+        causal += sum(layers for _, layers in windows) * int(_live_tiles(0 * cut_T, tiles, ALL_KEYS).sum())
+    return live / causal
 
 
 def loads(segment_ids_T: np.ndarray, order_T: np.ndarray, tiles: tuple[int, int], layout: Layout) -> np.ndarray:
@@ -268,7 +288,7 @@ def _packer(config: Config, lengths: Lengths) -> tuple[RowPacker, str]:
     offsets = np.concatenate([[0], np.cumsum(values)]).astype(np.int64)
     tokens = np.broadcast_to(np.zeros((), np.uint16), int(offsets[-1]))
     store = TokenStore(tokens, offsets, fingerprint="", sources=sources)
-    untagged = dataclasses.replace(config.data.continued(), tags=False)
+    untagged = dataclasses.replace(config.data.continued().whole(), tags=False)
     return data.row_packer(store, ByteTokenizer(), untagged, config.seed), source
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from anchorjax.data.rows import window_schedule
 from anchorjax.plan import planner
 from anchorjax.plan.command import flags
 from anchorjax.plan.planner import Plan
@@ -84,6 +85,11 @@ def documents(plan: Plan) -> Iterator[str]:
         f"  {'live tiles':<14}{found.live_ratio:.1%} of the {found.causal_tiles:,} tiles of {found.q_tile} x "
         f"{found.kv_tile} of one long document (standard error {found.live_ratio_error:.1%})"
     )
+    if found.scheduled_live_ratio is not None:
+        yield (
+            f"  {'windows':<14}{found.scheduled_live_ratio:.1%} of the tiles on average over the run "
+            f"({window_schedule.describe(plan.chosen.config.data)}); all other numbers here are of whole rows"
+        )
     if shards > 1:
         layout = plan.chosen.config.mesh.context_layout
         yield (

@@ -16,7 +16,7 @@ import jax
 from anchorjax import data, processes
 from anchorjax.checkpoints.orbax import Checkpoints, DataPosition
 from anchorjax.config import KEYS, Config
-from anchorjax.data.rows import contexts
+from anchorjax.data.rows import contexts, window_schedule
 from anchorjax.data.store.tokens import TokenStore
 from anchorjax.errors import DONE, PREEMPTED, TrainingError, WorkdirError
 from anchorjax.sharding import rows_here, shard_batch
@@ -188,6 +188,10 @@ class Job:
         rows = self.config.data
         self.progress.say(f"{rows.packing} of rows of {rows.seq_len:,}: {self.packing}")
         self.progress.say(contexts.describe(self.targets_K))
+        if rows.window_schedule != "none":
+            self.progress.say(
+                f"until step {rows.window_steps:,} they see no further than a window ({window_schedule.describe(rows)})"
+            )
         if self.first_step:
             self.progress.say(f"resuming after step {self.first_step}")
 
@@ -246,7 +250,8 @@ class Job:
         """Waits for a step's metrics, checks them and logs them when due.
 
         A line's loss is a mean (metrics.MeanLoss), and its rates are those since the line before. The gradient's norm
-        is that of the step itself, since clipping looks at each step's own and a mean would hide a spike.
+        is that of the step itself, since clipping looks at each step's own and a mean would hide a spike. So is
+        the window.
         """
         if running is None:
             return
@@ -265,6 +270,8 @@ class Job:
             rates = self.rates.read()
             del metrics["live_pairs"]
             metrics["loss"] = self.mean_loss.read()
+            if self.config.data.window_schedule != "none":
+                metrics["window"] = window_schedule.window(step - 1, self.config.data) or self.config.data.seq_len
             self._write(step, "train", {**metrics, **rates})
             self.progress.show(step, metrics["loss"], rates.get("tokens_per_s"))
 

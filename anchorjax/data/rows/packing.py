@@ -31,14 +31,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from anchorjax.config import DataConfig
-from anchorjax.data.rows import contexts
+from anchorjax.data.rows import contexts, segments, window_schedule
 from anchorjax.data.rows.balance import Layout
 from anchorjax.data.rows.draws import Stream, generator, long_documents, permutation
 from anchorjax.data.rows.positions import POSITIONS, RowPieces, RowSpec
 from anchorjax.data.rows.row_plan import PackingReport, Pieces, RowPlan, interleave, make_plan, ranges, report
 from anchorjax.data.store.tokens import TokenStore
 from anchorjax.masks import anchors_of
-from anchorjax.types import PACKINGS, PAD_SEGMENT, SKIPPING, Batch
+from anchorjax.types import PACKINGS, SKIPPING, Batch
 
 
 def sources_of(store: TokenStore, only: str) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -125,7 +125,8 @@ class RowPacker:
         document that goes on in another row has no tag there.
       sources: the source of each document; None: all are of source 0.
       max_position: positions must be smaller; 0 is seq_len.
-      config: the section `data`, from which a position transform reads keys of its own.
+      config: the section `data`, from which a position transform reads keys of its own. Row i is of step
+        i // config.batch_size, which tells its window (window_schedule.py).
     """
 
     store: TokenStore
@@ -160,6 +161,8 @@ class RowPacker:
             raise ValueError(f"max_position is {self.max_position}; allowed: 0, or seq_len={self.seq_len} and more")
         if self.interleave < 0 or self.interleave == 1:
             raise ValueError(f"interleave is {self.interleave}; allowed: 0, or 2 and more pieces")
+        if self.config.window_schedule != "none" and (self.seed is None or self.config.seq_len != self.seq_len):
+            raise ValueError("a window schedule is of training rows, which have a seed, of config.seq_len tokens")
         if self.interleave and self.boundary_targets:
             raise ValueError("interleave puts pieces of documents behind a document's end: no boundary_targets")
 
@@ -178,7 +181,7 @@ class RowPacker:
 
     def segment_ids(self, index: int) -> np.ndarray:
         """`segment_ids_T` of row `index`, for which no token is read."""
-        return self._segment_ids(self._pieces(index))
+        return self._segment_ids(self._pieces(index), index)
 
     def empty_row(self) -> Row:
         """An anchor followed by padding, without a target: fills up the last batch of an evaluation."""
@@ -189,7 +192,7 @@ class RowPacker:
         return report(self.plan(epoch), self.seq_len, self.store.num_documents)
 
     def targets_by_context(self, epoch: int = 0) -> np.ndarray:
-        """Targets of an epoch by their visible context, int64 [K]; see contexts.py for the buckets."""
+        """Targets of an epoch by their visible context in whole rows, int64 [K]; see contexts.py for the buckets."""
         lengths = np.diff(self.store.offsets)
         tags = self._tags.lengths[self._sources] if self._tags else np.zeros_like(lengths)
         plan = self.plan(epoch)
@@ -295,20 +298,15 @@ class RowPacker:
         targets_T[~is_target_T] = self.pad_id
 
         number_P, before_P = self._documents_of(pieces)
-        visible_T = np.zeros(self.seq_len, np.int32)
-        visible_T[:size] = np.arange(1, size + 1)
-        if self.mask != "full":
-            visible_T[1:size] += np.repeat((before_P - start_P + anchors_of(self.mask)).astype(np.int32), length_P)
         positions_T = self._positions_of(RowPieces(number_P, start_P, before_P, length_P, trained_T), index)
         index_T = np.arange(self.seq_len, dtype=np.int32)
-        return Row(tokens_T, targets_T, is_target_T, positions_T, self._segment_ids(pieces), visible_T, index_T)
+        segment_ids_T = self._segment_ids(pieces, index)
+        visible_T = segments.visible(segment_ids_T, anchors_of(self.mask))
+        return Row(tokens_T, targets_T, is_target_T, positions_T, segment_ids_T, visible_T, index_T)
 
-    def _segment_ids(self, pieces: Pieces) -> np.ndarray:
-        segment_ids_T = np.full(self.seq_len, PAD_SEGMENT, np.int32)
-        segment_ids_T[0] = 0
-        own = 1 + self._documents_of(pieces)[0] if self.mask != "full" else np.zeros_like(pieces.length)
-        segment_ids_T[1 : 1 + pieces.length.sum()] = np.repeat(own, pieces.length)
-        return segment_ids_T
+    def _segment_ids(self, pieces: Pieces, index: int) -> np.ndarray:
+        window = window_schedule.window(index // self.config.batch_size, self.config)
+        return segments.segment_ids(self._documents_of(pieces)[0], pieces.length, self.seq_len, self.mask, window)
 
     def _positions_of(self, pieces: RowPieces, index: int) -> np.ndarray:
         """The transform's positions, int32 [T]. RoPE's tables would silently clamp a position beyond their end."""
@@ -370,6 +368,8 @@ class PackedRows:
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; allowed: 1 or more")
+        if packer.config.window_schedule != "none" and packer.config.batch_size != batch_size:
+            raise ValueError(f"batch_size is {batch_size}; allowed: {packer.config.batch_size}, which windows go by")
         self.packer = packer
         self.rows = tuple(range(batch_size) if rows is None else rows)
         if not self.rows or not all(0 <= row < batch_size for row in self.rows):

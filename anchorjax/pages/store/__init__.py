@@ -55,8 +55,11 @@ def _place(store: str, out: str) -> Path:
 
 
 def _find(config: Config, stores: dict[str, data.TokenStore], tokenizer: data.Tokenizer) -> Findings:
-    """Computes all numbers and rows of the page. Row lengths may be beyond `data.max_position`, which plays no part."""
-    config = dataclasses.replace(config, data=config.data.continued())
+    """Computes all numbers and rows of the page. Row lengths may be beyond `data.max_position`, which plays no part.
+
+    Rows are whole, without the windows of `data.window_schedule`.
+    """
+    config = dataclasses.replace(config, data=config.data.continued().whole())
     store = stores["train"]
     counts = lengths.count_sources(store, config.data.source)
     thin = lengths.without_text(store, config.seed)

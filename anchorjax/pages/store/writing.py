@@ -210,7 +210,8 @@ def _which(findings: Findings, config: Config) -> str:
     if findings.packed_documents < findings.num_documents:
         drawn = f"{findings.packed_documents:,} of {findings.num_documents:,} documents, drawn at random"
         return f", from {drawn} (seed {config.seed})"
-    return ", exactly as training with the same seed makes them"
+    since = f" from step {config.data.window_steps:,} on" if config.data.window_schedule != "none" else ""
+    return f", exactly as training with the same seed makes them{since}"
 
 
 def _contexts(findings: Findings, config: Config) -> Section:
