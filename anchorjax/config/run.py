@@ -69,6 +69,8 @@ class Config(Section):
         if self.attention.logit_scale != "none":
             self._check_logit_scale()
         self._check_windows()
+        if self.train.objective == "longce":
+            self._check_longce()
         pairs = self.model.head_dim // 2
         for name in ("short_factors", "long_factors") if self.rope.scaling == "longrope" else ():
             factors = getattr(self.rope, name)
@@ -96,6 +98,15 @@ class Config(Section):
         if self.train.objective in BY_CONTEXT:
             allowed = f"it must be none with train.objective={self.train.objective}, which weights targets by context"
             raise ConfigError("data.window_schedule", schedule, allowed)
+
+    def _check_longce(self) -> None:
+        T, context, stride = self.data.seq_len, self.train.longce_context, self.train.longce_stride
+        if context >= T - 1:
+            allowed = f"it must be less than data.seq_len - 1 = {T - 1}: no document in a row would be longer"
+            raise ConfigError("train.longce_context", context, allowed)
+        if context + stride > T:
+            allowed = f"with train.longce_context={context} it must be at most {T - context}"
+            raise ConfigError("train.longce_stride", stride, f"{allowed}: a window is no longer than data.seq_len={T}")
 
     @property
     def max_position(self) -> int:

@@ -119,7 +119,8 @@ class TrainConfig(Section):
     )
     objective: str = key(
         "mean",
-        "weights of targets: all alike, or more to those that see a long context (exact, arXiv 2605.10544)",
+        "weights of targets: all alike, more to those that see a long context (exact, arXiv 2605.10544), or more to "
+        "those that a long context makes easier to predict (longce, arXiv 2410.23771)",
         choices=OBJECTIVES,
     )
     exact_alpha: float = key(
@@ -141,6 +142,26 @@ class TrainConfig(Section):
         "visible keys at which the tail begins, rounded up to a power of two (exact); 0: a quarter of data.seq_len",
         low=0,
         used_with=("objective", "exact"),
+    )
+    longce_context: int = key(
+        4096,
+        "least tokens of a short context; targets with fewer tokens of context have weight 1 (longce)",
+        low=1,
+        used_with=("objective", "longce"),
+    )
+    longce_stride: int = key(
+        1024,
+        "targets that share a short context, which has up to so many tokens more; smaller costs more (longce)",
+        low=1,
+        used_with=("objective", "longce"),
+    )
+    longce_limit: float = key(
+        5.0,
+        "largest weight of a target (longce)",
+        low=0,
+        high=1000,
+        open_low=True,
+        used_with=("objective", "longce"),
     )
     loss_chunk: int = key(1024, "tokens of a device whose logits exist at once", low=1)
     log_every: int = key(10, "steps between lines of metrics.jsonl, which hold their mean loss", low=1, resume="free")
