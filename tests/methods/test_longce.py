@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from anchorjax.config import recipe, resolve
 from anchorjax.data.rows.balance import Layout
 from anchorjax.errors import ConfigError
 from anchorjax.evaluation.windows import short_contexts
@@ -21,18 +22,23 @@ from anchorjax.training.objectives import longce
 from anchorjax.training.objectives.longce import NOT_SCORED, LongCE, in_documents, places
 from anchorjax.training.state import init_state
 from anchorjax.types import CONTEXT_STRATEGIES, Batch
+from configs.methods import longce as longce_recipe
 from tests import tiny
 from tests.training.making import make_batch, make_mesh, make_state, make_steps
 
 B, T, K, W = 4, 64, 7, 5
 ON = {"train__objective": "longce", "train__longce_context": K, "train__longce_stride": W}
-# Grouped queries, layers with and without a window, soft caps, chunks that do not divide what is scored.
+# Layers with and without a window, soft caps, scaled logits, chunks that do not divide what is scored.
 FEATURES = {
     "model__num_heads": 4,
     "model__sliding_window": 9,
     "model__global_every": 2,
     "model__attention_soft_cap": 3.0,
     "model__final_soft_cap": 4.0,
+    "attention__logit_scale": "scalable_softmax",
+    "attention__logit_scale_by": "visible",
+    "attention__logit_scale_length": 32,
+    "attention__logit_scale_from": 1,
     "attention__q_tile": 8,
     "attention__kv_tile": 8,
     "train__loss_chunk": 11,
@@ -175,7 +181,7 @@ def test_windows_may_run_in_many_groups(monkeypatch, tokens):
 
 def test_oracle_of_the_paper():
     short_c, long_c = np.float32([2, 3, 0.5, 4]), np.float32([2, 1, 1.5, 1])
-    objective = LongCE(4096, 1024, 5.0, "anchor", None, 1024)
+    objective = LongCE(4096, 1024, 5.0, "anchor", (8, 8), 1024)
     weights_c = np.asarray(objective.weigh(long_c, np.full(4, 0.25, np.float32), short_c)) * 4
     np.testing.assert_allclose(weights_c, [1, 5, np.exp(-1), 5], rtol=1e-6)
     assert (weights_c * long_c).mean() == pytest.approx(3.1379547, rel=1e-6)
@@ -185,7 +191,7 @@ def test_oracle_of_the_paper():
 
 
 def test_weights_are_bounded_and_1_where_no_window_scores():
-    objective = LongCE(4, 2, 5.0, "anchor", None, 1)
+    objective = LongCE(4, 2, 5.0, "anchor", (8, 8), 1)
     short, long = np.float32([NOT_SCORED, NOT_SCORED, 0.0, 1e4, 90.0]), np.float32([0.0, 80.0, 60.0, 0.0, 90.0])
     weights = np.asarray(objective.weigh(long, np.ones(5, np.float32), short))
     assert weights.tolist() == [1.0, 1.0, pytest.approx(np.exp(-60.0), rel=1e-5), 5.0, 1.0]
@@ -292,8 +298,12 @@ def test_adapters_alone_get_gradients():
         short_BT = short_by_definition(config, state.params, rows)
         nats_BT = np.asarray(jax.jit(steps.nats)(state.params, batch), np.float64)
     gradient = host(gradient)
-    assert gradient and all("_adapter." in name for name in gradient)
-    assert any(np.abs(leaf).max() > 0 for leaf in gradient.values())
+    # A learned scale is trained beside adapters.
+    adapters = {name for name in gradient if "_adapter." in name}
+    assert adapters and set(gradient) - adapters == {"blocks.attention.logit_scale_N"}, (
+        "which is trained beside adapters"
+    )
+    assert any(np.abs(gradient[name]).max() > 0 for name in adapters)
     weights_BT = np.where(np.isnan(short_BT), 1.0, np.minimum(np.exp(short_BT - nats_BT), 5.0))
     expected = (weights_BT * nats_BT)[rows.is_target_BT].mean()
     assert float(loss) == pytest.approx(expected, rel=1e-5)
@@ -320,3 +330,11 @@ def test_a_run_whose_targets_all_see_too_little_is_refused():
         objectives.make(config, np.array([8, 40, 100, 300, 200, 0, 0]))
     assert caught.value.key == "train.longce_context"
     assert objectives.make(config, np.array([8, 40, 100, 300, 200, 1, 0])).context == 40
+
+
+def test_recipe_is_the_papers_at_its_length():
+    config = recipe("methods/longce")
+    assert (config.train.longce_context, config.train.longce_stride) == (256, 64)
+    config.data.seq_len = 32768
+    train = resolve(longce_recipe.method(config).to_dict()).train
+    assert (train.objective, train.longce_context, train.longce_stride, train.longce_limit) == ("longce", 4096, 1024, 5)

@@ -28,7 +28,7 @@ import numpy as np
 from jax.sharding import reshard
 
 from anchorjax.attention import choose
-from anchorjax.config import AttentionConfig, Config
+from anchorjax.config import Config
 from anchorjax.errors import ConfigError
 from anchorjax.models.decoder import Decoder
 from anchorjax.models.loss import token_nats
@@ -51,7 +51,7 @@ class LongCE:
       stride: w, tokens that a window scores.
       limit: the largest weight.
       mask: `data.mask`, by which a window is laid out.
-      attention: as `attention.choose` returns it for rows of K + w tokens.
+      tiles: (q_tile, kv_tile) of attention for rows of K + w tokens.
       loss_chunk: tokens of a device whose logits exist at once.
     """
 
@@ -59,7 +59,7 @@ class LongCE:
     stride: int
     limit: float
     mask: str
-    attention: AttentionConfig
+    tiles: tuple[int, int]
     loss_chunk: int
 
     def prepare(self, params: Decoder, batch: Batch, spec: Spec) -> jax.Array:
@@ -90,7 +90,9 @@ class LongCE:
         tokens_N, targets_N, end_N = (x_BT.reshape(B * T) for x_BT in (tokens_BT, targets_BT, end_BT))
         (starts,) = jnp.nonzero(end_N, size=-(-most // W) * W, fill_value=B * T)
         groups = -(-jnp.count_nonzero(end_N) // W)
-        unembedding_DV, spec = params.unembedding_DV(spec), dataclasses.replace(spec, attention=self.attention)
+        q_tile, kv_tile = self.tiles
+        attention = dataclasses.replace(spec.attention, q_tile=q_tile, kv_tile=kv_tile)
+        spec, unembedding_DV = dataclasses.replace(spec, attention=attention), params.unembedding_DV(spec)
 
         def one_group(group, short_N):
             start_W1 = jax.lax.dynamic_slice_in_dim(starts, group * W, W)[:, None]
@@ -188,5 +190,5 @@ def make(config: Config, targets_K: np.ndarray | None) -> LongCE:
     if targets_K is not None and (longest := 2 ** (int(np.flatnonzero(targets_K).max(initial=0)) + 1)) <= context:
         allowed = f"no target would get another weight than 1: all see fewer than {longest} keys"
         raise ConfigError("train.longce_context", context, allowed)
-    attention = choose(config.attention, context + stride)
-    return LongCE(context, stride, train.longce_limit, mask, attention, train.loss_chunk)
+    chosen = choose(config.attention, context + stride)
+    return LongCE(context, stride, train.longce_limit, mask, (chosen.q_tile, chosen.kv_tile), train.loss_chunk)
