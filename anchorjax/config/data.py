@@ -56,17 +56,31 @@ class DataConfig(Section):
     mask: str = key("anchor", "which tokens may attend to which (anchorjax/masks.py)", choices=MASKS)
     positions: str = key(
         "continue",
-        "RoPE positions run through the row, restart at each document, or skip inside documents up to max_position "
-        "(pose; anchorjax/data/rows/positions)",
+        "RoPE positions run through the row, restart at each document, or skip inside documents (pose) or between the "
+        "turns of conversations (skipalign) up to max_position (anchorjax/data/rows/positions)",
         choices=POSITIONS,
     )
-    max_position: int = key(0, "positions that the model is trained for; 0: seq_len. pose needs more", low=0)
+    max_position: int = key(0, "positions to train for, more than seq_len if positions skip; 0: seq_len", low=0)
     pose_chunks: int = key(
         2,
         "chunks of a document, between which pose skips (2, as in the paper)",
         low=2,
         high=1024,
         used_with=("positions", "pose"),
+    )
+    skipalign_where: str = key(
+        "all",
+        "where skipalign skips: before an answer (inner), behind one (outer), or both",
+        choices=("all", "inner", "outer"),
+        used_with=("positions", "skipalign"),
+    )
+    skipalign_share: float = key(
+        0.5,
+        "share of the conversations that skip at all; 0.5 is ours, as the paper gives no rule for drawing skips",
+        low=0,
+        high=1,
+        open_low=True,
+        used_with=("positions", "skipalign"),
     )
     boundary_targets: bool = key(False, "train a document's last token on the next document's first")
     packing: str = key(

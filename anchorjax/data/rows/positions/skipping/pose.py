@@ -3,6 +3,7 @@
 import numpy as np
 
 from anchorjax.data.rows.positions import RowPieces, RowSpec
+from anchorjax.data.rows.positions.skipping._jumps import jump
 from anchorjax.data.rows.row_plan import ranges
 
 
@@ -38,12 +39,11 @@ def positions(pieces: RowPieces, spec: RowSpec, rng: np.random.Philox) -> np.nda
     first_O1 = (np.cumsum(length_D) - length_D)[documents_O][:, None]
     chunk_starts = index_of_token[first_O1 + cuts_OC].ravel().tolist()
 
-    skips_T = np.zeros(spec.seq_len, np.int32)
+    skips = []
     left = spec.max_position - spec.seq_len
-    for index, draw in zip(chunk_starts, draws, strict=True):
+    for draw in draws:
         if not left:  # after about log2(budget) draws
             break
-        skip = draw % (left + 1)
-        skips_T[index] += skip
-        left -= skip
-    return np.arange(spec.seq_len, dtype=np.int32) + np.cumsum(skips_T, dtype=np.int32)
+        skips.append(draw % (left + 1))
+        left -= skips[-1]
+    return jump(spec.seq_len, chunk_starts[: len(skips)], skips)
