@@ -1,9 +1,10 @@
 """A page about a token store: its documents, how they are packed into rows, and the modelled cost of attention.
 
-lengths.py   counts and lengths of documents, and reports of packings
-rows.py      live tiles and masks of rows
-drawing.py   turns these numbers into figures
-writing.py   turns them into sections with tables
+lengths.py    counts and lengths of documents, and reports of packings
+rows.py       live tiles and masks of rows
+distances.py  RoPE distances that rows train, with their figures and section
+drawing.py    turns the other numbers into figures
+writing.py    turns them into sections with tables
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ from anchorjax.data.rows.packing import RowPacker
 from anchorjax.data.store.index import Index
 from anchorjax.errors import UsageError
 from anchorjax.pages import page
-from anchorjax.pages.store import lengths, rows, writing
+from anchorjax.pages.store import distances, lengths, rows, writing
 from anchorjax.pages.store.writing import Findings, Split
 
 ROWS_SHOWN = 3
@@ -55,11 +56,12 @@ def _place(store: str, out: str) -> Path:
 
 
 def _find(config: Config, stores: dict[str, data.TokenStore], tokenizer: data.Tokenizer) -> Findings:
-    """Computes all numbers and rows of the page. Row lengths may be beyond `data.max_position`, which plays no part.
+    """Computes all numbers and rows of the page. Row lengths may be beyond `data.max_position`.
 
     Rows are whole, without the windows of `data.window_schedule`.
     """
-    config = dataclasses.replace(config, data=config.data.continued().whole())
+    own = config.data.whole()
+    config = dataclasses.replace(config, data=own.continued())
     store = stores["train"]
     counts = lengths.count_sources(store, config.data.source)
     thin = lengths.without_text(store, config.seed)
@@ -87,6 +89,7 @@ def _find(config: Config, stores: dict[str, data.TokenStore], tokenizer: data.To
         not_modelled=[length for length in all_lengths if length not in {one.seq_len for one in live}],
         shown=[(row, _segments(packer, row)) for row in shown],
         num_rows=packer.rows_per_epoch,
+        distances=distances.compare(thin, tokenizer, own, config.seed),
     )
 
 

@@ -12,7 +12,8 @@ from anchorjax.data.store.index import Index
 from anchorjax.pages import figures
 from anchorjax.pages.figures import name_length
 from anchorjax.pages.page import Code, Figure, Page, Paragraph, Section, Table
-from anchorjax.pages.store import drawing
+from anchorjax.pages.store import distances, drawing
+from anchorjax.pages.store.distances import Compared
 from anchorjax.pages.store.lengths import Packed, SourceCounts
 from anchorjax.pages.store.rows import PICTURE, LiveTiles
 
@@ -58,11 +59,13 @@ class Findings:
     not_modelled: Sequence[int]
     shown: Sequence[tuple[int, np.ndarray]]
     num_rows: int
+    distances: Compared
 
 
 def compose(findings: Findings, config: Config, command: str) -> Page:
     sections = [_contents(findings, config), _documents(findings), _packing(findings, config)]
-    sections += [_contexts(findings, config), _attention(findings, config), _masks(findings, config)]
+    sections += [_contexts(findings, config), distances.section(findings.distances, _which(findings, config))]
+    sections += [_attention(findings, config), _masks(findings, config)]
     sections.append(Section("How this page was made", [Code(command)]))
     name = config.data.store or config.data.source
     train = findings.splits[0]
