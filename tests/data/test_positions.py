@@ -36,8 +36,10 @@ def pose_config(chunks=2):
 
 
 def packer_of(lengths, seq_len, more, chunks, **options):
+    """Conversations, of which every second token or so is trained on: texts to all transforms but skipalign."""
     fixed = {"boundary_targets": False, "anchor_id": ANCHOR, "pad_id": PAD, "config": pose_config(chunks)}
-    return RowPacker(store_of(lengths), seq_len, max_position=seq_len + more, **fixed, **options)
+    store = dataclasses.replace(store_of(lengths), trained=np.random.default_rng(0).random(sum(lengths)) < 0.5)
+    return RowPacker(store, seq_len, max_position=seq_len + more, **fixed, **options)
 
 
 def rows_of(packer, epoch):

@@ -16,6 +16,7 @@ from anchorjax.data.rows.packing import RowPacker
 from anchorjax.data.rows.positions import RowPieces, RowSpec
 from anchorjax.data.rows.positions.skipping import skipalign
 from anchorjax.data.rows.positions.skipping._jumps import jump
+from anchorjax.errors import ConfigError
 from tests.data.test_distances import assert_close, brute
 from tests.data.test_loader import config_of
 from tests.data.test_packing import store_of
@@ -177,3 +178,9 @@ def test_texts_are_refused():
     row = RowPieces(np.zeros(1, int), np.ones(1, int), np.zeros(1, int), np.full(1, 8))
     with pytest.raises(ValueError, match="needs rows of conversations"):
         skipalign.positions(row, RowSpec(9, 20, skip_config()), np.random.Philox(key=[0, 0]))
+
+
+def test_a_store_of_texts_is_refused_before_any_row_is_made():
+    with pytest.raises(ConfigError, match="needs conversations, and data.store='.*' has texts") as caught:
+        data.row_packer(store_of([8, 3]), TOKENIZER, skip_config(), seed=0)
+    assert caught.value.key == "data.positions"

@@ -76,8 +76,7 @@ def choose(config: DataConfig, has_conversations: bool) -> dict[str, DataConfig]
     others = [config, dataclasses.replace(whole, mask="full"), dataclasses.replace(whole, mask="anchor")]
     others.append(dataclasses.replace(continued, positions="pose", max_position=most))
     if has_conversations:
-        needs = {"messages_key": config.messages_key or "messages"}
-        others.append(dataclasses.replace(continued, positions="skipalign", max_position=most, **needs))
+        others.append(dataclasses.replace(continued, positions="skipalign", max_position=most))
     if config.positions in SKIPPING:  # with its own keys
         others = [one for one in others if one.positions != config.positions or one is config]
     result: dict[str, DataConfig] = {}

@@ -64,8 +64,8 @@ class Findings:
 
 def compose(findings: Findings, config: Config, command: str) -> Page:
     sections = [_contents(findings, config), _documents(findings), _packing(findings, config)]
-    sections += [_contexts(findings, config), distances.section(findings.distances, _which(findings, config))]
-    sections += [_attention(findings, config), _masks(findings, config)]
+    sections += [_contexts(findings, config), _attention(findings, config)]
+    sections += [distances.section(findings.distances, _which(findings, config)), _masks(findings, config)]
     sections.append(Section("How this page was made", [Code(command)]))
     name = config.data.store or config.data.source
     train = findings.splits[0]

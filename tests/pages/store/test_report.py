@@ -17,8 +17,8 @@ from tests import html as pages
 from tests.data import preparing
 
 NAMES = ["<script>alert(1)</script>", "$x_$ & y", "_hidden", "日本語", "a b"]
-FIGURES = ["cut", "document_lengths", "documents_per_row", "fill", "live_tiles", "masks", "source_shares", "speed_up"]
-FIGURES += ["visible_contexts"]
+FIGURES = ["cut", "distances", "distances_to_the_anchor", "document_lengths", "documents_per_row", "fill"]
+FIGURES += ["live_tiles", "masks", "source_shares", "speed_up", "visible_contexts"]
 TILES = ["--config.attention.q_tile=1024", "--config.attention.kv_tile=1024"]  # fewer than the tiny configuration's
 
 
