@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anchorjax import types
+from anchorjax import data, types
 from anchorjax.data.rows import distances
 from anchorjax.data.rows.packing import RowPacker
 from anchorjax.data.rows.positions import RowPieces, RowSpec
@@ -18,7 +18,7 @@ from anchorjax.data.rows.positions.skipping import skipalign
 from anchorjax.data.rows.positions.skipping._jumps import jump
 from anchorjax.errors import ConfigError
 from tests.data.test_distances import assert_close, brute
-from tests.data.test_loader import config_of
+from tests.data.test_loader import TOKENIZER, config_of
 from tests.data.test_packing import store_of
 from tests.data.test_positions import rows_of, tokens_of_documents
 
@@ -181,6 +181,6 @@ def test_texts_are_refused():
 
 
 def test_a_store_of_texts_is_refused_before_any_row_is_made():
-    with pytest.raises(ConfigError, match="needs conversations, and data.store='.*' has texts") as caught:
+    with pytest.raises(ConfigError, match=r"needs conversations, and data.store='.*' has texts") as caught:
         data.row_packer(store_of([8, 3]), TOKENIZER, skip_config(), seed=0)
     assert caught.value.key == "data.positions"
