@@ -37,10 +37,7 @@ def factors(mask: Mask, positions_BT: jax.Array, config: AttentionConfig, has_ca
     """
     if config.logit_scale == "none":
         return None
-    if config.logit_scale_by == "position":
-        count_BT = positions_BT + 1
-    else:
-        count_BT = jnp.sum(mask.materialize(), -1) if has_cache else _visible(mask)
+    count_BT = positions_BT + 1 if config.logit_scale_by == "position" else _visible(mask, has_cache)
     log_BT = jnp.log(jnp.maximum(count_BT, 1).astype(jnp.float32))  # padding sees nothing
     if config.logit_scale == "scalable_softmax":
         return log_BT
@@ -64,14 +61,19 @@ def of_layer(scale: jax.Array, config: AttentionConfig, layer: ArrayLike | None)
     return scale if layer is None else jnp.where(layer < config.logit_scale_from, jnp.ones_like(scale), scale)
 
 
-def _visible(mask: Mask) -> jax.Array:
-    """Keys that each token of whole rows sees, int32 [B, T]; a device may hold only a part of a row."""
+def _visible(mask: Mask, has_cache: bool) -> jax.Array:
+    """Keys that each query sees, int32 [B, T]. A device counts over whole rows, of which it may hold only a part."""
 
-    def count(segment_ids_T, index_T):
+    def of_row(segment_ids_T, index_T):
         return count_visible(segment_ids_T, mask.num_anchors, mask.window, index_T)
 
-    rows = [reshard(x, WHOLE_ROWS) for x in (mask.q_segment_ids_BT, mask.q_index_BT)]
-    return reshard(jax.shard_map(jax.vmap(count), in_specs=WHOLE_ROWS, out_specs=WHOLE_ROWS)(*rows), BATCH)
+    def count(mask: Mask) -> jax.Array:
+        if has_cache:  # few queries: to compare them with all keys is cheaper than to sort these
+            return jnp.sum(mask.materialize(), -1, dtype=jnp.int32)
+        return jax.vmap(of_row)(mask.q_segment_ids_BT, mask.q_index_BT)
+
+    rows = jax.tree.map(lambda x: reshard(x, WHOLE_ROWS), mask)
+    return reshard(jax.shard_map(count, in_specs=(WHOLE_ROWS,), out_specs=WHOLE_ROWS)(rows), BATCH)
 
 
 def _log_length(config: AttentionConfig) -> float:
