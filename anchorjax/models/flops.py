@@ -46,6 +46,12 @@ def train_flops(config: ModelConfig, tokens: float, pairs: float, frozen: bool =
     return (4 if frozen else 6) * matmul_parameters(config) * tokens + attention
 
 
+def forward_flops(config: ModelConfig, tokens: float, pairs: float, scored: float) -> float:
+    """FLOPs of a forward pass, of whose `tokens` so many are scored over the vocabulary; pairs as in `train_flops`."""
+    layers = config.num_layers * (sum(layer_weights(config)) * tokens + 2 * config.num_heads * config.head_dim * pairs)
+    return 2 * (layers + config.d_model * config.vocab_size * scored)
+
+
 def causal_pairs(seq_len: int) -> float:
     return seq_len * (seq_len + 1) / 2
 
