@@ -25,6 +25,12 @@ class DataConfig(Section):
     data_dir: str = key("~/.cache/anchorjax", "where prepared data sets are kept", resume="free")
     # How anchorjax prepare reads files. A dot leads into an object, unless a key has that whole name.
     text_key: str = key("text", "field of a row that holds its text; a dot leads into an object", resume="free")
+    messages_key: str = key(
+        "",
+        "field of a row that holds a conversation, for the checkpoint's chat template: the assistant's turns are "
+        "trained on (docs/data.md); empty: rows hold texts",
+        resume="free",
+    )
     source_key: str = key(
         "source", "field of a row that names its source (SlimPajama: meta.redpajama_set_name)", resume="free"
     )
@@ -136,6 +142,8 @@ class DataConfig(Section):
         super().__post_init__()
         self.require(self.interleave != 1, "interleave", "it must be 0, or 2 or more pieces of a document")
         self.require("://" not in self.store, "store", "it must be a path, and is an address")
+        needs = "it needs data.store: anchorjax prepare reads conversations"
+        self.require(self.store or not self.messages_key, "messages_key", needs)
         clash = self.interleave and self.boundary_targets  # a document's end is followed by the middle of another
         self.require(not clash, "boundary_targets", f"it must be False with data.interleave={self.interleave}")
         given = f"with data.positions={self.positions} and data.seq_len={self.seq_len} it must be"

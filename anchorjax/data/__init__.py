@@ -52,8 +52,8 @@ def load_store(config: DataConfig, split: str, tokenizer: Tokenizer) -> TokenSto
         it the fingerprint, depends on the vocabulary's size.
 
     Raises:
-      ConfigError: no such source or split, a store of another tokenizer, a tokenizer that loses text, or data_dir
-        cannot be used.
+      ConfigError: no such source or split, a store of another tokenizer, or of texts where conversations are asked for,
+        a tokenizer that loses text, or data_dir cannot be used.
       DataError: the store is damaged, or none.
     """
     if config.store:
@@ -78,7 +78,11 @@ def _open_store(config: DataConfig, split: str, tokenizer: Tokenizer) -> TokenSt
             config.store,
             f"its tokens are of the tokenizer {made_by}, and data.tokenizer={config.tokenizer!r} is {tokenizer.name}",
         )
-    return TokenStore.open(path)
+    store = TokenStore.open(path)
+    if config.messages_key and store.trained is None:
+        needs = f"it holds texts, and data.messages_key={config.messages_key!r} asks for conversations"
+        raise ConfigError("data.store", config.store, needs)
+    return store
 
 
 def train_batches(

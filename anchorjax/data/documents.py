@@ -13,32 +13,24 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from anchorjax.data.bad_rows import BadRow, utf8
+from anchorjax.data.conversations import Conversation
+
 MARK = b"\xef\xbb\xbf"  # UTF-8's byte order mark, which readers remove (RFC 8259; Unicode 23.8)
 _KEYS_SHOWN = 8
 _MISSING = object()
 
 
-class BadRow(Exception):
-    """A row that holds no document.
-
-    The message is the reason without details, so that reasons can be counted; `detail` is about this row.
-    """
-
-    def __init__(self, reason: str, detail: str = ""):
-        super().__init__(reason)
-        self.detail = detail
-
-
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """A text, or the ids of one that was tokenized elsewhere, and the name of its source.
+    """A text, the ids of one that was tokenized elsewhere, or a conversation; and the name of its source.
 
     Attributes:
       marked: its file began with a byte order mark, which was removed.
       lacks: why its row has no source ("meta.name is missing or null"); "" if it has one or needs none.
     """
 
-    content: str | np.ndarray
+    content: str | np.ndarray | Conversation
     source: str
     marked: bool = dataclasses.field(default=False, compare=False)
     lacks: str = dataclasses.field(default="", compare=False)
@@ -49,7 +41,8 @@ class Document:
 
     def draw(self, purpose: str) -> float:
         """Returns a number in [0, 1) that depends on the content and the purpose only, so that copies share it."""
-        content = self.content.encode() if isinstance(self.content, str) else self.content.astype("<i4").tobytes()
+        is_ids = isinstance(self.content, np.ndarray)
+        content = self.content.astype("<i4").tobytes() if is_ids else self.content.encode()
         digest = hashlib.blake2b(content, digest_size=8, person=purpose.encode()).digest()
         return int.from_bytes(digest, "little") / 2**64
 
@@ -81,10 +74,11 @@ class Shard(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
-    """The keys of a row's text and source, and the largest size of a row.
+    """The keys of a row's text or conversation and of its source, and the largest size of a row.
 
     "meta.name" is the column or key of that whole name, or else the key "name" in the object "meta".
-    `text_option` is what messages call the option that says where the text is.
+    `text_option` is what messages call the option that says where the text is. With `is_conversation`, `text` is the
+    key of a list of messages.
     """
 
     text: str
@@ -92,6 +86,7 @@ class Fields:
     default_source: str
     max_bytes: int
     text_option: str = "data.text_key"
+    is_conversation: bool = False
 
     def document(self, row: Any, marked: bool = False) -> Document | BadRow:
         """Returns the document of a row, or a BadRow. `marked`: see `Document`."""
@@ -101,19 +96,29 @@ class Fields:
             if not isinstance(row, Mapping):
                 raise BadRow("not an object")
             source, text = find(row, self.source), find(row, self.text)
-            if isinstance(text, bytes):  # a column of bytes
-                text, has_mark = decode(text)
-                marked |= has_mark
+            if self.is_conversation:
+                if text is None:
+                    raise BadRow(f"{self.text} is missing or null", self._help(row))
+                content = Conversation.of(text, self.text, self.max_bytes)
+            else:
+                content, marked = self._text(row, text, marked)
             if isinstance(source, bytes):
                 source, _ = decode(source)
-            if text is None:
-                raise BadRow(f"{self.text} is missing or null", self._help(row))
             if isinstance(source, str):
-                return Document(self.check(text), source, marked)
+                return Document(content, source, marked)
             lacks = f"{self.source} is {'missing or null' if source is None else 'not a string'}"
-            return Document(self.check(text), self.default_source, marked, lacks)
+            return Document(content, self.default_source, marked, lacks)
         except BadRow as error:
             return error
+
+    def _text(self, row: Mapping[str, Any], text: Any, marked: bool) -> tuple[str, bool]:
+        """Returns the text, and whether it is marked."""
+        if isinstance(text, bytes):  # a column of bytes
+            text, has_mark = decode(text)
+            marked |= has_mark
+        if text is None:
+            raise BadRow(f"{self.text} is missing or null", self._help(row))
+        return self.check(text), marked
 
     def _help(self, row: Mapping[str, Any]) -> str:
         if find(row, self.text, _MISSING) is None:
@@ -152,14 +157,6 @@ def listed(wanted: str, names: Sequence[str]) -> str:
     same = [name for name in names if name.lower().rpartition(".")[2] == last]
     close = same or difflib.get_close_matches(wanted, names, 1)
     return f"{shown}; did you mean {close[0]!r}?" if close else shown
-
-
-def utf8(text: str, key: str) -> bytes:
-    """Encodes a text. Raises BadRow for a lone surrogate, which JSON can hold and UTF-8 cannot."""
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        raise BadRow(f"{key} holds a lone surrogate") from error
 
 
 def find(row: Mapping[str, Any], path: str, missing: Any = None) -> Any:

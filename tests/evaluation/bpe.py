@@ -20,14 +20,14 @@ TEMPLATE = (
 )
 
 
-def write(directory: Path, template: str | None = TEMPLATE) -> Path:
+def write(directory: Path, template: str | None = TEMPLATE, specials: list[str] = SPECIALS) -> Path:
     built = tokenizers.Tokenizer(models.BPE())
     split = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     built.pre_tokenizer = pre_tokenizers.Sequence(split)
     built.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=3000,
-        special_tokens=SPECIALS,
+        special_tokens=specials,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )

@@ -100,6 +100,7 @@ def test_free_keys_are_those_of_where_and_how():
         ),
         *("checkpoint.every", "checkpoint.keep", "train.log_every", "train.tensorboard", "train.peak_tflops"),
         *("data.prefetch", "data.workers", "data.data_dir", "data.tokenizer", "data.store", "data.text_key"),
+        "data.messages_key",
         *("data.source_key", "data.held_out_share", "data.bad_rows", "data.max_bad_share", "data.max_row_bytes"),
         *("attention.implementation", "attention.q_tile", "attention.kv_tile"),
         *("model.remat", "model.ffn_chunk", "optimizer.moments_on"),

@@ -28,6 +28,7 @@ from anchorjax.data.documents import Fields, Shard
 
 KINDS = ("anchor_context", "array_record", "jsonl", "parquet", "text_folder")
 TEXT_KINDS = KINDS[1:]  # those whose documents are texts, not ids
+_OBJECT_KINDS = ("array_record", "jsonl", "parquet")  # those whose rows have keys, and may hold conversations
 _TFDS_PREFIX = "tfds:"
 _NO_SOURCES = ("sequence", "tables", "tfds")  # modules that the others use
 MAX_WEIGHT = 100
@@ -134,6 +135,12 @@ def _is_number(text: str) -> bool:
 def _of_one(name: str, default_source: str, config: DataConfig) -> list[Shard]:
     kind, _, path = name.partition(":")
     fields = Fields(config.text_key, config.source_key, default_source, config.max_row_bytes)
+    if config.messages_key:
+        if kind not in _OBJECT_KINDS:
+            allowed = ", ".join(f"{kind}:PATH" for kind in _OBJECT_KINDS)
+            raise ValueError(f"{name!r} holds texts, and data.messages_key={config.messages_key!r} needs {allowed}")
+        option = "data.messages_key"
+        fields = dataclasses.replace(fields, text=config.messages_key, text_option=option, is_conversation=True)
     if kind in KINDS:
         return of_files(kind, path, fields)
     return importlib.import_module(f"{__name__}.sequence").shards(name, config.data_dir, fields)

@@ -126,7 +126,7 @@ def parse(line: bytes):
 
 @dataclasses.dataclass(frozen=True)
 class JsonLines:
-    """A shard: some lines of a file, each an object with a text."""
+    """A shard: some lines of a file, each an object with a text or a conversation."""
 
     lines: Lines
     fields: Fields

@@ -1,4 +1,4 @@
-"""Parquet files, and Arrow files as Hugging Face `datasets` saves them, with a column of texts."""
+"""Parquet files, and Arrow files as Hugging Face `datasets` saves them, with a column of texts or conversations."""
 
 import dataclasses
 from collections.abc import Iterator

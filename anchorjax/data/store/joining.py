@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from anchorjax.config import DataConfig
 from anchorjax.data.store import index as index_lib
 from anchorjax.data.store import pieces
 from anchorjax.data.store.index import DTYPES, Index
@@ -43,12 +44,12 @@ class _Hashed:
         return self._digest.hexdigest()
 
 
-def join(directory: Path, out: Path, split: str, tokenizer: Tokenizer, source: str) -> Index:
+def join(directory: Path, out: Path, split: str, tokenizer: Tokenizer, config: DataConfig) -> Index:
     """Writes the store of one split into the empty directory `out`.
 
     Args:
       directory: has complete pieces, numbered from 0.
-      source: what the index says the store was made from.
+      config: that of the preparation.
 
     Raises:
       DataError: too many sources, or a piece that does not match its JSON file.
@@ -68,14 +69,16 @@ def join(directory: Path, out: Path, split: str, tokenizer: Tokenizer, source: s
             f"there are {len(names)} sources, more than {index_lib.MAX_SOURCES}, such as {next(reversed(names))!r}; "
             "set data.source_key to a name that many documents share"
         )
-    dtype, mark = pieces.dtype_name(tokenizer), hashlib.sha256(tokenizer.name.encode())
+    dtype, mark = pieces.dtype_name(tokenizer, config), hashlib.sha256(tokenizer.name.encode())
     files = [_Hashed(out / name) for name in (index_lib.TOKENS, index_lib.OFFSETS, index_lib.SOURCES)]
+    top = tokenizer.vocab_size - 1
     by_source = np.zeros((2, len(names)), np.int64)  # documents, tokens
     with files[0] as file:
         for number, count in enumerate(counts):
             for block in _blocks(directory, number, split, "tokens", DTYPES[dtype], count["tokens"]):
                 file.write(block.data)
                 mark.update(block.data)
+                top = max(top, int(block.max()))
     with files[1] as file:
         file.write(_npy_header("<i8", num_documents + 1))
         at = np.zeros(1, "<i8")
@@ -100,9 +103,16 @@ def join(directory: Path, out: Path, split: str, tokenizer: Tokenizer, source: s
                 by_source[0] += np.bincount(ids, minlength=len(names))
                 by_source[1] += np.bincount(ids, length, len(names)).astype(np.int64)
     mark.update(json.dumps(list(names)).encode())
+    if config.messages_key:
+        files.append(_Hashed(out / index_lib.TRAINED))
+        with files[3] as file:
+            for number, count in enumerate(counts):
+                for block in _blocks(directory, number, split, pieces.TRAINED, "u1", count["tokens"]):
+                    file.write(block.data)
+                    mark.update(block.data)
     index = Index(
         tokenizer=tokenizer.name,
-        vocab_size=tokenizer.vocab_size,
+        vocab_size=top + 1,
         bos_id=tokenizer.bos_id,
         eos_id=tokenizer.eos_id,
         pad_id=tokenizer.pad_id,
@@ -114,7 +124,7 @@ def join(directory: Path, out: Path, split: str, tokenizer: Tokenizer, source: s
         source_tokens=by_source[1].tolist(),
         sha256={file.path.name: file.hexdigest() for file in files},
         fingerprint=mark.hexdigest(),
-        made_from=source,
+        made_from=config.source,
         rows=report.rows,
         bad_rows=report.bad,
         bad_places=report.places,
@@ -122,6 +132,8 @@ def join(directory: Path, out: Path, split: str, tokenizer: Tokenizer, source: s
         marks=report.marks,
         lost=report.lost,
         lacking=report.lacking,
+        trained_tokens=sum(count["trained"] for count in counts) if config.messages_key else None,
+        format=index_lib.CONVERSATIONS if config.messages_key else index_lib.FORMAT,
     )
     index.write(out)
     return index

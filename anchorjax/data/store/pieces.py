@@ -2,6 +2,7 @@
 
 Piece 3 is `00003.json`, which is written last and so marks the piece as complete, and for each split three arrays
 without headers: `00003.train.tokens`, `.lengths` (int64) and `.sources` (int32, indices of the piece's own names).
+Pieces of conversations have a fourth one, `.trained` (one byte a token).
 Each attempt at a piece writes into a directory of its own, from which whole files are renamed: runners may try a piece
 twice at once, and every attempt has the same bytes. Only a few documents of a shard are in memory.
 """
@@ -22,17 +23,21 @@ from typing import Any
 import numpy as np
 
 from anchorjax.config import DataConfig
-from anchorjax.data.documents import BadRow, Document
+from anchorjax.data.bad_rows import BadRow
+from anchorjax.data.conversations import Conversation
+from anchorjax.data.documents import Document
 from anchorjax.data.sources import Weighted
 from anchorjax.data.store.index import DTYPES, MAX_SOURCES
 from anchorjax.data.store.tokens import check_range
 from anchorjax.data.text import tokenizer as tokenizer_lib
 from anchorjax.data.text.round_trip import TokenizerFault
 from anchorjax.data.text.tokenizer import Tokenizer
+from anchorjax.data.text.turns import ConversationEncoder
 from anchorjax.errors import DataError
 
 SPLITS = ("train", "validation")
-ARRAYS = ("tokens", "lengths", "sources")
+ARRAYS, TRAINED = ("tokens", "lengths", "sources"), "trained"
+Encoded = tuple[np.ndarray, np.ndarray | None]  # ids, and which of them are trained on; None: all
 _ATTEMPT = "attempt-"  # prefix of directories of unfinished pieces
 _AT_ONCE, _CHARACTERS_AT_ONCE = 64, 2**20  # documents that a tokenizer shares its cores among
 _EXAMPLES = 3  # places kept of each reason
@@ -92,9 +97,14 @@ def _sum(first: dict[str, int], second: dict[str, int]) -> dict[str, int]:
     return first | {name: first.get(name, 0) + count for name, count in second.items()} if second else first
 
 
-def dtype_name(tokenizer: Tokenizer) -> str:
+def vocab_size(tokenizer: Tokenizer, config: DataConfig) -> int:
+    """Every id of a document is below it: conversations hold special tokens, too."""
+    return tokenizer.chat_vocab_size if config.messages_key else tokenizer.vocab_size
+
+
+def dtype_name(tokenizer: Tokenizer, config: DataConfig) -> str:
     """Returns the smallest type that holds the vocabulary."""
-    return "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
+    return "uint16" if vocab_size(tokenizer, config) <= 2**16 else "uint32"
 
 
 def done(directory: Path, number: int) -> dict[str, Any] | None:
@@ -143,6 +153,14 @@ def make(directory: Path, number: int, weighted: Weighted, config: DataConfig, t
 
 
 @functools.cache
+def _encoder(directory: str, tokenizer: Tokenizer) -> ConversationEncoder:
+    try:
+        return ConversationEncoder.open(directory, tokenizer)
+    except ValueError as error:
+        raise DataError(f"data.tokenizer={directory!r} cannot be used on {socket.gethostname()}: {error}") from error
+
+
+@functools.cache
 def _tokenizer(directory: str, name: str) -> Tokenizer:
     try:
         tokenizer = tokenizer_lib.load(directory)
@@ -172,13 +190,13 @@ def write(directory: Path, number: int, weighted: Weighted, config: DataConfig, 
 def _write(directory: Path, number: int, weighted: Weighted, config: DataConfig, tokenizer: Tokenizer) -> None:
     report = Report()
     with contextlib.ExitStack() as stack:
-        splits = {split: stack.enter_context(_Split(directory, number, split, tokenizer)) for split in SPLITS}
-        for row, document, ids in _tokenized(weighted, config, tokenizer, report):
+        splits = {split: stack.enter_context(_Split(directory, number, split, tokenizer, config)) for split in SPLITS}
+        for row, document, (ids, trained) in _tokenized(weighted, config, tokenizer, report):
             if not ids.size:
                 _bad(weighted, row, BadRow("no token in the text"), config, report)
                 continue
             try:
-                check_range(f"row {row}", ids, tokenizer)
+                check_range(f"row {row}", ids, tokenizer, vocab_size(tokenizer, config))
             except ValueError as error:
                 fault = f"{weighted.shard.place(row)}: {error}"
                 raise DataError(fault + _otherwise(config) * isinstance(document.content, str)) from error
@@ -189,25 +207,35 @@ def _write(directory: Path, number: int, weighted: Weighted, config: DataConfig,
                 continue
             split = weighted.shard.split or _split_of(document, config, report)
             for _ in range(copies if split == "train" else 1):
-                splits[split].add(ids, document.source)
+                splits[split].add(ids, document.source, trained)
     content = dataclasses.asdict(report) | {name: split.counts() for name, split in splits.items()}
     (directory / f"{number:05d}.json").write_text(json.dumps(content))
 
 
 def _tokenized(
     weighted: Weighted, config: DataConfig, tokenizer: Tokenizer, report: Report
-) -> Iterator[tuple[int, Document, np.ndarray]]:
-    """Yields (row, document, ids) in order; bad rows are added to the report."""
+) -> Iterator[tuple[int, Document, Encoded]]:
+    """Yields (row, document, its tokens) in order; bad rows are added to the report."""
     # A tokenizer releases the GIL: while it encodes a batch, the last one is written and the next one is read.
     with concurrent.futures.ThreadPoolExecutor(1) as executor:
         before = None
         for batch in _batches(weighted, config, report):
-            now = executor.submit(_encode, batch, tokenizer)
+            now = executor.submit(_encode, batch, config, tokenizer)
             if before:
-                yield from before.result()
+                yield from _good(before.result(), weighted, config, report)
             before = now
         if before:
-            yield from before.result()
+            yield from _good(before.result(), weighted, config, report)
+
+
+def _good(
+    rows: list[tuple[int, Document, Encoded | BadRow]], weighted: Weighted, config: DataConfig, report: Report
+) -> Iterator[tuple[int, Document, Encoded]]:
+    for row, document, encoded in rows:
+        if isinstance(encoded, BadRow):
+            _bad(weighted, row, encoded, config, report)
+        else:
+            yield row, document, encoded
 
 
 def _batches(weighted: Weighted, config: DataConfig, report: Report) -> Iterator[list[tuple[int, Document]]]:
@@ -227,13 +255,19 @@ def _batches(weighted: Weighted, config: DataConfig, report: Report) -> Iterator
         yield waiting
 
 
-def _encode(batch: list[tuple[int, Document]], tokenizer: Tokenizer) -> list[tuple[int, Document, np.ndarray]]:
+def _encode(
+    batch: list[tuple[int, Document]], config: DataConfig, tokenizer: Tokenizer
+) -> list[tuple[int, Document, Encoded | BadRow]]:
+    if config.messages_key:
+        encoded = _encoder(config.tokenizer, tokenizer).encode([document.content for _, document in batch])
+        return [(row, document, one) for (row, document), one in zip(batch, encoded, strict=True)]
     texts = [document.content for _, document in batch if isinstance(document.content, str)]
     encoded = iter(tokenizer.encode_batch(texts) if texts else [])
-    return [
-        (row, document, next(encoded) if isinstance(document.content, str) else _inner(document.content, tokenizer))
-        for row, document in batch
+    ids = [
+        next(encoded) if isinstance(document.content, str) else _inner(document.content, tokenizer)
+        for _, document in batch
     ]
+    return [(row, document, (one, None)) for (row, document), one in zip(batch, ids, strict=True)]
 
 
 def _inner(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
@@ -250,8 +284,11 @@ def _split_of(document: Document, config: DataConfig, report: Report) -> str:
 
 
 def _lost(weighted: Weighted, row: int, document: Document, config: DataConfig, tokenizer: Tokenizer) -> dict[str, int]:
+    content = document.content
+    if isinstance(content, Conversation):
+        content = "\n".join(message.get("content", "") for message in content.messages)
     try:
-        return tokenizer.lost(document.content) if isinstance(document.content, str) else {}
+        return tokenizer.lost(content) if isinstance(content, str) else {}
     except TokenizerFault as error:
         raise DataError(f"{weighted.shard.place(row)}: {error}{_otherwise(config)}") from error
 
@@ -274,14 +311,15 @@ def _copies(document: Document, weight: float) -> int:
 
 
 class _Split:
-    """Appends documents to one split's arrays of a piece."""
+    """Appends documents to one split's arrays of a piece. A text gets EOS; a conversation has its own end."""
 
-    def __init__(self, directory: Path, number: int, split: str, tokenizer: Tokenizer):
-        self._paths = [file_of(directory, number, split, array) for array in ARRAYS]
-        self._dtype = DTYPES[dtype_name(tokenizer)]
+    def __init__(self, directory: Path, number: int, split: str, tokenizer: Tokenizer, config: DataConfig):
+        arrays = (*ARRAYS, TRAINED) if config.messages_key else ARRAYS
+        self._paths = [file_of(directory, number, split, array) for array in arrays]
+        self._dtype = DTYPES[dtype_name(tokenizer, config)]
         self._eos = np.asarray([tokenizer.eos_id], self._dtype).tobytes()
         self._names: dict[str, int] = {}
-        self._documents = self._tokens = 0
+        self._documents = self._tokens = self._trained = 0
 
     def __enter__(self) -> "_Split":
         self._files = [open(path, "wb") for path in self._paths]  # noqa: SIM115 - until __exit__
@@ -293,11 +331,16 @@ class _Split:
             os.fsync(file.fileno())
             file.close()
 
-    def add(self, ids: np.ndarray, source: str) -> None:
-        tokens, lengths, sources = self._files
+    def add(self, ids: np.ndarray, source: str, trained: np.ndarray | None) -> None:
+        tokens, lengths, sources, *flags = self._files
         tokens.write(ids.astype(self._dtype).tobytes())
-        tokens.write(self._eos)
-        lengths.write((len(ids) + 1).to_bytes(8, "little"))
+        if trained is None:
+            tokens.write(self._eos)
+        else:
+            flags[0].write(trained.tobytes())
+            self._trained += int(trained.sum())
+        length = len(ids) + (trained is None)
+        lengths.write(length.to_bytes(8, "little"))
         sources.write(self._names.setdefault(source, len(self._names)).to_bytes(4, "little"))
         if len(self._names) > MAX_SOURCES:
             raise DataError(
@@ -305,10 +348,11 @@ class _Split:
                 "that many documents share"
             )
         self._documents += 1
-        self._tokens += len(ids) + 1
+        self._tokens += length
 
     def counts(self) -> dict[str, Any]:
-        return {"documents": self._documents, "tokens": self._tokens, "source_names": list(self._names)}
+        names = list(self._names)
+        return {"documents": self._documents, "tokens": self._tokens, "trained": self._trained, "source_names": names}
 
 
 def file_of(directory: Path, number: int, split: str, array: str) -> Path:

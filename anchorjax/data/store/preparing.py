@@ -28,6 +28,8 @@ from anchorjax.data.store.index import DTYPES, FORMAT, Index
 from anchorjax.data.store.pieces import Report
 from anchorjax.data.store.runner import PROCESSES, Runner
 from anchorjax.data.text import tokenizer as tokenizer_lib
+from anchorjax.data.text.tokenizer import Tokenizer
+from anchorjax.data.text.turns import ConversationEncoder
 from anchorjax.errors import ConfigError, DataError
 from anchorjax.files import write_atomically
 
@@ -70,15 +72,16 @@ def prepare(
         tokenizer = tokenizer_lib.load(config.tokenizer)
     except ValueError as error:
         raise ConfigError("data.tokenizer", config.tokenizer, str(error)) from error
+    template = _template(config, tokenizer)
     try:
         shards = _shards(config)
         with _locked(part):
             _check_store(config, store, part)  # again: another process may just have ended
-            request = _request(config, tokenizer.name, shards)
+            request = _request(config, tokenizer.name, shards) | template
             directory, whole = part / f"pieces-{_digest(request)}", part / "whole"
             _check_request(part / "request.json", request)
             directory.mkdir(exist_ok=True)
-            with _shown(directory, len(shards), pieces.dtype_name(tokenizer), show):
+            with _shown(directory, len(shards), pieces.dtype_name(tokenizer, config), show):
                 _write_pieces(directory, shards, config, tokenizer.name, runner)
             report = _report(directory, len(shards))
             _check_bad_rows(report, config)
@@ -87,7 +90,7 @@ def prepare(
             for split in pieces.SPLITS:
                 _check_split(directory, len(shards), split, report, config)
                 (whole / split).mkdir(parents=True)
-                indices[split] = joining.join(directory, whole / split, split, tokenizer, config.source)
+                indices[split] = joining.join(directory, whole / split, split, tokenizer, config)
                 _sync(whole / split)
             os.rename(whole, store)
             _sync(store.parent)
@@ -96,6 +99,17 @@ def prepare(
     except OSError as error:
         raise DataError(f"{config.store} cannot be prepared: {error}") from error
     return indices
+
+
+def _template(config: DataConfig, tokenizer: Tokenizer) -> dict[str, object]:
+    """Returns what decides the tokens of conversations. Raises ConfigError for a template that cannot be used."""
+    if not config.messages_key:
+        return {}
+    try:
+        source = ConversationEncoder.open(config.tokenizer, tokenizer).chat.source
+    except ValueError as error:
+        raise ConfigError("data.tokenizer", config.tokenizer, str(error)) from error
+    return {"messages_key": config.messages_key, "chat_template": hashlib.sha256(source.encode()).hexdigest()}
 
 
 def _check_store(config: DataConfig, store: Path, part: Path) -> None:

@@ -9,6 +9,9 @@ _ORDINARY = "source is missing or null"  # in all documents, under the default o
 def of(index: Index) -> list[tuple[str, str]]:
     """Returns (label, text) of everything that the index counts apart from bad rows."""
     found = []
+    if index.trained_tokens is not None:
+        share = f"{index.trained_tokens / index.num_tokens:.1%}"
+        found.append(("trained", f"{index.trained_tokens:,} of {index.num_tokens:,} tokens, the assistant's: {share}"))
     if index.format == OLDER:
         found.append(("lost", "not counted by the version that prepared this store"))
     if index.marks:

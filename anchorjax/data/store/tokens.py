@@ -203,7 +203,7 @@ def _encode(
         batch = tokenizer.encode_batch([document["text"] for document in some])
         for index, (document, ids) in enumerate(zip(some, batch, strict=True), first):
             try:
-                check_range(f"document {index}", ids, tokenizer)
+                check_range(f"document {index}", ids, tokenizer, tokenizer.vocab_size)
             except ValueError as error:
                 raise TokenizerFault(str(error)) from error
             try:
@@ -213,15 +213,15 @@ def _encode(
             yield document.get("source", ""), ids
 
 
-def check_range(name: str, ids: np.ndarray, tokenizer: Tokenizer) -> None:
+def check_range(name: str, ids: np.ndarray, tokenizer: Tokenizer, vocab_size: int) -> None:
     """Raises ValueError, which begins with `name`, for an id outside the vocabulary."""
     if ids.size == 0:
         return
     low, high = int(ids.min()), int(ids.max())
-    if low < 0 or high >= tokenizer.vocab_size:
+    if low < 0 or high >= vocab_size:
         bad = low if low < 0 else high
         raise ValueError(
-            f"{name}: token id {bad} is outside the vocabulary of {tokenizer.name!r}, 0 to {tokenizer.vocab_size - 1}"
+            f"{name}: token id {bad} is outside the vocabulary of {tokenizer.name!r}, 0 to {vocab_size - 1}"
         )
 
 

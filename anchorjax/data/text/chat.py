@@ -6,6 +6,7 @@ messages and the names of special tokens, and can only write text.
 
 import dataclasses
 import datetime
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ import jinja2
 import numpy as np
 from jinja2 import ext, nodes, sandbox
 
+from anchorjax.data.text import marks
+from anchorjax.data.text.marks import Marked
 from anchorjax.data.text.special_tokens import content_of, named_specials, read_fields
 from anchorjax.data.text.tokenizer import Tokenizer
 from anchorjax.errors import EvaluationError
@@ -26,11 +29,15 @@ _END = "THE_ANSWER_GOES_ON_HERE "  # appended to a begun answer; its space shows
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ChatTemplate:
-    """A compiled template, its source, and the special tokens that it may write, by names such as "bos_token"."""
+    """A compiled template, its source, and the special tokens that it may write, by names such as "bos_token".
+
+    `place` is what messages call the template.
+    """
 
     template: jinja2.Template = dataclasses.field(repr=False)
     source: str = dataclasses.field(repr=False)
     specials: Mapping[str, str]
+    place: str = "the chat template"
 
     @classmethod
     def open(cls, directory: Path) -> "ChatTemplate":
@@ -40,21 +47,21 @@ class ChatTemplate:
         """
         directory = Path(directory).expanduser()
         config = read_fields(directory / "tokenizer_config.json")
-        source = _source(directory, config)
+        source, place = _source(directory, config)
         if source is None:
             raise ValueError(f"{directory} has no chat template: neither chat_template.jinja nor tokenizer_config.json")
         texts = {name: content_of(token) for name, token in named_specials(directory).items()}
         specials = {name: text for name, text in texts.items() if name.endswith("_token") and isinstance(text, str)}
         try:
-            return cls.of(source, specials)
+            return cls.of(source, specials, place)
         except ValueError as error:
             raise ValueError(f"{directory}: {error}") from error
 
     @classmethod
-    def of(cls, source: str, specials: Mapping[str, str]) -> "ChatTemplate":
+    def of(cls, source: str, specials: Mapping[str, str], place: str = "the chat template") -> "ChatTemplate":
         """Compiles a template. Raises ValueError if it is not valid."""
         try:
-            return cls(_environment().from_string(source), source, specials)
+            return cls(_environment(_Generation).from_string(source), source, specials, place)
         except (jinja2.TemplateError, RecursionError) as error:  # thousands of parentheses
             raise ValueError(f"the chat template is not valid: {error}") from error
 
@@ -65,17 +72,51 @@ class ChatTemplate:
 
         Raises ValueError if the template rejects these messages, or breaks out of its sandbox.
         """
-        messages = [dict(message) for message in messages]
         if begun:
-            messages[-1]["content"] += _END
+            messages = [*messages[:-1], messages[-1] | {"content": messages[-1]["content"] + _END}]
+        text = self._render(self.template, messages, prompt=not begun)
+        return _up_to_end(text) if begun else text
+
+    def render_whole(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """Renders a conversation that is over. Raises ValueError as `render` does."""
+        return self._render(self.template, messages, prompt=False)
+
+    def render_marked(self, messages: Sequence[Mapping[str, Any]]) -> Marked:
+        """Renders a conversation, and tells which message wrote what. No text may hold a NUL character.
+
+        Raises ValueError as `render` does.
+        """
+        messages = [dict(message) for message in messages]
+        numbers = {id(message): number for number, message in enumerate(messages)}
+        template, _ = self._with_marks
+        return Marked.read(self._render(template, messages, prompt=False, **marks.variables(numbers)))
+
+    @functools.cached_property
+    def marks_generation(self) -> bool:
+        """Whether the template marks what the model generates: {% generation %}."""
+        return self._with_marks[1]
+
+    @functools.cached_property
+    def line(self) -> int:
+        """The line at which the template writes the assistant's messages, as far as its code tells."""
+        return marks.line_of_assistant(_environment(_Generation).parse(self.source))
+
+    @functools.cached_property
+    def _with_marks(self) -> tuple[jinja2.Template, bool]:
+        environment = _environment(marks.Generation)
+        tree = environment.parse(self.source)
+        marks_generation = marks.add(tree, environment)
+        code = environment.compile(tree)
+        return jinja2.Template.from_code(environment, code, environment.make_globals(None)), marks_generation
+
+    def _render(self, template: jinja2.Template, messages: Sequence[Mapping[str, Any]], prompt: bool, **more) -> str:
         try:
             # What transformers gives to every template: some ask whether tools or documents are None.
-            text = self.template.render(
-                **self.specials, messages=messages, tools=None, documents=None, add_generation_prompt=not begun
+            return template.render(
+                **self.specials, **more, messages=messages, tools=None, documents=None, add_generation_prompt=prompt
             )
         except Exception as error:  # the template is foreign code and may raise anything
             raise ValueError(f"the chat template does not take these messages: {error}") from error
-        return _up_to_end(text) if begun else text
 
 
 def frame(prompt: str, answer_prefix: str, tokenizer: Tokenizer, chat: ChatTemplate | None) -> tuple[str, np.ndarray]:
@@ -105,10 +146,11 @@ def _up_to_end(text: str) -> str:
     return before if after.startswith(" ") else before.rstrip()
 
 
-def _source(directory: Path, config: Mapping[str, Any]) -> str | None:
+def _source(directory: Path, config: Mapping[str, Any]) -> tuple[str | None, str]:
+    """Returns the template, or None, and what messages call it."""
     file = directory / "chat_template.jinja"
     try:
-        return file.read_text(encoding="utf-8-sig")
+        return file.read_text(encoding="utf-8-sig"), str(file)
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as error:
@@ -119,13 +161,13 @@ def _source(directory: Path, config: Mapping[str, Any]) -> str | None:
         source = by_name.get("default")
     if source is not None and not isinstance(source, str):
         raise ValueError(f"{directory / 'tokenizer_config.json'}: chat_template is a {type(source).__name__}")
-    return source
+    return source, f"the chat_template of {directory / 'tokenizer_config.json'}"
 
 
-def _environment() -> sandbox.ImmutableSandboxedEnvironment:
+def _environment(generation: type[ext.Extension]) -> sandbox.ImmutableSandboxedEnvironment:
     """Makes the environment that transformers uses, for which templates are written."""
     environment = sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, ext.loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[generation, ext.loopcontrols]
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _refuse

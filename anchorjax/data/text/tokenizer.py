@@ -228,9 +228,28 @@ class HuggingFaceTokenizer:
         encoding = self._rules_with_specials.encode_batch_fast([text], add_special_tokens=frame)[0]
         return np.asarray(encoding.ids, np.int32)
 
+    def encode_with_specials_and_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Returns for each text the ids of `encode_with_specials`, and int64 [T, 2] as `encode_with_offsets` does."""
+        encodings = self._rules_of_chats.encode_batch(texts, add_special_tokens=False)
+        return [
+            (np.asarray(encoding.ids, np.int32), np.asarray(encoding.offsets, np.int64).reshape(-1, 2))
+            for encoding in encodings
+        ]
+
     def spell(self, index: int) -> str:
         """Returns the text that `encode_with_specials` reads as this special token."""
         return self.rules.decode([index], skip_special_tokens=False)
+
+    @functools.cached_property
+    def _rules_of_chats(self):
+        rules = self._copy_of_rules(encode_special_tokens=False)
+        rules.post_processor = None  # as for `encode_with_offsets`
+        return rules
+
+    @property
+    def chat_vocab_size(self) -> int:
+        """Every id of `encode_with_specials` is below it."""
+        return max(self.rules.get_vocab(with_added_tokens=True).values()) + 1
 
     @functools.cached_property
     def _rules_with_specials(self):
