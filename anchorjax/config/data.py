@@ -142,8 +142,6 @@ class DataConfig(Section):
         super().__post_init__()
         self.require(self.interleave != 1, "interleave", "it must be 0, or 2 or more pieces of a document")
         self.require("://" not in self.store, "store", "it must be a path, and is an address")
-        needs = "it needs data.store: anchorjax prepare reads conversations"
-        self.require(self.store or not self.messages_key, "messages_key", needs)
         clash = self.interleave and self.boundary_targets  # a document's end is followed by the middle of another
         self.require(not clash, "boundary_targets", f"it must be False with data.interleave={self.interleave}")
         given = f"with data.positions={self.positions} and data.seq_len={self.seq_len} it must be"

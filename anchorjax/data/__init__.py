@@ -58,6 +58,9 @@ def load_store(config: DataConfig, split: str, tokenizer: Tokenizer) -> TokenSto
     """
     if config.store:
         return _open_store(config, split, tokenizer)
+    if config.messages_key:
+        needs = "it needs data.store: anchorjax prepare reads conversations"
+        raise ConfigError("data.messages_key", config.messages_key, needs)
     try:
         documents = sources.load(config.source, split, config.data_dir)
         return store_lib.build(documents, tokenizer)

@@ -214,7 +214,7 @@ def test_what_cannot_hold_conversations(tmp_path, directory):
     with pytest.raises(ConfigError, match=r"data.tokenizer=.*has no chat template"):
         prepare(tmp_path, str(bpe.write(tmp_path / "none", None)), "jsonl:never_read")
     with pytest.raises(ConfigError, match=r"data.messages_key='messages'.*it needs data.store"):
-        data_config(messages_key="messages")
+        data.load_store(data_config(messages_key="messages"), "train", preparing.BYTES)
 
 
 def test_texts_are_not_taken_for_conversations(tmp_path, directory):
