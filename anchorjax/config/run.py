@@ -131,8 +131,11 @@ class Config(Section):
         if self.rope.scaling != "auto":
             rope = {name: rope[name] for name in ("theta", "local_theta") if name in rope}
         rope |= {name: value for name in ("theta", "local_theta") if (value := getattr(self.rope, name))}
+        attention = self.attention
+        if attention.logit_scale != "none" and not attention.logit_scale_length:
+            attention = dataclasses.replace(attention, logit_scale_length=self.data.seq_len)
         changes = {"model": dataclasses.replace(self.model, **model), "rope": dataclasses.replace(self.rope, **rope)}
-        return dataclasses.replace(self, **changes)
+        return dataclasses.replace(self, attention=attention, **changes)
 
     def to_dict(self) -> dict[str, Any]:
         """The nested dictionaries of config.json, with lists for tuples."""

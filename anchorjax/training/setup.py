@@ -135,9 +135,6 @@ def complete(config: Config, pretrained: Pretrained | None) -> Config:
     """With what is left open filled in. Raises ConfigError for a family that does not exist or another model."""
     if pretrained:
         return pretrained.complete(config)
-    if config.attention.logit_scale != "none" and not config.attention.logit_scale_length:
-        attention = dataclasses.replace(config.attention, logit_scale_length=config.data.seq_len)
-        config = dataclasses.replace(config, attention=attention)
     if config.data.tokenizer == "auto":
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer="bytes"))
     config = config.completed()
