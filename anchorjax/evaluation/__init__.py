@@ -18,4 +18,8 @@ COMMANDS = {
         "how far rounding moves attention when positions are shifted",
         "anchorjax.experiments.rope_precision.command",
     ),
+    "attention_weights": (
+        "entropy of attention by layer, and biased rounding of its sums",
+        "anchorjax.experiments.attention_weights.command",
+    ),
 }
