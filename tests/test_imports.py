@@ -37,7 +37,7 @@ ALLOWED = {
     "training": FOUNDATION | {"attention", "models", "data", "checkpoints", "files"},
     "inference": FOUNDATION | {"accelerators", "attention", "models", "data", "checkpoints", "files"},
     "evaluation": FOUNDATION | {"inference", "training", "data", "checkpoints", "files", "pages", "background"},
-    "experiments": FOUNDATION | {"attention", "models", "data", "inference", "evaluation", "pages"},
+    "experiments": FOUNDATION | {"attention", "models", "data", "inference", "evaluation", "pages", "files"},
     "plan": FOUNDATION
     | {"attention", "models", "data", "checkpoints", "training", "pages", "files", "targets", "background"},
     "pages": FOUNDATION | {"attention", "data", "evaluation", "training", "files"},
