@@ -100,6 +100,29 @@ def test_conversations_skip_where_blocks_begin_and_nowhere_else(lengths, seq_len
             assert row.positions_T.tolist() == list(range(seq_len))
 
 
+@settings(max_examples=150, deadline=None)
+@given(**layouts)
+def test_borders_are_where_a_conversation_changes_from_token_to_token(lengths, seq_len, where, seed, more, **options):
+    """By conversation and in its own order, whatever interleaving made of it."""
+    flags = np.random.default_rng(seed % 2**32).random(sum(lengths)) < 0.4
+    packer = packer_of(lengths, flags, seq_len, more, where, seed=seed, **options)
+    seen = []
+    spied = dataclasses.replace(packer, _memory={})
+    object.__setattr__(spied, "_positions_of", lambda pieces, index: seen.append(pieces) or np.arange(seq_len))
+    for row in rows_of(spied, 0):
+        pieces = seen.pop(0)
+        found_B, conversation_B = skipalign.borders(pieces, where)
+        expected = []
+        for own in tokens_of_documents(row, lengths):
+            trained = flags[row.tokens_T[own]]
+            begins = trained[1:] != trained[:-1]
+            if where != "all":
+                begins &= trained[1:] == (where == "inner")
+            expected.append(own[1:][begins].tolist())
+        groups = [found_B[conversation_B == one].tolist() for one in range(len(expected))]
+        assert sorted(groups) == sorted(expected) and np.all(np.diff(conversation_B) >= 0)
+
+
 @settings(max_examples=60, deadline=None)
 @given(**layouts, window=st.none() | st.integers(1, 24))
 def test_distances_are_those_of_every_pair(lengths, seq_len, more, where, seed, window, **options):

@@ -4,7 +4,6 @@ import numpy as np
 
 from anchorjax.data.rows.positions import RowPieces, RowSpec
 from anchorjax.data.rows.positions.skipping._jumps import jump
-from anchorjax.data.rows.row_plan import ranges
 
 
 def positions(pieces: RowPieces, spec: RowSpec, rng: np.random.Philox) -> np.ndarray:
@@ -52,14 +51,22 @@ def borders(pieces: RowPieces, where: str) -> tuple[np.ndarray, np.ndarray]:
     """
     if pieces.trained_T is None:
         raise ValueError("skipalign needs rows of conversations, which say what is trained on")
-    order = np.lexsort((pieces.before, pieces.document))
-    index_N = ranges(pieces.start[order], pieces.length[order])  # of the tokens, by conversation
-    conversation_N = np.repeat(pieces.document[order], pieces.length[order])
-    trained_N = pieces.trained_T[index_N]
-    begins_N = (np.diff(trained_N, prepend=False) != 0) & (np.diff(conversation_N, prepend=-1) == 0)
+    trained_T, first_P, end_P = pieces.trained_T, pieces.start, pieces.start + pieces.length
+    changes = 1 + np.flatnonzero(trained_T[1:] != trained_T[:-1])
+    piece = np.searchsorted(first_P, changes, side="right") - 1
+    inside = (piece >= 0) & (changes > first_P[piece]) & (changes < end_P[piece]) if len(first_P) else piece >= 0
+    # A later piece of a conversation follows on its last one, wherever that lies.
+    order_P = np.lexsort((pieces.before, pieces.document))
+    follows = np.diff(pieces.document[order_P]) == 0
+    later, last = order_P[1:][follows], order_P[:-1][follows]
+    later = later[trained_T[first_P[later]] != trained_T[end_P[last] - 1]]
+    index_B, piece_B = np.append(changes[inside], first_P[later]), np.append(piece[inside], later)
     if where != "all":
-        begins_N &= trained_N == (where == "inner")
-    return index_N[begins_N], conversation_N[begins_N]
+        asked_B = trained_T[index_B] == (where == "inner")
+        index_B, piece_B = index_B[asked_B], piece_B[asked_B]
+    conversation_B = pieces.document[piece_B]
+    order_B = np.lexsort((pieces.before[piece_B] + index_B - first_P[piece_B], conversation_B))
+    return index_B[order_B], conversation_B[order_B]
 
 
 def draw_skips(count: int, budget: int, share: float, rng: np.random.Philox) -> tuple[np.ndarray, np.ndarray]:
