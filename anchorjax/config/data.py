@@ -149,6 +149,8 @@ class DataConfig(Section):
             self.require(self.max_position > self.seq_len, "max_position", f"{given} more than data.seq_len")
         else:
             self.require(self.max_position in (0, self.seq_len), "max_position", f"{given} 0: no position is skipped")
+        needs = "data.positions=skipalign needs it: skips lie between the turns of conversations"
+        self.require(self.positions != "skipalign" or self.messages_key, "messages_key", needs)
         if self.window_schedule in _GROWING:
             given = f"with data.window_schedule={self.window_schedule} it must be"
             self.require(self.window_steps > 0, "window_steps", f"{given} at least 1")

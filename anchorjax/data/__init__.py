@@ -159,14 +159,7 @@ def eval_rows(
 
 
 def row_packer(store: TokenStore, tokenizer: Tokenizer, config: DataConfig, seed: int | None) -> RowPacker:
-    """What lays `store` into rows as the configuration says; see `RowPacker` for `seed`.
-
-    Raises:
-      ConfigError: data.positions needs conversations, and the store has texts.
-    """
-    if config.positions == "skipalign" and store.trained is None:
-        needs = f"it needs conversations, and data.store={config.store!r} has texts: prepare it with data.messages_key"
-        raise ConfigError("data.positions", config.positions, needs)
+    """What lays `store` into rows as the configuration says; see `RowPacker` for `seed`."""
     sources, names = sources_of(store, only=config.source)
     return RowPacker(
         store=store,

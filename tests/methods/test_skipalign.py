@@ -16,7 +16,10 @@ from anchorjax.data.rows.packing import RowPacker
 from anchorjax.data.rows.positions import RowPieces, RowSpec
 from anchorjax.data.rows.positions.skipping import skipalign
 from anchorjax.data.rows.positions.skipping._jumps import jump
+from anchorjax.data.store import preparing as preparing_lib
 from anchorjax.errors import ConfigError
+from tests import tiny
+from tests.data import preparing
 from tests.data.test_distances import assert_close, brute
 from tests.data.test_loader import TOKENIZER, config_of
 from tests.data.test_packing import store_of
@@ -27,7 +30,7 @@ WHERE = ("all", "inner", "outer")
 
 
 def skip_config(where="all", share=1.0, **changes):
-    fixed = {"positions": "skipalign", "max_position": 100}
+    fixed = {"positions": "skipalign", "messages_key": "messages", "max_position": 100}
     return config_of(**fixed, skipalign_where=where, skipalign_share=share, **changes)
 
 
@@ -203,7 +206,36 @@ def test_texts_are_refused():
         skipalign.positions(row, RowSpec(9, 20, skip_config()), np.random.Philox(key=[0, 0]))
 
 
-def test_a_store_of_texts_is_refused_before_any_row_is_made():
-    with pytest.raises(ConfigError, match=r"needs conversations, and data.store='.*' has texts") as caught:
-        data.row_packer(store_of([8, 3]), TOKENIZER, skip_config(), seed=0)
-    assert caught.value.key == "data.positions"
+@pytest.mark.parametrize(
+    ("changes", "key", "allowed"),
+    [
+        ({"messages_key": ""}, "data.messages_key", "data.positions=skipalign needs it"),
+        ({"max_position": 64}, "data.max_position", "must be more than data.seq_len"),
+        ({"skipalign_share": 0.0}, "data.skipalign_share", "above 0 and at most 1"),
+        ({"skipalign_where": "between"}, "data.skipalign_where", "all, inner, outer"),
+        ({"positions": "pose", "skipalign_where": "inner"}, "data.skipalign_where", "only data.positions=skipalign"),
+        ({"positions": "pose", "skipalign_share": 0.4}, "data.skipalign_share", "only data.positions=skipalign"),
+    ],
+)
+def test_combinations_that_cannot_work_are_refused_by_key(changes, key, allowed):
+    fixed = {"positions": "skipalign", "messages_key": "messages", "max_position": 512}
+    with pytest.raises(ConfigError, match=allowed) as caught:
+        tiny.config(**{f"data__{name}": value for name, value in (fixed | changes).items()})
+    assert caught.value.key == key
+
+
+def test_a_store_of_texts_is_refused_at_set_up(tmp_path):
+    inputs = preparing.write_jsonl(tmp_path / "in.jsonl", [{"text": "word " * i} for i in range(1, 30)])
+    store = str(tmp_path / "store")
+    preparing_lib.prepare(preparing.data_config(store=store, source=f"jsonl:{inputs}", held_out_share=0.2))
+    with pytest.raises(ConfigError, match=r"it holds texts, and data.messages_key='messages'") as caught:
+        data.load_store(skip_config(store=store), "train", TOKENIZER)
+    assert caught.value.key == "data.store"
+
+
+def test_held_out_rows_do_not_skip():
+    config = skip_config(seq_len=16)
+    store = dataclasses.replace(store_of([8, 30, 9]), trained=np.arange(47) % 3 > 0)
+    assert data.row_packer(store, TOKENIZER, config, seed=0).row(0).positions_T.max() > 15
+    batch = next(data.eval_rows(store, TOKENIZER, config, 4))
+    np.testing.assert_array_equal(batch.positions_BT, np.broadcast_to(np.arange(16), batch.positions_BT.shape))

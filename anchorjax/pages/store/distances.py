@@ -76,7 +76,8 @@ def choose(config: DataConfig, has_conversations: bool) -> dict[str, DataConfig]
     others = [config, dataclasses.replace(whole, mask="full"), dataclasses.replace(whole, mask="anchor")]
     others.append(dataclasses.replace(continued, positions="pose", max_position=most))
     if has_conversations:
-        others.append(dataclasses.replace(continued, positions="skipalign", max_position=most))
+        needs = {"messages_key": config.messages_key or "messages"}  # of a store, any name will do
+        others.append(dataclasses.replace(continued, positions="skipalign", max_position=most, **needs))
     if config.positions in SKIPPING:  # with its own keys
         others = [one for one in others if one.positions != config.positions or one is config]
     result: dict[str, DataConfig] = {}
