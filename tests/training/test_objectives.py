@@ -1,4 +1,4 @@
-"""Objectives: the contract of all, EXACT's weights by hand, and weights that come from the token's own nats."""
+"""Objectives: the contract of all, and weights that come from the token's own nats."""
 
 import dataclasses
 import functools
@@ -9,12 +9,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from anchorjax.errors import ConfigError
 from anchorjax.models.loss import weighted_nats
 from anchorjax.sharding import ACTIVATIONS, BATCH, UNEMBEDDING, abstract, shard_batch
-from anchorjax.training import objectives
 from anchorjax.training.objectives import OBJECTIVES
-from anchorjax.training.objectives.exact import Exact, exact_weights
 from anchorjax.training.state import init_state
 from tests import tiny
 from tests.training.making import assert_trees_close, make_batch, make_mesh, make_state, make_steps
@@ -120,34 +117,3 @@ def test_the_gradient_takes_weights_from_the_chunks_own_nats_as_constants(sizes)
     np.testing.assert_allclose([value, alone], float(expected), rtol=1e-5)
     for got, want in zip(gradients, wanted, strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
-
-
-def test_exact_by_hand():
-    """Tail of 30, 10 and 0 targets: q = 3/4, 1/4, gamma 1/2, so that r = 2/sqrt(3) and 2."""
-    weights = exact_weights(np.array([500, 100, 30, 10, 0]), tail=4, alpha=0.15, gamma=0.5)
-    mean_r = 0.75 * 2 / np.sqrt(3) + 0.25 * 2
-    expected = [1, 1, 1 + 0.15 * (2 / np.sqrt(3)) / mean_r, 1 + 0.15 * 2 / mean_r, 1]
-    np.testing.assert_allclose(weights, expected)
-    assert 0.75 * (weights[2] - 1) + 0.25 * (weights[3] - 1) == pytest.approx(0.15)
-    np.testing.assert_allclose(exact_weights(np.array([5, 9, 1]), 1, 0.3, 0.0), 1.3), "gamma 0: all of the tail alike"
-    inverse = exact_weights(np.array([5, 10, 40]), 1, 1.0, 1.0) - 1
-    assert inverse[1] == pytest.approx(4 * inverse[2]), "gamma 1: inverse frequency"
-
-
-def test_exact_weighs_each_target_by_its_bucket():
-    batch = make_batch(2, T)
-    objective = Exact(tuple(float(10 + k) for k in range(7)))
-    with jax.set_mesh(ONE):
-        sharded = shard_batch(batch, ONE)
-        aux_BT = np.asarray(jax.jit(lambda b: objective.prepare(None, b, None))(sharded))
-    expected = [[10 + max(int(v), 1).bit_length() - 1 for v in row] for row in batch.visible_BT]
-    assert aux_BT.tolist() == expected and np.unique(expected).size > 3
-
-
-def test_exact_without_a_tail_or_without_the_training_rows_is_an_error():
-    config = tiny.config(train__objective="exact", train__exact_tail=64)
-    with pytest.raises(ConfigError, match="no training target is in a bucket of 64 keys or more") as caught:
-        objectives.make(config, TARGETS_K)
-    assert caught.value.key == "train.exact_tail"
-    with pytest.raises(ValueError, match="needs the number of training targets"):
-        objectives.make(config)

@@ -61,7 +61,7 @@ def by_bucket(
     edges_K, num_pieces = 2 ** np.arange(seq_len.bit_length() + 1), max(1, _AT_ONCE // seq_len)
 
     def first_of(some_Q: np.ndarray) -> np.ndarray:
-        """Of some pieces, the first token in each bucket that has a target: int64 [Q, K + 1]."""
+        """First token of each piece in each bucket that has a target: int64 [Q, K + 1]."""
         return np.clip(edges_K - base_P[some_Q, None], low_P[some_Q, None], high_P[some_Q, None])
 
     result_K = np.zeros(len(edges_K) - 1, np.int64)
