@@ -75,7 +75,7 @@ def conversations(draw):
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(messages=conversations())
 def test_ids_and_flags_are_those_of_transformers(name, messages, tokenizer, peer):
-    """Of the template with marks; those of the template without marks are the same."""
+    """Spans by the template with marks; those of the template without marks are the same."""
     marked, plain = (encode(make(sources[name], tokenizer), messages) for sources in (MARKED, PLAIN))
     if isinstance(marked, BadRow):
         assert isinstance(plain, BadRow) and str(plain) == str(marked)

@@ -82,7 +82,7 @@ def by_visible(spreads: list[Spread]) -> dict[str, list]:
     count_M = np.bincount(bucket)
 
     def means(values_NT: np.ndarray, counts: np.ndarray) -> list:
-        """Of the queries that count: [N, M]."""
+        """The mean over the queries that count: [N, M]."""
         most = np.bincount(bucket, counts, len(count_M))
         sums = [np.bincount(bucket, np.where(counts, values, 0), len(count_M)) for values in values_NT]
         return [[float(s / n) if n else None for s, n in zip(row, most, strict=True)] for row in sums]
