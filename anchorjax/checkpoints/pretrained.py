@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from flax import nnx
 
 from anchorjax.checkpoints.huggingface import checkpoint as hf_checkpoint
 from anchorjax.checkpoints.huggingface import config as hf_config
@@ -24,7 +23,7 @@ from anchorjax.config import OPEN, AttentionConfig, Config, max_position
 from anchorjax.data import Tokenizer
 from anchorjax.errors import ConfigError, WeightsError
 from anchorjax.models.decoder import Decoder
-from anchorjax.models.linear import LogitScale, named_leaves, named_params
+from anchorjax.models.linear import ADAPTERS, LogitScale, named_leaves, named_params
 from anchorjax.models.spec import Spec
 
 SOURCE = "source"
@@ -67,7 +66,7 @@ class Pretrained:
         model = {key: value for key, value in fields["model"].items() if key in OPEN}
         rope = {key: value for key, value in fields["rope"].items() if key != "dtype"}
         source = directory / SOURCE
-        has_adapters = bool(fields.get("lora", {}).get("rank"))
+        has_adapters = bool(fields.get("lora", {}).get("rank") or fields.get("focus", {}).get("chunk"))
         tokenizer = _tokenizer(source, fields)
         return cls(
             directory,
@@ -130,7 +129,7 @@ class Pretrained:
             return hf_checkpoint.load(params, spec.model, Weights.open(self.directory))
         leaves, kinds = named_leaves(params), named_params(params)
         has_scales = fields.get("attention", {}).get("logit_scale") == spec.attention.logit_scale
-        added = nnx.LoRAParam if has_scales else nnx.LoRAParam | LogitScale
+        added = ADAPTERS if has_scales else ADAPTERS | LogitScale
         base = {name: leaf for name, leaf in leaves.items() if not isinstance(kinds[name], added)}
         like = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in base.items()}
         for leaf in base.values():

@@ -2,7 +2,7 @@
 
 keys.py               how a key is declared, and how to add one
 model.py data.py      the keys, section by section
-training.py
+training.py focus.py
 run.py                Config and resolve: from nested mappings to checked values
 recipes.py            base(), paper(), and recipe(): a shipped recipe by its name, or a file
 options.py            the options of a command that are not keys
@@ -13,6 +13,7 @@ manual.py             --help and docs/configuration.md
 """
 
 from anchorjax.config.data import DataConfig
+from anchorjax.config.focus import FocusConfig
 from anchorjax.config.keys import MAX_INT, RESUME, Key, Section
 from anchorjax.config.model import NEUTRAL_ROPE, OPEN, PLAIN, SIZES, LoraConfig, ModelConfig, RopeConfig
 from anchorjax.config.names import RENAMED, unknown_key
@@ -43,6 +44,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "EvalConfig",
+    "FocusConfig",
     "Key",
     "LoraConfig",
     "MeshConfig",

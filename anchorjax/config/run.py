@@ -9,7 +9,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from anchorjax.config import focus
 from anchorjax.config.data import DataConfig
+from anchorjax.config.focus import FocusConfig
 from anchorjax.config.keys import Key, Section, key
 from anchorjax.config.model import OPEN, SIZES, LoraConfig, ModelConfig, RopeConfig
 from anchorjax.config.names import unknown_key
@@ -37,6 +39,7 @@ class Config(Section):
     model: ModelConfig
     rope: RopeConfig
     lora: LoraConfig
+    focus: FocusConfig
     attention: AttentionConfig
     data: DataConfig
     optimizer: OptimizerConfig
@@ -71,6 +74,8 @@ class Config(Section):
         self._check_windows()
         if self.train.objective == "longce":
             self._check_longce()
+        if self.focus.chunk:
+            focus.check(self)
         pairs = self.model.head_dim // 2
         for name in ("short_factors", "long_factors") if self.rope.scaling == "longrope" else ():
             factors = getattr(self.rope, name)
@@ -107,6 +112,11 @@ class Config(Section):
         if context + stride > T:
             allowed = f"with train.longce_context={context} it must be at most {T - context}"
             raise ConfigError("train.longce_stride", stride, f"{allowed}: a window is no longer than data.seq_len={T}")
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether adapters alone are trained, those of LoRA or of FocusLLM."""
+        return self.lora.rank > 0 or self.focus.chunk > 0
 
     @property
     def max_position(self) -> int:

@@ -5,6 +5,7 @@ on the number of processes or workers.
 """
 
 import dataclasses
+import functools
 import multiprocessing
 import os
 import signal
@@ -12,10 +13,12 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from anchorjax.config import DataConfig
+from anchorjax.config import DataConfig, FocusConfig
 from anchorjax.data import sources
 from anchorjax.data.rows.balance import Layout
-from anchorjax.data.rows.packing import PackedRows, RowPacker, sources_of, stack
+from anchorjax.data.rows.focus import FocusPacker
+from anchorjax.data.rows.packing import PackedRows, RowPacker, sources_of
+from anchorjax.data.rows.row import stack
 from anchorjax.data.store import tokens as store_lib
 from anchorjax.data.store.index import Index
 from anchorjax.data.store.tokens import TokenStore
@@ -97,6 +100,7 @@ def train_batches(
     start_step: int,
     rows: Sequence[int] | None = None,
     layout: Layout | None = None,
+    focus: FocusConfig = FocusConfig(),  # noqa: B008 - frozen
 ) -> Iterator[Batch]:
     """Endless numpy batches for steps start_step, start_step + 1, ...
 
@@ -107,6 +111,7 @@ def train_batches(
     Args:
       rows: which rows of each batch to yield [len(rows), T]: those of this process (`sharding.rows_here`); None: all.
       layout: the order of rows in a batch and of tokens in a row; None: their own.
+      focus: with `focus.chunk` rows are of FocusLLM (rows/focus.py).
 
     Raises:
       ValueError: rows that a batch does not have, or a negative start_step.
@@ -116,7 +121,7 @@ def train_batches(
 
     if start_step < 0:
         raise ValueError(f"start_step is {start_step}; allowed: 0 or more")
-    packer = row_packer(store, tokenizer, config, seed)
+    packer = row_packer(store, tokenizer, config, seed, focus)
     packed = PackedRows(packer, config.batch_size, rows, layout)
     batches = grain.MapDataset.source(packed).batch(len(packed.rows), drop_remainder=True, batch_fn=stack)
     # One thread keeps ahead of the accelerator; more would only take turns at Python's lock.
@@ -138,6 +143,7 @@ def eval_rows(
     max_rows: int,
     rows: Sequence[int] | None = None,
     layout: Layout | None = None,
+    focus: FocusConfig = FocusConfig(),  # noqa: B008 - frozen
 ) -> Iterator[Batch]:
     """Batches [batch_size, T] of one pass in document order, of at most `max_rows` rows (0: all).
 
@@ -145,12 +151,12 @@ def eval_rows(
     compared; tags are as in training. Positions that skip, such as `pose`, become `continue`, and rows have no windows:
     both are ways to train, and a held-out loss must depend neither on draws nor on a step. The last batch is filled up
     with rows without a target, an anchor and padding, so that all shapes are equal. `rows` is that of `train_batches`,
-    and so is `layout`, except that rows keep their order.
+    and so are `focus`, except that no row is a reconstruction, and `layout`, except that rows keep their order.
     """
     config = dataclasses.replace(config, packing="concat_split", interleave=0, upsample_long=False).whole()
     if config.positions in SKIPPING:
         config = config.continued()
-    packer = row_packer(store, tokenizer, config, seed=None)
+    packer = row_packer(store, tokenizer, config, None, focus)
     count = min(max_rows, packer.rows_per_epoch) if max_rows else packer.rows_per_epoch
     for first in range(0, count, config.batch_size):
         indices = [first + row for row in (range(config.batch_size) if rows is None else rows)]
@@ -158,10 +164,17 @@ def eval_rows(
         yield stack([row.laid_out(layout or Layout()) for row in some])
 
 
-def row_packer(store: TokenStore, tokenizer: Tokenizer, config: DataConfig, seed: int | None) -> RowPacker:
-    """What lays `store` into rows as the configuration says; see `RowPacker` for `seed`."""
+def row_packer(
+    store: TokenStore,
+    tokenizer: Tokenizer,
+    config: DataConfig,
+    seed: int | None,
+    focus: FocusConfig = FocusConfig(),  # noqa: B008 - frozen
+) -> RowPacker:
+    """What lays `store` into rows as the configuration says; see `RowPacker` for `seed`, else `train_batches`."""
     sources, names = sources_of(store, only=config.source)
-    return RowPacker(
+    kind = functools.partial(FocusPacker, focus=focus) if focus.chunk else RowPacker
+    return kind(
         store=store,
         seq_len=config.seq_len,
         seed=seed,

@@ -121,6 +121,8 @@ def describe(
         one, other = ("--hf", "--workdir") if workdir is None else ("--workdir", "--hf")
         kind = "a Hugging Face directory" if workdir is not None else "a run's, or what anchorjax convert made"
         raise UsageError(f"{one}={pretrained.directory} is {kind}: write {other}={pretrained.directory}")
+    if fields.get("focus", {}).get("chunk"):
+        raise UsageError(f"{pretrained.directory} is a run with focus.chunk: only anchorjax evaluate held_out takes it")
     data = fields.get("data", {})
     if dtype == "auto":
         on_device = "float32" if jax.default_backend() == "cpu" else "bfloat16"

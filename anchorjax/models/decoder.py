@@ -29,7 +29,7 @@ from anchorjax.masks import Mask
 from anchorjax.models import logit_scale, rope, tiled
 from anchorjax.models.embedding import looked_up
 from anchorjax.models.layers import dropout, norm_scale, rms_norm
-from anchorjax.models.linear import Adapter, Linear, draw
+from anchorjax.models.linear import Adapter, Candidate, CandidateBias, Linear, draw
 from anchorjax.models.spec import Spec
 from anchorjax.models.variants import VARIANTS
 
@@ -73,21 +73,38 @@ class Attention(nnx.Module):
         make = functools.partial(_linears, key=adapters, spec=spec, biased="qkv" if config.qkv_bias else "")
         weights = {"q": ("D->NH", q_DNH), "k": ("D->KH", k_DKH), "v": ("D->KH", v_DKH), "o": ("NH->D", o_NHD)}
         self.q, self.k, self.v, self.o = make(weights)
+        if spec.focus.chunk:
+            self.candidate = Candidates(weights, spec)
         if config.qk_norm:
             self.q_norm_H, self.k_norm_H = norm_scale(H, spec), norm_scale(H, spec)
         if spec.attention.logit_scale == "scalable_softmax":
             self.logit_scale_N = logit_scale.head_scales(N, spec.attention)
 
-    def __call__(self, x_BTD: jax.Array, attend: Attend, spec: Spec) -> tuple[jax.Array, Any]:
-        """Returns the output [B, T, D] and what `attend` keeps."""
-        q_BTNH, k_BTKH, v_BTKH = self.q(x_BTD, spec), self.k(x_BTD, spec), self.v(x_BTD, spec)
+    def __call__(
+        self, x_BTD: jax.Array, attend: Attend, spec: Spec, of_candidates: bool = False
+    ) -> tuple[jax.Array, Any]:
+        """Returns the output [B, T, D] and what `attend` keeps; `of_candidates`: by the projections of candidates."""
+        by = self.candidate if of_candidates else self
+        q_BTNH, k_BTKH, v_BTKH = by.q(x_BTD, spec), by.k(x_BTD, spec), by.v(x_BTD, spec)
         if spec.model.qk_norm:
             q_BTNH = rms_norm(q_BTNH, self.q_norm_H, spec.model)
             k_BTKH = rms_norm(k_BTKH, self.k_norm_H, spec.model)
         scaled = spec.attention.logit_scale == "scalable_softmax"
         by_head = {"head_scale_N": self.logit_scale_N[...]} if scaled else {}
         out_BTNH, kept = attend(q_BTNH, k_BTKH, v_BTKH, **by_head)
-        return self.o(out_BTNH, spec), kept
+        return by.o(out_BTNH, spec), kept
+
+
+class Candidates(nnx.Module):
+    """FocusLLM's projections of candidates, which begin as copies of the frozen ones (models/focus.py)."""
+
+    def __init__(self, weights: dict[str, tuple[str, jax.Array]], spec: Spec):
+        for name, (letters, weight) in weights.items():
+            has_bias = spec.model.qkv_bias and name != "o"
+            linear = Linear(letters, weight.astype(spec.model.param_dtype), spec, has_bias)
+            linear.weight = Candidate(linear.weight[...])
+            linear.bias = CandidateBias(linear.bias[...]) if has_bias else None
+            setattr(self, name, linear)
 
 
 class FeedForward(nnx.Module):
@@ -138,10 +155,13 @@ class Block(nnx.Module):
         for name in norms:
             setattr(self, name, norm_scale(spec.model.d_model, spec))
 
-    def __call__(self, x_BTD, attend: Attend, spec: Spec, dropout_key=None) -> tuple[jax.Array, Any]:
+    def __call__(
+        self, x_BTD, attend: Attend, spec: Spec, dropout_key=None, of_candidates: bool = False
+    ) -> tuple[jax.Array, Any]:
         """Returns the residual stream [B, T, D] behind the block, and what `attend` keeps."""
         config = spec.model
-        branch_BTD, kept = self.attention(rms_norm(x_BTD, self.attention_norm_D, config), attend, spec)
+        normed_BTD = rms_norm(x_BTD, self.attention_norm_D, config)
+        branch_BTD, kept = self.attention(normed_BTD, attend, spec, of_candidates)
         if config.post_norms:
             branch_BTD = rms_norm(branch_BTD, self.post_attention_norm_D, config)
         x_BTD += dropout(branch_BTD, dropout_key, 0, config.dropout)
@@ -228,7 +248,7 @@ class Decoder(nnx.Module):
             return block(x_BTD, attend_by_kind, spec, key)
 
         layers = (self.blocks, jnp.arange(config.num_layers))
-        return jax.lax.scan(_remat(one_block, config.remat), x_BTD, layers)
+        return jax.lax.scan(remat(one_block, config.remat), x_BTD, layers)
 
     def unembedding_DV(self, spec: Spec) -> jax.Array:
         """The output matrix in compute_dtype, cut as it rests."""
@@ -285,7 +305,7 @@ def _residual_branches(spec: Spec) -> int:
     return 2 * spec.model.num_layers
 
 
-def _remat(block, policy: str):
+def remat(block, policy: str):
     policies = jax.checkpoint_policies
     attention = policies.save_only_these_names(gradient.NAME)
     if policy == "none":

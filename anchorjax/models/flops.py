@@ -7,7 +7,7 @@ what most trainers print. Recomputation (remat) is counted in neither.
 
 import jax
 
-from anchorjax.config import ModelConfig
+from anchorjax.config import FocusConfig, ModelConfig
 
 # Dense bf16 peak of one JAX device in TFLOP/s, from the makers' data sheets. A kind that is not here has no
 # MFU unless `train.peak_tflops` says one: a guessed peak would make a guessed MFU.
@@ -50,6 +50,22 @@ def forward_flops(config: ModelConfig, tokens: float, pairs: float, scored: floa
     """FLOPs of a forward pass, of whose `tokens` so many are scored over the vocabulary; pairs as in `train_flops`."""
     layers = config.num_layers * (sum(layer_weights(config)) * tokens + 2 * config.num_heads * config.head_dim * pairs)
     return 2 * (layers + config.d_model * config.vocab_size * scored)
+
+
+def focus_train_flops(config: ModelConfig, focus: FocusConfig, seq_len: int) -> float:
+    """FLOPs of one row of FocusLLM: chunks and prompts forward alone, their candidates and the local part backward too.
+
+    Candidates have 6 per weight of attention's matrices, which are trained, and 4 per weight of the feed-forward layer.
+    """
+    chunks, document = focus.chunks(seq_len), focus.chunk + focus.prompt
+    attention, ffn = layer_weights(config)
+    head = config.num_heads * config.head_dim
+    of_chunks = 2 * (attention + ffn) * (1 + chunks * (document - 1)) + 4 * head * chunks * causal_pairs(document)
+    of_candidates = chunks * (6 * attention + 4 * ffn + 12 * head * (document + 1))
+    local = 1 + focus.local
+    of_local = 4 * (attention + ffn) * local + 12 * head * (causal_pairs(local) + chunks * local)
+    of_words = 4 * config.d_model * config.vocab_size * local
+    return config.num_layers * (of_chunks + of_candidates + of_local) + of_words
 
 
 def causal_pairs(seq_len: int) -> float:

@@ -1,7 +1,8 @@
 """Linear layers with a bias and a LoRA adapter where a model has them, and the stable names of all weights.
 
 What a weight is for is its type: `Bias`, `Scale` (of a norm), `LogitScale`, `nnx.LoRAParam` (of an adapter), or a plain
-`nnx.Param` for a matrix. Decay, trainability and export go by these types and by `Linear`, never by names.
+`nnx.Param` for a matrix; weights of FocusLLM's projections are `Candidate` too. Decay, trainability and export go by
+these types and by `Linear`, never by names.
 
 Names of weights are part of the checkpoint format, and older than `Linear`: a matrix is `q_DNH`, its bias `q_bias_NH`
 and its adapter `q_adapter.down`, side by side in the module that owns them. `named_leaves` alone maps the structure to
@@ -29,6 +30,17 @@ from anchorjax.sharding import ACTIVATIONS, TOKENS
 
 class Bias(nnx.Param):
     """A bias: it has no weight decay, and lies flat in a Hugging Face checkpoint."""
+
+
+class Candidate(nnx.Param):
+    """A matrix of the projections of FocusLLM's candidates (models/focus.py), trained beside frozen ones."""
+
+
+class CandidateBias(Bias, Candidate):
+    """A bias of these projections."""
+
+
+ADAPTERS = nnx.LoRAParam | Candidate  # what is trained beside frozen weights
 
 
 class Scale(nnx.Param):

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from anchorjax.config import AttentionConfig, LoraConfig, MeshConfig, ModelConfig, RopeConfig
+from anchorjax.config import AttentionConfig, FocusConfig, LoraConfig, MeshConfig, ModelConfig, RopeConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,6 +15,7 @@ class Spec:
       num_anchors: leading tokens of a row that every later one may see.
       max_position: every RoPE position is below it; some RoPE scalings depend on it.
       mesh: how devices share the work; the sizes of its axes are read from the current mesh.
+      focus: the section; with `focus.chunk` layers have candidate projections (models/focus.py).
     """
 
     model: ModelConfig
@@ -24,6 +25,7 @@ class Spec:
     num_anchors: int
     max_position: int
     mesh: MeshConfig = MeshConfig()  # noqa: RUF009 - frozen
+    focus: FocusConfig = FocusConfig()  # noqa: RUF009
 
     @property
     def gradient_dtype(self) -> str:
@@ -33,4 +35,4 @@ class Spec:
     @property
     def weight_dtype(self) -> str:
         """Matrices rest in param_dtype; beside adapters they are frozen, and no step needs more than compute_dtype."""
-        return self.model.compute_dtype if self.lora.rank else self.model.param_dtype
+        return self.model.compute_dtype if self.lora.rank or self.focus.chunk else self.model.param_dtype

@@ -22,7 +22,8 @@ from anchorjax.attention.plan import classify_tiles
 from anchorjax.config import Config
 from anchorjax.data.rows import segments, window_schedule
 from anchorjax.data.rows.balance import ALL_KEYS, Layout, Windows, live_tiles
-from anchorjax.data.rows.packing import Row, RowPacker
+from anchorjax.data.rows.packing import RowPacker
+from anchorjax.data.rows.row import Row
 from anchorjax.data.store.tokens import TokenStore
 from anchorjax.data.text.tokenizer import ByteTokenizer
 from anchorjax.errors import DataError, UsageError, first_line

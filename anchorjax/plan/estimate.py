@@ -184,7 +184,7 @@ def _loss_gradient(sizes: _Sizes, state: TrainState) -> int:
 
 def _gradients(config: Config, state: TrainState) -> tuple[int, int]:
     """Bytes of the gradients of all layers' weights, and of all other weights."""
-    by_name = {name: _bytes(leaf) for name, leaf in named_leaves(trainable.of(state.params, config.lora)).items()}
+    by_name = {name: _bytes(leaf) for name, leaf in named_leaves(trainable.of(state.params)).items()}
     layers = sum(size for name, size in by_name.items() if name.startswith("blocks."))
     return layers, sum(by_name.values()) - layers
 

@@ -237,6 +237,9 @@ def completed(config: Config) -> Config:
       ConfigError: the checkpoint in `init_from` is not there, and the sizes are its own.
       WeightsError: it cannot be used.
     """
+    if config.focus.chunk:
+        allowed = "it must be 0: the planner does not know the two passes of FocusLLM"
+        raise ConfigError("focus.chunk", config.focus.chunk, allowed)
     is_there = Path(config.init_from).expanduser().is_dir()
     missing = [f"model.{name}" for name in SIZES if not getattr(config.model, name)]
     if config.init_from and not is_there and missing:

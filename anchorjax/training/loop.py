@@ -112,7 +112,7 @@ class Job:
         self.store, self.held_out = stores["train"], stores["validation"]
         self.tokenizer = setup.tokenizer
         # Of the first epoch: an objective's weights are the same in all of a run, and when it is resumed.
-        packer = data.row_packer(self.store, self.tokenizer, self.config.data, self.config.seed)
+        packer = data.row_packer(self.store, self.tokenizer, self.config.data, self.config.seed, self.config.focus)
         self.packing, self.targets_K = packer.report(), packer.targets_by_context()
         steps = dataclasses.replace(setup.steps, objective=objectives.make(self.config, self.targets_K))
         self.checkpoints = Checkpoints(directory.root, keep=self.config.checkpoint.keep)
@@ -175,7 +175,7 @@ class Job:
 
     def _announce(self) -> None:
         parameters = sum(x.size for x in jax.tree.leaves(self.state.params))
-        count = sum(x.size for x in jax.tree.leaves(trainable.of(self.state.params, self.config.lora)))
+        count = sum(x.size for x in jax.tree.leaves(trainable.of(self.state.params)))
         trained = f", of which {count:,} are trained" if count < parameters else ""
         attention = self.setup.steps.spec.attention
         mesh = ", ".join(f"{axis} {size}" for axis, size in self.setup.mesh.shape.items())
@@ -186,7 +186,8 @@ class Job:
             f"{self.store.num_tokens:,} tokens in {self.store.num_documents:,} documents"
         )
         rows = self.config.data
-        self.progress.say(f"{rows.packing} of rows of {rows.seq_len:,}: {self.packing}")
+        kind = "windows of one document as" if self.config.focus.chunk else f"{rows.packing} of"
+        self.progress.say(f"{kind} rows of {rows.seq_len:,}: {self.packing}")
         self.progress.say(contexts.describe(self.targets_K))
         if rows.window_schedule != "none":
             self.progress.say(
@@ -206,6 +207,7 @@ class Job:
             start_step=self.first_step,
             rows=self._rows,
             layout=self.setup.layout,
+            focus=config.focus,
         )
         running = None  # the step that the device is working on: (number, its metrics)
         with contextlib.closing(batches):
@@ -304,7 +306,8 @@ class Job:
         """None if a signal came in between: the grace time is for the save."""
         if self.stop.agreed():
             return None
-        rows = data.eval_rows(self.held_out, self.tokenizer, self.config.data, max_rows, self._rows, self.setup.layout)
+        order = self._rows, self.setup.layout, self.config.focus
+        rows = data.eval_rows(self.held_out, self.tokenizer, self.config.data, max_rows, *order)
         rows = self.watchdog.each(rows)
         unless_stopped = itertools.takewhile(lambda _: not self.stop.agreed(), rows)
         # The first batch is taken in any case: an evaluation of nothing is an error.

@@ -94,11 +94,15 @@ class Rates:
         return {"tokens": int(self._all.tokens), "seconds": self._all.seconds, **self._rates(self._all)}
 
     def _rates(self, counts: _Counts) -> dict[str, float]:
+        config = self._config
+
         def flop_rate(pairs):
-            frozen = self._config.lora.rank > 0
-            return flops.train_flops(self._config.model, counts.tokens, pairs, frozen) / counts.seconds
+            return flops.train_flops(config.model, counts.tokens, pairs, config.is_frozen) / counts.seconds
 
         live, causal = flop_rate(counts.pairs), flop_rate(counts.causal_pairs)
+        if config.focus.chunk:
+            rows = counts.steps * config.data.batch_size
+            live = rows * flops.focus_train_flops(config.model, config.focus, config.data.seq_len) / counts.seconds
         rates = {
             "tokens_per_s": counts.tokens / counts.seconds,
             "step_s": counts.seconds / counts.steps,

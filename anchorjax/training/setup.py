@@ -20,7 +20,7 @@ from anchorjax.data import Tokenizer, load_tokenizer
 from anchorjax.data.rows.balance import Layout
 from anchorjax.errors import ConfigError
 from anchorjax.masks import anchors_of
-from anchorjax.models import families
+from anchorjax.models import families, focus
 from anchorjax.models.decoder import kinds_of_layers, layers_of_kinds
 from anchorjax.training import trainable
 from anchorjax.training.optimizer import make_optimizer, make_schedule
@@ -63,6 +63,8 @@ class Setup:
             tokenizer = tokenizer.within(config.model.vocab_size)
             check_ends(Path(config.data.tokenizer).expanduser())  # now, and not at the export
         config = with_vocabulary(config, tokenizer, pretrained)
+        if config.focus.chunk:
+            check_focus(config)
         mesh_shape = config.check_devices(jax.device_count())
         check_slices(config, jax.devices())
         check_attention(config, mesh_shape)
@@ -95,7 +97,10 @@ class Setup:
 
         state = jax.jit(without_base)()  # what the checkpoint brings is not drawn
         params = trainable.put_back(state.params, sharding.zeros(lambda: self.make_state().params))
-        return dataclasses.replace(state, params=self.pretrained.load(params, self.steps.spec))
+        params = self.pretrained.load(params, self.steps.spec)
+        if self.config.focus.chunk:
+            params = focus.copied(params)
+        return dataclasses.replace(state, params=params)
 
     def keep_source(self, workdir: Path) -> None:
         """Makes the run's directory hold all that it needs of its checkpoint."""
@@ -141,6 +146,16 @@ def complete(config: Config, pretrained: Pretrained | None) -> Config:
     if config.model.family not in families.available():
         raise ConfigError("model.family", config.model.family, f"it must be one of {', '.join(families.available())}")
     return config
+
+
+def check_focus(config: Config) -> None:
+    """Raises ConfigError for a checkpoint that focus.chunk cannot stand beside."""
+    if config.model.sliding_window:
+        allowed = f"it must be 0, as layers of {config.model.family} have a sliding window"
+        raise ConfigError("focus.chunk", config.focus.chunk, allowed)
+    if config.rope.depends_on_length:
+        allowed = f"it must be 0, as rope.scaling={config.rope.scaling!r} depends on the length of a row"
+        raise ConfigError("focus.chunk", config.focus.chunk, allowed)
 
 
 def check_slices(config: Config, devices: Sequence[jax.Device]) -> None:

@@ -26,4 +26,4 @@ def init_state(seed: int, spec: Spec, optimizer: optax.GradientTransformation) -
     """A fresh state, sharded like its weights. Call it under jit (or eval_shape) inside `jax.set_mesh`."""
     init_key, step_key = jax.random.split(jax.random.key(seed))
     params = Decoder(init_key, spec)
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trainable.of(params, spec.lora)), step_key)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trainable.of(params)), step_key)

@@ -14,6 +14,7 @@ import optax
 from anchorjax.attention import choose
 from anchorjax.config import Config
 from anchorjax.masks import count_live_pairs
+from anchorjax.models import focus
 from anchorjax.models.decoder import Decoder, kinds_of_layers, layers_of_kinds
 from anchorjax.models.loss import token_nats, weighted_nats
 from anchorjax.models.spec import Spec
@@ -40,14 +41,19 @@ class Steps:
         """With the attention of this process's devices: `config` itself may say auto, and be resumed elsewhere."""
         config = self.config
         chosen = choose(config.attention, config.data.seq_len)
-        return Spec(config.model, config.rope, config.lora, chosen, self.num_anchors, config.max_position, config.mesh)
+        sections = config.model, config.rope, config.lora, chosen
+        return Spec(*sections, self.num_anchors, config.max_position, config.mesh, config.focus)
 
     def nats(self, params: Decoder, batch: Batch) -> jax.Array:
         """-log p(target) of every token, fp32 [B, T]; for evaluation."""
-        return token_nats(*self._outputs(params, batch, None), batch.targets_BT, *self._chunks)
+        read = self._read(batch)
+        nats_BU = token_nats(*self._outputs(params, batch, None), read.targets_BT, *self._chunks)
+        return jnp.pad(nats_BU, ((0, 0), (batch.targets_BT.shape[1] - nats_BU.shape[1], 0))) if self._focus else nats_BU
 
     def _outputs(self, params: Decoder, batch: Batch, dropout_key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """Final hidden states [B, T, D] and the output matrix [D, V]."""
+        """Final hidden states [B, T, D] of the tokens of `_read`, and the output matrix [D, V]."""
+        if self._focus:
+            return focus.hidden(params, batch.tokens_BT, self.spec), params.unembedding_DV(self.spec)
         hidden_BTD = params.hidden(
             batch.tokens_BT,
             batch.positions_BT,
@@ -59,6 +65,16 @@ class Steps:
         return hidden_BTD, params.unembedding_DV(self.spec)
 
     @property
+    def _focus(self) -> bool:
+        return self.config.focus.chunk > 0
+
+    def _read(self, batch: Batch) -> Batch:
+        """The tokens that the loss reads: all, or of FocusLLM's rows the local part and what is before it."""
+        if not self._focus:
+            return batch
+        return jax.tree.map(lambda x_BT: x_BT[:, -1 - self.config.focus.local :], batch)
+
+    @property
     def _chunks(self) -> tuple[int, float]:
         return self.config.train.loss_chunk, self.config.model.final_soft_cap
 
@@ -66,7 +82,7 @@ class Steps:
         """Returns the next state and fp32 scalars: loss (weighted nats per target), grad_norm, targets, tokens, ..."""
         key = jax.random.fold_in(state.key, state.step)
         loss, grads = self._gradients(state.params, batch, key)
-        trained = trainable.of(state.params, self.config.lora)
+        trained = trainable.of(state.params)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, trained)
         params = trainable.put_back(optax.apply_updates(trained, updates), state.params)
         metrics = {
@@ -88,7 +104,7 @@ class Steps:
         def part_loss(trained, part, key, aux):
             params = trainable.put_back(trained, frozen)
             dropout_key = key if self.config.model.dropout else None
-            outputs = self._outputs(params, part, dropout_key)
+            outputs, part = self._outputs(params, part, dropout_key), self._read(part)
             weights_BT = part.is_target_BT.astype(jnp.float32) / total
             return weighted_nats(*outputs, part.targets_BT, weights_BT, aux, *self._chunks, objective.weigh)
 
@@ -96,7 +112,7 @@ class Steps:
             aux = objective.prepare(params, part, self.spec)
             return jax.value_and_grad(part_loss)(trained, part, key, aux)
 
-        trained, frozen = trainable.of(params, self.config.lora), params
+        trained, frozen = trainable.of(params), params
         if parts == 1:
             return loss_and_grads(trained, batch, key)
 

@@ -1,20 +1,25 @@
-"""Which weights a run trains: all, or adapters and logit scales alone."""
+"""Which weights a run trains: all, or beside frozen ones the adapters and logit scales alone."""
 
 import jax
-from flax import nnx
 
-from anchorjax.config import LoraConfig
-from anchorjax.models.linear import LogitScale, map_by_type
+from anchorjax.models.linear import ADAPTERS, LogitScale, map_by_type
 
 
-def of(params, lora: LoraConfig):
-    """The weights with None in place of each frozen one, which optax and JAX take as nothing at all."""
-    return added(params) if lora.rank else params
+def of(params):
+    """The weights with None in place of each frozen one, which optax and JAX take as nothing at all.
+
+    Where there are adapters, LoRA's or FocusLLM's, all is frozen but what is `added`.
+    """
+    return added(params) if jax.tree.leaves(_of_type(params, ADAPTERS)) else params
 
 
 def added(params):
     """What a run adds to a checkpoint, adapters and logit scales, with None in place of all other weights."""
-    return map_by_type(lambda kind, x: x if issubclass(kind, nnx.LoRAParam | LogitScale) else None, params)
+    return _of_type(params, ADAPTERS | LogitScale)
+
+
+def _of_type(params, types):
+    return map_by_type(lambda kind, x: x if issubclass(kind, types) else None, params)
 
 
 def put_back(trained, params):

@@ -83,7 +83,7 @@ def with_policy(setup: Setup, dtype: str, remat: str) -> Setup:
 
 @contextlib.contextmanager
 def everything_kept() -> Iterator[None]:
-    with mock.patch.object(decoder, "_remat", lambda block, policy: block):
+    with mock.patch.object(decoder, "remat", lambda block, policy: block):
         yield
 
 

@@ -14,7 +14,8 @@ import pytest
 
 from anchorjax import data
 from anchorjax.config import DataConfig
-from anchorjax.data.rows.packing import RowPacker, stack
+from anchorjax.data.rows.packing import RowPacker
+from anchorjax.data.rows.row import stack
 from anchorjax.data.store import tokens as store_lib
 from anchorjax.data.text import tokenizer as tokenizer_lib
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anchorjax.data.rows.packing import PackedRows, RowPacker, stack
+from anchorjax.data.rows.packing import PackedRows, RowPacker
+from anchorjax.data.rows.row import stack
 from anchorjax.data.store.tokens import TokenStore
 from anchorjax.masks import anchors_of
 from anchorjax.types import MASKS

@@ -49,7 +49,7 @@ def gradients(layer, x_BTD, dy_BTD, spec) -> dict[str, jax.Array]:
         y_BTD = trainable.put_back(trained, layer)(x_BTD, spec)
         return jnp.sum(y_BTD.astype(jnp.float32) * dy_BTD), y_BTD
 
-    trained = trainable.of(layer, spec.lora)
+    trained = trainable.of(layer)
     (of_weights, dx_BTD), y_BTD = jax.grad(loss, (0, 1), has_aux=True)(trained, x_BTD)
     return {"y": y_BTD, "dx": dx_BTD, **named_leaves(of_weights)}
 

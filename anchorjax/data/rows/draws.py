@@ -22,6 +22,7 @@ class Stream(enum.IntEnum):
     CUTS = 4
     MERGE = 5
     POSITIONS = 6
+    RECONSTRUCTION = 7
 
 
 def generator(stream: Stream, seed: int, index: int) -> np.random.Philox:

@@ -35,10 +35,11 @@ from anchorjax.data.rows import contexts, segments, window_schedule
 from anchorjax.data.rows.balance import Layout
 from anchorjax.data.rows.draws import Stream, generator, long_documents, permutation
 from anchorjax.data.rows.positions import POSITIONS, RowPieces, RowSpec
+from anchorjax.data.rows.row import Row
 from anchorjax.data.rows.row_plan import PackingReport, Pieces, RowPlan, interleave, make_plan, ranges, report
 from anchorjax.data.store.tokens import TokenStore
 from anchorjax.masks import anchors_of
-from anchorjax.types import PACKINGS, SKIPPING, Batch
+from anchorjax.types import PACKINGS, SKIPPING
 
 
 def sources_of(store: TokenStore, only: str) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -47,39 +48,6 @@ def sources_of(store: TokenStore, only: str) -> tuple[np.ndarray, tuple[str, ...
     if sources is None:
         sources = np.zeros(store.num_documents, np.int16)
     return sources, tuple(name or only for name in getattr(store, "source_names", ("",)))
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One packed row; the fields of `Batch` without the batch axis."""
-
-    tokens_T: np.ndarray
-    targets_T: np.ndarray
-    is_target_T: np.ndarray
-    positions_T: np.ndarray
-    segment_ids_T: np.ndarray
-    visible_T: np.ndarray
-    index_T: np.ndarray
-
-    def laid_out(self, layout: Layout) -> "Row":
-        """The same tokens in the order of the layout."""
-        if layout.shards == 1:
-            return self
-        order_T = layout.order(self.segment_ids_T)
-        return Row(*(getattr(self, field.name)[order_T] for field in dataclasses.fields(self)))
-
-
-def stack(rows: Sequence[Row]) -> Batch:
-    """Rows as one numpy `Batch`, in the order given."""
-    return Batch(
-        tokens_BT=np.stack([row.tokens_T for row in rows]),
-        targets_BT=np.stack([row.targets_T for row in rows]),
-        is_target_BT=np.stack([row.is_target_T for row in rows]),
-        positions_BT=np.stack([row.positions_T for row in rows]),
-        segment_ids_BT=np.stack([row.segment_ids_T for row in rows]),
-        visible_BT=np.stack([row.visible_T for row in rows]),
-        index_BT=np.stack([row.index_T for row in rows]),
-    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -245,7 +213,10 @@ class RowPacker:
             documents = documents[long_documents(lengths, self._sources, self.seed, epoch)[documents]]
         if self._tags:
             lengths += self._tags.lengths[self._sources]
-        return make_plan(self.packing, documents, lengths[documents], self.seq_len - 1, self.seed, epoch)
+        return self._lay_out(documents, lengths[documents], epoch)
+
+    def _lay_out(self, documents: np.ndarray, lengths: np.ndarray, epoch: int) -> RowPlan:
+        return make_plan(self.packing, documents, lengths, self.seq_len - 1, self.seed, epoch)
 
     @property
     def _sources(self) -> np.ndarray:

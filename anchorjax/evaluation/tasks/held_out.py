@@ -68,7 +68,7 @@ def evaluate(arguments: argparse.Namespace, command: str) -> None:
     if store.fingerprint != meta["data"]["held_out_fingerprint"]:
         raise WorkdirError(f"the validation text or tokenizer is no longer that of {workdir}")
     here = rows_here(setup.mesh, config.batch_size)
-    rows = list(data.eval_rows(store, tokenizer, config, most, here, setup.layout))
+    rows = list(data.eval_rows(store, tokenizer, config, most, here, setup.layout, setup.config.focus))
     evaluator = Evaluator(setup.steps, tokenizer.token_bytes_V, setup.mesh)
     checkpoint = _Checkpoint(weights_id(meta), meta["step"])
     # The rows of a checkpoint are always the same; which of them make a batch depends on the devices.
