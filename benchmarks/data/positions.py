@@ -22,7 +22,7 @@ from benchmarks.data.data import config_of
 
 TOKENS, BLOCK, BLOCKS = 2**22, 150, 8
 STRETCH = 8
-SKIPS = {"max_position": STRETCH}
+SKIPS = {"max_position": STRETCH, "messages_key": "messages"}
 CHOICES = {
     "continue": {},
     "reset": {},
