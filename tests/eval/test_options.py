@@ -3,7 +3,7 @@
 import pytest
 
 from anchorjax.cli import generate, report
-from eval import harness, longbench, longppl, needle, perplexity, rope_precision, ruler
+from eval import attention_weights, harness, longbench, longppl, needle, perplexity, rope_precision, ruler
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,7 @@ from eval import harness, longbench, longppl, needle, perplexity, rope_precision
         (generate, ["--hf=x", "--top-p=half"], "argument --top-p: 'half' is not a finite number"),
         (perplexity, ["--hf=x", "--window=8K,4K"], "argument --window: '8K,4K' must be one number of tokens"),
         (rope_precision, ["--hf=x", "--tokens=many"], "argument --tokens: 'many' is no length"),
+        (attention_weights, ["--hf=x", "--samples=0"], "argument --samples: '0' is not a whole number above 0"),
         (generate, ["--hf=x", "--max-tokens=3"], "unrecognized arguments: --max-tokens=3"),
         (needle, ["--hf=x", "--seed=-1"], "argument --seed: '-1' is not a whole number from 0 to 4294967295"),
         (harness, ["--hf=x", "--tasks=x", "--seed=4294967296"], "argument --seed: '4294967296' is not a whole"),
