@@ -116,7 +116,7 @@ def test_sizes_are_those_of_the_docstrings():
         f"{recipe}_{mask}": size for recipe, size in sizes.items() for mask in ("anchor", "full", "intra_doc")
     }
     others = {name for name, size in found.items() if size == 1 and not name.startswith("methods/")}
-    assert others == {"quickstart", "smollm2_135m_anchor"}
+    assert others == {"quickstart", "smollm2_135m_anchor", "smollm2_135m_sft"}
 
 
 @pytest.mark.parametrize(

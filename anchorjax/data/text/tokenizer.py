@@ -246,7 +246,7 @@ class HuggingFaceTokenizer:
         rules.post_processor = None  # as for `encode_with_offsets`
         return rules
 
-    @property
+    @functools.cached_property
     def chat_vocab_size(self) -> int:
         """Every id of `encode_with_specials` is below it."""
         return max(self.rules.get_vocab(with_added_tokens=True).values()) + 1
