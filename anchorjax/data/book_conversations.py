@@ -22,7 +22,7 @@ from anchorjax.errors import DataError, run_program
 from anchorjax.files import write_atomically
 from anchorjax.parsing import Parser, on_disk
 
-PROGRAM = "python -m anchorjax.data.book_conversations"
+PROGRAM = "anchorjax.data.book_conversations"
 EACH = 2  # conversations of each kind from one chapter
 _FEWEST = 300  # words of a chapter that is asked about
 Messages = list[dict[str, str]]

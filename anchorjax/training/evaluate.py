@@ -57,7 +57,9 @@ class Evaluator:
     def _count(self, nats_BT: jax.Array, batch: Batch, token_bytes_V: np.ndarray) -> dict[str, jax.Array]:
         weights_BT = batch.is_target_BT.astype(jnp.float32)
         nats_BT = nats_BT * weights_BT
-        bytes_BT = jnp.asarray(token_bytes_V).at[batch.targets_BT].get(out_sharding=WHOLE_ROWS)
+        # A special token beyond those of texts has no bytes.
+        by_token = jnp.asarray(token_bytes_V).at[batch.targets_BT]
+        bytes_BT = by_token.get(mode="fill", fill_value=0, out_sharding=WHOLE_ROWS)
 
         def by(place_BT):
             bucket_BT1 = jnp.sum(place_BT[..., None] >= np.asarray(self._edges), -1, keepdims=True)

@@ -18,7 +18,7 @@ from anchorjax.checkpoints.orbax import Checkpoints, DataPosition
 from anchorjax.config import KEYS, Config
 from anchorjax.data.rows import contexts, window_schedule
 from anchorjax.data.store.tokens import TokenStore
-from anchorjax.errors import DONE, PREEMPTED, TrainingError, WorkdirError
+from anchorjax.errors import DONE, PREEMPTED, ConfigError, TrainingError, WorkdirError
 from anchorjax.sharding import rows_here, shard_batch
 from anchorjax.training import objectives, trainable
 from anchorjax.training.evaluate import Evaluator
@@ -69,8 +69,12 @@ def run(config: Config, workdir: str | Path, command: str = "") -> int:
 
 
 def _load_stores(setup: Setup) -> dict[str, TokenStore]:
-    section, tokenizer = setup.config.data, setup.store_tokenizer
-    return {split: data.load_store(section, split, tokenizer) for split in ("train", "validation")}
+    section, tokenizer, size = setup.config.data, setup.store_tokenizer, setup.config.model.vocab_size
+    stores = {split: data.load_store(section, split, tokenizer) for split in ("train", "validation")}
+    for store in stores.values():
+        if (needed := store.vocab_size) > size:  # special tokens of conversations, which no text has
+            raise ConfigError("model.vocab_size", size, f"data.store={section.store!r} has tokens up to {needed - 1}")
+    return stores
 
 
 def _facts(setup: Setup) -> dict[str, str]:

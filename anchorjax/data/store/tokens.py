@@ -83,6 +83,11 @@ class TokenStore:
         return _open_again, (self.path, self.fingerprint)
 
     @property
+    def vocab_size(self) -> int:
+        """Every id is below it; 0 if that is not known, as the tokens are of the run's own tokenizer."""
+        return Index.read(self.path).vocab_size if self.path and self.trained is not None else 0
+
+    @property
     def num_documents(self) -> int:
         return len(self.offsets) - 1
 
