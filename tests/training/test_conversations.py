@@ -9,7 +9,7 @@ import pytest
 
 from anchorjax import data
 from anchorjax.config import load_config, resolve
-from anchorjax.data.rows.packing import stack
+from anchorjax.data.rows.row import stack
 from anchorjax.data.store.index import Index
 from anchorjax.data.store.tokens import TokenStore
 from anchorjax.errors import ConfigError
