@@ -72,8 +72,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     (step,) = options.steps(arguments, model)
     chat = options.chat_template(arguments, model)
     prompts = [frame(text, "", model.tokenizer, chat)[1].tolist() for text in texts]
-    for ids in prompts:
-        check_context(len(ids), arguments.max_new_tokens, model.context)  # before the weights are read
+    check_context(prompts, arguments.max_new_tokens, model)  # before the weights are read
     generator = Generator(language_model.load(model, step=step), arguments.batch_size)
     streamed = len(prompts) == 1
     show = (lambda _, text: print(text, end="", flush=True)) if streamed else None

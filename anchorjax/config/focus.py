@@ -52,8 +52,12 @@ class FocusConfig(Section):
         return self.local - self.num_targets + 1
 
     def chunks(self, seq_len: int) -> int:
-        """Chunks in the memory of a row."""
-        return (seq_len - 1 - self.local) // self.chunk
+        """Whole chunks in the memory of a row, or of a prompt with BOS: before its last `local` tokens."""
+        return max(0, seq_len - 1 - self.local) // self.chunk if self.chunk else 0
+
+    def columns(self, length: int) -> int:
+        """Positions that a prompt takes, with one for each chunk of its memory."""
+        return length - self.chunks(length) * (self.chunk - 1)
 
 
 def check(config: "Config") -> None:

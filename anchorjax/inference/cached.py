@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import reshard
 
 from anchorjax import sharding
+from anchorjax.inference.focus import Memory
 from anchorjax.masks import Mask
 from anchorjax.models.decoder import Block, Decoder, embedded, is_global, logits, masks_of_kinds
 from anchorjax.models.layers import rms_norm
@@ -83,13 +84,14 @@ class Cache:
         return cls(layers, jnp.int32(0), reshard(start_B, WHOLE_ROWS), columns)
 
 
-def advance(params: DecodeParams, cache: Cache, tokens_BT: jax.Array, spec: Spec):
+def advance(params: DecodeParams, cache: Cache, tokens_BT: jax.Array, spec: Spec, memory: Memory | None = None):
     """Takes in the next T columns: (fp32 logits [B, V] behind the last of them, the longer cache).
 
     One column is attended densely, more by tiles. Padding may be any token.
 
     Args:
       spec: static; `attention` must suit the cache's length.
+      memory: FocusLLM's candidates, whose keys and values are those of each row's first columns.
     """
     config = spec.model
     variant = VARIANTS[spec.attention.variant]
@@ -100,7 +102,10 @@ def advance(params: DecodeParams, cache: Cache, tokens_BT: jax.Array, spec: Spec
     for number, block in enumerate(params.blocks):
         context = contexts[0] if is_global(number, config) else contexts[-1]
         named = {"context": context, "spec": spec, "cache": cache.layers[number], "layer": number}
-        x_BTD, of_layer = block(x_BTD, functools.partial(variant.attend, **named), spec)
+        attend = functools.partial(variant.attend, **named)
+        if memory is not None:
+            attend = memory.given(number, masks[0].q_index_BT, attend)
+        x_BTD, of_layer = block(x_BTD, attend, spec)
         kept.append(of_layer)
     last_BD = rms_norm(reshard(x_BTD, WHOLE_ROWS)[:, -1], params.final_norm_D, config)
     longer = dataclasses.replace(cache, layers=tuple(kept), length=cache.length + tokens_BT.shape[1])

@@ -17,7 +17,8 @@ from anchorjax.data import Tokenizer
 from anchorjax.errors import UsageError
 from anchorjax.inference.batching import batches, bucket, check_ids
 from anchorjax.inference.cached import Cache, DecodeParams, advance
-from anchorjax.inference.language_model import LanguageModel
+from anchorjax.inference.focus import remember, shortened
+from anchorjax.inference.language_model import Description, LanguageModel
 from anchorjax.inference.sampling import Draw, Sampling, next_tokens
 from anchorjax.models.spec import Spec
 from anchorjax.sharding import BATCH, REPLICATED
@@ -57,7 +58,7 @@ class Generator:
 
     def check(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
         """Raises UserError for prompts that are empty, too long for the context with their answer, or of other ids."""
-        check_context(max(map(len, prompts)), max_new_tokens, self.description.context)
+        check_context(prompts, max_new_tokens, self.description)
         if not all(map(len, prompts)):
             raise UsageError("a prompt is empty: it needs at least BOS")
         check_ids(prompts, self.description)
@@ -108,6 +109,8 @@ class Generator:
 
     def _tokens(self, prompts, numbers: list[int], max_new_tokens: int, sampling: Sampling) -> Iterator[jax.Array]:
         """Arrays [B] of new tokens, each asked of the device one ahead of being handed out."""
+        focus, pad_id = self.description.focus, self.description.tokenizer.pad_id
+        whole, prompts = prompts, [shortened(prompt, focus, pad_id) for prompt in prompts] if focus.chunk else prompts
         chunk, columns = self._columns(max(map(len, prompts)))
         tokens_BP, start_B = self._laid_out(prompts, columns)
         spec = self.description.spec(bucket(columns + max_new_tokens))
@@ -115,9 +118,10 @@ class Generator:
         cache = _empty_cache(start_B, spec)
         step = functools.partial(_step, spec=spec)
         draw = sampling.traced()
+        memory = remember(self.params, whole, self.batch_size, spec) if focus.chunk else None
         for first in range(0, columns, chunk):
             tokens_BT = sharding.put(tokens_BP[:, first : first + chunk], BATCH)
-            tokens_B, cache = step(self.params, cache, tokens_BT, draw, prompt_B, np.int32(0))
+            tokens_B, cache = step(self.params, cache, tokens_BT, draw, prompt_B, np.int32(0), memory)
         for place in range(1, max_new_tokens):
             ready_B = tokens_B
             tokens_B, cache = step(self.params, cache, tokens_B[:, None], draw, prompt_B, np.int32(place))
@@ -148,13 +152,15 @@ class Generator:
         return tokens_BP, start_B
 
 
-def check_context(prompt: int, answer: int, context: int) -> None:
-    """Raises UsageError if so many tokens of prompt and answer are more than the model's context."""
+def check_context(prompts: Sequence[Sequence[int]], answer: int, model: Description) -> None:
+    """Raises UsageError if a prompt and so many tokens of answer are more than the model's context."""
+    context, prompt = model.context, max(model.focus.columns(len(prompt)) for prompt in prompts)
     if answer < 1:
         raise UsageError(f"--max-new-tokens={answer} is not allowed: it must be at least 1")
+    what = "columns" if model.focus.chunk else "tokens"
     if prompt + answer > context:
         raise UsageError(
-            f"a prompt of {prompt:,} tokens and {answer:,} new ones are more than the model's context of {context:,}; "
+            f"a prompt of {prompt:,} {what} and {answer:,} new ones are more than the model's context of {context:,}; "
             "--context=N allows more"
         )
 
@@ -165,8 +171,8 @@ def _empty_cache(start_B, spec: Spec) -> Cache:
 
 
 @functools.partial(jax.jit, static_argnames="spec", donate_argnames="cache")
-def _step(params: DecodeParams, cache: Cache, tokens_BT, draw: Draw, prompt_B, place, *, spec: Spec):
-    logits_BV, cache = advance(params, cache, reshard(tokens_BT, BATCH), spec)
+def _step(params: DecodeParams, cache: Cache, tokens_BT, draw: Draw, prompt_B, place, memory=None, *, spec: Spec):
+    logits_BV, cache = advance(params, cache, reshard(tokens_BT, BATCH), spec, memory)
     return next_tokens(reshard(logits_BV, REPLICATED), draw, prompt_B, place), cache  # whole on each process
 
 

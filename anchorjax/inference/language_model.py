@@ -14,7 +14,7 @@ from anchorjax.checkpoints.huggingface import config as hf_config
 from anchorjax.checkpoints.huggingface.tokenizer import GENERATION, end_ids
 from anchorjax.checkpoints.orbax import Checkpoints, bytes_of_largest
 from anchorjax.checkpoints.pretrained import Pretrained
-from anchorjax.config import AttentionConfig, LoraConfig, ModelConfig, RopeConfig, max_position
+from anchorjax.config import AttentionConfig, FocusConfig, LoraConfig, ModelConfig, RopeConfig, max_position
 from anchorjax.data import Tokenizer
 from anchorjax.data.text import tokenizer as tokenizer_lib
 from anchorjax.data.text.special_tokens import read_fields
@@ -42,6 +42,7 @@ class Description:
       files: where tokenizer.json lies; None for bytes.
       attention: the run's variant and scale of logits, which are part of the model. All else is this machine's own: the
         implementation and its tiles. A run's own change the order of sums alone.
+      focus: with `focus.chunk` prompts are condensed (inference/focus.py).
     """
 
     pretrained: Pretrained
@@ -55,6 +56,7 @@ class Description:
     eos_ids: tuple[int, ...]
     files: Path | None
     attention: AttentionConfig = AttentionConfig("auto", 0, 0)  # noqa: RUF009 - frozen
+    focus: FocusConfig = FocusConfig()  # noqa: RUF009
 
     @property
     def directory(self) -> Path:
@@ -86,7 +88,7 @@ class Description:
     def spec(self, seq_len: int) -> Spec:
         """For rows of that many tokens, with the run's variant and this machine's implementation of attention."""
         chosen = attention.choose(self.attention, seq_len)
-        return Spec(self.model, self.rope, self.lora, chosen, self.num_anchors, seq_len)
+        return Spec(self.model, self.rope, self.lora, chosen, self.num_anchors, seq_len, focus=self.focus)
 
 
 def describe(
@@ -121,8 +123,6 @@ def describe(
         one, other = ("--hf", "--workdir") if workdir is None else ("--workdir", "--hf")
         kind = "a Hugging Face directory" if workdir is not None else "a run's, or what anchorjax convert made"
         raise UsageError(f"{one}={pretrained.directory} is {kind}: write {other}={pretrained.directory}")
-    if fields.get("focus", {}).get("chunk"):
-        raise UsageError(f"{pretrained.directory} is a run with focus.chunk: only anchorjax evaluate held_out takes it")
     data = fields.get("data", {})
     if dtype == "auto":
         on_device = "float32" if jax.default_backend() == "cpu" else "bfloat16"
@@ -144,6 +144,7 @@ def describe(
         _eos_ids(tokenizer, files),
         files,
         AttentionConfig.of_model(sections.get("attention", {})),
+        FocusConfig(**sections.get("focus", {})),
     )
 
 

@@ -78,33 +78,18 @@ def transformers_model(params, spec, tmp_path):
     return transformers.LlamaForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
 
 
-def torch_candidates(params):
-    import torch
-
-    leaves = {name: np.asarray(x) for name, x in named_leaves(params).items() if ".candidate." in name}
-    layers = []
-    for number in range(MODEL["num_layers"]):
-        of_layer = {}
-        for name, leaf in leaves.items():
-            letter, weight = name.rpartition(".")[2][0], leaf[number]
-            inputs = 2 if letter == "o" else 1
-            weight = weight.reshape(int(np.prod(weight.shape[:inputs])), -1)
-            of_layer[letter] = torch.tensor(weight.T.copy())
-        layers.append(of_layer)
-    return layers
-
-
 @pytest.mark.parametrize("implementation", ["reference", "xla"])
 @pytest.mark.parametrize("section", [FOCUS, dataclasses.replace(FOCUS, targets=1), FocusConfig(12, 6, 6)])
 def test_one_packed_pass_is_the_paper_s_chunk_by_chunk_in_torch(section, implementation, tmp_path):
     torch = pytest.importorskip("torch")
     from tests.methods import focus_reference
+    from tests.methods.making_focus import torch_candidates
 
     spec = spec_with(section)
     spec = dataclasses.replace(spec, attention=dataclasses.replace(spec.attention, implementation=implementation))
     params, tokens = drawn(spec, 0.2), tokens_of()
     found = logits_of(params, tokens, spec)
-    model, candidates = transformers_model(params, spec, tmp_path), torch_candidates(params)
+    model, candidates = transformers_model(params, spec, tmp_path), torch_candidates(params, MODEL["num_layers"])
     sizes = {name: getattr(section, name) for name in ("chunk", "local", "prompt", "prompt_end")}
     with torch.no_grad():
         wanted, widths = zip(*(focus_reference.forward(model, candidates, row, **sizes) for row in tokens), strict=True)
