@@ -7,7 +7,7 @@ from anchorjax.models.linear import named_leaves
 
 
 def torch_candidates(params, num_layers: int) -> list[dict[str, torch.Tensor]]:
-    """Of each layer the weights of q, k, v and o, [outputs, inputs]."""
+    """Weights of q, k, v and o, [outputs, inputs], by layer."""
     leaves = {name: np.asarray(x) for name, x in named_leaves(params).items() if ".candidate." in name}
     layers = []
     for number in range(num_layers):
