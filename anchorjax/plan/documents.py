@@ -30,6 +30,7 @@ from anchorjax.errors import DataError, UsageError, first_line
 from anchorjax.masks import Mask, anchors_of, count_live_pairs
 from anchorjax.models.flops import causal_pairs
 from anchorjax.training import setup
+from anchorjax.types import PAD_SEGMENT
 
 # SlimPajama has 627e9 tokens in 590e6 documents. How far its lengths spread is an assumption.
 DEFAULT = "log_normal:mean=1060,sigma=1.3"
@@ -66,6 +67,7 @@ class Documents:
       imbalance: the same in the configuration's layout.
       batch_wait: time of a batch's attention over that of a batch of even rows. The groups of devices along data and
         fsdp wait for one another in each micro-batch; rows are in the order that the layout gives them.
+      short_windows: of LongCE in a row; 0 without it.
       scheduled_live_ratio: live_ratio on average over the steps of a run whose windows grow; None: they do not.
     """
 
@@ -87,6 +89,7 @@ class Documents:
     imbalance_contiguous: float
     imbalance: float
     batch_wait: float
+    short_windows: float = 0.0
     scheduled_live_ratio: float | None = None
 
 
@@ -144,11 +147,12 @@ def count(config: Config, shape: Mapping[str, int], lengths: Lengths) -> Documen
     layers = sum(number for _, number in layout.windows)
     T, B, tiles = config.data.seq_len, config.data.batch_size, (config.attention.q_tile, config.attention.kv_tile)
     layouts = dataclasses.replace(layout, name="contiguous"), layout
-    work, pairs, loads_RlC, error = [], [], [], math.inf
+    work, pairs, short, loads_RlC, error = [], [], [], [], math.inf
     while len(work) < min(MOST, max(FEWEST_BALANCED, MOST_TOKENS // T)) and error > ENOUGH:
         row = packer.row(len(work))
         work.append(int(_live_tiles(row.segment_ids_T, tiles, layout.windows).sum()))
         pairs.append(visible_pairs(row, config, layout.windows) / layers)
+        short.append(short_windows_of(row, config) if config.train.objective == "longce" else 0)
         if len(loads_RlC) < max(FEWEST_BALANCED, BALANCED_TOKENS // T):
             segments_T = row.segment_ids_T
             loads_RlC.append([loads(segments_T, each.order(segments_T), tiles, each) for each in layouts])
@@ -176,6 +180,7 @@ def count(config: Config, shape: Mapping[str, int], lengths: Lengths) -> Documen
         imbalance_contiguous=contiguous,
         imbalance=own,
         batch_wait=batch_wait(np.array(work), layout, B, config.seed),
+        short_windows=float(np.mean(short)),
         scheduled_live_ratio=_scheduled_ratio(packer, config, tiles, layout.windows),
     )
 
@@ -239,6 +244,16 @@ def visible_pairs(row: Row, config: Config, windows: Windows) -> float:
 
 
 _count_live_pairs = jax.jit(count_live_pairs, static_argnums=(1, 2))
+
+
+def short_windows_of(row: Row, config: Config) -> int:
+    """Windows of a row of texts, in which each token but a document's last has a target."""
+    context, stride = config.train.longce_context, config.train.longce_stride
+    segment_ids_t, is_target_t = row.segment_ids_T[1:], row.is_target_T[1:]
+    segment_ids_t, is_target_t = (x[segment_ids_t != PAD_SEGMENT] for x in (segment_ids_t, is_target_t))
+    documents, last = np.unique(segment_ids_t[::-1], return_index=True)
+    size_D = np.bincount(segment_ids_t)[documents] + is_target_t[::-1][last]
+    return int(np.maximum(-(-(size_D - context) // stride), 0).sum())
 
 
 def batch_wait(work_R: np.ndarray, layout: Layout, B: int, seed: int) -> float:

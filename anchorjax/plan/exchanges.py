@@ -21,12 +21,14 @@ from anchorjax.models.flops import layer_weights
 from anchorjax.plan import program
 from anchorjax.plan.groups import axes_of
 from anchorjax.plan.program import Collective
+from anchorjax.training.objectives.longce import SCOPE
 
 SMALL = 1e6
 _ATTENTION = r"while/body.*/shard_map/.*(all_gather|all_to_all|ppermute)"
 # By the path of JAX's operations, the first that fits; the rest runs once a micro-batch or step. Weights of a chunked
 # feed-forward layer have attention's paths too: `places` knows them by their axes, unless they are cut along `context`.
 PLACES = {
+    "short windows": rf"{SCOPE}/",
     "backward attention": r"transpose\(jvp\(\)\)/" + _ATTENTION,
     "backward layer": r"transpose\(jvp\(\)\)/while/body",
     "loss chunk": r"jvp\(\)/shard_map/while/body",

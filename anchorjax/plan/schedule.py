@@ -5,6 +5,7 @@ import functools
 import re
 
 from anchorjax.plan import program
+from anchorjax.training.objectives.longce import SCOPE
 
 _ESTIMATE = re.compile(r'"estimated_cycles":"(\d+)"')
 _INVALID = 2**62  # what stands where there is no estimate
@@ -31,7 +32,8 @@ class Cycles:
 def cycles(hlo: str) -> Cycles | None:
     """Estimates of all instructions, each as often as it runs; None where the compiler writes none, as for GPUs.
 
-    A Pallas kernel, a collective and a sort have none. Instructions in a fusion are part of its estimate.
+    A Pallas kernel, a collective and a sort have none. Instructions in a fusion are part of its estimate. The short
+    windows of LongCE are left out (short_windows.py).
     """
     lines_of = program.computations(hlo)
     callers = program.callers_of(lines_of)
@@ -41,7 +43,7 @@ def cycles(hlo: str) -> Cycles | None:
     for name, lines in lines_of.items():
         for line in lines if times[name] and name not in inside else ():
             match = _ESTIMATE.search(line)
-            if match and int(match[1]) < _INVALID:
+            if match and int(match[1]) < _INVALID and f"/{SCOPE}/" not in line:
                 count = int(match[1]) * times[name]
                 is_layer = re.search(r'op_name="[^"]*jvp\(\)+/while/body', line)
                 layers, rest = (layers + count, rest) if is_layer else (layers, rest + count)

@@ -20,14 +20,15 @@ from jax.sharding import Mesh
 
 from anchorjax.config import Config
 from anchorjax.models import flops
-from anchorjax.plan import exchanges, schedule, work
+from anchorjax.plan import exchanges, schedule, short_windows, work
 from anchorjax.plan.documents import Documents
 from anchorjax.plan.exchanges import Exchange
 from anchorjax.plan.hardware import Hardware
 from anchorjax.plan.links import Links
 from anchorjax.plan.work import Part
 
-HIDDEN = ("forward layer", "backward layer")  # places whose exchanges have computation to run beside
+# Places whose exchanges have computation to run beside.
+HIDDEN = ("forward layer", "backward layer", short_windows.PLACE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,7 @@ class StepTime:
       seconds: the estimate.
       low, high: with everything, and with nothing, beside computation.
       mfu: model FLOPs of the tokens and visible pairs, over what the devices could do in `seconds`. Neither padding nor
-        recomputation counts.
+        recomputation counts, nor the short windows of LongCE.
       mfu_causal: the same with each row as one causal document, as most trainers print it.
       exchanged: the exchanges whose time it includes.
       assumptions: lines that name every number that is neither compiled, counted nor a maker's.
@@ -90,8 +91,12 @@ def model(config: Config, mesh: Mesh, hardware: Hardware, documents: Documents, 
     """
     shape = dict(mesh.shape)
     exchanged = exchanges_of(config, mesh, hlo)
+    exchanged = short_windows.exchanges(exchanged, config, shape, documents, bool(hlo))
     estimate = schedule.cycles(hlo) if hlo and hardware.is_tpu else None
-    computed = work.computation(config, shape, hardware, estimate)
+    computed = [
+        *work.computation(config, shape, hardware, estimate),
+        *short_windows.parts(config, shape, hardware, documents),
+    ]
     attention = work.attention(config, shape, hardware, documents)
     beside = sum(part.seconds for part in (*computed, *attention) if part.is_in_layers)
     moved = exchange_parts(exchanged, Links(mesh, hardware), beside)
@@ -114,7 +119,11 @@ def model(config: Config, mesh: Mesh, hardware: Hardware, documents: Documents, 
         mfu,
         mfu_causal,
         exchanged,
-        (*work.assumptions(config, hardware, documents, estimate), *_of_exchanges(config, hlo)),
+        (
+            *work.assumptions(config, hardware, documents, estimate),
+            *short_windows.assumptions(config, shape, documents),
+            *_of_exchanges(config, hlo),
+        ),
     )
 
 

@@ -82,6 +82,12 @@ def product_flops(config: Config, shape: Mapping[str, int]) -> tuple[float, floa
     return t * layers, t * loss
 
 
+def product_speed(config: Config, hardware: Hardware) -> float:
+    """FLOP/s that the products of a layer reach on a device."""
+    slower = FP32_PRODUCT[hardware.is_tpu] if config.model.compute_dtype == "float32" else 1
+    return hardware.peak_flops * PRODUCT_SHARE[hardware.target] / slower
+
+
 def computation(
     config: Config, shape: Mapping[str, int], hardware: Hardware, estimate: Cycles | None = None
 ) -> list[Part]:
@@ -93,8 +99,7 @@ def computation(
             Part("layers", estimate.layers / clock, how, is_in_layers=True, source="compiled"),
             Part("loss, embedding and update", estimate.rest / clock, how, source="compiled"),
         ]
-    slower = FP32_PRODUCT[hardware.is_tpu] if config.model.compute_dtype == "float32" else 1
-    speed = hardware.peak_flops * PRODUCT_SHARE[hardware.target] / slower
+    speed = product_speed(config, hardware)
     of_layers, of_loss = product_flops(config, shape)
     how = "{:.3g} FLOPs at " + f"{PRODUCT_SHARE[hardware.target]:.0%} of the peak"
     bandwidth = hardware.hbm_bytes_per_s * HBM_SHARE
@@ -164,15 +169,27 @@ def passes_of(config: Config) -> dict[str, float]:
     return {"forward": 2.0 if config.model.remat == "full" else 1.0, "backward": 1.0}
 
 
-def tile_seconds(config: Config, hardware: Hardware, documents: Documents) -> tuple[float, str]:
-    """Seconds of one head of one row on one device, forward and backward, and how they come about."""
-    model, passes, count = config.model, passes_of(config), documents.live_tiles
+def tile_seconds(
+    config: Config,
+    hardware: Hardware,
+    documents: Documents,
+    passes: Mapping[str, float] | None = None,
+    seq_len: int = 0,
+) -> tuple[float, str]:
+    """Seconds of one head of one row on one device, and how they come about.
+
+    Args:
+      passes: how often each is taken; None: as in a step.
+      seq_len: of other rows than the configuration's.
+    """
+    model, passes, count = config.model, passes or passes_of(config), documents.live_tiles
+    seq_len = seq_len or config.data.seq_len
     q_tile, kv_tile = documents.q_tile, documents.kv_tile
     kernel = config.attention.implementation
     if kernel == "pallas_tpu" and hardware.is_tpu:
         cost, scale = tiles.cost(hardware.target, q_tile, kv_tile)
         masked = count * tiles.masked_share(documents.pairs, count, q_tile, kv_tile)
-        lines = {"forward": config.data.seq_len / q_tile, "backward": config.data.seq_len / kv_tile}
+        lines = {"forward": seq_len / q_tile, "backward": seq_len / kv_tile}
         cycles = tiles.cycles(cost, passes, count - masked, masked, lines) * scale * tiles.widths(model.head_dim)
         speed = tiles.clock(hardware) * tiles.CORES[hardware.target]
         return cycles / speed, f"{count:.0f} live tiles of {q_tile} x {kv_tile} a row and head, {cycles:.3g} cycles"

@@ -217,7 +217,7 @@ def test_the_papers_row_takes_28_windows_and_143360_tokens():
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_windows_are_those_of_the_evaluation_inside_each_document(data):
-    """Windows of documents in any pieces and any order of tokens: those that hold a target, and no others."""
+    """The windows that hold a target, and no others, of documents in any pieces and tokens in any order."""
     T = 40
     segments_T = np.array(data.draw(st.lists(st.integers(-1, 3), min_size=T, max_size=T)))
     if data.draw(st.booleans()):

@@ -21,6 +21,8 @@ micro-batch; C devices along `context`.
 
 import dataclasses
 import functools
+import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +38,7 @@ from anchorjax.models.spec import Spec
 from anchorjax.sharding import ACTIVATIONS, BATCH, REPLICATED, ROWS, WHOLE_ROWS
 from anchorjax.types import PAD_SEGMENT, Batch
 
+SCOPE = "short_windows"  # in the names of the compiled operations, by which the planner knows them
 NOT_SCORED = -1.0  # in place of a target's nats in a short window, which are 0 or more
 GROUP_TOKENS = 2**14  # of a device in one pass over windows: enough to fill its matrix units; a row has often more
 _ABSENT = 2**30  # a place of a window that holds no token: behind the end of any document
@@ -62,6 +65,7 @@ class LongCE:
     tiles: tuple[int, int]
     loss_chunk: int
 
+    @jax.named_scope(SCOPE)
     def prepare(self, params: Decoder, batch: Batch, spec: Spec) -> jax.Array:
         """CE_short of every target in nats, fp32 [B, T]; NOT_SCORED where no window scores it."""
         cut = functools.partial(in_documents, context=self.context, stride=self.stride)
@@ -81,8 +85,7 @@ class LongCE:
         """CE_short [N] of tokens in the order of `in_documents`, whose arrays these are."""
         (B, T), mesh = tokens_BT.shape, jax.sharding.get_abstract_mesh().shape
         place_CL, scored = places(self.context, self.stride, mesh["context"])
-        row_shards, L = mesh[ROWS[0]] * mesh[ROWS[1]], place_CL.size
-        W = row_shards * max(1, min(T, GROUP_TOKENS * mesh["context"]) // L)
+        W = windows_of_group(place_CL.size, T, mesh)
         most = B * ((T - 1) // min(self.context, self.stride) + 1)
         end_BT = jnp.where(
             end_BT > 0, end_BT + T * jnp.arange(B, dtype=jnp.int32)[:, None], 0
@@ -124,6 +127,12 @@ class LongCE:
         index_L = np.where(is_absent_L, len(place_L) + np.arange(len(place_L)), place_L + 1).astype(np.int32)
         along_WL = jnp.zeros_like(at_WL)
         return tokens_WL, along_WL + position_L, segment_ids_WL, along_WL + index_L
+
+
+def windows_of_group(length: int, seq_len: int, mesh_shape: Mapping[str, int]) -> int:
+    """W: on each device at least one window, and no more than GROUP_TOKENS tokens or a row."""
+    of_rows = max(1, min(seq_len, GROUP_TOKENS * mesh_shape["context"]) // length)
+    return math.prod(mesh_shape[axis] for axis in ROWS) * of_rows
 
 
 def in_documents(
