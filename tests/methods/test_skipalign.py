@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anchorjax import data, types
+from anchorjax.config import recipe, resolve
 from anchorjax.data.rows import distances
 from anchorjax.data.rows.packing import RowPacker
 from anchorjax.data.rows.positions import RowPieces, RowSpec
@@ -239,3 +240,15 @@ def test_held_out_rows_do_not_skip():
     assert data.row_packer(store, TOKENIZER, config, seed=0).row(0).positions_T.max() > 15
     batch = next(data.eval_rows(store, TOKENIZER, config, 4))
     np.testing.assert_array_equal(batch.positions_BT, np.broadcast_to(np.arange(16), batch.positions_BT.shape))
+
+
+def test_the_recipe():
+    """Conversations of the SFT recipe, with positions of eight rows."""
+    config = resolve(recipe("methods/skipalign").to_dict())
+    assert (config.data.positions, config.data.skipalign_where, config.data.skipalign_share) == (
+        "skipalign",
+        "all",
+        0.5,
+    )
+    assert config.data.mask == "anchor" and config.data.messages_key == "messages"
+    assert config.max_position == 8 * config.data.seq_len == 16384
