@@ -113,7 +113,9 @@ def to_hf(checkpoint: Path, directory: Path, dtype: str | None = None) -> Export
         raise WorkdirError(f"{checkpoint} is no run, and was not made by from-hf")
     _refuse_logit_scale(checkpoint, sections)
     if sections.get("focus", {}).get("chunk"):
-        raise WorkdirError(f"{checkpoint} is a run with focus.chunk, whose projections no other tool knows")
+        raise WorkdirError(
+            f"{checkpoint} is a run with focus.chunk, which no other tool knows; use anchorjax convert focus"
+        )
     spec, source = _spec(sections), checkpoint / SOURCE
     fields = hf_config.load(source) if (source / hf_config.FILE).exists() else {}
     dtype = dtype or fields.get("torch_dtype") or fields.get("dtype") or "float32"

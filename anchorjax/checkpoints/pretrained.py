@@ -167,7 +167,11 @@ def find(config: Config, workdir: Path | None = None) -> Pretrained | None:
         raise ConfigError("init_from", config.init_from, f"there is no such directory{download(config.init_from)}")
     pretrained = Pretrained.open(config.init_from)
     if pretrained.has_adapters:
-        raise ConfigError("init_from", config.init_from, "it holds adapters; merge them with anchorjax convert to-hf")
+        raise ConfigError(
+            "init_from",
+            config.init_from,
+            "it holds adapters; merge them with anchorjax convert to-hf, if they are LoRA's",
+        )
     return pretrained
 
 

@@ -30,6 +30,7 @@ def main(argv: Sequence[str], program: str = "anchorjax generate") -> int:
     """Returns the exit code; `program` is what was typed before the arguments, for messages."""
     parser = Parser(program.rpartition("/")[2], __doc__)
     options.add_model(parser)
+    parser.add_argument("--adapter", type=on_disk, help="projections that anchorjax convert focus wrote, beside --hf")
     parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
     parser.add_argument("--prompt-file", type=on_disk, action="append", default=[], help="a file that holds a prompt")
     options.add_template(parser)
@@ -69,6 +70,8 @@ def _generate(arguments: argparse.Namespace) -> None:
     if not all(arguments.stop):
         raise UsageError("--stop='' is not allowed: it must be a text")
     model = options.description(arguments)
+    if arguments.adapter:
+        model = processes.together(lambda: language_model.with_adapter(model, arguments.adapter))
     (step,) = options.steps(arguments, model)
     chat = options.chat_template(arguments, model)
     prompts = [frame(text, "", model.tokenizer, chat)[1].tolist() for text in texts]

@@ -10,6 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from anchorjax import accelerators, attention, processes, sharding
+from anchorjax.checkpoints.focus_adapter import FocusAdapter
 from anchorjax.checkpoints.huggingface import config as hf_config
 from anchorjax.checkpoints.huggingface.tokenizer import GENERATION, end_ids
 from anchorjax.checkpoints.orbax import Checkpoints, bytes_of_largest
@@ -43,6 +44,7 @@ class Description:
       attention: the run's variant and scale of logits, which are part of the model. All else is this machine's own: the
         implementation and its tiles. A run's own change the order of sums alone.
       focus: with `focus.chunk` prompts are condensed (inference/focus.py).
+      adapter: where the projections lie that a run does not have.
     """
 
     pretrained: Pretrained
@@ -57,6 +59,7 @@ class Description:
     files: Path | None
     attention: AttentionConfig = AttentionConfig("auto", 0, 0)  # noqa: RUF009 - frozen
     focus: FocusConfig = FocusConfig()  # noqa: RUF009
+    adapter: FocusAdapter | None = None
 
     @property
     def directory(self) -> Path:
@@ -148,6 +151,19 @@ def describe(
     )
 
 
+def with_adapter(description: Description, directory: Path) -> Description:
+    """The model with FocusLLM's projections beside it.
+
+    Raises:
+      UsageError: the model is a run's.
+      WeightsError: the directory is no adapter, or one of a model of other sizes.
+    """
+    if not description.is_hugging_face:
+        raise UsageError(f"--adapter={directory} stands beside a Hugging Face directory: write --hf")
+    adapter = FocusAdapter.open(directory, description.model)
+    return dataclasses.replace(description, focus=adapter.focus, adapter=adapter)
+
+
 def _tokenizer(pretrained: Pretrained) -> tuple[Tokenizer, Path | None]:
     name = pretrained.tokenizer
     if name == "auto":
@@ -220,6 +236,7 @@ def load(description: Description, mesh: Mesh | None = None, step: int | None = 
         stack.enter_context(processes.Watchdog.of_weights(like))
         if description.is_hugging_face:
             params = description.pretrained.load(sharding.zeros(lambda: Decoder(jax.random.key(0), spec)), spec)
+            params = description.adapter.load(params) if description.adapter else params
             return LanguageModel(description, params, mesh, None)
         checkpoints = Checkpoints(description.directory, keep=1, read_only=True, host_bytes=bytes_of_largest(like))
         step = description.steps()[-1] if step is None else step

@@ -2,6 +2,7 @@
 
     hf download HuggingFaceTB/SmolLM2-135M-Instruct --local-dir checkpoints/SmolLM2-135M-Instruct
     anchorjax train --config=methods/focusllm --workdir=runs/focusllm
+    anchorjax convert focus runs/focusllm checkpoints/focusllm
 
 Hardware: two cores and 8 GB, as smollm2_135m_anchor. A row of 2048 tokens is the anchor, a memory of six chunks of 256,
 and a local part of 511. The checkpoint in init_from stays frozen; documents must be as long as a row.
