@@ -123,13 +123,15 @@ def _documents(findings: Findings) -> Section:
         )
     )
     longest = max(one.longest for one in train.counts)
+    ends_itself = train.index is not None and train.index.trained_tokens is not None  # a conversation
+    with_end = "" if ends_itself else ", including their end-of-sequence token (EOS)"
     others = " The sources with the fewest tokens are drawn as one line." if len(train.counts) > MOST_SERIES else ""
     blocks.append(
         Figure(
             "document_lengths",
             figures.png(drawing.document_lengths(findings.lengths)),
             f"Histogram of document lengths by source, on a logarithmic axis up to {longest:,} tokens.",
-            f"Lengths of the training split's documents, including their end-of-sequence token (EOS).{others}",
+            f"Lengths of the training split's documents{with_end}.{others}",
         )
     )
     return Section("Documents", blocks)
@@ -227,7 +229,8 @@ def _contexts(findings: Findings, config: Config) -> Section:
     text = (
         "A target is a token that the model is trained to predict. Its visible context is the number of keys that are "
         f"attended to where it is predicted, at the token before it. Under the mask {mask}, that token attends to "
-        f"{seen}. Targets are counted in rows of one epoch{_which(findings, config)}. Padding and tags are no targets. "
+        f"{seen}. Targets are counted in rows of one epoch{_which(findings, config)}. Padding and tags are no targets, and in a "
+        "store of conversations only the assistant's tokens are. "
         "The first token of a document is a target only at the beginning of a row, behind a tag, and with "
         "data.boundary_targets=True behind another document. The counts are those of layers without a "
         "sliding window: in a layer with one, a token attends to no more keys than the window holds. "

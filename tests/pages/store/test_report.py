@@ -15,6 +15,8 @@ from anchorjax.types import PACKINGS
 from tests import chromium, tiny
 from tests import html as pages
 from tests.data import preparing
+from tests.data.chat_templates import PLAIN, SPECIALS
+from tests.evaluation import bpe
 
 NAMES = ["<script>alert(1)</script>", "$x_$ & y", "_hidden", "日本語", "a b"]
 FIGURES = ["cut", "distances", "distances_to_the_anchor", "document_lengths", "documents_per_row", "fill"]
@@ -188,3 +190,25 @@ def test_a_read_only_store_asks_for_another_place(store, report, monkeypatch):
     code, out, err = report(f"--config.data.store={store[0]}")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "is read-only; give another --out=PATH" in err
+
+
+def test_report_of_conversations(report, tmp_path):
+    """The page says what share of the tokens is trained on, and counts those targets alone."""
+    directory = bpe.write(tmp_path, PLAIN["chatml"], SPECIALS)
+    said = [{"role": role, "content": role * 9} for role in ("user", "assistant")]
+    rows = [{"chat": [*said, {"role": "user", "content": f"{i}"}]} for i in range(60)]
+    source = f"jsonl:{preparing.write_jsonl(tmp_path / 'in.jsonl', rows)}"
+    keys = {"tokenizer": str(directory), "messages_key": "chat", "held_out_share": 0.2}
+    train, _ = preparing.prepare(tmp_path, source, **keys)
+    code, _, err = report(
+        f"--config.data.store={tmp_path / 'store'}",
+        f"--config.data.tokenizer={directory}",
+        "--config.data.messages_key=chat",
+        "--config.model.vocab_size=3072",
+        *TILES,
+    )
+    assert (code, err) == (0, "")
+    text = (tmp_path / "store/report.html").read_text()
+    trained, tokens = int(train.trained.sum()), train.num_tokens
+    assert f"Trained: {trained:,} of {tokens:,} tokens, the assistant&#39;s: {trained / tokens:.1%}." in text
+    assert 0 < trained < tokens / 2
