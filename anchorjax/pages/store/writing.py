@@ -229,8 +229,8 @@ def _contexts(findings: Findings, config: Config) -> Section:
     text = (
         "A target is a token that the model is trained to predict. Its visible context is the number of keys that are "
         f"attended to where it is predicted, at the token before it. Under the mask {mask}, that token attends to "
-        f"{seen}. Targets are counted in rows of one epoch{_which(findings, config)}. Padding and tags are no targets, and in a "
-        "store of conversations only the assistant's tokens are. "
+        f"{seen}. Targets are counted in rows of one epoch{_which(findings, config)}. Padding and tags are no targets; "
+        "in a store of conversations only the assistant's tokens are. "
         "The first token of a document is a target only at the beginning of a row, behind a tag, and with "
         "data.boundary_targets=True behind another document. The counts are those of layers without a "
         "sliding window: in a layer with one, a token attends to no more keys than the window holds. "
