@@ -2,14 +2,19 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from anchorjax.plan import documents, exchanges, hardware, schedule, short_windows, time, work
 from anchorjax.plan.exchanges import Exchange
+from anchorjax.sharding import abstract, shard_batch
 from anchorjax.training.objectives.longce import in_documents
+from anchorjax.training.state import init_state
+from tests import tiny
 from tests.plan.test_time import config_of, documents_of, mesh_of
+from tests.training.making import make_batch, make_mesh, make_steps
 
 LONGCE = {"train__objective": "longce", "train__longce_context": 1024, "train__longce_stride": 256}
 ALONE = {"data": 1, "fsdp": 1, "context": 1, "tensor": 1}
@@ -92,3 +97,18 @@ def test_xlas_cycles_leave_windows_out():
     program = "ENTRY %main (p: f32[8]) -> f32[8] {{\n{}}}\n"
     both = program.format(line.replace("SCOPE", "short_windows/while/body") + line.replace("SCOPE", "other"))
     assert schedule.cycles(both).total == 70
+
+
+def test_a_compiled_step_tells_which_exchanges_are_of_windows():
+    """On eight devices: gathers of weights and of keys, in a loop within that of the micro-batches."""
+    weighted = {"train__objective": "longce", "train__longce_context": 16, "train__longce_stride": 8}
+    config = tiny.config(data__batch_size=4, train__grad_accum_steps=2, **weighted)
+    steps, mesh = make_steps(config), make_mesh(1, 2, 2, 2)
+    with jax.set_mesh(mesh):
+        state, batch = (
+            abstract(lambda: init_state(0, steps.spec, steps.optimizer)),
+            shard_batch(make_batch(4, 64), mesh),
+        )
+        hlo = jax.jit(steps.train).lower(state, batch).compile().as_text()
+    axes = {one.axes for one in exchanges.of(hlo, mesh) if one.place == short_windows.PLACE}
+    assert {("fsdp",), ("context",)} <= axes
