@@ -13,6 +13,8 @@ from anchorjax.checkpoints.pretrained import Pretrained
 from anchorjax.cli import convert
 from anchorjax.config import load_config
 from anchorjax.errors import ConfigError, UsageError, WorkdirError
+from anchorjax.evaluation.tasks import held_out
+from anchorjax.experiments.attention_weights.capture import Row, capture
 from anchorjax.experiments.rope_precision import command as rope_precision
 from anchorjax.inference import language_model
 from anchorjax.inference.scoring import Scorer
@@ -140,10 +142,13 @@ def test_a_run_and_what_starts_from_it_keep_s(tmp_path, data_dir, capsys):
     description = language_model.describe(workdir=workdir)
     attention = description.attention
     assert (attention.logit_scale, attention.logit_scale_by, attention.logit_scale_length) == (NAME, "visible", 64)
+    assert held_out.load(workdir).steps.spec.attention.logit_scale_length == 64
     model = language_model.load(description)
     scale_LN = np.asarray(named_leaves(model.params)[LEAF])
     assert np.all(np.abs(scale_LN - 1 / math.log(64)) > 1e-5)
     row = [256, *range(40)]
+    captured = capture(model, Row(np.array(row, np.int32), np.zeros(len(row), np.int32), 1))
+    assert len(captured) == 2  # the laboratory takes such models
     one = dataclasses.replace(description, attention=type(attention)())
     without = dataclasses.replace(model, description=one)
     assert not np.allclose(Scorer(model).score([row])[0].nats_t, Scorer(without).score([row])[0].nats_t, atol=1e-3)

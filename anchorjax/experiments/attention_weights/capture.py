@@ -80,7 +80,8 @@ def _forward(params: Decoder, tokens_BT, positions_BT, segment_ids_BT, spec: Spe
     return params.through_blocks(tokens_BT, contexts, _attend, spec)[1]
 
 
-def _attend(q_BTNH, k_BTKH, v_BTKH, context: plain.LayerContext, spec: Spec, layer=None):
+def _attend(q_BTNH, k_BTKH, v_BTKH, context: plain.LayerContext, spec: Spec, layer, head_scale_N=None):
     """The attention of `plain`, which keeps what it attends with."""
-    out_BTNH, _ = plain.attend(q_BTNH, k_BTKH, v_BTKH, context, spec, layer=layer)
-    return out_BTNH, (*plain.rotated(q_BTNH, k_BTKH, context, spec, layer), v_BTKH)
+    named = {"layer": layer, "head_scale_N": head_scale_N}
+    out_BTNH, _ = plain.attend(q_BTNH, k_BTKH, v_BTKH, context, spec, **named)
+    return out_BTNH, (*plain.rotated(q_BTNH, k_BTKH, context, spec, **named), v_BTKH)
