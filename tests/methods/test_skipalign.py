@@ -71,6 +71,13 @@ def test_oracles(where, starts, skips, expected):
     assert [0] + [1 + p for p in expected] == jump(9, found, skips).tolist()
 
 
+def test_skips_of_one_conversation_carry_on_into_the_next():
+    """(a b | c) and (d | e) behind the anchor and before two pads, as in the docstring of positions/."""
+    found, conversation = skipalign.borders(pieces_of((2, 1), (1, 1)), "inner")
+    assert found.tolist() == [3, 5] and conversation.tolist() == [0, 1]
+    assert jump(8, found, [4, 2]).tolist() == [0, 1, 2, 7, 8, 11, 12, 13]
+
+
 layouts = {
     "lengths": st.lists(st.integers(1, 12), min_size=1, max_size=10),
     "seq_len": st.integers(2, 24),

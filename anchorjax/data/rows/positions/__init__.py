@@ -4,6 +4,7 @@
     continue   0  1  2  3  4  5  6  7        the index in the row
     reset      0  0  1  2  0  1  6  7        the index in the document's part of this row
     pose       0  1  2  9 10 14 15 16        chunks a b | c and d | e, skips of 6 and 3, of 12 in all
+    skipalign  0  1  2  7  8 11 12 13        answers c and e, skips of 4 and 2 in front of them
 
 A transform returns int32 [T] in [0, max_position), which `RowPacker` checks. It must be a pure function of its
 arguments. Positions never decide visibility: that is the segment ids' part.
