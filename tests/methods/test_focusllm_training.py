@@ -9,6 +9,7 @@ import pytest
 
 from anchorjax import data
 from anchorjax.checkpoints import conversion
+from anchorjax.data.rows.row import stack
 from anchorjax.data.store import tokens as store_lib
 from anchorjax.data.text.tokenizer import ByteTokenizer
 from anchorjax.errors import ConfigError, WorkdirError
@@ -102,7 +103,6 @@ def split(params) -> tuple[dict, dict]:
 def batches_of(config):
     packer = packer_of(config)
     rows = [packer.row(i) for i in range(config.data.batch_size)]
-    from anchorjax.data.rows.row import stack
 
     return stack(rows)
 
@@ -230,3 +230,16 @@ def test_a_run_resumes_bit_for_bit(base, data_dir, tmp_path):
 def _losses(workdir) -> dict[int, str]:
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     return {line["step"]: float(line["loss"]).hex() for line in lines if line["kind"] == "train"}
+
+
+def test_the_loss_of_reconstruction_goes_down(base):
+    changes = {"focus__reconstruction": 1.0, "optimizer__learning_rate": 1e-2, "optimizer__schedule": "constant"}
+    setup = Setup.make(config_of(base, data__batch_size=8, **changes))
+    packer, losses = packer_of(setup.config), []
+    with jax.set_mesh(setup.mesh):
+        state, train = setup.first_state(), jax.jit(setup.steps.train, donate_argnums=0)
+        for step in range(40):
+            batch = stack([packer.row(8 * step + row) for row in range(8)])
+            state, metrics = train(state, shard_batch(batch, setup.mesh))
+            losses.append(float(metrics["loss"]))
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.1, losses
