@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from unittest import mock
 
 import jax
 import numpy as np
@@ -37,7 +38,8 @@ def flags(tmp_path_factory):
     preparing.prepare(folder, source, tokenizer=directory, messages_key="messages", held_out_share=0.2)
     chosen = {"data.store": folder / "store", "data.tokenizer": directory, "data.messages_key": "messages"}
     chosen |= {"model.vocab_size": 3072, "data.batch_size": 4, "train.grad_accum_steps": 2}
-    chosen |= {"train.steps": STEPS, "checkpoint.every": 2, "eval.every": 3}
+    # Without dropout, which is drawn by a row's place in its batch: devices that hold other rows draw otherwise.
+    chosen |= {"train.steps": STEPS, "checkpoint.every": 2, "eval.every": 3, "model.dropout": 0.0}
     return [f"--config.{name}={value}" for name, value in chosen.items()]
 
 
@@ -83,7 +85,8 @@ def test_held_out_perplexity_is_the_runs_own(unbroken, tmp_path, capsys):
     assert perplexity.main([f"--workdir={unbroken}", "--rows=2", f"--out={tmp_path}"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     summary = json.loads((unbroken / "summary.json").read_text())
-    assert (result["loss"], result["targets"]) == (summary["validation_loss"], summary["validation_targets"])
+    assert result["targets"] == summary["validation_targets"]
+    assert result["loss"] == pytest.approx(summary["validation_loss"], rel=1e-6)  # eight devices, and not one
 
 
 def test_a_micro_batch_without_targets_weighs_nothing():
@@ -108,8 +111,10 @@ def test_a_micro_batch_without_targets_weighs_nothing():
     assert results[2] == pytest.approx(results[1], rel=1e-5) and results[4] == pytest.approx(results[1], rel=1e-5)
 
 
-def test_a_model_without_the_special_tokens_is_refused(unbroken, tmp_path, monkeypatch):
+def test_a_model_without_the_special_tokens_is_refused(unbroken, monkeypatch):
     config = resolve(load_config(unbroken))
+    setup = mock.Mock(config=config, store_tokenizer=data.load_tokenizer(config.data))
+    loop._load_stores(setup)
     monkeypatch.setattr(Index, "read", lambda path, read=Index.read: dataclasses.replace(read(path), vocab_size=4000))
     with pytest.raises(ConfigError, match=r"model.vocab_size=3072 .* has tokens up to 3999"):
-        loop.run(config, tmp_path)
+        loop._load_stores(setup)
