@@ -10,6 +10,7 @@ import math
 import re
 
 import jax
+import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
@@ -18,11 +19,14 @@ from anchorjax.attention import MODULES
 from anchorjax.config import Config, recipes, resolve
 from anchorjax.errors import ConfigError
 from anchorjax.models import families
+from anchorjax.training import objectives
 from anchorjax.training.state import init_state
 from anchorjax.types import CONTEXT_STRATEGIES, Batch
 from tests.training.making import make_batch, make_steps
 
 RECIPES = sorted(recipes.shipped())
+# Recipes whose step is that of smollm2_135m_anchor, with other arrays in its batches.
+SAME_STEP = {"smollm2_135m_sft", "methods/pose", "methods/skipalign", "methods/window_schedule"}
 TPU = "TPU v5p"
 
 
@@ -57,7 +61,8 @@ def lower(config: Config, shape: dict[str, int], platform: str) -> str:
     """StableHLO of loss, gradient and update on a mesh of that shape, of devices that are not here."""
     axis_types = (AxisType.Explicit,) * len(sharding.AXES)
     mesh = AbstractMesh(tuple(shape[axis] for axis in sharding.AXES), sharding.AXES, axis_types=axis_types)
-    steps = make_steps(config)
+    objective = objectives.make(config, np.ones(32, int))  # a target of each context
+    steps = dataclasses.replace(make_steps(config), objective=objective)
     with jax.sharding.use_abstract_mesh(mesh):
         state = jax.eval_shape(lambda: init_state(config.seed, steps.spec, steps.optimizer))
         step = jax.jit(steps.train, donate_argnums=0).trace(state, abstract_batch(config, mesh))
@@ -71,7 +76,7 @@ def abstract_batch(config: Config, mesh: AbstractMesh) -> Batch:
 
 
 @pytest.mark.parametrize(("implementation", "platform"), [("xla", "cpu"), ("pallas_tpu", "tpu")])
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", sorted({*RECIPES} - SAME_STEP))
 def test_the_step_lowers_on_a_mesh_of_the_recipe_s_size(recipe, implementation, platform):
     config, devices = read(recipe, implementation), num_devices(recipe)
     text = lower(config, config.check_devices(devices), platform)
