@@ -105,7 +105,7 @@ def measure(model: LanguageModel, some: Sequence[Row], measures: Sequence[str]) 
 
 def write(result: dict, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    write_atomically(directory / "attention_weights.json", json.dumps(result, indent=1) + "\n")
+    write_atomically(directory / "attention_weights.json", json.dumps(result) + "\n")
     for name, png in pictures(result):
         (directory / name).write_bytes(png)
 
