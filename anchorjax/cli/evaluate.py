@@ -23,5 +23,5 @@ def main(argv: Sequence[str]) -> int:
 
 def help_text() -> str:
     lines = ["Score a model.", "", "Usage: anchorjax evaluate TASK [arguments]", ""]
-    lines += [f"  {name:<16}{what}" for name, (what, _) in COMMANDS.items()]
+    lines += [f"  {name:<19}{what}" for name, (what, _) in COMMANDS.items()]
     return "\n".join([*lines, "", "anchorjax evaluate TASK --help says what a task takes."])

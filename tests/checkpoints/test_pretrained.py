@@ -178,7 +178,7 @@ def test_the_command_prints_what_the_library_returns(llama, tmp_path, capsys):
     ("arguments", "line"),
     [
         (["to-hf", "run"], "anchorjax convert to-hf: the following arguments are required: directory\n"),
-        ([], "anchorjax convert: the following arguments are required: from-hf|to-hf\n"),
+        ([], "anchorjax convert: the following arguments are required: from-hf|to-hf|focus\n"),
     ],
 )
 def test_a_bad_command_line_is_told_in_one_line(capsys, arguments, line):
