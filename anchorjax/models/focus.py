@@ -73,7 +73,7 @@ class Chunks:
         index_BR = _like(self.tokens_BR, 1 + chunk_R * (width + 1) + place_R)
         index_BC = _like(self.candidates_BC, (1 + np.arange(C)) * (width + 1))
         segments_BC = jnp.where(self.is_real_BC, 1 + np.arange(C, dtype=np.int32), PAD_SEGMENT)
-        segments_BR = jnp.concatenate([jnp.zeros_like(self.tokens_BR[:, :1]), jnp.repeat(segments_BC, width, 1)], 1)
+        segments_BR = jnp.pad(jnp.repeat(segments_BC, width, 1), ((0, 0), (1, 0)))  # the anchor's segment is 0
         index_BS = jnp.concatenate([index_BR, index_BC], 1)
         without, whole = (
             jnp.concatenate([segments_BR, x], 1) for x in (jnp.full_like(segments_BC, PAD_SEGMENT), segments_BC)
@@ -108,6 +108,11 @@ class Layout:
             variant.contexts(masks_of_kinds(mask, spec)[:1], positions_BT, spec, jnp.int32(start))[0]
             for mask, positions_BT, start in zip(self.masks, self.positions, starts, strict=True)
         )
+
+
+def anchor_of(tokens_BT: jax.Array) -> jax.Array:
+    """The first token of each row [B, 1]. A slice of a single row forgets how that is sharded in jax 0.12."""
+    return reshard(tokens_BT[:, :1], WHOLE_ROWS)
 
 
 def _like(x_BT: jax.Array, values_T: np.ndarray) -> jax.Array:
@@ -146,7 +151,7 @@ def chunks_of_rows(tokens_BT: jax.Array, focus: FocusConfig) -> Chunks:
     memory_BCc = tokens_BT[:, 1 : T - focus.local].reshape(B, -1, focus.chunk)
     end = T - focus.local + focus.prompt_end
     is_real_BC = jnp.ones_like(memory_BCc[..., 0], bool)
-    return Chunks.of(tokens_BT[:, :1], memory_BCc, tokens_BT[:, end - focus.prompt : end], is_real_BC)
+    return Chunks.of(anchor_of(tokens_BT), memory_BCc, tokens_BT[:, end - focus.prompt : end], is_real_BC)
 
 
 def entered(params: Decoder, chunks: Chunks, spec: Spec) -> tuple[jax.Array, jax.Array]:
@@ -173,7 +178,7 @@ def hidden(params: Decoder, tokens_BT: jax.Array, spec: Spec) -> jax.Array:
     if C:
         chunks = chunks_of_rows(tokens_BT, focus)
         streams, of_chunks = entered(params, chunks, spec), chunks.layout().contexts(spec)
-    local_BU = jnp.concatenate([tokens_BT[:, :1], tokens_BT[:, T - focus.local :]], 1)
+    local_BU = jnp.concatenate([anchor_of(tokens_BT), tokens_BT[:, T - focus.local :]], 1)
     index_BS = jnp.zeros((B, C + 1 + focus.local), jnp.int32, out_sharding=BATCH)
     index_BS = _like(index_BS, np.arange(index_BS.shape[1]))
     mask = Mask.from_segments(jnp.zeros_like(index_BS), 0)
