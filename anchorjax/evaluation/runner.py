@@ -47,6 +47,7 @@ class Engine:
 
     def scorer(self) -> Scorer:
         if not isinstance(self._ready, Scorer):
+            self.model.check_scored()  # before the weights are read
             self._ready = None
             loaded = language_model.load(self.model, step=self.step)
             wider = dataclasses.replace(self.model, context=self.model.context + self._extra)

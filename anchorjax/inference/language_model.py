@@ -88,6 +88,11 @@ class Description:
             return "-"
         return Checkpoints(self.directory, keep=1, read_only=True).weights_id(step)
 
+    def check_scored(self) -> None:
+        """Raises UsageError for a model with FocusLLM's memory, which whole rows do not have."""
+        if self.focus.chunk:
+            raise UsageError(f"{self.directory} has focus.chunk: FocusLLM only generates; rows cannot be scored")
+
     def spec(self, seq_len: int) -> Spec:
         """For rows of that many tokens, with the run's variant and this machine's implementation of attention."""
         chosen = attention.choose(self.attention, seq_len)

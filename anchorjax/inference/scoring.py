@@ -58,8 +58,7 @@ class Scorer:
 
     def __init__(self, model: LanguageModel, batch_size: int = 1):
         """`batch_size`: rows at once; rounded up to what the mesh's rows ask for. Raises UsageError for FocusLLM."""
-        if model.description.focus.chunk:
-            raise UsageError(f"{model.description.directory} has focus.chunk: FocusLLM generates, and scores no rows")
+        model.description.check_scored()
         self.description, self.mesh, self._params = model.description, model.mesh, model.params
         shards = model.mesh.shape["data"] * model.mesh.shape["fsdp"]
         self.batch_size = -(-batch_size // shards) * shards

@@ -118,6 +118,8 @@ class Job:
         # Of the first epoch: an objective's weights are the same in all of a run, and when it is resumed.
         packer = data.row_packer(self.store, self.tokenizer, self.config.data, self.config.seed, self.config.focus)
         self.packing, self.targets_K = packer.report(), packer.targets_by_context()
+        if self.config.focus.chunk:  # refuses held-out documents shorter than a row before the first step
+            data.row_packer(self.held_out, self.tokenizer, self.config.data, None, self.config.focus).plan(0)
         steps = dataclasses.replace(setup.steps, objective=objectives.make(self.config, self.targets_K))
         self.checkpoints = Checkpoints(directory.root, keep=self.config.checkpoint.keep)
         self.watchdog = processes.Watchdog(self.config.train.timeout_s)

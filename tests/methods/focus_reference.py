@@ -65,9 +65,3 @@ def _rotated(x, cos, sin):
     """[T, N, H] at the positions of the tables, as [N, T, H]."""
     heads = x.swapaxes(0, 1)[None]
     return apply_rotary_pos_emb(heads, heads, cos[None], sin[None])[0][0]
-
-
-def _rotated(x, cos, sin):
-    """[T, N, H] at the positions of the tables, as [N, T, H]."""
-    heads = x.swapaxes(0, 1)[None]
-    return apply_rotary_pos_emb(heads, heads, cos[None], sin[None])[0][0]

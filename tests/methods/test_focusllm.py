@@ -1,6 +1,7 @@
 """FocusLLM: what a candidate is made of, what it may see and who learns, against the paper chunk by chunk."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -64,10 +65,12 @@ def drawn(spec, scale: float = 0.0) -> Decoder:
 
 
 def logits_of(params, tokens, spec) -> jax.Array:
-    def run(params, tokens_BT):
-        return logits(focus.hidden(params, tokens_BT, spec), params.unembedding_DV(spec))
+    return _logits(params, put(tokens, BATCH), spec)
 
-    return jax.jit(run)(params, put(tokens, BATCH))
+
+@functools.partial(jax.jit, static_argnames="spec")
+def _logits(params, tokens_BT, spec):
+    return logits(focus.hidden(params, tokens_BT, spec), params.unembedding_DV(spec))
 
 
 def transformers_model(params, spec, tmp_path):
@@ -142,15 +145,16 @@ def test_projections_begin_as_copies():
 
 def condensed_of(params, tokens: np.ndarray):
     """Keys and values of the candidates [L, B, C, K, H] by the pass of the chunks."""
+    return [np.asarray(x) for x in _condensed(params, put(tokens, WHOLE_ROWS))]
 
-    def run(params, tokens_BT):
-        chunks = focus.chunks_of_rows(tokens_BT, FOCUS)
-        contexts = chunks.layout().contexts(SPEC)
-        layers = params.blocks, jnp.arange(MODEL["num_layers"])
-        step = lambda streams, layer: focus.condense(layer[0], streams, contexts, SPEC, layer[1])  # noqa: E731
-        return jax.lax.scan(step, focus.entered(params, chunks, SPEC), layers)[1]
 
-    return [np.asarray(x) for x in jax.jit(run)(params, put(tokens, WHOLE_ROWS))]
+@jax.jit
+def _condensed(params, tokens_BT):
+    chunks = focus.chunks_of_rows(tokens_BT, FOCUS)
+    contexts = chunks.layout().contexts(SPEC)
+    layers = params.blocks, jnp.arange(MODEL["num_layers"])
+    step = lambda streams, layer: focus.condense(layer[0], streams, contexts, SPEC, layer[1])  # noqa: E731
+    return jax.lax.scan(step, focus.entered(params, chunks, SPEC), layers)[1]
 
 
 def test_a_candidate_depends_on_its_chunk_and_the_prompt_alone():

@@ -6,7 +6,8 @@ import pytest
 from anchorjax.checkpoints import focus_adapter
 from anchorjax.checkpoints.focus_adapter import FocusAdapter
 from anchorjax.config import FocusConfig
-from anchorjax.errors import WeightsError, WorkdirError
+from anchorjax.errors import UsageError, WeightsError, WorkdirError
+from anchorjax.evaluation.runner import Engine
 from anchorjax.inference import language_model
 from anchorjax.inference.generation import Generator
 from anchorjax.models.linear import named_leaves
@@ -67,3 +68,10 @@ def test_another_base_or_directory_is_refused(made, tmp_path):
     with pytest.raises(WorkdirError):
         focus_adapter.export(base, tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
+
+
+def test_what_scores_rows_refuses_a_run_before_its_weights_are_read(made, monkeypatch):
+    described = language_model.describe(workdir=made[1])
+    monkeypatch.setattr(language_model, "load", None)
+    with pytest.raises(UsageError, match="cannot be scored"):
+        Engine(described, step=None, batch_size=1).scorer()

@@ -91,5 +91,5 @@ def test_what_does_not_fit_is_refused(made):
     generator = Generator(model_of(description))
     with pytest.raises(UsageError, match="columns"):
         generator.generate([[5] * 400], NEW)
-    with pytest.raises(UsageError, match="scores no rows"):
+    with pytest.raises(UsageError, match="cannot be scored"):
         Scorer(model_of(description))

@@ -92,6 +92,8 @@ def test_documents_shorter_than_a_row_are_refused():
     config = config_of("base")
     with pytest.raises(ConfigError, match=r"data.seq_len=97 .* the longest has 4"):
         data.row_packer(store, TOKENIZER, config.data, 1, config.focus).row(0)
+    with pytest.raises(ConfigError, match=r"data.seq_len=97 .* the longest held-out one has 4"):
+        data.row_packer(store, TOKENIZER, config.data, None, config.focus).row(0)
 
 
 def split(params) -> tuple[dict, dict]:
@@ -102,9 +104,7 @@ def split(params) -> tuple[dict, dict]:
 
 def batches_of(config):
     packer = packer_of(config)
-    rows = [packer.row(i) for i in range(config.data.batch_size)]
-
-    return stack(rows)
+    return stack([packer.row(i) for i in range(config.data.batch_size)])
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -162,6 +162,7 @@ def test_the_loss_is_that_of_the_targets(base):
     np.testing.assert_allclose(float(metrics["loss"]), nats[batch.is_target_BT].mean(), rtol=1e-5)
 
 
+WINDOWS = {"data__window_schedule": "linear", "data__window_multiple": 1, "data__window_steps": 1}
 REFUSED = {
     "data.seq_len=96": {"data__seq_len": 96},
     "focus.reconstruction=0.5": {"data__seq_len": 57},
@@ -175,6 +176,13 @@ REFUSED = {
     "data.packing='best_fit'": {"data__packing": "best_fit"},
     "data.interleave=2": {"data__interleave": 2},
     "data.tags=True": {"data__tags": True},
+    "data.boundary_targets=True": {"data__boundary_targets": True},
+    "data.messages_key='messages'": {"data__messages_key": "messages"},
+    "data.window_schedule='linear'": {
+        "data__window_schedule": "linear",
+        "data__window_multiple": 1,
+        "data__window_steps": 1,
+    },
     "train.objective='exact'": {"train__objective": "exact"},
     "model.dropout=0.1": {"model__dropout": 0.1},
     "mesh.context=2": {"mesh__context": 2},
@@ -243,3 +251,11 @@ def test_the_loss_of_reconstruction_goes_down(base):
             state, metrics = train(state, shard_batch(batch, setup.mesh))
             losses.append(float(metrics["loss"]))
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.1, losses
+
+
+def test_held_out_documents_shorter_than_a_row_are_refused_before_the_first_step(base, monkeypatch, tmp_path):
+    short = store_lib.build([{"text": "abc"}], TOKENIZER)
+    monkeypatch.setattr(data, "load_store", lambda _, split, __: STORE if split == "train" else short)
+    with pytest.raises(ConfigError, match="the longest held-out one has 4"):
+        loop.run(config_of(base, data__batch_size=8), tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()

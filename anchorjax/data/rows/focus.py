@@ -55,7 +55,8 @@ class FocusPacker(RowPacker):
         size = self.seq_len - 1
         count = lengths // size
         if not count.any():
-            allowed = f"a row is {size:,} tokens of one document (focus.chunk), and the longest has {lengths.max():,}"
+            longest = "the longest" if self.seed is not None else "the longest held-out one"
+            allowed = f"a row is {size:,} tokens of one document (focus.chunk), and {longest} has {lengths.max():,}"
             raise ConfigError("data.seq_len", self.seq_len, allowed)
         document, offset = np.repeat(documents, count), ranges(np.zeros_like(count), count) * size
         rows = len(document)

@@ -52,6 +52,7 @@ def evaluate(arguments: argparse.Namespace, command: str) -> None:
         if unknown := [name for name in chosen if name not in known]:
             raise UsageError(f"--{option}={unknown[0]} is not allowed: it must be of {', '.join(known)}")
     model = options.description(arguments)
+    model.check_scored()
     options.check_lengths([arguments.tokens], model)
     text = open_essays(arguments.essays)
     (step,) = options.steps(arguments, model)

@@ -60,6 +60,7 @@ def evaluate(arguments: argparse.Namespace, command: str) -> None:
             f"{model.directory} was trained with attention.logit_scale={model.attention.logit_scale}: "
             "rope_precision measures models whose logits are not scaled"
         )
+    model.check_scored()
     options.check_lengths(sorted([*arguments.lengths, arguments.tokens]), model)
     plan = Plan(
         tuple(arguments.experiments),

@@ -16,7 +16,7 @@ from anchorjax import attention, data
 from anchorjax.config import Config
 from anchorjax.data.rows.packing import RowPacker
 from anchorjax.data.store.index import Index
-from anchorjax.errors import UsageError
+from anchorjax.errors import ConfigError, UsageError
 from anchorjax.pages import page
 from anchorjax.pages.store import distances, lengths, rows, writing
 from anchorjax.pages.store.writing import Findings, Split
@@ -40,6 +40,9 @@ def make(config: Config, command: str, out: str = "") -> Path:
         not allowed. Nothing is written.
       UsageError: there is neither a store nor `out`, `out` is not the path of an .html file, or it cannot be written.
     """
+    if config.focus.chunk:
+        allowed = "it must be 0: the report shows rows that are packed, and FocusLLM's are windows of one document"
+        raise ConfigError("focus.chunk", config.focus.chunk, allowed)
     path = _place(config.data.store, out)
     attention.choose(config.attention, config.data.seq_len)
     tokenizer = data.load_tokenizer(config.data)
