@@ -14,6 +14,7 @@ from anchorjax.data.conversations import Conversation
 from anchorjax.data.text import chat as chat_lib
 from anchorjax.data.text import tokenizer as tokenizer_lib
 from anchorjax.data.text.chat import ChatTemplate
+from anchorjax.data.text.marks import Marked
 from anchorjax.data.text.turns import ConversationEncoder, find
 from tests import smollm2
 from tests.data.chat_templates import MARKED, PLAIN, SPECIALS
@@ -253,3 +254,11 @@ def test_flags_are_of_whole_characters(tokenizer):
     """Tokens that share a character's bytes are trained on together."""
     ids, trained = encode(make(PLAIN["chatml"], tokenizer), [USER | {"content": "🙂"}, ANSWER | {"content": "🙂漢"}])
     assert tokenizer.decode(ids[trained]) == "🙂漢\n" and np.count_nonzero(trained) > 4
+
+
+@pytest.mark.parametrize("text", ["\0", "a\0", "\0(\0a", "a\0)\0", "\0<1:0\0a", "<1:0\0abc\0>1\0", "a\0x\0"])
+def test_marks_that_a_template_cut_are_refused(text):
+    with pytest.raises(ValueError, match="cuts what it has written"):
+        Marked.read(text)
+    whole = Marked.read("\0(\0\0<1:0\0a\0>1\0\0)\0b")
+    assert (whole.text, whole.generated, whole.written) == ("ab", ((0, 1),), {0: ((0, 1),)})

@@ -35,7 +35,7 @@ class Marked:
 
     @classmethod
     def read(cls, text: str) -> "Marked":
-        """Raises ValueError if the marks of a block do not lie around it."""
+        """Raises ValueError if marks do not lie around what they are of, or are cut."""
         pieces, at = [], 0
         generated: list[tuple[int, int]] = []
         begins: list[int] = []
@@ -46,11 +46,12 @@ class Marked:
                 pieces.append(piece)
                 at += len(piece)
                 continue
-            kind, (name, _, message) = piece[0], piece[1:].partition(":")
+            kind, (name, _, message) = piece[:1], piece[1:].partition(":")
+            is_open = {_BEGIN: True, _LOOP: True, _END: bool(begins), _OVER: bool(loops)}
+            if not is_open.get(kind):  # a template that slices its text may cut a mark in two
+                raise ValueError("the chat template cuts what it has written")
             if kind == _BEGIN:
                 begins.append(at)
-            elif not (begins if kind == _END else loops) and kind in (_END, _OVER):
-                raise ValueError("the chat template cuts what it has written")
             elif kind == _END:
                 generated.append((begins.pop(), at))
             elif kind == _LOOP:
@@ -59,6 +60,8 @@ class Marked:
                 _, of_message, begin = loops.pop()
                 if of_message >= 0 and begin < at:
                     written[of_message] = (*written.get(of_message, ()), (begin, at))
+        if begins or loops:
+            raise ValueError("the chat template cuts what it has written")
         return cls("".join(pieces), tuple(sorted(generated)), written)
 
 

@@ -52,7 +52,7 @@ def find(chat: ChatTemplate, conversation: Conversation) -> tuple[str, list[Span
     except ValueError as error:
         raise BadRow("the chat template does not take the messages", str(error)) from error
     if marked.text != text:
-        raise BadRow("the chat template cuts what it marks", chat.place)
+        raise BadRow("the chat template cuts what it marks", f"{chat.place}, line {chat.line}")
     return text, [(begin, end) for begin, end in marked.generated if begin < end]
 
 
