@@ -78,6 +78,7 @@ def short_by_definition(config, params, batch: Batch) -> np.ndarray:
     )
     dense = jax.jit(lambda *arrays: logits(params.hidden(*arrays, spec), params.unembedding_DV(spec), 4.0))
     short_BT = np.full((B, T), np.nan)
+    length = config.train.longce_context + config.train.longce_stride  # with padding behind short windows: one program
     for b in range(B):
         tokens, segments, is_target = batch.tokens_BT[b], batch.segment_ids_BT[b], batch.is_target_BT[b]
         for document in set(segments[1:].tolist()) - {-1}:
@@ -85,13 +86,14 @@ def short_by_definition(config, params, batch: Batch) -> np.ndarray:
             size = len(place) + is_target[place[-1]]  # the last token's target is one more token
             for window in short_contexts(size, config.train.longce_context, config.train.longce_stride):
                 read = place[window.begin : window.end - 1]
-                row = np.append(tokens[0], tokens[read])[None]
-                segment_ids = np.full_like(row, 0 if mask == "full" else 1)
-                segment_ids[:, 0] = 0
-                arrays = row, np.arange(row.size)[None], segment_ids
+                index, end = np.arange(length)[None], 1 + len(read)
+                row = np.zeros_like(index)
+                row[0, :end] = np.append(tokens[0], tokens[read])
+                segment_ids = np.where(index < end, 0 if mask == "full" else np.minimum(index, 1), -1)
+                arrays = row, index, segment_ids
                 scores = np.asarray(dense(*(put(x.astype(np.int32), BATCH) for x in arrays))[0], np.float64)
                 scored = place[window.first - 1 : window.end - 1]
-                scores = scores[-len(scored) :]
+                scores = scores[end - len(scored) : end]
                 chosen = scores[np.arange(len(scored)), batch.targets_BT[b][scored]]
                 short_BT[b, scored] = np.log(np.exp(scores).sum(-1)) - chosen
     return np.where(batch.is_target_BT, short_BT, np.nan)

@@ -87,9 +87,8 @@ class LongCE:
         place_CL, scored = places(self.context, self.stride, mesh["context"])
         W = windows_of_group(place_CL.size, T, mesh)
         most = B * ((T - 1) // min(self.context, self.stride) + 1)
-        end_BT = jnp.where(
-            end_BT > 0, end_BT + T * jnp.arange(B, dtype=jnp.int32)[:, None], 0
-        )  # of all rows end to end
+        row_B1 = T * jnp.arange(B, dtype=jnp.int32)[:, None]  # where each row begins in all rows end to end
+        end_BT = jnp.where(end_BT > 0, end_BT + row_B1, 0)
         tokens_N, targets_N, end_N = (x_BT.reshape(B * T) for x_BT in (tokens_BT, targets_BT, end_BT))
         (starts,) = jnp.nonzero(end_N, size=-(-most // W) * W, fill_value=B * T)
         groups = -(-jnp.count_nonzero(end_N) // W)
@@ -181,10 +180,10 @@ def places(context: int, stride: int, shards: int) -> tuple[np.ndarray, int]:
     """
 
     def dealt(numbers: np.ndarray) -> np.ndarray:
-        numbers = np.append(numbers, np.full(-len(numbers) % (2 * shards), _ABSENT)) if shards > 1 else numbers
         if shards == 1:
             return numbers[None]
-        stretches = numbers.reshape(2 * shards, -1)
+        absent = np.full(-len(numbers) % (2 * shards), _ABSENT)
+        stretches = np.append(numbers, absent).reshape(2 * shards, -1)
         return np.concatenate([stretches[:shards], stretches[: shards - 1 : -1]], axis=1)
 
     scored_Cs = dealt(np.arange(context - 1, context + stride - 1))
