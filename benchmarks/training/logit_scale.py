@@ -10,17 +10,15 @@ the median of the ratios of neighbouring steps to the plain one.
 
 import argparse
 import json
-import statistics
-import time
 from typing import Any
 
-import jax
+import numpy as np
 
 from anchorjax import data
 from anchorjax.config import resolve
-from anchorjax.sharding import shard_batch
 from anchorjax.training.setup import Setup
 from benchmarks.training.step_time import random_documents
+from benchmarks.training.steps import Run, in_turns
 from configs import quickstart
 
 NAMES = ("none", "entropy_abf", "scalable_softmax")
@@ -42,49 +40,29 @@ def main() -> None:
 
 def measure(length: int, repeats: int) -> dict[str, dict[str, float]]:
     """By scale of logits: instructions and GFLOP of the compiled step, median seconds, and their ratio to the plain."""
-    runs = {"none": Run("none", "position", length)}
+    runs = {"none": make("none", "position", length)}
     for name in NAMES[1:]:
-        runs |= {f"{name} by {by}": Run(name, by, length) for by in ("position", "visible")}
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            seconds[name].append(run.step())
+        runs |= {f"{name} by {by}": make(name, by, length) for by in ("position", "visible")}
+    seconds = in_turns(runs, repeats)
     return {
         name: {
-            "operations": run.operations,
-            "gflop": run.gflop,
-            "s": statistics.median(seconds[name]),
-            "ratio": statistics.median(a / b for a, b in zip(seconds[name], seconds["none"], strict=True)),
+            "operations": run.compiled.as_text().count(" = "),
+            "gflop": run.compiled.cost_analysis()["flops"] / 1e9,
+            "s": float(np.median(seconds[name])),
+            "ratio": float(np.median(seconds[name] / seconds["none"])),
         }
         for name, run in runs.items()
     }
 
 
-class Run:
+def make(name: str, by: str, length: int) -> Run:
     """The model and one batch, with one scale of logits."""
-
-    def __init__(self, name: str, by: str, length: int):
-        config = quickstart.get_config()
-        config.data.seq_len = length
-        scale: dict[str, Any] = {"logit_scale": name, "logit_scale_by": by, "logit_scale_length": length // 4}
-        config.attention.update(scale if name != "none" else {})
-        self.setup = Setup.make(resolve(config.to_dict()))
-        batch = next(data.eval_rows(random_documents(length), self.setup.tokenizer, self.setup.config.data, 1))
-        with jax.set_mesh(self.setup.mesh):
-            self.batch = shard_batch(batch, self.setup.mesh)
-            self.state = jax.jit(self.setup.make_state)()
-            step = jax.jit(self.setup.steps.train, donate_argnums=0)
-            self.train_step = step.lower(self.state, self.batch).compile()
-        self.operations = self.train_step.as_text().count(" = ")
-        self.gflop = self.train_step.cost_analysis()["flops"] / 1e9
-        self.step()
-
-    def step(self) -> float:
-        with jax.set_mesh(self.setup.mesh):
-            started = time.perf_counter()
-            self.state, metrics = self.train_step(self.state, self.batch)
-            jax.block_until_ready((self.state, metrics))
-            return time.perf_counter() - started
+    config = quickstart.get_config()
+    config.data.seq_len = length
+    scale: dict[str, Any] = {"logit_scale": name, "logit_scale_by": by, "logit_scale_length": length // 4}
+    config.attention.update(scale if name != "none" else {})
+    setup = Setup.make(resolve(config.to_dict()))
+    return Run(setup, next(data.eval_rows(random_documents(length), setup.tokenizer, setup.config.data, 1)))
 
 
 if __name__ == "__main__":

@@ -12,10 +12,7 @@ all alternate `--repeats` times; reported are the medians, and the median of the
 
 import argparse
 import json
-import statistics
-import time
 
-import jax
 import numpy as np
 
 from anchorjax import data
@@ -24,8 +21,8 @@ from anchorjax.data.store.tokens import TokenStore
 from anchorjax.data.text.tokenizer import ByteTokenizer
 from anchorjax.evaluation.windows import short_contexts
 from anchorjax.models import flops
-from anchorjax.sharding import shard_batch
 from anchorjax.training.setup import Setup
+from benchmarks.training.steps import Run, in_turns
 from configs import quickstart
 
 ROW = 32768
@@ -74,42 +71,23 @@ def count(context: int, stride: int) -> dict[str, float]:
 def measure(length: int, repeats: int) -> dict[str, dict[str, float]]:
     """Seconds of a step with the mean and with each (K, w) in proportion, by "mean" or "K,w", and what they add."""
     sizes = [tuple(size * length // ROW for size in pair) for pair in REPORTED]
-    runs = {"mean": Run(length)} | {f"{context},{stride}": Run(length, context, stride) for context, stride in sizes}
-    times = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            times[name].append(run.step())
-    added = {name: [t / mean - 1 for t, mean in zip(times[name], times["mean"], strict=True)] for name in runs}
-    return {name: {"step_s": statistics.median(times[name]), "added": statistics.median(added[name])} for name in runs}
+    runs = {"mean": make(length)} | {f"{context},{stride}": make(length, context, stride) for context, stride in sizes}
+    times = in_turns(runs, repeats)
+    added = {name: times[name] / times["mean"] - 1 for name in runs}
+    return {name: {"step_s": float(np.median(times[name])), "added": float(np.median(added[name]))} for name in runs}
 
 
-class Run:
+def make(length: int, context: int = 0, stride: int = 0) -> Run:
     """The model and one row of one document, under the mean or under LongCE."""
-
-    def __init__(self, length: int, context: int = 0, stride: int = 0):
-        config = quickstart.get_config()
-        config.data.seq_len, config.data.batch_size = length, 1
-        if context:
-            config.train.objective = "longce"
-            config.train.longce_context, config.train.longce_stride = context, stride
-        setup = Setup.make(resolve(config.to_dict()))
-        tokens = np.random.default_rng(0).integers(0, 256, length - 1).astype(np.uint16)
-        document = TokenStore(tokens, np.array([0, length - 1]), "one document")
-        batch = next(data.eval_rows(document, ByteTokenizer(), setup.config.data, 1))
-        self.mesh = setup.mesh
-        with jax.set_mesh(self.mesh):
-            self.batch, self.state = shard_batch(batch, self.mesh), setup.first_state()
-            self.train = jax.jit(setup.steps.train, donate_argnums=0)
-            for _ in range(2):
-                self.step()
-
-    def step(self) -> float:
-        """Seconds of one step."""
-        with jax.set_mesh(self.mesh):
-            started = time.perf_counter()
-            self.state, metrics = self.train(self.state, self.batch)
-            jax.block_until_ready(metrics)
-            return time.perf_counter() - started
+    config = quickstart.get_config()
+    config.data.seq_len, config.data.batch_size = length, 1
+    if context:
+        config.train.objective = "longce"
+        config.train.longce_context, config.train.longce_stride = context, stride
+    setup = Setup.make(resolve(config.to_dict()))
+    tokens = np.random.default_rng(0).integers(0, 256, length - 1).astype(np.uint16)
+    document = TokenStore(tokens, np.array([0, length - 1]), "one document")
+    return Run(setup, next(data.eval_rows(document, ByteTokenizer(), setup.config.data, 1)))
 
 
 if __name__ == "__main__":

@@ -12,18 +12,16 @@ step, as window_schedule, is timed at its first rows.
 import argparse
 import dataclasses
 import json
-import statistics
-import time
 
-import jax
+import numpy as np
 
 from anchorjax import data
 from anchorjax.config import resolve
-from anchorjax.sharding import shard_batch
 from anchorjax.training import objectives
 from anchorjax.training.setup import Setup
 from benchmarks.training.methods import METHODS, applied
 from benchmarks.training.step_time import random_documents
+from benchmarks.training.steps import Run, in_turns
 from configs import quickstart
 
 
@@ -37,48 +35,31 @@ def main() -> None:
     methods = ["anchor", *(name for name in arguments.methods.split(",") if name != "anchor")]
     if unknown := set(methods) - set(METHODS):
         parser.error(f"--methods={','.join(unknown)} is not allowed: of {', '.join(METHODS)}")
-    runs = {method: Run(method, arguments.length) for method in methods}
-    seconds: dict[str, list[float]] = {method: [] for method in runs}
-    for _ in range(arguments.repeats):
-        for method, run in runs.items():
-            seconds[method].append(run.step())
+    seconds = in_turns({method: make(method, arguments.length) for method in methods}, arguments.repeats)
     results = {}
     print(f"{'method':<18}{'s':>8}{'ratio':>8}")
     for method, times in seconds.items():
-        ratio = statistics.median(a / b for a, b in zip(times, seconds["anchor"], strict=True))
-        results[method] = {"s": statistics.median(times), "ratio": ratio}
+        ratio = float(np.median(times / seconds["anchor"]))
+        results[method] = {"s": float(np.median(times)), "ratio": ratio}
         print(f"{method:<18}{results[method]['s']:>8.3f}{ratio:>8.3f}")
     if arguments.json:
         print(json.dumps(results))
 
 
-class Run:
+def make(method: str, length: int) -> Run:
     """The model and one batch, with one method."""
-
-    def __init__(self, method: str, length: int):
-        config = quickstart.get_config()
-        config.data.seq_len = length
-        config.model.num_heads, config.model.num_kv_heads = 4, 2
-        config.attention.implementation = "xla"
-        self.setup = setup = Setup.make(resolve(applied(method, config).to_dict()))
-        store, section, seed = random_documents(8 * length), setup.config.data, setup.config.seed
-        packer = data.row_packer(store, setup.tokenizer, section, seed)
-        objective = objectives.make(setup.config, packer.targets_by_context())
-        steps = dataclasses.replace(setup.steps, objective=objective)
-        batches = data.train_batches(store, setup.tokenizer, section, seed=seed, start_step=0)
-        with jax.set_mesh(setup.mesh):
-            self.batch = shard_batch(next(batches), setup.mesh)
-            self.state = jax.jit(setup.make_state)()
-            self.train_step = jax.jit(steps.train, donate_argnums=0)
-        batches.close()
-        self.step()  # compiles
-
-    def step(self) -> float:
-        with jax.set_mesh(self.setup.mesh):
-            started = time.perf_counter()
-            self.state, metrics = self.train_step(self.state, self.batch)
-            jax.block_until_ready((self.state, metrics))
-            return time.perf_counter() - started
+    config = quickstart.get_config()
+    config.data.seq_len = length
+    config.model.num_heads, config.model.num_kv_heads = 4, 2
+    config.attention.implementation = "xla"
+    setup = Setup.make(resolve(applied(method, config).to_dict()))
+    store, section, seed = random_documents(8 * length), setup.config.data, setup.config.seed
+    packer = data.row_packer(store, setup.tokenizer, section, seed)
+    steps = dataclasses.replace(setup.steps, objective=objectives.make(setup.config, packer.targets_by_context()))
+    batches = data.train_batches(store, setup.tokenizer, section, seed=seed, start_step=0)
+    batch = next(batches)
+    batches.close()
+    return Run(setup, batch, steps)
 
 
 if __name__ == "__main__":
